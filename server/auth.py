@@ -1,4 +1,4 @@
-"""Authenticates API keys, of which only the SHA-256 is stored.
+"""Authenticates API keys. Only the SHA-256 of a key is stored.
 
 A key's text is never stored or logged. Keys are looked up by their hash, so the response time reveals nothing about how
 much of a guess is correct.

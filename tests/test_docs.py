@@ -28,7 +28,7 @@ def files_and_folders() -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
-    """A path may be shortened to its end, such as `engine/keeper.py`."""
+    """A path may be shortened to its end, such as `engine/scheduler.py`."""
     names = {name for name in re.findall(r"`([^`\n]+)`", page.read_text()) if PATH.fullmatch(name)} - NOT_OURS
     missing = [name for name in names if not any(path.endswith(f"/{name.rstrip('/')}") for path in files_and_folders())]
     assert missing == []

@@ -128,7 +128,7 @@ class Supervisor:
 
     def _begin_to_stop(self) -> float:
         """Accept no more jobs; returns the time when the process must exit (monotonic)."""
-        logger.info("Stopping: ordering %d training(s) to save and hand their jobs back.", len(self._attempts))
+        logger.info("Stopping: requesting %d training(s) to save and hand their jobs back.", len(self._attempts))
         self._consumer.begin_to_stop()
         self._state = self._current_state()
         self._heartbeat.beat_now()

@@ -23,7 +23,7 @@ from zeta_core.system.outage import GIVE_UP_SECONDS, OngoingFailure, error_text,
 from zeta_core.system.redis_access import RedisUnavailable
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.25, 2.0
-ORDINARY = (RedisUnavailable, OSError)  # expected types, whose message is sufficient
+EXPECTED_ERRORS = (RedisUnavailable, OSError)  # expected types, whose message is sufficient
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +39,23 @@ class Outage:
         self._what = what
         self._logged: set[str] = set()  # error types already logged in the current outage
 
-    def begin(self, error: BaseException, *, is_ordinary: bool | None = None) -> None:
-        """``is_ordinary`` overrides whether the error's message is sufficient, without a traceback."""
-        is_ordinary = isinstance(error, ORDINARY) if is_ordinary is None else is_ordinary
-        if is_ordinary:
+    def begin(self, error: BaseException, *, is_expected: bool | None = None) -> None:
+        """``is_expected`` overrides whether the error's message is sufficient, without a traceback."""
+        is_expected = isinstance(error, EXPECTED_ERRORS) if is_expected is None else is_expected
+        if is_expected:
             self.defect_since = None
         elif self.defect_since is None:
             self.defect_since = time.monotonic()
         kind = type(error).__qualname__
         # Other errors may contain anything, and /readyz is public.
-        reason = error_text(error) if is_ordinary else f"{kind} (see the worker's log)"
+        reason = error_text(error) if is_expected else f"{kind} (see the worker's log)"
         self.trouble = OngoingFailure(self.trouble.since if self.trouble else utc_now(), reason)
         if kind not in self._logged:
             logger.warning(
                 "%s: %s. Retrying until it succeeds.",
                 self._what,
                 error_text(error),
-                exc_info=None if is_ordinary else error,
+                exc_info=None if is_expected else error,
                 extra={"action": "outage"},
             )
         self._logged.add(kind)
@@ -127,7 +127,7 @@ def log_failure(work: Future[Any], message: str) -> None:
                 "%s: %s.",
                 message,
                 error_text(error),
-                exc_info=None if isinstance(error, ORDINARY) else error,
+                exc_info=None if isinstance(error, EXPECTED_ERRORS) else error,
                 extra={"action": "background"},
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from zeta.local_files import exists
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import ID_CHARACTERS, is_id
 from zeta_core.contract.job.job import Job
@@ -44,9 +45,7 @@ def full_id(client: JobLister, text: str) -> str:
 def with_full_job(client: JobLister, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with a full job id if its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
     model = spec.get("model")
-    if not isinstance(model, str) or Path(model).exists():
-        return spec
-    if not is_checkpoint(model):
+    if not isinstance(model, str) or not is_checkpoint(model) or exists(Path(model)):
         return spec
     job, separator, checkpoint = model.partition("/")
     return {**spec, "model": f"{full_id(client, job)}{separator}{checkpoint}"}

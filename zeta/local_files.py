@@ -15,9 +15,10 @@ _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ``~`` or ``~user`` replaced by the home directory, unless a file has that literal name.
+    """The path with a leading ``~`` or ``~user`` replaced by the home directory.
 
-    Raises `InvalidRequest` if there is no such user.
+    If there is no such user, an existing file with the literal name is used. Raises `InvalidRequest` if there is
+    neither.
     """
     given = Path(path)
     try:

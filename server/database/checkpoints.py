@@ -16,11 +16,10 @@ from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import surplus_checkpoints
 from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import ENDED
-from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.defaults import save_total_limit_of
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 LATEST = "latest"
-DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 
 def checkpoints_newest_first(job_id: str) -> Select[str]:
@@ -87,13 +86,8 @@ async def record_checkpoint(
     )
     await session.flush()
     names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
-    removed = set(surplus_checkpoints(names, _save_total_limit(job))) - set(protected)
+    removed = set(surplus_checkpoints(names, save_total_limit_of(job.spec, job.resolved_spec))) - set(protected)
     if removed:
         await session.execute(
             delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(removed))
         )
-
-
-def _save_total_limit(job: JobRow) -> int:
-    limit = job.resolved_spec.save_total_limit or job.spec.get("save_total_limit")
-    return limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT

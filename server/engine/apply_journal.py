@@ -111,7 +111,6 @@ async def _apply_line(
     max_events: int,
     protected: Collection[str],
 ) -> None:
-    fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
     match line:
         case StatusLine() if line.status != JobStatus.RUNNING:
             await end_attempt(session, job, line, line=number)
@@ -121,7 +120,7 @@ async def _apply_line(
                 job.resolved_spec = job.resolved_spec.updated(line.resolved_spec)
                 attempt.device_kind = line.resolved_spec.device_kind
         case ProgressLine():
-            latest = {name: value for name, value in fields.items() if name != "steps"}  # the curve is in the event
+            latest = _fields(line, without={"steps"})  # the curve is in the event
             job.progress = {**(job.progress or {}), **latest}
             if line.step is not None:
                 attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
@@ -134,6 +133,13 @@ async def _apply_line(
             pass
     if line.type in LIMITED and not await _fits_limit(session, job, attempt, max_events):
         return
+    await _append(session, job, attempt, line, number=number)
+
+
+async def _append(
+    session: AsyncSession, job: JobRow, attempt: AttemptRow, line: JournalLine, *, number: int | None
+) -> None:
+    """Store a line as an event; ``number`` is its number in the journal, or ``None`` for the server's own lines."""
     await events.append(
         session,
         job,
@@ -141,8 +147,12 @@ async def _apply_line(
         line=number,
         type=line.type,
         created_at=line.created_at,
-        fields=fields,
+        fields=_fields(line),
     )
+
+
+def _fields(line: JournalLine, *, without: Collection[str] = ()) -> dict[str, Any]:
+    return line.model_dump(mode="json", exclude={"type", "created_at", *without}, exclude_none=True)
 
 
 async def _fits_limit(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
@@ -157,16 +167,7 @@ async def _fits_limit(session: AsyncSession, job: JobRow, attempt: AttemptRow, m
         )
         line = WarningLine(code="events_cut", message=message)
         warn(job, line)
-        fields = line.model_dump(mode="json", exclude={"type", "created_at"})
-        await events.append(
-            session,
-            job,
-            attempt=attempt.attempt,
-            line=None,
-            type=line.type,
-            created_at=line.created_at,
-            fields=fields,
-        )
+        await _append(session, job, attempt, line, number=None)
     return False
 
 

@@ -70,7 +70,8 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
 class DroppedMessages:
     """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per source.
 
-    A source is one that contained an invalid entry, or `UNAPPLIED` for valid messages that this server failed to apply.
+    A source is the stream or hash that contained an invalid entry, or `UNAPPLIED` for valid messages that this server
+    failed to apply.
     """
 
     def __init__(self) -> None:

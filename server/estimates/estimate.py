@@ -1,6 +1,6 @@
 """``POST /v1/jobs/validate``: validates a spec like a submission, without creating a job, and estimates its cost.
 
-A worker determines what needs torch and transformers (`engine.checks`). Without one, the server reports only what
+A worker determines what needs torch and transformers (`engine.spec_checks`). Without one, the server reports only what
 follows from the spec, given configs, and earlier jobs. Each field that is null has its reason in ``pending``.
 """
 

@@ -1,4 +1,4 @@
-"""What all route modules use: a router that also answers HEAD, and the dependencies `TheService` and `TheCaller`.
+"""Shared by all route modules: a router that also answers HEAD, and the dependencies `TheService` and `TheCaller`.
 
 Every route except the open ones (health checks) requires `TheCaller`: it rejects requests without a valid API key, with
 query parameters on a route that has none, or with a parameter that is repeated and not a list. A route that has query

@@ -100,12 +100,13 @@ def test_a_directory_can_be_flushed_and_renamed(tmp_path: Path) -> None:
     assert not part.exists()
 
 
-def test_two_processes_can_write_one_file_with_parts_of_their_own(tmp_path: Path) -> None:
-    target, other = tmp_path / "owner.json", tmp_path / ".owner.json.7"
-    other.write_bytes(b"of another process")
+def test_a_given_part_is_used_instead_of_the_usual_one(tmp_path: Path) -> None:
+    target = tmp_path / "owner.json"
+    part_of(target).write_bytes(b"of another process")
     write_durably(target, b"ours", part=tmp_path / ".owner.json.8")
     assert target.read_bytes() == b"ours"
-    assert other.read_bytes() == b"of another process"
+    assert part_of(target).read_bytes() == b"of another process"
+    assert sorted(tmp_path.iterdir()) == sorted([target, part_of(target)])
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a small file system of its own")

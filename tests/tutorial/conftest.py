@@ -5,19 +5,11 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.specs import TINY_LLAMA
 from tests.harness.service import running_service
 from zeta import Client
 from zeta_core.contract.job.job import Job
 
-TINY_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 384,
-    "max_position_embeddings": 128,
-}
 # A job of a few seconds: a small Llama, trained from scratch on the Python language reference.
 SPEC: dict[str, Any] = {
     "model": {"config": TINY_LLAMA},

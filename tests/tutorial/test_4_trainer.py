@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 import pytest
 
-from tests.tutorial.conftest import TINY_LLAMA
+from tests.end_to_end.specs import TINY_LLAMA
 from zeta import Trainer
 
 MODEL: dict[str, Any] = {"config": TINY_LLAMA}  # or an nn.Module, a Hub id, a local folder

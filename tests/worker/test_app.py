@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Opening a pipe that nobody writes waits for ever, as reading does where a file server is away.
+# Opening a pipe that has no writer blocks forever, like reading from an unreachable file server.
 STUCK = """
 import logging, sys
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What a worker's home does not keep: old run directories, those of deleted jobs, of the cache what nobody uses."""
+"""Cleanup removes old run directories, those of deleted jobs, and unused cache entries."""
 
 import os
 import time

@@ -69,7 +69,7 @@ def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_w
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(fleet: Bench) -> None:
-    """Four attempts of one job on two processes; each ends by another fault, and the next goes on behind it."""
+    """Four attempts of one job on two processes. Each ends with a different fault; the next one continues."""
     fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_STALL_MIN_SECONDS="5", ZETA_STALL_FACTOR="5")
     spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, resources={"processes": 2})
     job_id = fleet.submit(spec=spec)

@@ -171,7 +171,7 @@ def test_a_failing_store_is_retried_for_longer_after_the_training_has_ended(
 
 
 def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path: Path) -> None:
-    """As a worker that was cut off finds it: its training goes on, and the server has ended and deleted the job."""
+    """A worker was cut off: the training continues, but the server has ended and deleted the job."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 3)
     (output / "tensorboard").mkdir()

@@ -4,15 +4,18 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zeta.job_ids import with_full_job
 from zeta.local_inputs import looks_like_a_model, pack_model, upload_local
 from zeta_core.contract.errors import InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import FilePurpose, StoredFile
 
 
@@ -229,3 +232,12 @@ def test_the_home_directory_of_an_unknown_user_is_reported(tmp_path: Path, monke
     (tmp_path / "~nouser.txt").write_text("text")
     sent = Sent()
     assert resolved({"dataset": "~nouser.txt"}, sent) == {"dataset": {"file": sent.ids[0]}}
+
+
+def test_a_model_name_longer_than_a_file_name_is_not_a_file() -> None:
+    class NoJobs:
+        def jobs(self, *, limit: int | None = 20) -> Sequence[Job]:
+            raise AssertionError(f"no jobs are needed, but {limit} were requested")
+
+    spec = {"model": "x" * 300}
+    assert with_full_job(NoJobs(), spec) == spec

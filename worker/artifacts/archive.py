@@ -85,7 +85,7 @@ class Archive:
             return True
         if not isinstance(error, OSError | BrokenCheckpoint):
             raise error
-        self._trouble.begin(error, is_ordinary=True)
+        self._trouble.begin(error, is_expected=True)
         return False
 
     def _copy_log(self) -> None:

@@ -1,8 +1,8 @@
 """The artifact store as a folder: workers write the checkpoints of jobs, and the server reads them.
 
 Guarantees: a checkpoint appears under its name by one rename, with every file that its manifest lists at its size (and,
-where files had to be copied, with its SHA-256); one that is replaced is whole at every moment but the instant between
-two renames. On one file system the files are hard links and cost nothing. It writes below its root only.
+if files had to be copied, with its SHA-256). A checkpoint that is being replaced is complete except for the instant
+between two renames. On one file system, files are hard-linked, not copied. Nothing is written outside the root.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class BrokenCheckpoint(ZetaError):
     code = "broken_checkpoint"
 
 
-class GivenUp(Exception):
+class TransferCancelled(Exception):
     """The transfer was cancelled."""
 
 
-def _insist_on_nothing() -> None:
+def _never_cancelled() -> None:
     """A cancellation check that never cancels."""
 
 
@@ -54,28 +54,28 @@ class ArtifactStore:
         return self.root / checkpoint_key(job_id, name)
 
     def put_checkpoint(self, job_id: str, name: str, source: Path) -> None:
-        """Put the checkpoint directory ``source`` under ``name``; one that is there already, and equal, is left alone.
+        """Store the checkpoint directory ``source`` under ``name``; an equal one is left unchanged.
 
-        Raises `BrokenCheckpoint` or `OSError`; a job that was deleted does not come back.
+        Raises `BrokenCheckpoint`, also for a deleted job, or `OSError`.
         """
         if self.is_deleted(job_id):
             raise BrokenCheckpoint(f"{job_id} was deleted; its checkpoints are no longer stored.")
         target = self.checkpoint(job_id, name)
         target.parent.mkdir(exist_ok=True)
-        _bring(source, target, _insist_on_nothing)
+        _transfer(source, target, _never_cancelled)
 
     def fetch_checkpoint(
-        self, job_id: str, name: str, target: Path, insist: Callable[[], None] = _insist_on_nothing
+        self, job_id: str, name: str, target: Path, check_cancelled: Callable[[], None] = _never_cancelled
     ) -> None:
-        """Bring a stored checkpoint to ``target``, as `put_checkpoint` does the other way.
+        """Copy a stored checkpoint to ``target``, by links where possible.
 
-        Raises `GivenUp` if ``insist`` does, which is called before every change.
+        Raises `TransferCancelled` if ``check_cancelled``, which is called before every change, does.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
-        _bring(self.checkpoint(job_id, name), target, insist)
+        _transfer(self.checkpoint(job_id, name), target, check_cancelled)
 
     def is_stored(self, job_id: str, name: str, local: Path) -> bool:
-        """Whether the store has exactly the checkpoint that lies in ``local``."""
+        """Whether the store has exactly the checkpoint that is in ``local``."""
         manifest = _manifest_bytes(local)
         return manifest is not None and manifest == _manifest_bytes(self.checkpoint(job_id, name))
 
@@ -88,10 +88,12 @@ class ArtifactStore:
         """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""
         shutil.copytree(source, self.root / tensorboard_key(job_id), dirs_exist_ok=True)
 
-    def forget_after(self, job_id: str, name: str | None, insist: Callable[[], None] = _insist_on_nothing) -> None:
+    def forget_after(
+        self, job_id: str, name: str | None, check_cancelled: Callable[[], None] = _never_cancelled
+    ) -> None:
         """Remove every ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, or all of them.
 
-        Raises `BrokenCheckpoint` where ``name`` has no manifest, and `GivenUp` as `fetch_checkpoint` does.
+        Raises `BrokenCheckpoint` where ``name`` has no manifest, and `TransferCancelled` as `fetch_checkpoint` does.
         """
         last = -1 if name is None else self._manifest(job_id, name).step
         folder = self.checkpoint(job_id, "final").parent
@@ -99,7 +101,7 @@ class ArtifactStore:
             step = step_of(entry.name)
             if entry.name == "final" and name != "final":
                 step = self._manifest(job_id, "final").step
-            insist()
+            check_cancelled()
             if step is not None and step > last:
                 _remove(entry)
 
@@ -125,13 +127,13 @@ class ArtifactStore:
                 _remove(folder / name)
 
 
-def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
-    """Make ``target`` the checkpoint that ``source`` is, by links where that is possible.
+def _transfer(source: Path, target: Path, check_cancelled: Callable[[], None]) -> None:
+    """Make ``target`` a copy of ``source``, by links where possible.
 
-    Each look at the other disk may last, so that what was wanted before it may not be so after it.
+    Access to a store may hang, so ``check_cancelled`` is called after each one.
     """
     manifest = _manifest_bytes(source)
-    insist()
+    check_cancelled()
     if manifest is None:
         raise BrokenCheckpoint(f"{source.name} is not there or has no {MANIFEST_NAME}.")
     if manifest == _manifest_bytes(target):
@@ -143,30 +145,30 @@ def _bring(source: Path, target: Path, insist: Callable[[], None]) -> None:
         partial.mkdir()
         try:
             for file in files:
-                _bring_file(source, partial, file, insist)
+                _transfer_file(source, partial, file, check_cancelled)
         except BrokenCheckpoint:
             if _manifest_bytes(source) == manifest:
                 raise
         if _manifest_bytes(source) != manifest:
             _remove(partial)
-            return _bring(source, target, insist)  # a training replaced its `best` meanwhile: that one is brought
+            return _transfer(source, target, check_cancelled)  # the training replaced `best` meanwhile
         write_durably(partial / MANIFEST_NAME, manifest)
     except OSError:
-        insist()
+        check_cancelled()
         _remove(partial)  # a partial checkpoint must not occupy the space that a full disk lacks
         raise
-    insist()
+    check_cancelled()
     if target.exists():
         _remove(target)
     rename_durably(partial, target)
 
 
-def _bring_file(source: Path, partial: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
+def _transfer_file(source: Path, partial: Path, file: ManifestFile, check_cancelled: Callable[[], None]) -> None:
     origin, copy = source / file.path, partial / file.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     try:
         size = origin.stat().st_size
-        insist()
+        check_cancelled()
         if size != file.size:
             raise BrokenCheckpoint(
                 f"{source.name}/{file.path} has {size} bytes instead of the {file.size} bytes in its manifest."
@@ -176,16 +178,16 @@ def _bring_file(source: Path, partial: Path, file: ManifestFile, insist: Callabl
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            _copy(origin, copy, file, insist)
+            _copy(origin, copy, file, check_cancelled)
     except FileNotFoundError as error:
         raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
 
 
-def _copy(origin: Path, copy: Path, file: ManifestFile, insist: Callable[[], None]) -> None:
+def _copy(origin: Path, copy: Path, file: ManifestFile, check_cancelled: Callable[[], None]) -> None:
     digest = hashlib.sha256()
     with origin.open("rb") as read, copy.open("wb") as written:
         while chunk := read.read(COPY_BYTES):
-            insist()
+            check_cancelled()
             digest.update(chunk)
             written.write(chunk)
         written.flush()

@@ -111,7 +111,7 @@ class Attempts:
             if time.monotonic() < self._retry_at.get(key, 0.0):
                 continue
             try:
-                self._apply_own_orders(attempt, is_stopping, seconds_without_contact)
+                self._apply_own_stop_requests(attempt, is_stopping, seconds_without_contact)
                 if contact_at is not None:
                     attempt.record_contact(contact_at)
                 for message in attempt.step():
@@ -130,7 +130,9 @@ class Attempts:
                 self._retry_at.pop(key, None)
                 self._outages.pop(key, None)
 
-    def _apply_own_orders(self, attempt: LocalAttempt, is_stopping: bool, seconds_without_contact: float) -> None:
+    def _apply_own_stop_requests(
+        self, attempt: LocalAttempt, is_stopping: bool, seconds_without_contact: float
+    ) -> None:
         """Apply the worker's own stop requests; a more urgent one from the server replaces them."""
         settings = self._resources.settings
         if is_stopping or seconds_without_contact >= settings.self_stop_seconds:

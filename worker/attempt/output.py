@@ -19,7 +19,7 @@ from worker.attempt.publisher import Publisher
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.spec.job_spec import TrainerOptions
+from zeta_core.contract.spec.defaults import save_total_limit_of
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
@@ -29,8 +29,6 @@ from zeta_core.contract.wire.run_directory import (
     log_key,
     output_directory,
 )
-
-DEFAULT_SAVE_TOTAL_LIMIT = int(TrainerOptions.model_fields["save_total_limit"].default)
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +61,6 @@ class AttemptOutput:
         """``directory`` is the run directory; ``on_progress`` is called with each progress line of the journal."""
         settings, store, executor = resources.settings, resources.store, resources.executor
         job_id, attempt = run_file.job_id, run_file.attempt
-        limit = run_file.resolved_spec.save_total_limit or run_file.spec.get("save_total_limit")
         self._resources = resources
         self._run_file = run_file
         self._directory = directory
@@ -73,7 +70,7 @@ class AttemptOutput:
             executor,
             job_id,
             self._folder,
-            save_total_limit=limit if isinstance(limit, int) else DEFAULT_SAVE_TOTAL_LIMIT,
+            save_total_limit=save_total_limit_of(run_file.spec, run_file.resolved_spec),
         )
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
         log = JobLog(directory / LOG_FILE, store.root / log_key(job_id, attempt), max_bytes=settings.log_max_bytes)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, GivenUp
+from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, TransferCancelled
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile
 from zeta_core.system.durable_files import write_atomically
@@ -34,7 +34,9 @@ class Preparation:
     ) -> None:
         self._directory = directory
         self._given_up_at: float | None = None
-        self._work = executor.submit(prepare, run_file, directory, store, resume=resume, insist=self._insist)
+        self._work = executor.submit(
+            prepare, run_file, directory, store, resume=resume, check_cancelled=self._check_cancelled
+        )
 
     @property
     def was_given_up(self) -> bool:
@@ -57,40 +59,40 @@ class Preparation:
         """The error of a finished preparation that was not cancelled, if any."""
         return self._work.exception()
 
-    def _insist(self) -> None:
+    def _check_cancelled(self) -> None:
         if self._given_up_at is not None:
-            raise GivenUp
+            raise TransferCancelled
 
 
 def prepare(
-    run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None, insist: Callable[[], None]
+    run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None, check_cancelled: Callable[[], None]
 ) -> None:
     """Write ``directory`` for ``run_file``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
-    Raises `OSError` (``ENOSPC`` if the disk is full) and `BrokenCheckpoint`, and `GivenUp` if ``insist``, which is
-    called before every change, raises it.
+    Raises `OSError` (``ENOSPC`` if the disk is full), `BrokenCheckpoint`, and `TransferCancelled` if
+    ``check_cancelled``, which is called before every change, raises it.
     """
     if (directory / PUBLISHED_FILE).exists():
         # The database was restored from a backup and has reused this attempt number; set the earlier run aside.
         directory.rename(directory.with_name(f"superseded-{directory.name}-{time.time_ns()}"))
     directory.mkdir(parents=True, exist_ok=True)
     store.open_job(run_file.job_id)
-    insist()
+    check_cancelled()
     output = Path(run_file.output_dir)
     job_id, _, name = (resume or "").partition("/")
     is_own = resume is not None and job_id == run_file.job_id and NAME_PATTERN.match(name) is not None
-    _clear_output(output, store, run_file.job_id, keep=name if is_own else None, insist=insist)
+    _clear_output(output, store, run_file.job_id, keep=name if is_own else None, check_cancelled=check_cancelled)
     resume_from: Path | None = None
-    store.forget_after(run_file.job_id, name if is_own else None, insist)
+    store.forget_after(run_file.job_id, name if is_own else None, check_cancelled)
     if is_own:
         resume_from = output / name
-        store.fetch_checkpoint(job_id, name, resume_from, insist)
+        store.fetch_checkpoint(job_id, name, resume_from, check_cancelled)
         _require_space(resume_from)
     elif resume is not None:
         if not NAME_PATTERN.match(name):
             raise BrokenCheckpoint(f"{resume!r} is not a checkpoint of a job.")
         resume_from = store.checkpoint(job_id, name)
-    insist()
+    check_cancelled()
     run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
@@ -105,12 +107,12 @@ def _require_space(checkpoint: Path) -> None:
 
 
 def _clear_output(
-    output: Path, store: ArtifactStore, job_id: str, *, keep: str | None, insist: Callable[[], None]
+    output: Path, store: ArtifactStore, job_id: str, *, keep: str | None, check_cancelled: Callable[[], None]
 ) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for entry in output.iterdir():
         if not entry.is_dir():
             entry.unlink()
         elif keep is None or not store.is_stored(job_id, entry.name, entry):
-            insist()
+            check_cancelled()
             shutil.rmtree(entry)

@@ -262,7 +262,7 @@ class Consumer:
             self._failure = failure
 
     def _unreachable(self, error: BaseException) -> None:
-        self.thread.outage.begin(error, is_ordinary=True)
+        self.thread.outage.begin(error, is_expected=True)
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error

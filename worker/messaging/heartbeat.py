@@ -35,8 +35,8 @@ from zeta_core.contract.wire.messages import (
 )
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
-DOUBT_SECONDS = 2.5 * HEARTBEAT_SECONDS
-DOUBT_LOOK_SECONDS = 0.25
+EXPIRY_SECONDS = 2.5 * HEARTBEAT_SECONDS
+POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class HeartbeatSender:
 
     def _wait_for_another(self) -> None:
         """Wait until it is known whether the worker that last used this name is still alive."""
-        deadline = time.monotonic() + DOUBT_SECONDS
+        deadline = time.monotonic() + EXPIRY_SECONDS
         while self.taken is None and time.monotonic() < deadline:
             try:
                 with calling_redis():
@@ -130,7 +130,7 @@ class HeartbeatSender:
             if other is None or folder_id_of(other.incarnation) in (folder_id_of(self._incarnation), None):
                 return
             self._meet(other)
-            if self.thread.stopped.wait(DOUBT_LOOK_SECONDS):
+            if self.thread.stopped.wait(POLL_SECONDS):
                 return
 
     def _replace(self, beat: str) -> bytes | None:

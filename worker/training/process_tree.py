@@ -21,14 +21,13 @@ from pydantic import ValidationError
 
 from worker.machine.devices import memory_holders
 from worker.training import processes
-from worker.training.leader import AdoptedLeader, StartedLeader
+from worker.training.leader import LOOK_SECONDS, AdoptedLeader, StartedLeader
 from worker.training.processes import RunProcesses
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.wire.run_directory import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
 from zeta_core.system.durable_files import write_atomically
 from zeta_core.system.oom_kills import count_oom_kills
 
-LOOK_SECONDS = 0.5  # between two scans of all processes, each of which takes milliseconds
 SIGNAL_SECONDS = 0.5  # between two rounds of signals
 CANCEL_SECONDS = 5.0  # after this, a stopped training that has nothing to save gets SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL

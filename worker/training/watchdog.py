@@ -50,7 +50,7 @@ class Watchdog:
         self._effort = effort
         self._clock = clock
         self._paces: deque[float] = deque(maxlen=NUM_PACES)  # seconds per step
-        self._num_steps = 0  # of which the pace is known
+        self._num_steps = 0  # number of steps whose pace is known
         self._before: tuple[int, datetime] | None = None
         self._evaluates_since: datetime | None = None
         self._longest_evaluation: float | None = None  # seconds
@@ -61,13 +61,13 @@ class Watchdog:
         self._looked_at = clock()
 
     def record_progress(self, line: Mapping[str, Any]) -> None:
-        """A progress line; the pace is that of the writer's clock, of which one jump spoils one value."""
+        """Record a progress line. Its pace is that of the writer's clock; if that clock jumps, one value is wrong."""
         self._phase = str(line.get("phase"))
         self._idle_seconds, self._idle_since = 0.0, None
         step, reported_at = line.get("step"), _time(line.get("created_at"))
         self._time_evaluation(line, reported_at)
         if self._phase == "saving":
-            return  # goes on beside the next steps, whose pace it may take part in
+            return  # a save runs during the next steps and may slow them down
         if self._phase != "training" or not isinstance(step, int) or reported_at is None:
             self._before = None
             return

@@ -41,9 +41,8 @@ def _count(number: int | None) -> str | None:
 
 
 def _with_sizes(text: str) -> str:
-    """The text with numbers of bytes as sizes, such as ``1.5 MiB``, and the singular after 1."""
-    text = re.sub(r"\b(\d+) bytes?\b", lambda found: size(int(found[1])), text)
-    return re.sub(r"\b1 checkpoints\b", "1 checkpoint", text)
+    """The text with numbers of bytes as sizes, such as ``1.5 MiB``."""
+    return re.sub(r"\b(\d+) bytes?\b", lambda found: size(int(found[1])), text)
 
 
 def _data(data: CheckedData) -> str:

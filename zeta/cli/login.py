@@ -12,9 +12,9 @@ from zeta.cli.app import SERVICE, AsJson, app
 
 @app.command(rich_help_panel=SERVICE)
 def config(as_json: AsJson = False) -> None:
-    """Show the effective settings, with secrets masked.
+    """Show the settings of the client and of `zeta up`, with secrets masked.
 
-    Server and worker settings are included if they are set here, because `zeta up` passes them on.
+    All other ZETA_* variables that are set here are included, because `zeta up` passes them on.
     """
     from zeta.cli.output import print_fields, print_json
     from zeta.server_lookup import ClientSettings, find_server

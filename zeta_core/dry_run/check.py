@@ -7,6 +7,7 @@ Guarantees: no weights are fetched or read, only a config and a tokenizer. Model
 a small one of the same architecture. Data is read but not stored (`zeta_core.data.row_check`). Only the caches of
 configs, tokenizers and check results are written. Standard output contains one JSON object, a `CheckAnswer`, whatever
 libraries print. The caller limits the time.
+
 FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` is standard input.
 """
 

@@ -30,8 +30,8 @@ def prepare_model(
 ) -> tuple[SavedWeights, Exporter]:
     """`prepare` the model, and return the weights to save and how to export them.
 
-    ``tokens`` are set in the saved configurations.
-    With ``merge``, the merged model is exported as well. The original weights of a quantized base are kept for that.
+    ``tokens`` are set in the saved configurations. With ``merge``, the merged model is exported as well, which requires
+    the original weights of a quantized base.
     """
     dtype = _stored_precision(model, located)
     skeleton = skeleton_of(model, dtype, tokens)

@@ -52,8 +52,8 @@ def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep
     """Quantize the linear layers to nf4, in place and one by one; they compute in ``dtype``.
 
     They are quantized on ``device`` and stay there; layers without storage are replaced by layers without storage.
-    Layers inside the modules ``keep``, which are trained, are not quantized.
-    Raises `CannotTrain` if there is no layer to quantize.
+    Layers inside the modules ``keep``, which are trained, are not quantized. Raises `CannotTrain` if there is no layer
+    to quantize.
     """
     layers = {
         name: layer

@@ -56,8 +56,8 @@ class Skeleton:
 def skeleton_of(model: nn.Module, dtype: torch.dtype, tokens: SpecialTokens | None = None) -> Skeleton | None:
     """The skeleton of a Hugging Face model, or None for a plain module. Raises `CannotTrain`.
 
-    ``tokens`` are set in its configurations; without them, those of the model are kept.
-    The module tree is copied instead of built from the config, because a subclass may need more arguments.
+    ``tokens`` are set in its configurations; without them, those of the model are kept. The module tree is copied
+    instead of built from the config, because a subclass may need more arguments.
     """
     from transformers import GenerationConfig, PreTrainedModel
 

@@ -28,7 +28,6 @@ from zeta_core.environment import tracker_project
 from zeta_core.failures import CannotTrain
 
 Name = Literal["tensorboard", "wandb", "mlflow"]
-PACKAGES: dict[Name, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 START_SECONDS, CLOSE_SECONDS = 120.0, 30.0
 MAX_QUEUED = 1000  # lines; about a quarter of an hour of them
 _CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
@@ -42,9 +41,7 @@ def require(names: Sequence[Name]) -> None:
     """Raise `CannotTrain` for the first tracker that is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise CannotTrain(
-                f"report_to contains {name!r}, which is not installed; pip install {PACKAGES[name]}, or leave it out."
-            )
+            raise CannotTrain(f"report_to contains {name!r}, which is not installed; pip install {name}, or remove it.")
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,6 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             run_id,
             learner.export,
             learner.saved,
-            plan.stored(),
             engine,
             report,
             keep=options.save_total_limit,

@@ -19,8 +19,7 @@ from zeta_core.data.sources import SourceLocations
 class RunRequest:
     """A request to train, from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
 
-    ``on_training_start`` is called on every rank when everything is loaded. After that, there may be progress to
-    save.
+    ``on_training_start`` is called on every rank when everything is loaded; after that, there may be progress to save.
     ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
     because exact results depend on them. ``started_on`` is the day of the first start, if known.
     """

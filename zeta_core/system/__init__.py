@@ -1,1 +1,5 @@
-"""Shared access to the system: settings, addresses, file identity, device kinds, memory kills and outages."""
+"""Shared access to the system.
+
+It covers settings, addresses, file identity, durable files, data folders, model files, device kinds, OOM kills and
+outages.
+"""

@@ -94,9 +94,8 @@ class Checkpointer:
         metrics = self._progress.metrics
         if not self._accumulator.loss_function.is_likelihood:
             metrics.pop("perplexity", None)
-        self._saver.plan = plan.stored()
         with self._meter.saving:
-            self._saver.save(names, self._snapshot(names), metrics)
+            self._saver.save(names, self._snapshot(names), metrics, plan.stored())
         self.saved_step = self._progress.step
         self._saved_at = time.monotonic()
         self._seconds_saving += self._saved_at - started

@@ -54,7 +54,8 @@ class TrainingLoop:
         engine.model.train()
         stop = self._evaluate_and_save(due=False, stop=None)  # a run that stopped before an evaluation does it first
         self.report.phase("training")
-        begun = self.checkpointer.start_timing() - self.seconds_evaluating
+        begun = self.checkpointer.start_timing()
+        self.seconds_evaluating = 0.0  # an evaluation before the first step is not in the time since `begun`
         seconds_before = progress.train_seconds
         while stop is None and not self.is_done:
             learning_rate = self._learning_rate(progress.step)

@@ -43,7 +43,8 @@ class Meter:
     """Measures steps and reports them. ``data`` and ``saving`` measure the time in which no step is computed.
 
     MFU is the share of the devices' peak FLOP/s that the model's arithmetic uses (Chowdhery et al. 2022, PaLM, appendix
-    B): tokens/s x `flops_per_token` / (`peak_flops` x processes). ``data`` is also used where batches are read.
+    B): tokens/s x `flops_per_token` / (`peak_flops` x processes). ``data`` is the clock of the accumulator, which also
+    counts the time that it spends reading batches.
     """
 
     def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Clock) -> None:

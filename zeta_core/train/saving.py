@@ -41,7 +41,6 @@ class CheckpointSaver:
         run_id: str,
         export: Exporter,
         saved: SavedWeights,
-        plan: dict[str, Any],
         engine: Engine,
         report: Reporter,
         *,
@@ -57,7 +56,6 @@ class CheckpointSaver:
         self._export = export
         self._saved = saved
         self.fixed: Tensors = {}  # computed once, and stored with every checkpoint
-        self.plan = plan  # replaced when the batch split changes
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -82,15 +80,15 @@ class CheckpointSaver:
         if self._pending is None and self.newest is None:
             self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
 
-    def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]) -> None:
+    def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float], plan: dict[str, Any]) -> None:
         """Start completing and writing ``snapshot``, which must not change before `wait`, under each of ``names``.
 
-        The first name is written; the others are hard links to its files.
+        The first name is written; the others are hard links to its files. ``plan`` is stored in the training state.
         """
         assert self._pending is None, "wait for the previous save"
         part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
         self._engine.write_now(part / TRAINING_STATE_NAME)
-        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics)
+        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics, plan)
 
     def save_copy(self, name: str) -> None:
         """Save the newest checkpoint under another name, as an independent copy if there is enough space."""
@@ -132,7 +130,7 @@ class CheckpointSaver:
         return max(tensors, 0 if self.newest is None else self.newest.size_bytes) + SMALL_FILES_BYTES
 
     def _write(
-        self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float]
+        self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float], plan: dict[str, Any]
     ) -> Checkpoint | None:
         snapshot.complete()
         if self._processes.is_main or self._engine.writes_shards:
@@ -143,7 +141,7 @@ class CheckpointSaver:
         trained = {name: t for name, t in snapshot.weights.items() if name in self._saved.names}
         if is_exported_exactly(part, trained):
             trained = {}
-        write_training_state(part / TRAINING_STATE_NAME, snapshot, self.plan, trained)
+        write_training_state(part / TRAINING_STATE_NAME, snapshot, plan, trained)
         if self.fixed:
             save_file(self.fixed, part / TRAINING_STATE_NAME / FIXED_FILE)
 
@@ -156,7 +154,7 @@ class CheckpointSaver:
                 step=snapshot.progress.step,
                 tokens=snapshot.progress.tokens,
                 metrics=metrics,
-                device_kind=self.plan["device_kind"],
+                device_kind=plan["device_kind"],
                 created_at=utc_now(),
                 files=files,
             )

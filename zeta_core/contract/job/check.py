@@ -54,8 +54,8 @@ class CheckedData(_Answer):
 class CheckAnswer(_Answer):
     """``ok`` is false if ``details`` lists faults; the other fields then contain what could still be determined.
 
-    ``isolates``: whether the model keeps packed documents apart. ``tokens`` are those of
-    the whole run, ``checkpoint_bytes`` the size of one checkpoint with its training state. ``data`` describes the rows.
+    ``isolates``: whether the model keeps packed documents apart. ``tokens`` are those of the whole run,
+    ``checkpoint_bytes`` is the size of one checkpoint with its training state, and ``data`` describes the rows.
     """
 
     ok: bool

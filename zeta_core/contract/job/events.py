@@ -61,7 +61,7 @@ class StatusLine(_Line):
 
 
 class StepFigures(BaseModel):
-    """The metrics of one optimizer step, named as in `ProgressLine`, which has them for several steps."""
+    """The metrics of one optimizer step, named as in `ProgressLine`, which may cover several steps."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -86,6 +86,7 @@ class ProgressLine(_Line):
     ``data_wait_share`` and ``checkpoint_blocked_share`` are shares of the time since the last line. All shares and
     ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
     optimizer state and activations.
+
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
     read. While the learning rate is searched, ``share`` is the completed share of the search, which counts no steps.
     With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their

@@ -8,6 +8,8 @@ the model, the data and the device are known. `docs/decisions/0029-defaults-that
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.options import Dpo
@@ -116,3 +118,9 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         "dpo": (spec.dpo or Dpo()).model_dump() if spec.method == "dpo" else None,
     }
     return ResolvedSpec.model_validate(decided)
+
+
+def save_total_limit_of(spec: Mapping[str, Any], resolved: ResolvedSpec) -> int:
+    """The number of newest checkpoints that a job keeps; older versions may not have recorded it."""
+    limit = resolved.save_total_limit or spec.get("save_total_limit")
+    return limit if isinstance(limit, int) else int(TrainerOptions.model_fields["save_total_limit"].default)

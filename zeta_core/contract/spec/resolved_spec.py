@@ -3,7 +3,7 @@
 The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the training's
 own report. A worker passes it to the training. In the database, in messages, in ``run.json`` and in the API it is a
 plain JSON object. Fields that are missing stay missing, and what another version wrote is kept: its unknown fields, and
-values of a type that this version does not know, which are read as missing.
+values of a type that this version does not know, which attributes and `ResolvedSpec.value` read as missing.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     JsonValue,
     ModelWrapValidatorHandler,
+    PlainSerializer,
+    PlainValidator,
     PrivateAttr,
     ValidationError,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
-from pydantic_core import core_schema
 
 from zeta_core.contract.spec.options import Resources
 from zeta_core.contract.spec.sources import JobModel
@@ -53,6 +53,7 @@ class UploadedFile(_Recorded):
 class ResolvedResources(_Recorded, Resources):
     """The resources of a job; once the job is assigned, ``gpus`` is set."""
 
+    # overrides the strict configuration that `Resources` inherits
     model_config = ConfigDict(frozen=True, extra="allow", strict=False)
 
 
@@ -155,29 +156,19 @@ class ResolvedSpec(_Recorded):
         return self.as_json().get(name, default)
 
     def keys(self) -> KeysView[str]:
-        return dict.fromkeys(self.as_json()).keys()
+        return self.as_json().keys()
 
     def __contains__(self, name: object) -> bool:
         return name in self.model_fields_set or name in self._unreadable
-
-
-class _AnyObject:
-    """Describes a `ResolvedSpec` in JSON schemas as an object with any fields."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        written = core_schema.plain_serializer_function_ser_schema(ResolvedSpec.as_json)
-        return core_schema.no_info_plain_validator_function(ResolvedSpec.model_validate, serialization=written)
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return handler(core_schema.dict_schema())
 
 
 # The type of a field of another model. FastAPI would describe every model class that it finds in an annotation.
 if TYPE_CHECKING:
     RecordedSpec = ResolvedSpec
 else:
-    RecordedSpec = Annotated[Any, _AnyObject]
+    RecordedSpec = Annotated[
+        Any,
+        PlainValidator(ResolvedSpec.model_validate),
+        PlainSerializer(ResolvedSpec.as_json),
+        WithJsonSchema({"type": "object", "additionalProperties": True}),
+    ]

@@ -88,13 +88,12 @@ class RowPass:
         self._number = number
         self._processes = processes
         self._total_bytes = max(1, sum(source.num_bytes for source in sources))
-        self._unit_number = 0  # the number of the unit
+        self._unit_number = 0  # of the unit that is read, from 1, over all sources
         self._num_regular = 0  # rows of the sample that count for the estimate
         self._seen: set[object] = set()
         self._columns: set[object] = set()  # combinations of columns that were seen
-        self._seen_columns: dict[
-            tuple[str, int, str], None
-        ] = {}  # mapped or unused, the number of the source, the name
+        # (mapped or unused, the number of the source, the column), in the order in which they were found
+        self._seen_columns: dict[tuple[str, int, str], None] = {}
         self._all_seen = True  # every combination of columns was examined
         self._masks = [MaskPresence() for _ in sources]
         self._text_tokens = [0] * len(sources)  # of text files, each of which is one document in many pieces
@@ -142,8 +141,10 @@ class RowPass:
                 row_size = 1 if text is None else len(text)
                 size += row_size
                 is_new = self._is_new(source, row)
-                is_regular = not sampled_rows or source.row_format == "tokens" or self._needs_sample(done)
-                is_regular = is_regular and not is_blank
+                # Blank text would distort the number of tokens per character.
+                is_regular = not is_blank and (
+                    not sampled_rows or source.row_format == "tokens" or self._needs_sample(done)
+                )
                 if is_regular or is_new:
                     num_tokens = self._tokenize(source, row, self._masks[number])
                     self._position.move(source.after(at), "reading")

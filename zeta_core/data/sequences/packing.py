@@ -1,9 +1,8 @@
 """Cutting token files into sequences of ``seq_len``: packed, with documents kept apart, or one document each.
 
 Text is packed without padding: a document continues in the next sequence. A conversation is never split: each one is
-contained in one sequence, sequences are filled by best fit, and `OverlongCounts` counts the conversations that
-are longer than ``seq_len``.
-Weighted sources are cut and packed separately, so each sequence comes from one source.
+contained in one sequence, sequences are filled by best fit, and `OverlongCounts` counts the conversations that are
+longer than ``seq_len``. Weighted sources are cut and packed separately, so each sequence comes from one source.
 
 Shapes: B sequences, T tokens each. A *segment* is the part of one document in one sequence: attention stays within it,
 positions count from its start, and its first token is never a target, because its context is another document.

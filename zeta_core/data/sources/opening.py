@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from zeta_core.checkpoint.checkpoint_files import sha256_of
 from zeta_core.contract.data_files.file_types import (
     DELIMITERS,
     LINE_SUFFIXES,
@@ -274,7 +275,7 @@ class _Reader:
         with path.open("rb") as file:
             if fault := fault_in_first_bytes(name, file.read(FIRST_BYTES)):
                 raise InvalidData(f"{name} {fault}")
-        content = content or _sha256(path)
+        content = content or sha256_of(path)
         columns, dtype = self.source.columns, self.source.dtype
         if suffix in TOKEN_SUFFIXES:
             if columns:
@@ -350,11 +351,6 @@ def _inspect(source: Source, method: str, position: Position) -> _FirstRow:
 def _renamed(columns: Mapping[str, str]) -> str:
     """The columns with a name other than the standard one, as text."""
     return json.dumps({ours: theirs for ours, theirs in columns.items() if ours != theirs}, sort_keys=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,8 @@ def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
     packed, unpacked = facts.stats_by_packing.get(True), facts.stats_by_packing.get(False)
     if not facts.packs or packed is None or unpacked is None:
         return facts.packs
+    if not fits_on_cpu(facts, packed.longest) and fits_on_cpu(facts, unpacked.longest):
+        return False
     return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=facts.from_scratch)
 
 
@@ -282,9 +284,17 @@ def _cpu_micro_batch(options: TrainerOptions, facts: Facts, *, pack: bool) -> in
     """The number of sequences whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory."""
     seq_len = defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
     length = facts.stats_by_packing[pack].longest if pack in facts.stats_by_packing else seq_len
+    return max(1, min(CPU_MICRO_BATCH, _num_sequences_in_memory(facts, length)))
+
+
+def fits_on_cpu(facts: Facts, length: int) -> bool:
+    """Whether one sequence of ``length`` tokens is within the CPU's limits for activations; always true on a GPU."""
+    return facts.device != "cpu" or _num_sequences_in_memory(facts, length) > 0
+
+
+def _num_sequences_in_memory(facts: Facts, length: int) -> int:
     bytes_per_sequence = 4 * max(1, length) * max(1, facts.values_per_token)
-    most_bytes = min(CPU_ACTIVATION_BYTES, facts.free_bytes // 2 // facts.world_size)
-    return max(1, min(CPU_MICRO_BATCH, most_bytes // bytes_per_sequence))
+    return min(CPU_ACTIVATION_BYTES, facts.free_bytes // 2 // facts.world_size) // bytes_per_sequence
 
 
 _OPTION_NAMES = {

@@ -143,6 +143,9 @@ def is_output_layer(layer: nn.Module, model: nn.Module) -> bool:
 
 
 def values_per_token(model: nn.Module) -> int:
-    """A rough count of the activations stored per token: twice the outputs of all linear layers."""
+    """A rough count of the activations stored per token: four times the outputs of all linear layers.
+
+    Measured with SmolLM2-135M on a CPU as growth of the resident memory: 2.6 times for all weights, 4 times with LoRA.
+    """
     outputs = [part.weight.shape[0] for part in model.modules() if isinstance(part, nn.Linear)]
-    return 2 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
+    return 4 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)

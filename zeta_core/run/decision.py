@@ -23,7 +23,7 @@ from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
-from zeta_core.plan import Facts, Plan, SequenceStats, decide_plan, seed_of, with_length
+from zeta_core.plan import Facts, Plan, SequenceStats, decide_plan, fits_on_cpu, seed_of, with_length
 from zeta_core.run.inputs import Inputs, ResumePoint
 from zeta_core.run.request import RunRequest
 
@@ -112,7 +112,10 @@ def decide(
     elif held_out is not None:
         overlap = Overlap(num_trained=num_shared(tokens, held_out))
     is_packing_decided = stored is not None or facts.from_scratch or isolation.learns_padding
-    candidates = _candidate_sequences(tokens, plan, options, is_packing_decided=is_packing_decided)
+    is_packing_decided |= options.pack is not None or not plan.pack
+    candidates = {plan.pack: _make_sequences(tokens, plan, options)}
+    if not is_packing_decided and _may_not_pack(candidates[True].sequences, facts):
+        candidates[False] = _make_sequences(tokens, replace(plan, pack=False), options)
     stats = {pack: SequenceStats(len(data.sequences), data.sequences.longest) for pack, data in candidates.items()}
     facts = replace(facts, stats_by_packing=stats)
     plan = decide_plan(options, facts, stored)
@@ -144,15 +147,9 @@ def _facts(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessR
     )
 
 
-def _candidate_sequences(
-    tokens: TokenFile, plan: Plan, options: TrainerOptions, *, is_packing_decided: bool
-) -> dict[bool, Data]:
-    """The sequences with and without packing; both are cut only if the amount of data decides between them."""
-    candidates = {plan.pack: _make_sequences(tokens, plan, options)}
-    is_packing_decided |= options.pack is not None or not plan.pack
-    if not is_packing_decided and len(candidates[True].sequences) < defaults.BATCHES_PER_EPOCH:
-        candidates[False] = _make_sequences(tokens, replace(plan, pack=False), options)
-    return candidates
+def _may_not_pack(packed: Sequences | Pairs, facts: Facts) -> bool:
+    """Whether the defaults may decide against packing, so that the unpacked sequences are needed for the decision."""
+    return len(packed) < defaults.BATCHES_PER_EPOCH or not fits_on_cpu(facts, packed.longest)
 
 
 def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:

@@ -13,7 +13,7 @@ from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.data.documents.rendering import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
-from zeta_core.plan import Facts, Plan
+from zeta_core.plan import Facts, Plan, SequenceStats, fits_on_cpu
 from zeta_core.report.reporter import Reporter
 
 
@@ -53,12 +53,16 @@ def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str 
         reason = kind if facts.from_scratch else _reason_of_batch(plan, facts.stats_by_packing[plan.pack].num_sequences)
         chosen.append(f"a global batch of {plan.global_batch} ({reason})")
     if options.pack is None and not plan.pack and True in facts.stats_by_packing:
-        chosen.append(
-            f"one document per sequence (packing would leave only {facts.stats_by_packing[True].num_sequences:,})"
-        )
+        chosen.append(f"one document per sequence ({_reason_not_to_pack(facts.stats_by_packing[True], facts)})")
     if not chosen:
         return None
     return f"Defaults: {'; '.join(chosen)}."
+
+
+def _reason_not_to_pack(packed: SequenceStats, facts: Facts) -> str:
+    if fits_on_cpu(facts, packed.longest):
+        return f"packing would leave only {packed.num_sequences:,}"
+    return f"one packed sequence of {packed.longest:,} tokens exceeds the memory for activations on a CPU"
 
 
 def _reason_of_batch(plan: Plan, num_sequences: int) -> str:

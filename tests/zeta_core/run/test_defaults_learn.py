@@ -21,7 +21,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
-from zeta_core.plan import Facts, decide_plan
+from zeta_core.plan import Facts, SequenceStats, decide_plan
+from zeta_core.run.resolved_spec import describe_defaults
 
 DEFAULTS: dict[str, Any] = {
     "batch_size": None,
@@ -82,6 +83,20 @@ def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
     outcome, lines = train(str(tmp_path / "base"), tmp_path / "more", cache=tmp_path, **applied(options, advice.patch))
     assert outcome.progress.step >= 20
     assert "few_steps" not in warnings(lines)
+
+
+@pytest.mark.parametrize(
+    ("device", "unpacked_tokens", "packs"), [("cpu", 64, False), ("cpu", 1024, True), ("cuda", 64, True)]
+)
+def test_a_cpu_does_not_pack_more_than_fits_its_memory(device: str, unpacked_tokens: int, packs: bool) -> None:
+    stats = {True: SequenceStats(100, 1024), False: SequenceStats(1000, unpacked_tokens)}
+    facts = Facts(1, device, False, 1, 1024, 1_000_000, 1 << 40, from_scratch=False, data="", stats_by_packing=stats)
+    plan = decide_plan(parse(TrainerOptions, {}), facts, None)
+    assert plan.pack is packs
+    description = describe_defaults(parse(TrainerOptions, {}), plan, facts) or ""
+    assert (
+        "one packed sequence of 1,024 tokens exceeds the memory for activations on a CPU" in description
+    ) is not packs
 
 
 def test_a_resumed_run_keeps_its_epochs() -> None:

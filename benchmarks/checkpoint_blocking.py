@@ -142,7 +142,7 @@ def measure(size: Size) -> BenchmarkResult:
                 delays[name].append(timings.delay_per_save())
     details: dict[str, Any] = {"first_save": blocked[ZETA][::SAVES], "later_saves": blocked[ZETA][1::SAVES]}
     return BenchmarkResult(
-        title="Time for which a checkpoint blocks the training, relative to accelerator.save_state",
+        title="Time for which a checkpoint blocks the run, relative to accelerator.save_state",
         unit="s",
         figures=blocked,
         ratio=ratio_of_rounds(blocked[ZETA], blocked[SAVE_STATE]),

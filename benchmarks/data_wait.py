@@ -30,7 +30,7 @@ def measure(size: Size) -> BenchmarkResult:
         with tempfile.TemporaryDirectory() as name:
             shares.append(run_isolated(ZETA, size, one_round, size, Path(name)))
     return BenchmarkResult(
-        title="Share of the time that the training waits for data",
+        title="Share of the time that the run waits for data",
         unit="share",
         figures={ZETA: shares},
         ratio=statistics.median(shares),

@@ -33,7 +33,7 @@ _LENIENT = JsonRules(
 
 
 class RowsRejected(ZetaError):
-    """The training would reject the data or the model."""
+    """Training would reject the data or the model."""
 
     type = "training_error"
     code = "failed"

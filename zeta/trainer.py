@@ -28,7 +28,7 @@ _SOURCES: dict[str, Split] = {"dataset": "train", "eval_dataset": "held_out"}
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of a training. Losses are mean nats per predicted token.
+    """The result of a run. Losses are mean nats per predicted token.
 
     ``steps`` is the number of optimizer steps of the whole run, and ``steps_trained`` that of this call (0 if a
     finished run was resumed). ``checkpoint`` is the directory of the newest checkpoint, which is ``final`` if the run
@@ -77,7 +77,7 @@ def Trainer(
     Under torchrun or ``accelerate launch``, every process calls this function. On SIGTERM, it saves a checkpoint after
     the current step; then the signal has its usual effect.
 
-    Raises `InvalidSpec` for an unknown keyword or an invalid value, and `TrainingFailed` if the training fails.
+    Raises `InvalidSpec` for an unknown keyword or an invalid value, and `TrainingFailed` if the run fails.
     """
     if model is None or model == "":
         raise InvalidSpec(
@@ -220,7 +220,7 @@ def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path
 
 @contextmanager
 def _stopping_on_sigterm() -> Generator[threading.Event]:
-    """An event that SIGTERM sets. After the training has saved a checkpoint, the signal is raised again."""
+    """An event that SIGTERM sets. After the run has saved a checkpoint, the signal is raised again."""
     stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested

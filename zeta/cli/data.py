@@ -1,4 +1,4 @@
-"""`zeta data show`: print rows of a dataset as the training would read them, on this machine and without a server."""
+"""`zeta data show`: print rows of a dataset as training reads them, on this machine and without a server."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class LocalService:
                 REDIS_SECONDS,
             )
         self._migrate(environment)
-        # If `zeta up` is killed, its worker is killed too. Its trainings continue for their grace period, and the next
+        # If `zeta up` is killed, its worker is killed too. Its runs continue for their grace period, and the next
         # worker adopts them. An orderly stop would need the server, which exits at the same time.
         child("server", module_command("server"), signal.SIGTERM)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")

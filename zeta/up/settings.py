@@ -54,7 +54,7 @@ def child_settings(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def worker_name(settings: UpSettings) -> str:
-    """The worker's name. It is stable across restarts, so that the worker finds its queue and its trainings again."""
+    """The worker's name. It is stable across restarts, so that the worker finds its queue and its runs again."""
     return settings.worker_name or re.sub(r"[^A-Za-z0-9._-]+", "-", platform.node()).strip("._-") or "local"
 
 

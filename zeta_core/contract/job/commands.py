@@ -54,7 +54,7 @@ class Effect(StrEnum):
     REQUEST_PAUSE = "stopped after saving a checkpoint"
     KEEP_PAUSED = "stays paused even when the disk has space"
     QUEUE = "queued, to continue from its newest checkpoint"
-    WITHDRAW_PAUSE = "the pause is withdrawn; if the training has already stopped, the job is queued again"
+    WITHDRAW_PAUSE = "the pause is withdrawn; if the run has already stopped, the job is queued again"
     NOTHING = "no change"
     DELETE = "deleted with its artifacts"
     RERUN = "a new job"

@@ -1,4 +1,4 @@
-"""The output of ``python -m zeta_core show``: rows of a dataset, token by token, as a training would read them."""
+"""The output of ``python -m zeta_core show``: rows of a dataset, token by token, as training reads them."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Estimate(_Response):
     )
     memory: Memory | None = Field(default=None, description="of the device")
     disk: Bytes | None = Field(default=None, description="of the artifact store")
-    time: Seconds | None = Field(default=None, description="of the training, derived from a comparable earlier job")
+    time: Seconds | None = Field(default=None, description="of the run, derived from a comparable earlier job")
     data: CheckedData | None = Field(default=None, description="the checked rows of the dataset")
     vocabulary: Vocabulary | None = None
     isolates: bool | None = Field(default=None, description="whether the model keeps packed documents apart")

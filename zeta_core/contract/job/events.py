@@ -1,4 +1,4 @@
-"""The progress of a job: journal lines that a training writes, and the events that readers receive.
+"""The progress of a job: journal lines that a run writes, and the events that readers receive.
 
 A *journal line* is written to ``events.jsonl`` by the training process, or by its worker at the end. It is identified
 by the job, the attempt and the number of the line, from 1. An *event* is a stored line, or a message of the server,
@@ -46,7 +46,7 @@ class _Line(BaseModel):
 class StatusLine(_Line):
     """A change of the attempt's status.
 
-    ``running`` is reported once, when the training begins; ``resolved_spec`` then contains every default that was
+    ``running`` is reported once, when the run begins; ``resolved_spec`` then contains every default that was
     chosen on the worker. Any other status ends the attempt and is the journal's last line. The worker publishes it
     when all processes of the attempt have ended.
     """
@@ -75,7 +75,7 @@ class StepFigures(BaseModel):
 
 
 class ProgressLine(_Line):
-    """The progress of the training. A step is an optimizer step; ``tokens`` counts the trained tokens of the whole run.
+    """The progress of the run. A step is an optimizer step; ``tokens`` counts the trained tokens of the whole run.
 
     ``loss`` is the mean in nats over the tokens of the steps since the last progress line. If there are several,
     ``steps`` contains the metrics of each of them, up to step `NUM_DETAILED_STEPS` of the run. ``recent_loss`` is the
@@ -155,7 +155,7 @@ class WarningLine(_Line):
     hint: str | None = None
     patch: Patch | None = None
     evidence: dict[str, JsonValue] | None = None
-    stacks: str | None = None  # of a stalled training: the stacks of its processes, as faulthandler writes them
+    stacks: str | None = None  # of a stalled run: the stacks of its processes, as faulthandler writes them
 
 
 class ErrorLine(_Line):

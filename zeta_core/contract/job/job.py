@@ -28,7 +28,7 @@ class WaitingReason(_Stored):
 class Attempt(_Stored):
     attempt: int
     worker: str
-    device_kind: str | None = Field(default=None, description="determines the kernels; null until the training begins")
+    device_kind: str | None = Field(default=None, description="determines the kernels; null until the run begins")
     started_at: datetime
     finished_at: datetime | None = None
     reason: StatusReason | None = None
@@ -54,7 +54,7 @@ class JobError(_Stored):
 
 
 class JobResult(_Stored):
-    """The metrics of a completed training. Losses are means per trained token in nats.
+    """The metrics of a completed run. Losses are means per trained token in nats.
 
     ``memory`` was measured in the first process during the first step of the last attempt. It is null if that attempt
     trained no step, and with DeepSpeed, which manages its own memory.

@@ -1,4 +1,4 @@
-"""The memory of a training by part: as estimated before it starts, and as measured in its first step."""
+"""The memory of a run by part: as estimated before it starts, and as measured in its first step."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class StoredFile(_Response):
 
 
 class Worker(_Response):
-    """A machine that runs trainings: its slots (one per device), and the job in each slot."""
+    """A machine that runs runs: its slots (one per device), and the job in each slot."""
 
     name: str
     object: Literal["worker"] = "worker"
@@ -47,7 +47,7 @@ class Worker(_Response):
     last_seen_at: datetime
     cores: int
     memory_bytes: int
-    cpu_kind: str | None = Field(default=None, description="the device kind of a training without GPUs")
+    cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
     labels: dict[str, str] = {}
     slots: list[DeviceReport]
 

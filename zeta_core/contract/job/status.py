@@ -50,7 +50,7 @@ class StatusReason(StrEnum):
 
 
 REASON_SENTENCES: dict[StatusReason, str] = {
-    StatusReason.COMPLETED: "The training completed its last step, and its final checkpoint is stored.",
+    StatusReason.COMPLETED: "The run completed its last step, and its final checkpoint is stored.",
     StatusReason.CANCELLED_BY_USER: "The job was cancelled on request.",
     StatusReason.TRAIN_ERROR: "The training process failed; see `error` and the end of the log.",
     StatusReason.OUT_OF_MEMORY: "Memory ran out; use a smaller batch_size with a larger gradient_accumulate_every, "
@@ -64,7 +64,7 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.WORKER_LOST: "The server lost contact with the job's worker more often than allowed.",
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal.",
-    StatusReason.STALLED: "The training completed no step for much longer than usual; its log shows where it stalled.",
+    StatusReason.STALLED: "The run completed no step for much longer than usual; its log shows where it stalled.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` continues it.",
     StatusReason.RESUMED: "The job was resumed.",
     StatusReason.HANDED_BACK: "The worker handed the job back: it is stopping, drained, or lost contact with the "
@@ -105,8 +105,8 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
 
 RequestedAction = Literal["cancel", "pause"]
 
-# The reasons for stopping a running training, least urgent first; a more urgent one replaces an earlier one. The
-# training saves a checkpoint first, except for `cancel`, and for `disk` if there is no space. A training whose disk is
+# The reasons for stopping a running run, least urgent first; a more urgent one replaces an earlier one. The
+# run saves a checkpoint first, except for `cancel`, and for `disk` if there is no space. A run whose disk is
 # full stops itself with `disk`.
 StopAction = Literal["hand_back", "disk", "pause", "time_limit", "cancel"]
 STOP_ACTIONS: tuple[StopAction, ...] = get_args(StopAction)

@@ -17,7 +17,7 @@ Effect = Literal[
 
 
 class Affects:
-    """Annotates a field with its effects. ``Affects()``: the field has no effect on the training."""
+    """Annotates a field with its effects. ``Affects()``: the field has no effect on training."""
 
     def __init__(self, *effects: Effect) -> None:
         self.effects = frozenset(effects)

@@ -67,7 +67,7 @@ class Resources(StrictModel):
 
     @property
     def num_processes(self) -> int:
-        """The processes of a training: its world size."""
+        """The processes of a run: its world size."""
         return self.processes or max(1, self.gpus or 1) * self.nodes
 
 

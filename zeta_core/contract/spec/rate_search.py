@@ -14,7 +14,7 @@ MIN_UPDATES = 20  # fewer would sample several powers of ten too coarsely
 MAX_SHARE = 0.1  # of the run's steps
 RATE_UNKNOWN = (
     f"Unknown until a range test before the first step: up to {MAX_UPDATES} updates of a copy of the model, at most "
-    f"{MAX_SHARE:.0%} of the run's steps, in addition to the training."
+    f"{MAX_SHARE:.0%} of the run's steps, in addition to the training itself."
 )
 MIN_RUN_STEPS = round(MIN_UPDATES / MAX_SHARE)
 

@@ -1,7 +1,7 @@
 """The resolved spec of a job: its spec with all defaults decided, and the facts that determined them.
 
-The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the training's
-own report. A worker passes it to the training. In the database, in messages, in ``run.json`` and in the API it is a
+The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the run's
+own report. A worker passes it to the run. In the database, in messages, in ``run.json`` and in the API it is a
 plain JSON object. Fields that are missing stay missing, and what another version wrote is kept: its unknown fields, and
 values of a type that this version does not know, which attributes and `ResolvedSpec.value` read as missing.
 """
@@ -72,7 +72,7 @@ class ResolvedSpec(_Recorded):
     resources: ResolvedResources | None = None
     save_total_limit: int | None = None
 
-    # Decided by the spec, or by the training when the model and the data are known.
+    # Decided by the spec, or by the run when the model and the data are known.
     batch_size: int | None = None
     gradient_accumulate_every: int | None = None
     global_batch_size: int | None = None
@@ -87,7 +87,7 @@ class ResolvedSpec(_Recorded):
     train_on: str | None = None
     mixed_precision: str | None = None
 
-    # Recorded by the training.
+    # Recorded by the run.
     run_id: str | None = None
     device: str | None = None
     device_kind: str | None = None
@@ -134,7 +134,7 @@ class ResolvedSpec(_Recorded):
 
     @property
     def num_sequences(self) -> int | None:
-        """The number of sequences in an epoch, once the training has counted them."""
+        """The number of sequences in an epoch, once the run has counted them."""
         sequences = (self.data_report or {}).get("sequences")
         return sequences if isinstance(sequences, int) else None
 

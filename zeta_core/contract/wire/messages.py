@@ -11,7 +11,7 @@
 | list `DATABASE_KEY`           | server -> server | the recent claims of the database by servers on this Redis   |
 
 Redis may lose any of these at any time. So every message is repeated until it is answered, and handling is idempotent:
-a claim that was granted to the same worker is granted again, a stored line is not stored again, and a training that is
+a claim that was granted to the same worker is granted again, a stored line is not stored again, and a run that is
 already stopping ignores further stop requests.
 """
 
@@ -70,7 +70,7 @@ def new_incarnation(folder_id: str) -> str:
 
 
 def folder_id_of(incarnation: str) -> str | None:
-    """The id of the worker's folder, which records its trainings; ``None`` if an older worker does not report it."""
+    """The id of the worker's folder, which records its runs; ``None`` if an older worker does not report it."""
     folder_id, dot, _ = incarnation.partition(".")
     return folder_id if dot else None
 
@@ -191,9 +191,9 @@ class Heartbeat(_Message):
     labels: dict[str, str] = {}
     stopping: bool = False
     disk_free_bytes: int | None = None  # the smaller free space of its home and the artifact store
-    cpu_kind: str | None = None  # the device kind of a training without GPUs; older workers don't report it
+    cpu_kind: str | None = None  # the device kind of a run without GPUs; older workers don't report it
     data_root: bool | None = None  # whether it has a folder for {"path": ...}; older workers don't report it
-    disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its trainings (`disk_full`)
+    disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its runs (`disk_full`)
     failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
     num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
     slots: list[DeviceReport]

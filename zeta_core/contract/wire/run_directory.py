@@ -64,7 +64,7 @@ def output_directory(job_id: str) -> PurePosixPath:
 # --- One run directory ------------------------------------------------------------------------------------------------
 
 RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start and never changed
-STOP_FILE = "stop"  # in: a `StopFile`; the training checks for it after each optimizer step
+STOP_FILE = "stop"  # in: a `StopFile`; the run checks for it after each optimizer step
 ALIVE_FILE = "alive"  # in: the last contact between worker and server, in seconds of the monotonic clock
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 MAX_LINE_BYTES = 4 * 2**20  # of a journal line; longer ones are not read, so writers shorten their texts
@@ -106,7 +106,7 @@ class RunFile(BaseModel):
     )
     end_seconds: float | None = None  # after this long without contact, exit immediately
     journal_max_lines: int | None = None  # beyond it, only important lines are written
-    device: Literal["cpu", "cuda"] | None = None  # for a check, which sees no GPU: the device of the training
+    device: Literal["cpu", "cuda"] | None = None  # for a check, which sees no GPU: the device of the run
     supports_bf16: bool = False  # ... and whether that device supports bfloat16
     rows_seconds: float = 15.0  # for a check: the time limit for reading the rows of a dataset
 
@@ -120,7 +120,7 @@ class StopFile(BaseModel):
 
 
 class ProcessFile(BaseModel):
-    """``process.json``: what a restarted worker needs to adopt a training that an earlier worker process started."""
+    """``process.json``: what a restarted worker needs to adopt a run that an earlier worker process started."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -60,7 +60,7 @@ class Plan:
     eval_split: float | None
     eval_steps: int | None  # None: nothing is evaluated
     early_stopping_patience: int | None
-    lora: dict[str, Any] | None  # settings that determine the adapter; saving it merged does not affect the training
+    lora: dict[str, Any] | None  # settings that determine the adapter; saving it merged does not affect training
     freeze: list[str]
     beta: float | None  # for method dpo; None: sft
     base: str | None  # fingerprint of the weights that an adapter is added to

@@ -167,7 +167,7 @@ def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Pat
     assert "  19 tokens, 7 trained on, 11 cut off\n" in truncated.stdout
     assert "further sequences" not in truncated.stdout
     dropped = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=drop")
-    assert "so the training drops it" in dropped.stdout
+    assert "so a run drops it" in dropped.stdout
     refused = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=error")
     assert refused.returncode == 1
     assert "data.jsonl, line 1: has 19 tokens, more than the 8 of seq_len." in refused.stdout
@@ -199,7 +199,7 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
 def test_a_row_without_trained_tokens_in_seq_len_is_noted(
     tmp_path: Path, row: dict[str, Any], settings: list[str]
 ) -> None:
-    note = "  note: nothing is trained on within seq_len, so the training drops this row; raise seq_len\n"
+    note = "  note: nothing is trained on within seq_len, so a run drops this row; raise seq_len\n"
     written(tmp_path, row)
     is_cut_before_the_answer = "chosen" not in row
     short = show(tmp_path, "data.jsonl", "--set", "seq_len=32", *settings)

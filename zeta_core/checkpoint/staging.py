@@ -23,9 +23,9 @@ class Staging:
 
     Training does not wait for copies that can run concurrently. `copy_later` queues tensors that only an update changes
     (parameters and the optimizer's tensors). The thread that writes the checkpoint copies them during the next step's
-    forward and backward passes. Before the update, the training calls `finish` as well, which copies part of the rest
-    and returns when everything is copied. If a queued tensor was written to in between, `finish` raises an error, and
-    that save is not published (writes through ``tensor.data`` are not detected).
+    forward and backward passes. Before the update, the training loop calls `finish` too, to copy part of the
+    rest; it returns when everything is copied. If a queued tensor was written to in between, `finish` raises an error,
+    and that save is not published (writes through ``tensor.data`` are not detected).
     """
 
     def __init__(self) -> None:

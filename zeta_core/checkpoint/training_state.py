@@ -62,7 +62,7 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state in memory. It is independent of the training after ``complete`` has been called."""
+    """A run's state in memory. It is independent of the running training after ``complete`` has been called."""
 
     weights: Tensors
     aliases: dict[str, str]  # alias of a tied weight -> its name in ``weights``

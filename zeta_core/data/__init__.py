@@ -12,7 +12,7 @@
 `zeta_core.run.inputs` runs stages 1 to 4, `zeta_core.run.decision` stage 5, and `zeta_core.train.accumulation` stage 6
 for every micro-batch. Stages 1 to 4 process untrusted data, in forked processes with limits (`confined`).
 
-`row_check` and `data_report` use several stages: `row_check` checks rows and tokenizes a sample before a training, and
+`row_check` and `data_report` use several stages: `row_check` checks rows and tokenizes a sample before a run, and
 `data_report` describes the data of a run. A stage imports only from earlier ones, except that `sources` imports `rows`,
 because opening a source detects the format of its first row.
 """

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
 IDLE_SECONDS = 300.0  # for which `serve` waits for the next file
-DATA_UNREAD = "Unknown until the data is tokenized when the training starts."
+DATA_UNREAD = "Unknown until the data is tokenized when training starts."
 # Values of the plan that depend on the data, the device or the date, or that are not fields of the spec.
 _NOT_RESOLVED = frozenset(
     {

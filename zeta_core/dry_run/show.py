@@ -1,4 +1,4 @@
-"""``python -m zeta_core show``: print rows of a dataset as the training would read them, token by token.
+"""``python -m zeta_core show``: print rows of a dataset as a run would read them, token by token.
 
 It reads a `ShowRequest` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
 (exit code 1). Nothing is trained or stored, apart from caches of configs and tokenizers. Rows are only read, rendered
@@ -37,7 +37,7 @@ from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
 
 MAX_TOKENS = 20_000  # of a document that are shown
 MAX_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
-NOTHING_LEFT = "nothing is trained on within seq_len, so the training drops this row; raise seq_len"
+NOTHING_LEFT = "nothing is trained on within seq_len, so a run drops this row; raise seq_len"
 _CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
 
 
@@ -214,7 +214,7 @@ def _shown(source: Source, location: str, encoded: Encoded, tokenizer: Any, cut:
     if len(encoded.ends_D) and not encoded.ends_D[-1]:
         notes.append(f"Only the beginning of the document is shown and counted: the first {MAX_TEXT_BYTES >> 20} MiB.")
     if cut.overlong == "drop" and any(document.num_truncated for document in documents):
-        notes.append("overlong is 'drop' and the row is longer than seq_len, so the training drops it; raise seq_len")
+        notes.append("overlong is 'drop' and the row is longer than seq_len, so a run drops it; raise seq_len")
     elif not is_learned:
         notes.append(NOTHING_LEFT)
     return ShownRow(

@@ -1,4 +1,4 @@
-"""Estimating the memory that each process of a training needs, by part.
+"""Estimating the memory that each process of a run needs, by part.
 
 `minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch.
 `estimate_memory` is exact for weights, gradients and optimizer state, and includes the activations

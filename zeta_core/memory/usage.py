@@ -1,4 +1,4 @@
-"""Measuring the memory that a training uses, in total and by part."""
+"""Measuring the memory that a run uses, in total and by part."""
 
 from __future__ import annotations
 

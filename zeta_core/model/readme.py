@@ -80,7 +80,7 @@ def _base(located: LocatedModel, is_module: bool) -> _Base:
     if name is None or is_module:
         return _Base(
             "Its base model is built by your own code and has no name: replace `build_base` with the function that "
-            "builds it, with the weights from before the training.",
+            "builds it, with the weights from before training.",
             load="build_base()",
             imports="from my_model import build_base",
         )

@@ -243,7 +243,7 @@ def _from_files(
 ) -> LocatedModel:
     """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
-    ``ours`` means that a training of this service wrote the files. The base of any other adapter is unchecked: it could
+    ``ours`` means that a run of this service wrote the files. The base of any other adapter is unchecked: it could
     be another project's job, or a Hub repository that the operator did not allow.
     """
     if path.is_dir() and not (path / "config.json").is_file():

@@ -161,7 +161,7 @@ _FILE_KEYS = ("train", "eval")  # in the order of the arguments
 def prepare_reference(
     engine: Engine, loss_function: DpoLoss, pairs: Sequence[Pairs], micro_batch: int, stored: StoredState | None
 ) -> Tensors:
-    """Set the reference of the training and the held-out pairs: computed now, or loaded from the resumed run.
+    """Set the reference of the training pairs and of the held-out pairs: computed now, or loaded from the resumed run.
 
     Returns the values to store with the run. All ranks must call this together. Raises `CannotResume`.
     """

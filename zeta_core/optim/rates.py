@@ -1,4 +1,4 @@
-"""Usual learning rates by optimizer and kind of training, and advice about other rates.
+"""Usual learning rates by optimizer and kind of run, and advice about other rates.
 
 A rate outside these ranges is not an error, and is used as set. The ranges are wide, so that a warning is meaningful:
 they extend beyond the smallest and largest rates that are known to work.

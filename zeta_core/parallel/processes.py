@@ -315,7 +315,7 @@ class Replicated:
         return staging.copy_later("optimizer/", tensors), values
 
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
-        """Allocate the buffers of the first save. Called concurrently with the training, after its first update."""
+        """Allocate the buffers of the first save. Called concurrently with training, after the first update."""
         if self.processes.is_main:
             staging.reserve("model/", {name: t for name, t in self.module.state_dict().items() if name in names})
             staging.reserve("optimizer/", optimizer_tensors(self.optimizer, self.module)[0])

@@ -37,7 +37,7 @@ def check_launcher(variables: Mapping[str, str], plan: Plan, *, cuda: bool) -> N
     """Raise `CannotTrain` if the environment configures Accelerate differently from the Trainer's parameters.
 
     ``variables`` are Accelerate's: from ``accelerate launch`` and its config, or left over from another run. Without
-    this check, some would silently change the training, and others would silently be ignored.
+    this check, some would silently change the result, and others would silently be ignored.
     """
     agrees = {
         "ACCELERATE_USE_CPU": (not cuda, "hide the GPUs with CUDA_VISIBLE_DEVICES="),

@@ -1,7 +1,7 @@
 """``report_to``: the curves of a run in TensorBoard, Weights & Biases and MLflow, through Accelerate's trackers.
 
 If a tracker is not installed or cannot be started, a new run fails before it trains. After that, no tracker blocks or
-ends the training. Lines go through a queue to the only thread that calls the trackers. A tracker that fails is dropped
+ends the run. Lines go through a queue to the only thread that calls the trackers. A tracker that fails is dropped
 with a warning. If trackers are too slow, lines are dropped. At its end, the run waits for them for `CLOSE_SECONDS`.
 
 A resumed run continues under its ``run_id``: TensorBoard hides steps that are trained again, W&B resumes the run with
@@ -77,7 +77,7 @@ class Trackers:
             self.close()
             raise CannotTrain(f"report_to: {self._errors[0]}; fix this, or leave it out.")
         for error in self._errors:
-            self._warn("tracker_failed", f"report_to: {error}; the training continues without it.")
+            self._warn("tracker_failed", f"report_to: {error}; the run continues without it.")
 
     def write(self, line: JournalLine) -> None:
         """Queue a line, without waiting."""
@@ -132,7 +132,7 @@ class Trackers:
                 act(tracker)
             except Exception as error:  # noqa: BLE001 - a tracker must not end the run, whatever it raises
                 del active[name]
-                self._warn("tracker_failed", f"{name} failed ({_in_words(error)}); the training continues without it.")
+                self._warn("tracker_failed", f"{name} failed ({_in_words(error)}); the run continues without it.")
 
 
 def _points(step: int, line: ProgressLine) -> list[Point]:

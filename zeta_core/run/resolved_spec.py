@@ -44,7 +44,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
 
 
 def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str | None:
-    """One sentence with the defaults that were chosen by the kind of training and the amount of data, and why."""
+    """One sentence with the defaults that were chosen by the kind of run and the amount of data, and why."""
     kind = "DPO" if plan.beta is not None else "training from scratch" if facts.from_scratch else "fine-tuning"
     chosen: list[str] = []
     if options.epochs is None and plan.epochs is not None:

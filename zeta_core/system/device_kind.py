@@ -1,7 +1,7 @@
-"""Device kinds: everything that selects the kernels of a training, and so determines its results to the last bit.
+"""Device kinds: everything that selects the kernels of a run, and so determines its results to the last bit.
 
-A worker reports the kinds of its devices without importing torch, and a training records the kind that it runs on. Both
-use these functions, so their kinds are comparable; a training passes in the values that torch reports.
+A worker reports the kinds of its devices without importing torch, and a run records the kind that it runs on. Both
+use these functions, so their kinds are comparable; a run passes in the values that torch reports.
 
 A kind is a single string, for example ``cpu:AVX512:avx512_bf16:AuthenticAMD-25-17:torch-2.13.0+cpu`` or
 ``cuda:NVIDIA H200:9.0:torch-2.13.0+cu130``. Equal kinds select the same kernels. Different kinds may or may not compute

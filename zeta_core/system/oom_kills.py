@@ -1,8 +1,8 @@
-"""Detecting that the kernel killed a training because memory ran out, and reporting it.
+"""Detecting that the kernel killed a run because memory ran out, and reporting it.
 
 A killed process cannot report the reason itself, so its parent compares the kernel's OOM kill counts from before and
 after: the count of its control group, which is exact, or else the count of the machine. The latter may also increase
-because of another program while the training is killed for another reason; the message leaves that open.
+because of another program while the run is killed for another reason; the message leaves that open.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def count_oom_kills() -> OomKills:
 
 
 def oom_kill_error(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) -> JobError | None:
-    """The error of a training ended by SIGKILL, if memory ran out; ``before`` are the counts at its start."""
+    """The error of a run ended by SIGKILL, if memory ran out; ``before`` has the counts at its start."""
     counted_by = count_oom_kills().since(before)
     if counted_by is None:
         return None
@@ -58,7 +58,7 @@ def oom_kill_error(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) 
 
 
 def out_of_memory_error(run_dir: Path, message: str, evidence: JobErrorEvidence) -> JobError:
-    """The error of a training that ran out of memory, with options that need less."""
+    """The error of a run that ran out of memory, with options that need less."""
     options, measured = _last_known(run_dir)
     suggestion = suggest_less_memory(options)
     known = {name: options[name] for name in _MEMORY_OPTIONS if name in options}

@@ -120,7 +120,7 @@ class Settings(BaseModel):
 
 
 def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:
-    """90 s of 120: a worker cut off from the server stops its trainings early enough to save a checkpoint."""
+    """90 s of 120: a worker cut off from the server stops its runs early enough to save a checkpoint."""
     return 0.75 * known.get("lease_seconds", LEASE_SECONDS)
 
 
@@ -128,7 +128,7 @@ class FleetSettings(Settings):
     """The settings that the server and all workers must share: connections, the data that jobs may read, and the lease.
 
     A worker that is cut off cannot know whether Redis is down or only its own connection. After ``self_stop_seconds``,
-    its trainings save and exit; they have exited by `end_seconds`, before the server starts them elsewhere at
+    its runs save and exit; they have exited by `end_seconds`, before the server starts them elsewhere at
     ``lease_seconds``.
     """
 
@@ -146,7 +146,7 @@ class FleetSettings(Settings):
     self_stop_seconds: float = Field(
         default_factory=_three_quarters_of_the_lease,
         gt=0,
-        description="a training cut off from the server for this long saves and exits; default: 3/4 of the lease",
+        description="a run cut off from the server for this long saves and exits; default: 3/4 of the lease",
     )
 
     @field_validator("self_stop_seconds")
@@ -155,14 +155,14 @@ class FleetSettings(Settings):
         lease = known.data.get("lease_seconds")
         if lease is not None and value >= lease:
             raise ValueError(
-                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}), because a training has to end before the server "
+                f"it must be less than ZETA_LEASE_SECONDS ({lease:g}), because a run has to end before the server "
                 "starts it elsewhere"
             )
         return value
 
     @property
     def end_seconds(self) -> float:
-        """When a training that is cut off is killed, even while it saves: shortly before the lease ends."""
+        """When a run that is cut off is killed, even while it saves: shortly before the lease ends."""
         return self.lease_seconds - 0.1 * (self.lease_seconds - self.self_stop_seconds)
 
     @field_validator("hub")

@@ -58,7 +58,7 @@ class Checkpointer:
         return self._saved_at
 
     def prepare(self) -> None:
-        """Allocate the buffers for the first save, concurrently with the training."""
+        """Allocate the buffers for the first save, during training."""
         self._saver.prepare(self._staging)
 
     def is_due(self, step: int, num_sequences: int) -> bool:
@@ -85,7 +85,7 @@ class Checkpointer:
             self._staging.finish()
 
     def save(self, *names: str) -> None:
-        """Copy the run's state to memory, and write it under each name while the training continues."""
+        """Copy the run's state to memory, and write it under each name while training continues."""
         started, plan = time.monotonic(), self._accumulator.plan
         self._meter.report_steps()
         self._report.write(ProgressLine(phase="saving", step=self._progress.step, total_steps=plan.total_steps))

@@ -1,4 +1,4 @@
-"""Saving checkpoints concurrently with the training: state is copied between two steps, and a thread writes it.
+"""Saving checkpoints during training: state is copied between two steps, and a thread writes it.
 
 A save that does not fit on the disk is not started; the run ends there, and nothing is left half-written. Only one
 save is in progress at a time. The next save and the end of the run wait for it, and raise its errors. A checkpoint is
@@ -76,7 +76,7 @@ class CheckpointSaver:
         return self.newest
 
     def prepare(self, staging: Staging) -> None:
-        """Allocate the buffers of the first save, concurrently with the training."""
+        """Allocate the buffers of the first save, during training."""
         if self._pending is None and self.newest is None:
             self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
 

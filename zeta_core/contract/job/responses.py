@@ -32,7 +32,7 @@ class StoredFile(_Response):
 
 
 class Worker(_Response):
-    """A machine that runs runs: its slots (one per device), and the job in each slot."""
+    """A machine that runs jobs: its slots (one per device), and the job in each slot."""
 
     name: str
     object: Literal["worker"] = "worker"

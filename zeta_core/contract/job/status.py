@@ -105,9 +105,9 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
 
 RequestedAction = Literal["cancel", "pause"]
 
-# The reasons for stopping a running run, least urgent first; a more urgent one replaces an earlier one. The
-# run saves a checkpoint first, except for `cancel`, and for `disk` if there is no space. A run whose disk is
-# full stops itself with `disk`.
+# The reasons for stopping a run, least urgent first; a more urgent one replaces an earlier one. The run saves a
+# checkpoint first, except for `cancel`, and for `disk` if there is no space. A run whose disk is full stops itself with
+# `disk`.
 StopAction = Literal["hand_back", "disk", "pause", "time_limit", "cancel"]
 STOP_ACTIONS: tuple[StopAction, ...] = get_args(StopAction)
 

@@ -1,9 +1,9 @@
 """The resolved spec of a job: its spec with all defaults decided, and the facts that determined them.
 
 The server writes it when it accepts a job (`defaults.resolve`), assigns the job to a worker, and stores the run's
-own report. A worker passes it to the run. In the database, in messages, in ``run.json`` and in the API it is a
-plain JSON object. Fields that are missing stay missing, and what another version wrote is kept: its unknown fields, and
-values of a type that this version does not know, which attributes and `ResolvedSpec.value` read as missing.
+own report. A worker passes it to the run. The database, messages, ``run.json`` and the API hold it as a
+plain JSON object. Missing fields stay missing. Unknown fields that another version wrote are kept. Values of a type
+that this version does not know are kept as well, but attributes and `ResolvedSpec.value` read them as missing.
 """
 
 from __future__ import annotations

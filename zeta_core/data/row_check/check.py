@@ -1,8 +1,8 @@
-"""Checking the rows of opened sources before a training, in seconds: all rows are read, and a sample is tokenized.
+"""Checking the rows of opened sources before a run, in seconds: all rows are read, and a sample is tokenized.
 
 Every row is decoded, and its columns, roles and values are checked. Rendering and tokenizing take longer, so they are
 done for the first rows, for rows from the whole data, and for each row with a turn that no earlier row has (by its
-role, fields, neighbours, and whether it is empty). The code is the training's, so the messages are the same.
+role, fields, neighbours, and whether it is empty). A run uses the same code, so its messages are the same.
 
 A flat file of ids is read as a whole.
 
@@ -44,7 +44,7 @@ from zeta_core.report.reporter import Reporter
 from zeta_core.system.data_folder import Split
 
 VERSION = 4  # of the results in the cache
-MAX_PROCESSES = 4  # because trainings run on the same machine
+MAX_PROCESSES = 4  # because jobs run on the same machine
 BYTES_PER_PROCESS = 4 << 20
 MAX_COLUMNS = 100
 
@@ -92,7 +92,7 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
     try:
         tokens = flat_tokens(sources, Reporter(), time.monotonic() + seconds)
     except OutOfTime:
-        return "The flat file of ids could not be read within the time limit; the training checks it when it starts."
+        return "The flat file of ids could not be read within the time limit; the run checks it when it starts."
     lengths = np.diff(tokens.offsets)
     some = {*range(0, len(lengths), -(-len(lengths) // MAX_LENGTHS)), int(lengths.argmax())}
     num_tokens, num_documents = len(tokens.ids), len(lengths)
@@ -111,7 +111,7 @@ def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str,
 
 def _why_unchecked(dataset: Sequence[DatasetSource], locations: SourceLocations) -> str:
     if any(isinstance(source, HubSource) for source in dataset):
-        return "Data on the Hub is downloaded and checked when the training starts."
+        return "Data on the Hub is downloaded and checked when training starts."
     if (
         locations.data_root is None
         and not locations.any_path

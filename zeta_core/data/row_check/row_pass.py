@@ -50,7 +50,7 @@ class CheckedRows:
         note = None
         if not self.complete:
             note = (
-                f"Only the first {self.rows:,} rows were checked, because the time was limited; the training checks "
+                f"Only the first {self.rows:,} rows were checked, because the time was limited; the run checks "
                 "the other rows when it starts. A larger ZETA_CHECK_SECONDS on the server allows more time."
             )
         num_too_long = sum(length > seq_len for length in self.lengths)

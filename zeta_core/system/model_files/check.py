@@ -36,7 +36,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS, MERGED = "adapter_config.json", "adapter_model.
 _TEMPLATES = "additional_chat_templates"
 _DATA = (".txt", ".model", ".tiktoken", ".jinja")  # vocabularies and templates, which name no files
 _DATA_JSON = ("vocab.json", "tekken.json", "emoji.json", "normalizer.json", "entity_vocab.json")  # tokens and ids
-# Records of a training, which no library reads and which may reveal its paths.
+# Records of a run: no library reads them, and they may reveal its paths.
 _RECORDS = ("trainer_state.json", "manifest.json", "all_results.json", "train_results.json", "eval_results.json")
 _CLEANERS: dict[str, Callable[[dict[str, Any], JsonLocation], dict[str, Any]]] = {
     "config.json": clean_config,

@@ -34,7 +34,7 @@ from tests.harness.deployment import (
     unit_environment,
 )
 from tests.harness.ports import free_loopback_port
-from tests.harness.valkey import impatient_client
+from tests.harness.valkey import client_without_retries
 from tests.harness.waiting import wait_until
 from zeta_core.system.settings import PREFIX
 
@@ -122,7 +122,7 @@ def test_redis_of_the_compose_file_requires_a_password_and_persists_data(tmp_pat
     url = (secrets / "worker/redis_url").read_text().strip().replace("@redis:6379", f"@127.0.0.1:{port}")
     child = start_child(command, log_file=tmp_path / "log")
     try:
-        with impatient_client(url) as client:
+        with client_without_retries(url) as client:
             wait_until(lambda: responds(client), 20, "Redis to respond")
             client.set("kept", "yes")
             stop_child(child, stop_signal=signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_redis_of_the_compose_file_requires_a_password_and_persists_data(tmp_pat
             wait_until(lambda: responds(client), 20, "Redis to respond again")
             assert client.get("kept") == "yes"
         with (
-            impatient_client(f"redis://127.0.0.1:{port}/0") as unauthenticated,
+            client_without_retries(f"redis://127.0.0.1:{port}/0") as unauthenticated,
             pytest.raises(redis.AuthenticationError),
         ):
             unauthenticated.get("kept")

@@ -12,11 +12,11 @@ import psycopg
 import pytest
 import redis
 
-from tests.harness.clocks import Clock, build_library
+from tests.harness.clocks import AdjustableClock, build_library
 from tests.harness.disks import SmallDisk, can_mount
-from tests.harness.network import Line
 from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 
@@ -71,28 +71,28 @@ def test_postgresql_runs_unprivileged_and_requires_a_password(
 
 
 def test_a_cut_connection_delivers_its_data_when_it_heals(own_valkey: ValkeyServer) -> None:
-    line = Line(own_valkey.port)
+    relay = TcpRelay(own_valkey.port)
     try:
-        with socket.create_connection(("127.0.0.1", line.port), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=5) as client:
             client.sendall(b"PING\r\n")
             assert client.recv(100) == b"+PONG\r\n"
-            line.cut()
+            relay.cut()
             client.sendall(b"PING\r\n")
             client.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 client.recv(100)
             client.settimeout(5)
-            line.heal()
+            relay.restore()
             assert client.recv(100) == b"+PONG\r\n"
     finally:
-        line.close()
+        relay.close()
 
 
 def test_a_clock_jumps_under_a_running_process(tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
         pytest.skip("a jumping clock needs Linux and a C compiler")
-    clock = Clock(tmp_path / "clock", library)
+    clock = AdjustableClock(tmp_path / "clock", library)
     script = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", script], env=clock.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

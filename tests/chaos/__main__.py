@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.chaos.databases import FaultyDatabase, PostgresDatabase, SqliteDatabase
 from tests.chaos.suite import FaultSuite
-from tests.harness.children import end_in_order_on_sigterm
+from tests.harness.children import exit_cleanly_on_sigterm
 from tests.harness.postgres import PostgresServer
 
 LIMIT_SECONDS = 3600.0
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--limit-seconds", type=float, default=LIMIT_SECONDS, help="time limit of the fault injection")
     options = parser.parse_args()
-    end_in_order_on_sigterm()
+    exit_cleanly_on_sigterm()
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.chmod(0o755)

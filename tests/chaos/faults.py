@@ -144,9 +144,9 @@ def network_cut_for_longer_than_the_lease(fleet: Fleet, rng: Random) -> Injectio
 
 def _cut(fleet: Fleet, rng: Random, seconds: float) -> Injection:
     host = rng.choice(fleet.hosts)
-    host.line.cut()
+    host.relay.cut()
     yield Impact(running(fleet, host), seconds)
-    host.line.heal()
+    host.relay.restore()
 
 
 def server_killed(fleet: Fleet, rng: Random) -> Injection:
@@ -212,7 +212,7 @@ def invalid_redis_entries(fleet: Fleet, rng: Random) -> Injection:
 def redis_back_empty(fleet: Fleet, rng: Random) -> Injection:
     """Redis is killed and loses its disk."""
     fleet.valkey.kill()
-    fleet.valkey.forget()
+    fleet.valkey.delete_data()
     yield Impact(running(fleet), rng.uniform(0.0, 5.0))
     fleet.valkey.start()
 

@@ -17,7 +17,7 @@ from tests.chaos.databases import JobState, SqliteDatabase
 from tests.chaos.fleet import Fleet, Host, running_fleet
 from tests.chaos.planned_jobs import PlannedJob, spec_of
 from tests.chaos.users import Users
-from tests.harness.children import end_in_order_on_sigterm
+from tests.harness.children import exit_cleanly_on_sigterm
 from tests.harness.waiting import wait_until
 from zeta_core.system.settings import LEASE_SECONDS
 
@@ -155,7 +155,7 @@ MEASUREMENTS: tuple[Callable[[RecoveryMeasurements], list[Figure]], ...] = (
 
 
 def main() -> int:
-    end_in_order_on_sigterm()
+    exit_cleanly_on_sigterm()
     folder = Path(tempfile.mkdtemp(prefix="figures-"))
     figures: list[Figure] = []
     try:

@@ -25,13 +25,13 @@ from tests.chaos.databases import FaultyDatabase
 from tests.chaos.processes import TrainingProcess, trainings
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.harness.children import start_child
-from tests.harness.clocks import Clock, build_library
+from tests.harness.clocks import AdjustableClock, build_library
 from tests.harness.disks import SmallDisk, can_mount
-from tests.harness.network import Line
 from tests.harness.service import clean_environment
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import REPOSITORY, SECRET, ServerProcess
+from tests.server.server_process import REPOSITORY, SECRET, ServerProcess
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "tests.chaos.worker")
 SLOTS = 2
@@ -58,7 +58,7 @@ class Host:
         name: str,
         folder: Path,
         valkey: ValkeyServer,
-        clock: Clock | None,
+        clock: AdjustableClock | None,
         limits: Mapping[str, str],
         *,
         small_disk: bool,
@@ -66,7 +66,7 @@ class Host:
     ) -> None:
         self.name = name
         self.home = folder / "home"
-        self.line = Line(valkey.port)
+        self.relay = TcpRelay(valkey.port)
         self.clock = clock
         self.disk = SmallDisk(self.home, HOME_MEGABYTES) if small_disk else None
         self.home.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ class Host:
             "PYTHONPATH": str(REPOSITORY),
             "ZETA_HOME": str(self.home),
             "ZETA_ARTIFACTS_URL": str(store),
-            "ZETA_REDIS_URL": f"redis://127.0.0.1:{self.line.port}/0",
+            "ZETA_REDIS_URL": f"redis://127.0.0.1:{self.relay.port}/0",
             "ZETA_WORKER_SECRET": SECRET,
             "ZETA_WORKER_NAME": name,
             "ZETA_WORKER_SLOTS": str(SLOTS),
@@ -110,9 +110,9 @@ class Host:
                 found.process.kill()
 
     def close(self) -> None:
-        self.line.heal()
+        self.relay.restore()
         self.vanish()
-        self.line.close()
+        self.relay.close()
         if self.disk is not None:
             self.disk.close()
 
@@ -135,7 +135,7 @@ class Fleet:
         self.gone: list[Host] = []
         self.hosts: list[Host] = []
         self.servers: list[ServerProcess] = []
-        self.clocks: dict[str, Clock] = {}
+        self.clocks: dict[str, AdjustableClock] = {}
         self._limits = limits
         self._closing = closing
         self._small_disks = can_mount()
@@ -218,7 +218,7 @@ class Fleet:
         """The environment that gives a process the clock of this name; empty if clocks aren't supported."""
         if self._clock_library is None:
             return {}
-        self.clocks[name] = Clock(self.folder / f"{name}.clock", self._clock_library)
+        self.clocks[name] = AdjustableClock(self.folder / f"{name}.clock", self._clock_library)
         return self.clocks[name].environment
 
 

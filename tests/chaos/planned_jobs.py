@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 from random import Random
 from typing import Any, Literal, get_args
 
-from tests.worker.small_training import trained
+from tests.worker.small_training import next_weights
 
 Kind = Literal["small", "real", "real, uploaded text", "real, two ranks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -54,7 +54,7 @@ class PlannedJob:
             return None
         weights = b""
         for step in range(1, int(self.spec["metadata"]["steps"]) + 1):
-            weights = trained(weights, step)
+            weights = next_weights(weights, step)
         return hashlib.sha256(weights).hexdigest()
 
 

@@ -19,7 +19,7 @@ from tests.chaos.promises import PROMISES, Evidence
 from tests.chaos.users import Users
 from tests.harness.postgres import PostgresServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import error_of
+from tests.server.server_process import error_of
 from zeta_core.contract.job.status import ENDED, JobStatus
 
 PACE = 0.05  # seconds per step
@@ -150,7 +150,7 @@ def test_jobs_survive_a_killed_redis_with_or_without_its_data(scenario: Scenario
     scenario.fleet.valkey.kill()
     waiting = scenario.submit(steps=10)  # accepted without Redis
     if not keeps_its_data:
-        scenario.fleet.valkey.forget()
+        scenario.fleet.valkey.delete_data()
     scenario.fleet.valkey.start()
     assert scenario.check_promises(job_id) == ["completed"]
     assert scenario.check_promises(waiting) == ["completed"]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from tests.chaos.planned_jobs import PlannedJob
-from tests.server.serving import ServerProcess
+from tests.server.server_process import ServerProcess
 from zeta_core.contract.job.status import ENDED, StatusReason
 
 POLL_SECONDS = 1.0

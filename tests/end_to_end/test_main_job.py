@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.end_to_end.specs import PYTHON_REFERENCE, as_jsonl, endless_job, tiny_job
-from tests.harness.service import Service, marked_processes, parse_sse, wait_for_end
+from tests.harness.service import Service, parse_sse, processes_of_job, wait_for_end
 from tests.harness.waiting import wait_until
 
 LOAD_AND_GENERATE = """
@@ -115,12 +115,12 @@ def test_cancel_ends_a_running_job_with_all_of_its_processes(http: httpx.Client,
     job = submit(http, endless_job())
     path = f"/v1/jobs/{job['id']}"
     wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the training to have started")
-    assert marked_processes(job["id"])
+    assert processes_of_job(job["id"])
     response = http.post(f"{path}/cancel")
     assert (response.status_code, response.json()["requested_action"]) == (202, "cancel")
     ended = wait_for_end(http, job["id"], 60)
     assert (ended["status"], ended["status_reason"]) == ("cancelled", "cancelled_by_user"), service.log()
-    assert not marked_processes(job["id"])
+    assert not processes_of_job(job["id"])
     assert http.post(f"{path}/cancel").status_code == 409
 
 

@@ -1,1 +1,1 @@
-"""The real parts that tests run on: a Valkey server, a PostgreSQL server, processes, and waiting for what they do."""
+"""Tools for the tests: real servers and processes, faulty networks, disks and clocks, and waiting for conditions."""

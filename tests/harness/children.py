@@ -67,7 +67,7 @@ def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, t
     return child.wait()
 
 
-def end_in_order_on_sigterm() -> None:
+def exit_cleanly_on_sigterm() -> None:
     """Let SIGTERM raise `SystemExit`, so that this process stops its children and unmounts its disks."""
     signal.signal(signal.SIGTERM, _exit)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("clock.c")
 
 
-class Clock:
+class AdjustableClock:
     """The clock of the processes that are started with its `environment`."""
 
     def __init__(self, file: Path, library: Path) -> None:

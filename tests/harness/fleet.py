@@ -34,8 +34,8 @@ REPOSITORY = Path(__file__).parents[2]
 Answer = TypeVar("Answer")
 
 
-class Loop:
-    """An event loop in a thread."""
+class EventLoopThread:
+    """An event loop that runs in its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -54,8 +54,8 @@ class Loop:
         self._loop.close()
 
 
-class Bench:
-    """A database with its tables, one engine on it, and workers whose trainings are small real programs."""
+class SmallFleet:
+    """A database, an engine of the server, and worker processes that run `tests.worker.small_training`."""
 
     def __init__(self, folder: Path, redis_url: str, database_url: str | None = None, **settings: Any) -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class Bench:
         self.settings.home.mkdir(parents=True, exist_ok=True)
         if database_url is None:
             (self.settings.home / "zeta.db").touch()  # `Database` never creates a file
-        self.loop = Loop()
+        self.loop = EventLoopThread()
         self.database = self.loop.run(_open(self.settings.database))
         self.loop.run(_create_tables(self.database))
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -142,7 +142,7 @@ class Bench:
         query = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)
         return self.loop.run(_all(self.database, query))
 
-    def ends(self) -> dict[str, int]:
+    def end_counts(self) -> dict[str, int]:
         """The number of ended jobs by reason, according to the metrics."""
         return {row.reason: row.count for row in self.loop.run(_all(self.database, select(JobEndRow)))}
 
@@ -203,12 +203,14 @@ class Bench:
 
 
 @contextmanager
-def bench(folder: Path, redis_url: str, database_url: str | None = None, **settings: Any) -> Generator[Bench]:
-    made = Bench(folder, redis_url, database_url, **settings)
+def small_fleet(
+    folder: Path, redis_url: str, database_url: str | None = None, **settings: Any
+) -> Generator[SmallFleet]:
+    fleet = SmallFleet(folder, redis_url, database_url, **settings)
     try:
-        yield made
+        yield fleet
     finally:
-        made.close()
+        fleet.close()
 
 
 async def _open(url: str) -> Database:

@@ -1,7 +1,7 @@
 """HTTP gateways between a client and a server on the loopback interface that misbehave as real ones do.
 
 A gateway forwards requests or responds itself (a rejection, a redirect, a sign-in page), and may buffer or compress
-responses. For gateways that cut idle connections, see `tests.harness.network.Line`.
+responses. For gateways that cut idle connections, see `tests.harness.tcp_relay.TcpRelay`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OWN_HEADERS = frozenset({"transfer-encoding", "content-length", "connection", "
 
 
 @dataclass(frozen=True)
-class Answer:
+class GatewayResponse:
     """A response of the gateway itself."""
 
     status: int
@@ -36,7 +36,7 @@ class Gateway:
         self,
         target_port: int | None = None,
         *,
-        answers: Callable[[str, str], Answer | None] = lambda method, path: None,
+        answers: Callable[[str, str], GatewayResponse | None] = lambda method, path: None,
         buffers: bool = False,
         compresses: bool = False,
         cuts_events_at: int | None = None,

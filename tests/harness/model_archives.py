@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def pack(files: Mapping[str, object]) -> bytes:
+def pack_tar(files: Mapping[str, object]) -> bytes:
     """A .tar of files: bytes and text unchanged, other values as JSON."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
@@ -34,12 +34,12 @@ def pack(files: Mapping[str, object]) -> bytes:
     return made.getvalue()
 
 
-def model(**files: object) -> dict[str, object]:
+def model_files(**files: object) -> dict[str, object]:
     """The files of a model with a config; ``a__json`` stands for ``a.json``."""
     return {"config.json": CONFIG, **{name.replace("__", "."): content for name, content in files.items()}}
 
 
-def safetensors(header: object = None, data: bytes = b"\0" * 8, *, length: int | None = None) -> bytes:
+def safetensors_file(header: object = None, data: bytes = b"\0" * 8, *, length: int | None = None) -> bytes:
     """A safetensors file with one tensor of two numbers, or with the given header."""
     if header is None:
         header = {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

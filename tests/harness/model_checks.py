@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.harness.model_archives import pack
+from tests.harness.model_archives import pack_tar
 from zeta_core.system.model_files import ArchiveFiles, InvalidModelFiles, check_archive, clean_files, model_folder
 
 
 def check_upload(tmp_path: Path, files: dict[str, object]) -> None:
-    (tmp_path / "model.tar").write_bytes(pack(files))
+    (tmp_path / "model.tar").write_bytes(pack_tar(files))
     check_archive(tmp_path / "model.tar", "model.tar")
 
 
@@ -26,7 +26,7 @@ def rejection(tmp_path: Path, files: dict[str, object]) -> str:
 
 def cleaned_files(tmp_path: Path, files: Mapping[str, object]) -> dict[str, Any]:
     """The JSON files of an archive as libraries would read them."""
-    (tmp_path / "model.tar").write_bytes(pack(files))
+    (tmp_path / "model.tar").write_bytes(pack_tar(files))
     archive = ArchiveFiles(tmp_path / "model.tar", "model.tar")
     seen = clean_files(archive, model_folder(archive), "upload", weights=True)
     return {name: None if content is None else json.loads(content) for name, content in seen}

@@ -103,7 +103,7 @@ def wait_for_end(client: httpx.Client, job_id: str, timeout_seconds: float = 120
     return wait_until(ended, timeout_seconds, f"{job_id} to end") or {}
 
 
-def marked_processes(job_id: str) -> list[int]:
+def processes_of_job(job_id: str) -> list[int]:
     """The processes on this machine with the job's id in their environment (Linux)."""
     mark = f"ZETA_JOB_ID={job_id}".encode()
     found: list[int] = []

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import redis
 
-from tests.harness.fleet import Bench
+from tests.harness.fleet import SmallFleet
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import (
@@ -50,7 +50,7 @@ class SimulatedWorker:
         self._beat = 0
         self._started: dict[str, int] = {}
 
-    def beat(self, *running: tuple[str, int]) -> None:
+    def send_heartbeat(self, *running: tuple[str, int]) -> None:
         """Send a heartbeat that lists these (job, attempt) in the first slots."""
         self._beat += 1
         signed = signed_heartbeat(
@@ -66,18 +66,18 @@ class SimulatedWorker:
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
 
-    def start(self, fleet: Bench, job_id: str, attempt: int = 1) -> None:
+    def start(self, fleet: SmallFleet, job_id: str, attempt: int = 1) -> None:
         """Send heartbeats until the job is dispatched, claim it, and report it as running with the earlier ones."""
         others = [(job, number) for job, number in self._started.items() if job != job_id]
 
         def dispatched() -> bool:
-            self.beat(*others)
+            self.send_heartbeat(*others)
             return fleet.job(job_id).worker == self.name
 
         wait_until(dispatched, 15, f"{job_id} to be dispatched")
         assert self.claim(job_id, attempt).granted
         self._started[job_id] = attempt
-        self.beat(*others, (job_id, attempt))
+        self.send_heartbeat(*others, (job_id, attempt))
 
     def claim(self, job_id: str, attempt: int = 1) -> ClaimAnswer:
         """Claim a job, and wait for the answer."""

@@ -50,7 +50,7 @@ class ValkeyServer:
         self.stop()
         self.start()
 
-    def forget(self) -> None:
+    def delete_data(self) -> None:
         """Delete all data of the stopped server, as if its disk were lost."""
         assert self._process is None, "stop it first"
         shutil.rmtree(self.directory)
@@ -63,7 +63,7 @@ class ValkeyServer:
 
     def client(self, url: str | None = None) -> "redis.Redis":
         """A client with decoded strings; the caller closes it."""
-        return impatient_client(url or self.url)
+        return client_without_retries(url or self.url)
 
     def _end(self, how: signal.Signals) -> None:
         assert self._process is not None, "not started"
@@ -81,7 +81,7 @@ class ValkeyServer:
                 return False
 
 
-def impatient_client(url: str) -> "redis.Redis":
+def client_without_retries(url: str) -> "redis.Redis":
     """A client with decoded strings and without retries, which would hide failures from a test."""
     no_retry = Retry(NoBackoff(), 0)
     return redis.Redis.from_url(url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2, retry=no_retry)

@@ -7,12 +7,12 @@ import pytest
 
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
-from tests.server.serving import ServerProcess, serving
+from tests.server.server_process import ServerProcess, running_server
 
 
 @pytest.fixture(scope="module")
 def server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("server"), shared_valkey.second_url) as process:
+    with running_server(tmp_path_factory.mktemp("server"), shared_valkey.second_url) as process:
         yield process
 
 

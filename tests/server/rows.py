@@ -17,7 +17,7 @@ from server.database.connections import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
 from server.database.transitions import StatusChange, change_status, create_job, lock_job
 from server.settings import ServerSettings
-from tests.server.serving import SPEC
+from tests.server.server_process import SPEC
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.job.events import utc_now

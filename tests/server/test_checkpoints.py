@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.server.rows import CREATED_AT, Rows, some_bytes
-from tests.server.serving import API_KEY, ServerProcess, error_of
+from tests.server.server_process import API_KEY, ServerProcess, error_of
 from zeta_core.contract.job.checkpoint import FileRole
 from zeta_core.contract.job.status import JobStatus
 

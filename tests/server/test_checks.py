@@ -9,11 +9,11 @@ import httpx
 import pytest
 
 from server.engine.engine import Engine
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server import serving
+from tests.server import server_process
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
@@ -22,23 +22,23 @@ SPEC: dict[str, Any] = {"model": {"config": {"model_type": "llama"}}}
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url, check_seconds=3) as made:
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url, check_seconds=3) as fleet:
+        yield fleet
 
 
-def request_check(fleet: Bench, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
+def request_check(fleet: SmallFleet, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
     return fleet.loop.run(engine.spec_checks.request(SPEC, ResolvedSpec.model_validate(resolved), 1))
 
 
-def test_a_repeated_check_is_answered_from_the_cache(fleet: Bench, shared_valkey: ValkeyServer) -> None:
+def test_a_repeated_check_is_answered_from_the_cache(fleet: SmallFleet, shared_valkey: ValkeyServer) -> None:
     engine = fleet.start_engine()
     assert "No connected worker can check" in str(request_check(fleet, engine, {}))
     with shared_valkey.client() as client:
         worker = SimulatedWorker(client, SECRET)
 
         def alive() -> bool:
-            worker.beat()
+            worker.send_heartbeat()
             return engine.is_alive(worker.name)
 
         wait_until(alive, 15, "the worker to be known")
@@ -83,7 +83,7 @@ def test_only_checks_of_immutable_data_are_cached(
     answered: httpx.Client, requests: list[CheckRequest], dataset: Any, num_checks: int
 ) -> None:
     requests.clear()
-    spec = {**serving.SPEC, "dataset": dataset}
+    spec = {**server_process.SPEC, "dataset": dataset}
     for _ in range(2):
         answer = answered.post("/v1/jobs/validate", json=spec)
         assert answer.status_code == 200, answer.text
@@ -104,15 +104,17 @@ def answered(
     """A client of a server whose simulated worker answers every check."""
     stopped = threading.Event()
     with (
-        serving.serving(tmp_path_factory.mktemp("answered"), shared_valkey.second_url, ZETA_HUB="on") as server,
+        server_process.running_server(
+            tmp_path_factory.mktemp("answered"), shared_valkey.second_url, ZETA_HUB="on"
+        ) as server,
         shared_valkey.client(shared_valkey.second_url) as client,
         server.http() as http,
     ):
-        worker = SimulatedWorker(client, serving.SECRET)
+        worker = SimulatedWorker(client, server_process.SECRET)
 
         def answer() -> None:
             while not stopped.wait(0.05):
-                worker.beat()
+                worker.send_heartbeat()
                 for message in worker.receive_all():
                     if isinstance(message, CheckRequest):
                         requests.append(message)

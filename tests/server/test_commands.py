@@ -10,7 +10,7 @@ import pytest
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server, submit
 from zeta_core.contract.job.checkpoint import FileRole
 from zeta_core.contract.job.commands import COMMAND_TABLE, COMMANDS, Accepted, Situation, as_markdown
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -251,7 +251,7 @@ def test_a_job_in_use_by_an_unfinished_job_is_not_deleted(rows: Rows, http: http
 
 
 def test_an_interrupted_deletion_is_finished_at_the_next_start(shared_valkey: ValkeyServer, tmp_path: Path) -> None:
-    with serving(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
+    with running_server(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
         rows = Rows(server.settings)
         job_id = rows.job()
         rows.attempt(job_id, log="a line\n", to=JobStatus.FAILED)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import API_KEY, SPEC, ServerProcess
+from tests.server.server_process import API_KEY, SPEC, ServerProcess
 from zeta_core.contract.job.status import JobStatus
 
 KEY = f"Authorization: Bearer {API_KEY}\r\n"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from server.estimates.earlier_jobs import EarlierJob, find_earlier
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import SPEC
+from tests.server.server_process import SPEC
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -25,13 +25,13 @@ MEMORY = {"weights": 4, "gradients": 4, "optimizer": 8, "activations": 100}
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url) as made:
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url) as fleet:
+        yield fleet
 
 
 def test_an_estimate_uses_the_longest_comparable_job_on_the_same_device(
-    fleet: Bench, shared_valkey: ValkeyServer
+    fleet: SmallFleet, shared_valkey: ValkeyServer
 ) -> None:
     engine, rows = fleet.start_engine(), Rows(fleet.settings)
 
@@ -65,7 +65,7 @@ def test_an_estimate_uses_the_longest_comparable_job_on_the_same_device(
         worker = SimulatedWorker(client, SECRET, "w1")
 
         def is_alive() -> bool:
-            worker.beat()
+            worker.send_heartbeat()
             return engine.is_alive("w1")
 
         wait_until(is_alive, 15, "the worker to be known")

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, submit
+from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, submit
 from zeta_core.contract.printable import printable
 
 OPEN = {"/healthz", "/readyz"}

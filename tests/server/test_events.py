@@ -16,7 +16,7 @@ from server.jobs.training_curves import thin_out
 from tests.harness.service import parse_sse
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import ServerProcess, error_of, serving, submit
+from tests.server.server_process import ServerProcess, error_of, running_server, submit
 from zeta_core.contract.job.status import JobStatus
 
 STREAM = {"Accept": "text/event-stream"}
@@ -139,7 +139,7 @@ def test_an_invalid_last_event_id_is_rejected(rows: Rows, http: httpx.Client, he
 
 def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: Path, redis_url: str) -> None:
     seen: list[int] = []
-    with serving(tmp_path / "home", redis_url) as server:
+    with running_server(tmp_path / "home", redis_url) as server:
         rows = Rows(server.settings)
         job_id = rows.job()
         for how in (signal.SIGKILL, signal.SIGTERM):
@@ -158,7 +158,7 @@ def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: P
 
 
 def test_sigterm_ends_streams_within_a_second_with_exit_code_0(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         job_id = submit(http)["id"]
         running = Rows(server.settings).job()
         Rows(server.settings).attempt(running, log="a line\n")

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.server.serving import ServerProcess, error_of
+from tests.server.server_process import ServerProcess, error_of
 
 HEADERS = {"Content-Type": "multipart/form-data; boundary=b"}
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness.waiting import wait_until
 from tests.server.rows import some_bytes
-from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of, serving
+from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, running_server
 from zeta_core.contract.job.responses import StoredFile
 
 TEXT = b"To be, or not to be.\n" * 1000
@@ -231,7 +231,7 @@ def test_a_file_is_deleted_unless_an_unfinished_job_uses_it(server: ServerProces
 
 
 def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
         assert upload(http, content=b"x" * 1_000_000).status_code == 201
         for content in (b"x" * 1_000_001, b"x" * 5_000_000):
             answer = upload(http, content=content)
@@ -245,7 +245,10 @@ def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Pat
 
 
 def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path) -> None:
-    with serving(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES="300000") as server, server.http() as http:
+    with (
+        running_server(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES="300000") as server,
+        server.http() as http,
+    ):
         first = upload(http, content=b"x" * 200_000)
         assert first.status_code == 201
         announced = upload(http, content=b"x" * 200_000)
@@ -289,7 +292,7 @@ def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
 
 
 def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server:
+    with running_server(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             head = (
                 f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
@@ -303,7 +306,7 @@ def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp
 
 
 def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))  # no file grows beyond
         answer = upload(http, content=b"x" * (9 << 20))
         assert (answer.status_code, error_of(answer)["code"]) == (503, "disk_full")
@@ -321,7 +324,7 @@ def test_transferring_two_gibibytes_needs_constant_memory(tmp_path: Path, redis_
     num_blocks, block = 2048, b"All the world's a stage, and all the men and women merely player" * 16384
     num_bytes = num_blocks * len(block)
     head, tail = PURPOSE + part("file", b"", "large.txt")[:-2], b"\r\n" + END
-    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         assert upload(http).status_code == 201  # what the first upload loads is not the large one's
         before = server.peak_memory_bytes()
         headers = {

@@ -8,26 +8,26 @@ import redis
 
 from server.engine import known_workers
 from server.engine.known_workers import KnownWorkers
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import SERVER_STREAM, WORKERS_HASH, JournalAck, StopRequest
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url, lease_seconds=2) as made:
-        made.start_engine()
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url, lease_seconds=2) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
-def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     fleet.request(job_id, "cancel")
     for _ in range(2):
-        worker.beat((job_id, 1))
+        worker.send_heartbeat((job_id, 1))
         request = worker.receive(StopRequest, job_id)
         assert isinstance(request, StopRequest)
         assert (request.attempt, request.action) == (1, "cancel")
@@ -36,7 +36,7 @@ def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: Bench, cl
 
 
 def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
-    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+    fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silent, other = SimulatedWorker(client, SECRET, "silent"), SimulatedWorker(client, SECRET, "other")
     job_id = fleet.submit()
@@ -47,8 +47,8 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     other.start(fleet, job_id, 2)
 
     def is_fenced() -> bool:
-        silent.beat((job_id, 1))
-        other.beat((job_id, 2))
+        silent.send_heartbeat((job_id, 1))
+        other.send_heartbeat((job_id, 2))
         return any(isinstance(message, JournalAck) and message.fenced for message in silent.receive_all())
 
     wait_until(is_fenced, 20, "the returned worker to receive a fenced acknowledgement")
@@ -58,7 +58,7 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     wait_until(lambda: client.hlen(WORKERS_HASH) == 0, 30, "the heartbeats of both to be removed")
 
     def listed_again() -> bool:
-        other.beat((job_id, 2))
+        other.send_heartbeat((job_id, 2))
         return fleet.engine is not None and [beat.worker for beat in fleet.engine.workers()] == ["other"]
 
     wait_until(listed_again, 30, "one that lives after all to be listed again")
@@ -73,7 +73,7 @@ def test_heartbeats_with_a_wrong_secret_or_name_are_rejected() -> None:
 def test_an_engine_restarts_repeatedly_while_workers_send_messages(
     tmp_path: Path, redis_url: str, client: "redis.Redis"
 ) -> None:
-    with bench(tmp_path, redis_url) as fleet:
+    with small_fleet(tmp_path, redis_url) as fleet:
         fleet.start_engine()
         worker = SimulatedWorker(client, SECRET)
         job_id = fleet.submit()

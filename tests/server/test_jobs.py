@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
-from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server, submit
 from zeta_core.contract.job.checkpoint import FileRole
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import JobStatus
@@ -25,12 +25,12 @@ def server(
     """A server on each of the two databases; all tests of this file run on both."""
     home = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
-        with serving(home, shared_valkey.second_url) as process:
+        with running_server(home, shared_valkey.second_url) as process:
             yield process
         return
     with (
         request.getfixturevalue("postgres_server").fresh_database() as url,
-        serving(home, shared_valkey.second_url, url) as process,
+        running_server(home, shared_valkey.second_url, url) as process,
     ):
         yield process
 
@@ -283,7 +283,7 @@ def test_concurrent_submissions_and_cancels_leave_no_gaps_in_events(http: httpx.
 
 
 def test_an_accepted_job_survives_an_immediate_kill(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server:
+    with running_server(tmp_path / "home", redis_url) as server:
         for number in range(2):
             with server.http() as http:
                 job = submit(http, entity_name=f"killed-{number}")

@@ -15,13 +15,13 @@ import redis
 from psycopg import sql
 from sqlalchemy import text
 
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.non_redis_server import non_redis_server
 from tests.harness.postgres import PostgresServer
 from tests.harness.simulated_worker import SimulatedWorker, progress
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import SPEC, error_of, serving, submit
+from tests.server.server_process import SPEC, error_of, running_server, submit
 from zeta_core.contract.wire.messages import (
     LAST_STREAM_ID,
     SERVER_STREAM,
@@ -37,13 +37,13 @@ STOP_REQUEST = StopRequest(job_id="job_1", attempt=1, action="cancel")
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url) as made:
-        made.start_engine()
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
-def num_dropped(fleet: Bench, source: str) -> int:
+def num_dropped(fleet: SmallFleet, source: str) -> int:
     assert fleet.engine is not None
     return fleet.engine.dropped.counts[source]
 
@@ -63,7 +63,7 @@ POISON: dict[str, dict[Any, Any]] = {
 
 
 def test_invalid_entries_are_removed_counted_and_logged_once(
-    fleet: Bench, client: redis.Redis, caplog: pytest.LogCaptureFixture
+    fleet: SmallFleet, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
@@ -83,7 +83,7 @@ def test_invalid_entries_are_removed_counted_and_logged_once(
 
 
 @pytest.mark.parametrize("key", [SERVER_STREAM, worker_stream("simulated")])
-def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Redis, key: str) -> None:
+def test_a_redis_key_of_the_wrong_type_is_removed(fleet: SmallFleet, client: redis.Redis, key: str) -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -99,14 +99,14 @@ def test_a_redis_key_of_the_wrong_type_is_removed(fleet: Bench, client: redis.Re
     wait_until(is_answered, 30, "the server to answer")
 
 
-def test_heartbeats_that_are_not_a_hash_are_removed(fleet: Bench, client: redis.Redis) -> None:
+def test_heartbeats_that_are_not_a_hash_are_removed(fleet: SmallFleet, client: redis.Redis) -> None:
     client.set(WORKERS_HASH, "not what it should be")
     wait_until(lambda: client.type(WORKERS_HASH) != "string", 30, "the key to be removed")
     worker = SimulatedWorker(client, SECRET)
     worker.start(fleet, fleet.submit())
 
 
-def test_a_stream_that_is_full_is_recreated(fleet: Bench, client: redis.Redis) -> None:
+def test_a_stream_that_is_full_is_recreated(fleet: SmallFleet, client: redis.Redis) -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -127,7 +127,7 @@ def _takes_entries(client: redis.Redis) -> bool:
     "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
 def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey: ValkeyServer, answer: bytes) -> None:
-    with serving(tmp_path / "home", own_valkey.url) as server, server.http() as http:
+    with running_server(tmp_path / "home", own_valkey.url) as server, server.http() as http:
 
         def ready() -> dict[str, Any]:
             return http.get("/readyz").json()
@@ -157,7 +157,7 @@ def test_a_read_only_database_is_unavailable_until_it_is_writable(
 ) -> None:
     with postgres_server.fresh_database() as url:
         name = url.rpartition("/")[2]
-        with serving(tmp_path / "home", redis_url, url) as server, server.http() as http:
+        with running_server(tmp_path / "home", redis_url, url) as server, server.http() as http:
             job = http.post("/v1/jobs", json=SPEC).json()
             assert http.get("/readyz").status_code == 200
             with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as admin:
@@ -175,7 +175,7 @@ def test_a_read_only_database_is_unavailable_until_it_is_writable(
 
 
 def test_a_read_only_sqlite_file_is_not_ready(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         assert http.get("/readyz").status_code == 200
         with closing(sqlite3.connect(server.home / "zeta.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -196,7 +196,7 @@ def _end_sessions(admin: psycopg.Connection[Any], name: str) -> None:
 
 @pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
 def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, fate: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         kept = submit(http)
         file, away = server.home / "zeta.db", tmp_path / "away.db"
         file.rename(away)
@@ -219,7 +219,7 @@ def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, f
 def test_no_session_state_outlives_a_postgresql_transaction(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
-    with postgres_server.fresh_database() as url, bench(tmp_path, redis_url, url) as fleet:
+    with postgres_server.fresh_database() as url, small_fleet(tmp_path, redis_url, url) as fleet:
 
         async def sessions() -> list[tuple[int, str]]:
             seen: list[tuple[int, str]] = []
@@ -243,6 +243,6 @@ def test_the_date_style_of_the_database_does_not_matter(
         with psycopg.connect(url, autocommit=True) as connection:
             name = connection.info.dbname
             connection.execute(sql.SQL("ALTER DATABASE {} SET datestyle = 'SQL, DMY'").format(sql.Identifier(name)))
-        with serving(tmp_path, redis_url, url) as server, server.http() as http:
+        with running_server(tmp_path, redis_url, url) as server, server.http() as http:
             job = submit(http)
             assert http.get(f"/v1/jobs/{job['id']}").json()["created_at"] == job["created_at"]

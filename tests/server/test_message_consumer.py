@@ -17,7 +17,7 @@ from server.database.tables import CheckRow, JobRow
 from server.engine.event_signal import EventSignal
 from server.engine.message_consumer import MAX_TRIES, MessageConsumer
 from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -25,25 +25,25 @@ from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckR
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
     url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
-    with bench(tmp_path, redis_url, url) as made:
-        made.start_engine()
-        yield made
+    with small_fleet(tmp_path, redis_url, url) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
-def running_job(fleet: Bench, client: "redis.Redis") -> tuple[SimulatedWorker, str]:
+def running_job(fleet: SmallFleet, client: "redis.Redis") -> tuple[SimulatedWorker, str]:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     return worker, job_id
 
 
-def stored_steps(fleet: Bench, job_id: str) -> list[int]:
+def stored_steps(fleet: SmallFleet, job_id: str) -> list[int]:
     return [event.fields["step"] for event in fleet.events(job_id) if event.type == "progress"]
 
 
-def test_repeated_lines_and_lines_after_a_gap_are_ignored(fleet: Bench, client: "redis.Redis") -> None:
+def test_repeated_lines_and_lines_after_a_gap_are_ignored(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     first = [progress(1, loss=2.0), progress(2, loss=1.5, steps=[{"step": 1}, {"step": 2}])]
     assert worker.publish(job_id, 1, *first).stored_line == 2
@@ -62,7 +62,7 @@ def test_repeated_lines_and_lines_after_a_gap_are_ignored(fleet: Bench, client: 
     fleet.check_events(job_id)
 
 
-def test_lines_of_an_ended_attempt_are_fenced(fleet: Bench, client: "redis.Redis") -> None:
+def test_lines_of_an_ended_attempt_are_fenced(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     assert worker.publish(job_id, 1, progress(1), status("failed", reason="train_error")).stored_line == 2
     assert fleet.wait_for_status(job_id, "queued").status_reason == "retrying"
@@ -77,7 +77,7 @@ def test_lines_of_an_ended_attempt_are_fenced(fleet: Bench, client: "redis.Redis
     fleet.check_events(job_id)
 
 
-def test_a_claim_is_granted_again_only_to_the_same_process(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_claim_is_granted_again_only_to_the_same_process(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     assert worker.claim(job_id).granted
     worker.incarnation = "another"
@@ -89,7 +89,7 @@ def test_a_claim_is_granted_again_only_to_the_same_process(fleet: Bench, client:
     assert [event.fields["status"] for event in fleet.events(job_id)] == ["running"]
 
 
-def test_invalid_lines_do_not_block_later_lines(fleet: Bench, client: "redis.Redis") -> None:
+def test_invalid_lines_do_not_block_later_lines(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     strange: list[dict[str, Any]] = [
         {"type": "log", "message": "a NUL \0 and half a pair \ud800"},
@@ -112,7 +112,7 @@ def test_invalid_lines_do_not_block_later_lines(fleet: Bench, client: "redis.Red
 
 
 def test_messages_without_a_valid_signature_are_dropped(
-    fleet: Bench, client: "redis.Redis", caplog: pytest.LogCaptureFixture
+    fleet: SmallFleet, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, job_id = running_job(fleet, client)
     forged = SimulatedWorker(client, "another secret", worker.name)
@@ -126,7 +126,7 @@ def test_messages_without_a_valid_signature_are_dropped(
     wait_until(lambda: client.xlen(SERVER_STREAM) == 0, 10, "the stream to be empty")
 
 
-def test_the_consumer_group_is_recreated_after_flushall(fleet: Bench, client: "redis.Redis") -> None:
+def test_the_consumer_group_is_recreated_after_flushall(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     client.flushall()
     assert worker.publish(job_id, 1, progress(1)).stored_line == 1
@@ -134,7 +134,7 @@ def test_the_consumer_group_is_recreated_after_flushall(fleet: Bench, client: "r
     assert [group["name"] for group in groups] == [SERVER_GROUP]
 
 
-def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(fleet: Bench, client: "redis.Redis") -> None:
+def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     worker.publish(job_id, 1, checkpoint(2), status("failed", reason="process_killed"))
     assert fleet.wait_for_status(job_id, "queued").failures == 1
@@ -151,8 +151,8 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
 ) -> None:
     num_jobs, num_lines = 6, 60
     with (
-        bench(tmp_path / "one", redis_url, postgres_url) as one,
-        bench(tmp_path / "two", redis_url, postgres_url) as two,
+        small_fleet(tmp_path / "one", redis_url, postgres_url) as one,
+        small_fleet(tmp_path / "two", redis_url, postgres_url) as two,
         shared_valkey.client() as client,
     ):
         one.start_engine()
@@ -187,7 +187,7 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
         assert len(consumers) == 2  # both have read
 
 
-def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker, job_id = running_job(fleet, client)
     ack = worker.publish(job_id, 1, *[checkpoint(step) for step in (1, 2, 3)])
     assert ack.keep == []
@@ -223,7 +223,7 @@ def _signed_unvalidated(body: dict[str, Any], lines: list[dict[str, Any]]) -> di
 class SteppedConsumer:
     """A consumer without a loop: the test runs each pass itself, without pauses."""
 
-    def __init__(self, fleet: Bench) -> None:
+    def __init__(self, fleet: SmallFleet) -> None:
         self.fleet = fleet
         self.dropped = DroppedMessages()
         fleet.loop.run(self._open())
@@ -249,7 +249,7 @@ class SteppedConsumer:
 RESULT = CheckResult(check_id="a check", worker="simulated", failure="the check failed")
 
 
-def checks_stored(fleet: Bench) -> list[str]:
+def checks_stored(fleet: SmallFleet) -> list[str]:
     async def read() -> list[str]:
         async with fleet.database.read() as session:
             return list((await session.scalars(select(CheckRow.id))).all())
@@ -258,7 +258,7 @@ def checks_stored(fleet: Bench) -> list[str]:
 
 
 def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: str, client: "redis.Redis") -> None:
-    with bench(tmp_path, redis_url) as fleet:
+    with small_fleet(tmp_path, redis_url) as fleet:
         stepped = SteppedConsumer(fleet)
         fleet.loop.run(stepped.consumer.one_pass())
         SimulatedWorker(client, SECRET).send(RESULT)
@@ -275,7 +275,10 @@ def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: st
 def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
     tmp_path: Path, redis_url: str, postgres_url: str, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
-    with bench(tmp_path, redis_url, postgres_url) as fleet, psycopg.connect(postgres_url, autocommit=True) as admin:
+    with (
+        small_fleet(tmp_path, redis_url, postgres_url) as fleet,
+        psycopg.connect(postgres_url, autocommit=True) as admin,
+    ):
         stepped = SteppedConsumer(fleet)
         admin.execute(
             "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS "

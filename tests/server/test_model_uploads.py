@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.harness.model_archives import CONFIG, model, pack, safetensors
-from tests.server.serving import SPEC, ServerProcess, error_of
+from tests.harness.model_archives import CONFIG, model_files, pack_tar, safetensors_file
+from tests.server.server_process import SPEC, ServerProcess, error_of
 
 
 def upload(http: httpx.Client, content: bytes) -> httpx.Response:
@@ -45,20 +45,36 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
     ("content", "message"),
     [
         (
-            pack(model(tokenizer_config__json={"tokenizer_class": "BertTokenizer", "vocab": "/home/zeta/admin.key"})),
+            pack_tar(
+                model_files(
+                    tokenizer_config__json={"tokenizer_class": "BertTokenizer", "vocab": "/home/zeta/admin.key"}
+                )
+            ),
             "model.tar: tokenizer_config.json has 'vocab' = '/home/zeta/admin.key'; it must name a file in",
         ),
         (
-            pack(model(special_tokens_map__json={"vocab_file": "/proc/self/environ"})),
+            pack_tar(model_files(special_tokens_map__json={"vocab_file": "/proc/self/environ"})),
             "model.tar: special_tokens_map.json has 'vocab_file' = '/proc/self/environ'; it must name a file",
         ),
-        (pack({**model(), "model.safetensors.index.json": INDEX}), "has 'weight_map.x' = '/srv/jobs/job_1/checkpoints"),
-        (pack(model(model__safetensors=b"\x80\x04K\x01.")), "model.tar: model.safetensors is not a safetensors file"),
-        (pack({"config.json": {**CONFIG, "attn_implementation": "owner/kernel"}}), "'attn_implementation' = 'owner/ke"),
-        (pack({"config.json": {**CONFIG, "auto_map": {"AutoConfig": "evil.C"}}, "evil.py": ""}), "has 'auto_map' = "),
+        (
+            pack_tar({**model_files(), "model.safetensors.index.json": INDEX}),
+            "has 'weight_map.x' = '/srv/jobs/job_1/checkpoints",
+        ),
+        (
+            pack_tar(model_files(model__safetensors=b"\x80\x04K\x01.")),
+            "model.tar: model.safetensors is not a safetensors file",
+        ),
+        (
+            pack_tar({"config.json": {**CONFIG, "attn_implementation": "owner/kernel"}}),
+            "'attn_implementation' = 'owner/ke",
+        ),
+        (
+            pack_tar({"config.json": {**CONFIG, "auto_map": {"AutoConfig": "evil.C"}}, "evil.py": ""}),
+            "has 'auto_map' = ",
+        ),
         (link("vocab.txt", "/etc/passwd"), "model.tar contains 'vocab.txt', which is a link"),
-        (pack({"../config.json": CONFIG}), "model.tar contains '../config.json', which is outside the folder"),
-        (pack({"config.json": b'{"a":' * 100_000}), "config.json is nested more than 64 levels deep"),
+        (pack_tar({"../config.json": CONFIG}), "model.tar contains '../config.json', which is outside the folder"),
+        (pack_tar({"config.json": b'{"a":' * 100_000}), "config.json is nested more than 64 levels deep"),
         (sparse(6_600_000_000), "model.tar contains 'config.json', which is a sparse file"),
     ],
 )
@@ -74,11 +90,11 @@ def test_an_unsafe_model_is_rejected_and_removed(
 
 def test_claimed_sizes_in_an_archive_use_no_server_memory(server: ServerProcess, http: httpx.Client) -> None:
     """Neither for sparse files nor for JSON that needs hundreds of megabytes when parsed."""
-    assert upload(http, pack(model())).status_code == 201
+    assert upload(http, pack_tar(model_files())).status_code == 201
     before = server.peak_memory_bytes()
     large = b'{"a": [' + b"1.5," * 7_000_000 + b"0]}"
     assert upload(http, sparse(1 << 33)).status_code == 422
-    assert upload(http, pack(model(any__json=large))).status_code == 201
+    assert upload(http, pack_tar(model_files(any__json=large))).status_code == 201
     assert server.peak_memory_bytes() - before < 100 << 20, "the body itself passes through in pieces"
 
 
@@ -95,14 +111,14 @@ def test_an_archive_that_makes_tarfile_hang_is_rejected(http: httpx.Client) -> N
 def test_a_real_model_is_stored_and_used(http: httpx.Client, tmp_path: Path) -> None:
     tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"/etc/passwd": 0}, "merges": []}}
     config = {**CONFIG, "_name_or_path": "/home/me/out/checkpoint-5"}
-    files = model(
+    files = model_files(
         config__json=config,
-        model__safetensors=safetensors(),
+        model__safetensors=safetensors_file(),
         tokenizer__json=tokenizer,
         tokenizer_config__json={"tokenizer_class": "GPT2Tokenizer", "bos_token": "/", "model_max_length": 10**30},
         training_args__bin=b"\x80\x04K\x01.",
     )
-    answer = upload(http, pack(files))
+    answer = upload(http, pack_tar(files))
     assert answer.status_code == 201, answer.text
     assert http.post("/v1/jobs", json={**SPEC, "model": {"file": answer.json()["id"]}}).status_code == 201
 

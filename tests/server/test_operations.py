@@ -25,7 +25,7 @@ from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.serving import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, serving, submit
+from tests.server.server_process import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, running_server, submit
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.responses import Worker
@@ -45,7 +45,7 @@ def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
     valkey = ValkeyServer(tmp_path / "valkey")
-    with serving(tmp_path / "home", valkey.url) as server, server.http() as http:
+    with running_server(tmp_path / "home", valkey.url) as server, server.http() as http:
         assert http.get("/healthz").json()["status"] == "ok"
         answer = http.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
@@ -62,7 +62,7 @@ def test_a_server_without_its_database_is_live_but_not_ready(
 ) -> None:
     with (
         postgres_server.fresh_database() as url,
-        serving(tmp_path / "home", redis_url, url) as server,
+        running_server(tmp_path / "home", redis_url, url) as server,
         server.http() as http,
         psycopg.connect(postgres_server.url("postgres"), autocommit=True) as admin,
     ):
@@ -197,9 +197,9 @@ def test_openapi_has_no_dangling_references(http: httpx.Client) -> None:
 
 
 def test_a_new_admin_key_replaces_the_old_one_and_only_hashes_are_stored(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "home", redis_url) as server:
+    with running_server(tmp_path / "home", redis_url) as server:
         server.end()
-    with serving(tmp_path / "home", redis_url, ZETA_API_KEY="a-second-key") as server:
+    with running_server(tmp_path / "home", redis_url, ZETA_API_KEY="a-second-key") as server:
         for key, status in ((API_KEY, 401), ("a-second-key", 200)):
             with server.http(key) as http:
                 assert http.get("/v1/jobs").status_code == status
@@ -267,7 +267,7 @@ def test_a_server_that_cannot_start_prints_one_sentence_and_exits_with_2(tmp_pat
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_either_signal_ends_the_server_with_exit_code_0(tmp_path: Path, redis_url: str, how: signal.Signals) -> None:
-    with serving(tmp_path / "home", redis_url) as server:
+    with running_server(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)):
             process = server.process
             assert process is not None

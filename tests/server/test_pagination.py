@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.server.rows import Rows
-from tests.server.serving import SPEC, error_of
+from tests.server.server_process import SPEC, error_of
 from zeta_core.contract.identifiers import new_id_at, time_of
 from zeta_core.contract.job.checkpoint import FileRole
 from zeta_core.contract.job.status import JobStatus

@@ -18,7 +18,7 @@ from tests.harness.children import Account, start_child, stop_child
 from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import SPEC, serving
+from tests.server.server_process import SPEC, running_server
 from zeta_core.system.database_url import DatabaseAddress
 
 
@@ -54,7 +54,7 @@ def _listens(port: int) -> bool:
 
 
 def test_a_server_behind_pgbouncer_in_transaction_mode(tmp_path: Path, redis_url: str, pooled_url: str) -> None:
-    with serving(tmp_path / "home", redis_url, pooled_url) as server, server.http() as http:
+    with running_server(tmp_path / "home", redis_url, pooled_url) as server, server.http() as http:
         with ThreadPoolExecutor(8) as pool:
             posted = [pool.submit(http.post, "/v1/jobs", json=SPEC) for _ in range(40)]
             listed = [pool.submit(http.get, "/v1/jobs") for _ in range(80)]

@@ -8,7 +8,7 @@ import pytest
 from server.settings import ServerSettings
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import SPEC, ServerProcess, error_of, serving
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server
 from zeta_core.contract.errors import InvalidSettings
 
 FILE = {"files": {"file": ("a.txt", b"text")}, "data": {"purpose": "dataset"}}
@@ -19,7 +19,7 @@ def proxied_server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPat
     """A server that a proxy on this machine publishes at /zeta/v2."""
     home = tmp_path_factory.mktemp("published")
     settings = {"ZETA_ROOT_PATH": "/zeta/v2/", "ZETA_TRUSTED_PROXIES": "127.0.0.1, 10.0.0.0/8, fd00::/8"}
-    with serving(home, shared_valkey.url, **settings) as process:
+    with running_server(home, shared_valkey.url, **settings) as process:
         yield process
 
 

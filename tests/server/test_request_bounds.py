@@ -15,7 +15,7 @@ import pytest
 from tests.contract.test_bounds import LARGE
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
-from tests.server.serving import SPEC, ServerProcess, error_of, serving, submit
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server, submit
 from zeta_core.contract.identifiers import new_id
 
 MAX_SPEC_BYTES = 64 * 1024
@@ -46,7 +46,7 @@ def large_limit_server(
 ) -> Iterator[ServerProcess]:
     """A server that accepts specs of 4 MiB, so that only its checks protect it."""
     home = tmp_path_factory.mktemp("large-limit")
-    with serving(home, shared_valkey.url, ZETA_MAX_SPEC_BYTES=str(2**22)) as process:
+    with running_server(home, shared_valkey.url, ZETA_MAX_SPEC_BYTES=str(2**22)) as process:
         yield process
 
 

@@ -18,11 +18,11 @@ from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.service_identity import identify_service
 from server.engine.database_claim import EXPIRY_SECONDS, RENEW_SECONDS
-from tests.harness.network import Line
 from tests.harness.postgres import PostgresServer
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import ServerProcess, serving
+from tests.server.server_process import ServerProcess, running_server
 
 
 def service_id(url: str) -> str:
@@ -83,7 +83,7 @@ def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: Pos
 
 
 def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "first", redis_url) as first:
+    with running_server(tmp_path / "first", redis_url) as first:
         second = ServerProcess(tmp_path / "second", redis_url)
         message = startup_error(second)
         assert "ZETA_REDIS_URL is database 0 of 127.0.0.1:" in message
@@ -98,15 +98,15 @@ def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_ur
 
 def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     store = {"ZETA_ARTIFACTS_URL": str(tmp_path / "store")}
-    with serving(tmp_path / "original", redis_url, **store) as server:
+    with running_server(tmp_path / "original", redis_url, **store) as server:
         original = service_id(server.settings.database)
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
     message = startup_error(ServerProcess(tmp_path / "copy", redis_url, **store))
     assert f"which belongs to service {original}" in message
     assert f"start it once with ZETA_ARTIFACTS_TAKE_OVER={original}" in message
-    with serving(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
+    with running_server(tmp_path / "copy", redis_url, **store, ZETA_ARTIFACTS_TAKE_OVER=original):
         pass
-    with serving(tmp_path / "copy", redis_url, **store):
+    with running_server(tmp_path / "copy", redis_url, **store):
         pass
     assert f"which belongs to service {service_id(f'sqlite:///{tmp_path}/copy/zeta.db')}" in startup_error(
         ServerProcess(tmp_path / "original", redis_url, **store)
@@ -114,14 +114,14 @@ def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis
 
 
 def test_a_copied_home_takes_over_its_own_store_but_not_a_linked_one(tmp_path: Path, redis_url: str) -> None:
-    with serving(tmp_path / "original", redis_url):
+    with running_server(tmp_path / "original", redis_url):
         pass
     shutil.copytree(tmp_path / "original", tmp_path / "copy")
-    with serving(tmp_path / "copy", redis_url) as server:
+    with running_server(tmp_path / "copy", redis_url) as server:
         assert "its owner is now this service" in server.log()
     (tmp_path / "original/artifacts").rename(tmp_path / "large-disk")
     (tmp_path / "original/artifacts").symlink_to(tmp_path / "large-disk")
-    with serving(tmp_path / "original", redis_url):
+    with running_server(tmp_path / "original", redis_url):
         pass
     subprocess.run(["cp", "-a", tmp_path / "original", tmp_path / "clone"], check=True)
     assert "ZETA_ARTIFACTS_TAKE_OVER=" in startup_error(ServerProcess(tmp_path / "clone", redis_url))
@@ -160,7 +160,7 @@ def test_a_server_on_another_redis_rejects_a_database_in_use(
 
 
 def test_a_server_keeps_its_database_when_its_redis_loses_all_data(tmp_path: Path, own_valkey: ValkeyServer) -> None:
-    with serving(tmp_path / "home", own_valkey.url) as server:
+    with running_server(tmp_path / "home", own_valkey.url) as server:
         with own_valkey.client() as client:
             client.flushall()
         wait_for_renewal(server)
@@ -187,7 +187,7 @@ def wait_for_renewal(server: ServerProcess) -> None:
 def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
 ) -> None:
-    with serving(tmp_path / "first", own_valkey.url, f"sqlite:///{tmp_path}/shared.db") as first:
+    with running_server(tmp_path / "first", own_valkey.url, f"sqlite:///{tmp_path}/shared.db") as first:
         own_valkey.stop()
         for _ in range(math.ceil(EXPIRY_SECONDS / RENEW_SECONDS)):
             wait_for_renewal(first)
@@ -198,15 +198,17 @@ def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
 
 
 def test_a_server_cut_off_from_redis_does_not_block_others(tmp_path: Path, own_valkey: ValkeyServer) -> None:
-    line = Line(own_valkey.port)
+    relay = TcpRelay(own_valkey.port)
     with (
-        closing(line),
-        serving(tmp_path / "first", f"redis://127.0.0.1:{line.port}/0", f"sqlite:///{tmp_path}/shared.db") as first,
+        closing(relay),
+        running_server(
+            tmp_path / "first", f"redis://127.0.0.1:{relay.port}/0", f"sqlite:///{tmp_path}/shared.db"
+        ) as first,
     ):
-        line.cut()
+        relay.cut()
         for _ in range(2):
             wait_for_renewal(first)
-        with serving(tmp_path / "second", own_valkey.url, first.settings.database) as second:
+        with running_server(tmp_path / "second", own_valkey.url, first.settings.database) as second:
             wait_for_renewal(first)
             assert readyz(second)["status"] == "ok"
 
@@ -217,8 +219,8 @@ def test_a_server_started_without_redis_does_not_claim_a_database_in_use(
     database_url = f"sqlite:///{tmp_path}/shared.db"
     own_valkey.stop()
     with (
-        serving(tmp_path / "first", redis_url, database_url) as first,
-        serving(tmp_path / "second", own_valkey.url, database_url) as second,
+        running_server(tmp_path / "first", redis_url, database_url) as first,
+        running_server(tmp_path / "second", own_valkey.url, database_url) as second,
     ):
         own_valkey.start()
         wait_until(lambda: "which is in use by the server on" in str(readyz(second)), 60, "the refusal")

@@ -11,7 +11,7 @@ import redis
 from server.database.tables import AttemptRow, DrainRow, JobRow
 from server.engine import stop_requests
 from server.engine.engine import Engine
-from tests.harness.fleet import SECRET, Bench, bench
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, progress, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
@@ -19,10 +19,10 @@ from zeta_core.contract.wire.messages import StopRequest
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url) as made:
-        made.start_engine()
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
 def spec(**fields: Any) -> dict[str, Any]:
@@ -35,12 +35,12 @@ def receive_stop_request(worker: SimulatedWorker, job_id: str) -> str:
     return request.action
 
 
-def engine_of(fleet: Bench) -> Engine:
+def engine_of(fleet: SmallFleet) -> Engine:
     assert fleet.engine is not None
     return fleet.engine
 
 
-def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
+def change(fleet: SmallFleet, row: type[Any], key: Any, **values: Any) -> None:
     async def write() -> None:
         async with fleet.database.write() as session:
             found = await session.get_one(row, key)
@@ -51,7 +51,7 @@ def change(fleet: Bench, row: type[Any], key: Any, **values: Any) -> None:
 
 
 def test_a_job_fails_at_its_time_limit_over_all_attempts(
-    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+    fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop_requests, "RECORD_SECONDS", 0.1)
     worker = SimulatedWorker(client, SECRET)
@@ -59,7 +59,7 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     worker.start(fleet, job_id)
 
     def noted() -> float:
-        worker.beat((job_id, 1))
+        worker.send_heartbeat((job_id, 1))
         return fleet.attempts(job_id)[0].ran_seconds or 0.0
 
     wait_until(lambda: noted() > 0.3, 15, "the running time to be written down")
@@ -68,7 +68,7 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     worker.start(fleet, job_id, 2)
     fleet.stop_engine()  # the running time outlasts the server
     fleet.start_engine()
-    worker.beat((job_id, 2))
+    worker.send_heartbeat((job_id, 2))
     assert receive_stop_request(worker, job_id) == "time_limit"
     fleet.request(job_id, "cancel")  # a user's request takes precedence
     wait_until(lambda: receive_stop_request(worker, job_id) == "cancel", 15, "the cancel to overrule it")
@@ -79,16 +79,16 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     fleet.check_events(job_id)
 
 
-def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit(spec=spec(time_limit_seconds=3600))
     worker.start(fleet, job_id)
-    worker.beat((job_id, 1))
+    worker.send_heartbeat((job_id, 1))
     wait_until(lambda: fleet.attempts(job_id)[0].ran_seconds is not None, 15, "the engine to count its time")
     # The same effect as setting the clock two hours ahead.
     change(fleet, AttemptRow, (job_id, 1), started_at=utc_now() - timedelta(hours=2))
     for step in range(1, 4):
-        worker.beat((job_id, 1))
+        worker.send_heartbeat((job_id, 1))
         fleet.wake()
         worker.publish(job_id, step, progress(step))
     assert not [message for message in worker.receive_all() if isinstance(message, StopRequest)]
@@ -97,7 +97,7 @@ def test_a_clock_jump_affects_neither_running_nor_backed_off_jobs(fleet: Bench, 
     worker.start(fleet, job_id, 2)
 
 
-def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: Bench, client: "redis.Redis") -> None:
+def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: SmallFleet, client: "redis.Redis") -> None:
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
@@ -110,13 +110,13 @@ def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: Bench, 
                 await session.delete(await session.get_one(DrainRow, worker.name))
 
     fleet.loop.run(drain(True))
-    worker.beat((job_id, 1))
+    worker.send_heartbeat((job_id, 1))
     assert receive_stop_request(worker, job_id) == "hand_back"
     worker.publish(job_id, 1, progress(3), status("queued", reason="handed_back"))
     worker.incarnation = "restarted"
 
     def explained() -> str:
-        worker.beat()
+        worker.send_heartbeat()
         fleet.wake()
         return str((fleet.job(job_id).waiting_reason or {}).get("message"))
 
@@ -128,20 +128,20 @@ def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: Bench, 
 
 
 def test_a_job_paused_by_a_full_disk_resumes_automatically(
-    fleet: Bench, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+    fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.engine.job_monitor.DISK_REST_SECONDS", 0.0)
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)
     worker.disk_low = True
-    worker.beat((job_id, 1))
+    worker.send_heartbeat((job_id, 1))
     wait_until(lambda: engine_of(fleet).workers()[0].disk_low, 15, "the server to know")
     worker.publish(job_id, 1, progress(3), status("paused", reason="disk_full", message="4 MiB are free."))
     other = fleet.submit()
 
     def waits() -> dict[str, str]:
-        worker.beat()
+        worker.send_heartbeat()
         fleet.wake()
         return {name: str((fleet.job(name).waiting_reason or {}).get("code")) for name in (job_id, other)}
 

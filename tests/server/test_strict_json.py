@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.harness.service import ZETA, clean_environment
-from tests.server.serving import API_KEY, SPEC, ServerProcess, error_of
+from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of
 from zeta.spec_file import read_spec
 from zeta_core.contract.errors import InvalidRequest
 

@@ -13,7 +13,7 @@ from server.database.connections import Database
 from server.database.service_identity import identify_service
 from server.database.transitions import lock_job
 from server.engine.engine import Engine
-from tests.harness.fleet import Bench, bench
+from tests.harness.fleet import SmallFleet, small_fleet
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM
@@ -21,14 +21,14 @@ from zeta_core.contract.wire.run_directory import PUBLISHED_FILE
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[Bench]:
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
     url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
-    with bench(tmp_path, redis_url, url) as made:
-        made.start_engine()
-        yield made
+    with small_fleet(tmp_path, redis_url, url) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
-def test_two_servers_process_every_job_line_and_command_once(fleet: Bench, shared_valkey: ValkeyServer) -> None:
+def test_two_servers_process_every_job_line_and_command_once(fleet: SmallFleet, shared_valkey: ValkeyServer) -> None:
     async def open_second() -> tuple[Database, Engine]:
         database = Database(fleet.settings.database)  # separate connections, like another process
         engine = Engine(database, fleet.settings, await identify_service(database))
@@ -76,7 +76,7 @@ def test_a_server_frozen_in_a_transaction_blocks_others_only_for_seconds(
 ) -> None:
     short = "BEGIN; SET LOCAL lock_timeout = '500ms'; SET LOCAL idle_in_transaction_session_timeout = '3s'"
     monkeypatch.setattr(connections, "POSTGRES_BEGIN", short)
-    with bench(tmp_path, redis_url, postgres_url) as fleet:
+    with small_fleet(tmp_path, redis_url, postgres_url) as fleet:
         fleet.start_engine()
         job_id = fleet.submit(steps="3")
 

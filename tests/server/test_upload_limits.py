@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.disks import SmallDisk, can_mount
 from tests.harness.waiting import wait_until
-from tests.server.serving import API_KEY, ServerProcess, error_of, serving
+from tests.server.server_process import API_KEY, ServerProcess, error_of, running_server
 
 QUOTA = 20_000_000
 CHUNK = b"x" * 250_000
@@ -113,7 +113,7 @@ def upload(http: httpx.Client, content: bytes) -> httpx.Response:
 
 def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: str) -> None:
     with (
-        serving(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES=str(QUOTA)) as server,
+        running_server(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES=str(QUOTA)) as server,
         server.http() as http,
         open_upload(server) as start,
     ):
@@ -140,8 +140,8 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
 def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: str) -> None:
     artifacts = {"ZETA_ARTIFACTS_URL": str(tmp_path / "artifacts"), "ZETA_PROJECT_QUOTA_BYTES": str(QUOTA)}
     with (
-        serving(tmp_path / "one", redis_url, **artifacts) as one,
-        serving(tmp_path / "two", redis_url, f"sqlite:///{tmp_path}/one/zeta.db", **artifacts) as two,
+        running_server(tmp_path / "one", redis_url, **artifacts) as one,
+        running_server(tmp_path / "two", redis_url, f"sqlite:///{tmp_path}/one/zeta.db", **artifacts) as two,
         open_upload(one) as start,
         two.http() as http,
     ):
@@ -163,7 +163,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
     try:
         reserve = {"ZETA_SERVER_MIN_FREE_BYTES": str(16 << 20)}
         with (
-            serving(disk.directory / "home", redis_url, **reserve) as server,
+            running_server(disk.directory / "home", redis_url, **reserve) as server,
             server.http() as http,
             open_upload(server) as start,
         ):
@@ -194,7 +194,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
     ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
 )
 def test_stalled_and_slow_uploads_are_ended(tmp_path: Path, redis_url: str, setting: str, sends_on: bool) -> None:
-    with serving(tmp_path / "home", redis_url, **{setting: "1"}) as server, open_upload(server) as start:
+    with running_server(tmp_path / "home", redis_url, **{setting: "1"}) as server, open_upload(server) as start:
         sender = start()
 
         def is_answered() -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from server.estimates.parameter_counts import count_parameters
 from tests.server.rows import Rows
-from tests.server.serving import SPEC, error_of
+from tests.server.server_process import SPEC, error_of
 
 TINY: dict[str, Any] = {
     "hidden_size": 32,

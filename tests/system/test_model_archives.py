@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.model_archives import CONFIG, safetensors
+from tests.harness.model_archives import CONFIG, safetensors_file
 from tests.harness.model_checks import check_upload, rejection
 from zeta_core.system.model_files import ArchiveFiles, FolderFiles, InvalidModelFiles, check_archive
 from zeta_core.system.model_files.archive import BLOCK, MAX_EXTENSION_BYTES
@@ -173,11 +173,11 @@ def test_a_link_that_leaves_its_folder_is_rejected(tmp_path: Path, link: str) ->
 def test_a_model_with_only_pickled_weights_is_rejected(tmp_path: Path, name: str) -> None:
     files: dict[str, object] = {"config.json": CONFIG, name: b"\x80\x04."}
     assert f"{name} is not safetensors" in rejection(tmp_path, files)
-    check_upload(tmp_path, {**files, "model.safetensors": safetensors()})
+    check_upload(tmp_path, {**files, "model.safetensors": safetensors_file()})
 
 
 @pytest.mark.parametrize(
-    "files", [{}, {"notes.txt": "hello"}, {"data.json": {"a": 1}, "model.safetensors": safetensors()}]
+    "files", [{}, {"notes.txt": "hello"}, {"data.json": {"a": 1}, "model.safetensors": safetensors_file()}]
 )
 def test_an_archive_without_a_model_or_tokenizer_is_rejected(tmp_path: Path, files: dict[str, object]) -> None:
     assert "contains no config.json" in rejection(tmp_path, files)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.model_archives import CONFIG, model
+from tests.harness.model_archives import CONFIG, model_files
 from tests.harness.model_checks import cleaned_files, rejection
 from zeta_core.system.model_files import FolderFiles, InvalidModelFiles, clean_files
 
@@ -31,13 +31,13 @@ from zeta_core.system.model_files import FolderFiles, InvalidModelFiles, clean_f
 )
 @pytest.mark.parametrize("file", ["config.json", "any.json"])
 def test_malformed_or_oversized_json_is_rejected(tmp_path: Path, file: str, content: bytes, expected: str) -> None:
-    message = rejection(tmp_path, {**model(), file: content})
+    message = rejection(tmp_path, {**model_files(), file: content})
     assert message.startswith(f"model.tar: {file} ")
     assert expected in message, message
 
 
 def test_a_lone_surrogate_is_rejected_with_its_field(tmp_path: Path) -> None:
-    message = rejection(tmp_path, {**model(), "config.json": b'{"model_type": "llama", "a": ["\\ud83d"]}'})
+    message = rejection(tmp_path, {**model_files(), "config.json": b'{"model_type": "llama", "a": ["\\ud83d"]}'})
     assert message == "model.tar: config.json: a.0 contains the lone surrogate U+D83D; remove it."
 
 
@@ -49,7 +49,7 @@ def test_control_characters_and_infinite_numbers_are_kept(tmp_path: Path) -> Non
 
 def test_a_duplicate_control_character_is_shown_escaped(tmp_path: Path) -> None:
     content = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"\\u001b": 1, "\\u001b": 2}}}'
-    message = rejection(tmp_path, {**model(), "tokenizer.json": content})
+    message = rejection(tmp_path, {**model_files(), "tokenizer.json": content})
     assert message == r"model.tar: tokenizer.json contains '\x1b' twice in one object; keep one of them."
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.model_archives import CONFIG, PICKLE, model, safetensors
+from tests.harness.model_archives import CONFIG, PICKLE, model_files, safetensors_file
 from tests.harness.model_checks import check_upload, cleaned_files, rejection
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -24,9 +24,9 @@ TOKENIZER_KEYS = [*FILE_KEYS, "fast_tokenizer_files", "entity_vocab", "subfolder
 def test_a_tokenizer_cannot_name_files_outside_its_model(tmp_path: Path, file: str, key: str, value: str) -> None:
     message = rejection(
         tmp_path,
-        {**model(), file: {"tokenizer_class": "BertTokenizer", key: value}}
+        {**model_files(), file: {"tokenizer_class": "BertTokenizer", key: value}}
         if "config" in file
-        else {**model(), file: {key: value}},
+        else {**model_files(), file: {key: value}},
     )
     assert message.startswith(f"model.tar: {file} has {key!r} = {value!r}; it ")
 
@@ -57,7 +57,7 @@ def test_a_tokenizer_cannot_name_files_outside_its_model(tmp_path: Path, file: s
     ],
 )
 def test_json_files_cannot_name_anything_outside_their_model(tmp_path: Path, file: str, key: str, value: str) -> None:
-    message = rejection(tmp_path, {**model(), file: {**CONFIG, key: value}})
+    message = rejection(tmp_path, {**model_files(), file: {**CONFIG, key: value}})
     assert message.startswith(f"model.tar: {file} has {key!r} = {value!r}; it ")
 
 
@@ -98,7 +98,7 @@ def test_only_attention_implementations_of_torch_are_accepted(tmp_path: Path, im
     ],
 )
 def test_code_in_a_model_is_rejected(tmp_path: Path, file: str, key: str, value: object) -> None:
-    message = rejection(tmp_path, {**model(), "evil.py": "raise SystemExit", file: {**CONFIG, key: value}})
+    message = rejection(tmp_path, {**model_files(), "evil.py": "raise SystemExit", file: {**CONFIG, key: value}})
     assert message.startswith(f"model.tar: {file} has {key!r} = ")
     assert "code in a model is never run here; remove it." in message
 
@@ -107,26 +107,28 @@ def test_code_in_a_model_is_rejected(tmp_path: Path, file: str, key: str, value:
     "name", ["AutoTokenizer", "AutoModel", "pipeline", "RagTokenizer", "os.system", "Trainer", 3, {}]
 )
 def test_a_tokenizer_class_must_be_the_class_of_a_tokenizer(tmp_path: Path, name: object) -> None:
-    assert "has 'tokenizer_class' = " in rejection(tmp_path, model(tokenizer_config__json={"tokenizer_class": name}))
+    assert "has 'tokenizer_class' = " in rejection(
+        tmp_path, model_files(tokenizer_config__json={"tokenizer_class": name})
+    )
 
 
 def test_positional_arguments_of_a_tokenizer_are_rejected(tmp_path: Path) -> None:
-    check_upload(tmp_path, model(tokenizer_config__json={"init_inputs": []}))
-    assert "'init_inputs'" in rejection(tmp_path, model(tokenizer_config__json={"init_inputs": ["/etc/passwd"]}))
+    check_upload(tmp_path, model_files(tokenizer_config__json={"init_inputs": []}))
+    assert "'init_inputs'" in rejection(tmp_path, model_files(tokenizer_config__json={"init_inputs": ["/etc/passwd"]}))
 
 
 @pytest.mark.parametrize(
     "options", [{"model_file": "/etc/passwd"}, {"model_proto": "x"}, {"alpha": "/etc/passwd"}, "x"]
 )
 def test_sentencepiece_options_cannot_name_files(tmp_path: Path, options: object) -> None:
-    assert "sp_model_kwargs" in rejection(tmp_path, model(tokenizer_config__json={"sp_model_kwargs": options}))
+    assert "sp_model_kwargs" in rejection(tmp_path, model_files(tokenizer_config__json={"sp_model_kwargs": options}))
 
 
 @pytest.mark.parametrize(
     "part", [{"vocab": "/etc/passwd"}, {"vocab": {}, "merges": "/etc/passwd"}, {"vocab": {}, "vocab_file": "../x"}]
 )
 def test_a_tokenizer_must_contain_its_vocabulary(tmp_path: Path, part: dict[str, Any]) -> None:
-    message = rejection(tmp_path, model(tokenizer__json={"model": {"type": "BPE", **part}}))
+    message = rejection(tmp_path, model_files(tokenizer__json={"model": {"type": "BPE", **part}}))
     assert message.startswith("model.tar: tokenizer.json has 'model.")
 
 
@@ -135,9 +137,10 @@ def test_a_tokenizer_must_contain_its_vocabulary(tmp_path: Path, part: dict[str,
     ["/etc/passwd", {"default": "../x.jinja"}, {"path": "file:///etc/passwd"}, [{"name": "a", "template": "~/x"}], 3],
 )
 def test_a_chat_template_must_be_text(tmp_path: Path, template: object) -> None:
-    assert "'chat_template" in rejection(tmp_path, model(tokenizer_config__json={"chat_template": template}))
+    assert "'chat_template" in rejection(tmp_path, model_files(tokenizer_config__json={"chat_template": template}))
     check_upload(
-        tmp_path, model(tokenizer_config__json={"chat_template": "{{ bos }}/{% for m in messages %}../{% endfor %}"})
+        tmp_path,
+        model_files(tokenizer_config__json={"chat_template": "{{ bos }}/{% for m in messages %}../{% endfor %}"}),
     )
 
 
@@ -161,15 +164,16 @@ def test_a_weight_map_must_name_safetensors_beside_it(tmp_path: Path, shard: obj
     index = {"metadata": {"total_size": 8}, "weight_map": {"x": shard}}
     files = {
         "weights.txt": PICKLE,
-        "sub/model.safetensors": safetensors(),
-        "model-1.safetensors": safetensors(),
+        "sub/model.safetensors": safetensors_file(),
+        "model-1.safetensors": safetensors_file(),
     }
-    message = rejection(tmp_path, {**model(), **files, "model.safetensors.index.json": index})
+    message = rejection(tmp_path, {**model_files(), **files, "model.safetensors.index.json": index})
     assert message.startswith(
         f"model.tar: model.safetensors.index.json has 'weight_map.x' = {shown(shard)}; it must name a "
     )
     check_upload(
-        tmp_path, {**model(), **files, "model.safetensors.index.json": {"weight_map": {"x": "model-1.safetensors"}}}
+        tmp_path,
+        {**model_files(), **files, "model.safetensors.index.json": {"weight_map": {"x": "model-1.safetensors"}}},
     )
 
 
@@ -189,28 +193,28 @@ def test_a_weight_map_must_name_safetensors_beside_it(tmp_path: Path, shard: obj
 )
 def test_an_adapter_cannot_name_paths_or_modules(tmp_path: Path, key: str, value: object) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "org/name", "r": 4, "megatron_core": "megatron.core"}
-    check_upload(tmp_path, model(adapter_config__json=adapter))
+    check_upload(tmp_path, model_files(adapter_config__json=adapter))
     assert f"adapter_config.json has {key!r}" in rejection(
-        tmp_path, model(adapter_config__json={**adapter, key: value})
+        tmp_path, model_files(adapter_config__json={**adapter, key: value})
     )
 
 
 @pytest.mark.parametrize("file", ["state.json", "data/dataset_info.json"])
 def test_a_dataset_in_a_model_cannot_name_outside_files(tmp_path: Path, file: str) -> None:
-    message = rejection(tmp_path, {**model(), file: {"_data_files": [{"filename": "/srv/other.arrow"}]}})
+    message = rejection(tmp_path, {**model_files(), file: {"_data_files": [{"filename": "/srv/other.arrow"}]}})
     assert message.startswith(f"model.tar: {file} has '_data_files")
 
 
 def test_lists_in_unread_files_are_checked(tmp_path: Path) -> None:
     modules = [{"idx": 0, "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling", "type": "models.Pooling"}]
-    assert list(cleaned_files(tmp_path, {**model(), "modules.json": modules, "labels.json": ["a/b", 3]})) == [
+    assert list(cleaned_files(tmp_path, {**model_files(), "modules.json": modules, "labels.json": ["a/b", 3]})) == [
         "config.json"
     ]
-    check_upload(tmp_path, {**model(), "modules.json": modules, "labels.json": ["a/b", 3], "number.json": 5})
-    message = rejection(tmp_path, {**model(), "modules.json": [*modules, {"path": "/etc"}]})
+    check_upload(tmp_path, {**model_files(), "modules.json": modules, "labels.json": ["a/b", 3], "number.json": 5})
+    message = rejection(tmp_path, {**model_files(), "modules.json": [*modules, {"path": "/etc"}]})
     assert message.startswith("model.tar: modules.json has 'modules.path' = '/etc'")
     assert "config.json contains a list; it must contain a JSON object" in rejection(
-        tmp_path, {**model(), "config.json": [1]}
+        tmp_path, {**model_files(), "config.json": [1]}
     )
 
 
@@ -225,9 +229,9 @@ def test_lists_in_unread_files_are_checked(tmp_path: Path) -> None:
     ],
 )
 def test_lists_within_lists_of_unread_files_are_checked(tmp_path: Path, content: object, field: str) -> None:
-    message = rejection(tmp_path, {**model(), "modules.json": content})
+    message = rejection(tmp_path, {**model_files(), "modules.json": content})
     assert message.startswith(f"model.tar: modules.json has '{field}' = ")
-    check_upload(tmp_path, {**model(), "modules.json": [[["a/b", {"path": [["", "config.json"]]}], 3, None]]})
+    check_upload(tmp_path, {**model_files(), "modules.json": [[["a/b", {"path": [["", "config.json"]]}], 3, None]]})
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "auto_map", "text_config", "vocab_file"])

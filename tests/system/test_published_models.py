@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.model_archives import CONFIG, PICKLE, model, safetensors
+from tests.harness.model_archives import CONFIG, PICKLE, model_files, safetensors_file
 from tests.harness.model_checks import cleaned_files, rejection
 from zeta_core.contract.model_json.faults import JsonLocation
 from zeta_core.system.model_files import InvalidModelFiles, clean_config
@@ -70,7 +70,7 @@ REAL_TOKENIZERS: dict[str, dict[str, Any]] = {
 def test_tokenizers_of_published_models_keep_their_data(tmp_path: Path, name: str) -> None:
     config = REAL_TOKENIZERS[name]
     tokenizer = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a/b": 0}, "merges": []}, "added_tokens": []}
-    seen = cleaned_files(tmp_path, model(tokenizer_config__json=config, tokenizer__json=tokenizer))[
+    seen = cleaned_files(tmp_path, model_files(tokenizer_config__json=config, tokenizer__json=tokenizer))[
         "tokenizer_config.json"
     ]
     records = {
@@ -141,7 +141,7 @@ def test_quantized_weights_are_dequantized_without_hub_kernels(tmp_path: Path) -
 def test_libraries_see_only_the_files_of_the_model(tmp_path: Path) -> None:
     files = {
         "a/config.json": CONFIG,
-        "a/model.safetensors": safetensors(),
+        "a/model.safetensors": safetensors_file(),
         "a/pytorch_model.bin": PICKLE,
         "a/modeling.py": "raise SystemExit",
         "a/adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "org/name"},

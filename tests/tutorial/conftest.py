@@ -32,6 +32,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def finished(client: Client) -> Job:
+def finished_job(client: Client) -> Job:
     """A job that has succeeded."""
     return client.wait(client.submit(SPEC).id, timeout_seconds=240)

@@ -20,16 +20,16 @@ def test_submit_a_job_and_follow_its_events(client: Client) -> None:
     assert job.result.train_loss is not None
 
 
-def test_every_default_is_recorded(finished: Job) -> None:
-    assert "optimizer" not in finished.spec  # as submitted
-    assert finished.resolved_spec["optimizer"] == "adamw"  # as trained
-    assert finished.resolved_spec["seed"] == 42
+def test_every_default_is_recorded(finished_job: Job) -> None:
+    assert "optimizer" not in finished_job.spec  # as submitted
+    assert finished_job.resolved_spec["optimizer"] == "adamw"  # as trained
+    assert finished_job.resolved_spec["seed"] == 42
 
 
-def test_read_events_and_logs_later(client: Client, finished: Job) -> None:
-    progress = [event.model_dump() for event in client.stored_events(finished.id) if event.type == "progress"]
+def test_read_events_and_logs_later(client: Client, finished_job: Job) -> None:
+    progress = [event.model_dump() for event in client.stored_events(finished_job.id) if event.type == "progress"]
     assert [event["step"] for event in progress if event["loss"] is not None][-1] == 4
-    assert "attempt 1" in "".join(client.logs(finished.id))
+    assert "attempt 1" in "".join(client.logs(finished_job.id))
 
 
 def test_pause_resume_and_cancel_a_job(client: Client) -> None:
@@ -55,8 +55,8 @@ def newest_step(job: Job) -> int:
     return step if isinstance(step, int) else 0
 
 
-def test_continue_a_finished_job_for_more_steps(client: Client, finished: Job) -> None:
-    longer = client.rerun(finished.id, {"max_steps": 6}, from_checkpoint="latest")
+def test_continue_a_finished_job_for_more_steps(client: Client, finished_job: Job) -> None:
+    longer = client.rerun(finished_job.id, {"max_steps": 6}, from_checkpoint="latest")
     longer = client.wait(longer.id)
-    assert (longer.status, longer.parent) == ("succeeded", finished.id)
+    assert (longer.status, longer.parent) == ("succeeded", finished_job.id)
     assert longer.attempts[0].first_step == 5  # exactly where the first job stopped

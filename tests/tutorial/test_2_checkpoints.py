@@ -8,25 +8,25 @@ from zeta import Client
 from zeta_core.contract.job.job import Job
 
 
-def test_a_manifest_lists_every_file_with_its_checksum(client: Client, finished: Job) -> None:
-    assert "final" in [checkpoint.name for checkpoint in client.checkpoints(finished.id)]
+def test_a_manifest_lists_every_file_with_its_checksum(client: Client, finished_job: Job) -> None:
+    assert "final" in [checkpoint.name for checkpoint in client.checkpoints(finished_job.id)]
 
-    manifest = client.checkpoint(finished.id, "final")
+    manifest = client.checkpoint(finished_job.id, "final")
     assert manifest.step == 4
     (weights,) = [file for file in manifest.files if file.role == "weights"]
     assert (weights.path, len(weights.sha256)) == ("model.safetensors", 64)
 
 
-def test_download_and_verify_a_model(client: Client, finished: Job, tmp_path: Path) -> None:
-    download = client.download(finished.id, directory=tmp_path / "model")  # resumes, and verifies every file
+def test_download_and_verify_a_model(client: Client, finished_job: Job, tmp_path: Path) -> None:
+    download = client.download(finished_job.id, directory=tmp_path / "model")  # resumes, and verifies every file
     for file in download.files:
         assert hashlib.sha256((download.directory / file.path).read_bytes()).hexdigest() == file.sha256
 
 
-def test_load_the_model_with_transformers(client: Client, finished: Job, tmp_path: Path) -> None:
+def test_load_the_model_with_transformers(client: Client, finished_job: Job, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = client.download(finished.id, directory=tmp_path / "model").directory
+    folder = client.download(finished_job.id, directory=tmp_path / "model").directory
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer("The ", return_tensors="pt", add_special_tokens=False)

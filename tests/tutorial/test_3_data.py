@@ -21,11 +21,11 @@ def write_rows(file: Path, rows: list[dict[str, object]]) -> str:
     return str(file)
 
 
-def test_fine_tune_an_adapter_on_conversations(client: Client, finished: Job, tmp_path: Path) -> None:
+def test_fine_tune_an_adapter_on_conversations(client: Client, finished_job: Job, tmp_path: Path) -> None:
     chats = write_rows(tmp_path / "chats.jsonl", [conversation(number) for number in range(40)])
     job = client.submit(
         {
-            "model": {"job": finished.id},  # or a Hub id, or a local folder
+            "model": {"job": finished_job.id},  # or a Hub id, or a local folder
             "dataset": chats,  # uploaded first, once
             "lora": {"r": 4},
             "eval_split": 0.2,  # the loss on held-out conversations chooses the checkpoint "best"

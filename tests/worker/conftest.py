@@ -1,15 +1,15 @@
-"""An engine on SQLite beside a worker of small trainings."""
+"""An engine on SQLite, to which the tests add workers."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.fleet import Bench, bench
+from tests.harness.fleet import SmallFleet, small_fleet
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, redis_url: str) -> Iterator[Bench]:
-    with bench(tmp_path, redis_url) as made:
-        made.start_engine()
-        yield made
+def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url) as fleet:
+        fleet.start_engine()
+        yield fleet

@@ -39,7 +39,7 @@ from zeta_core.contract.wire.run_directory import (
 from zeta_core.process.worker_monitor import WorkerMonitor
 
 WEIGHTS_FILE = "model.safetensors"
-STUBBORN = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
+IGNORE_SIGTERM = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(600)"
 
 
 def metadata_of(run_file: RunFile) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def metadata_of(run_file: RunFile) -> dict[str, Any]:
     return metadata or {}
 
 
-def trained(weights: bytes, step: int) -> bytes:
+def next_weights(weights: bytes, step: int) -> bytes:
     """The weights after one more step."""
     return hashlib.sha256(weights + step.to_bytes(8, "big")).digest()
 
@@ -74,7 +74,7 @@ class SmallTraining:
     def run(self) -> int:
         print(f"attempt {self.run_file.attempt} begins", flush=True)
         if self.child == "stubborn":
-            subprocess.Popen([sys.executable, "-c", STUBBORN], start_new_session=True)
+            subprocess.Popen([sys.executable, "-c", IGNORE_SIGTERM], start_new_session=True)
         threading.Event().wait(self.seconds_to_load)
         first = self._resumed_step()
         self.write(
@@ -85,7 +85,7 @@ class SmallTraining:
         )
         for step in range(first + 1, self.steps + 1):
             threading.Event().wait(self.seconds_per_step)
-            self.weights = trained(self.weights, step)
+            self.weights = next_weights(self.weights, step)
             self.write(
                 ProgressLine(phase="training", step=step, total_steps=self.steps, loss=4.0 / step, tokens=step * 8)
             )

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import psutil
 import pytest
 
-from tests.harness.fleet import Bench
-from tests.harness.service import marked_processes
+from tests.harness.fleet import SmallFleet
+from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
 from worker.attempt.final_line import exit_error
 from worker.training.process_tree import Training
@@ -170,7 +170,7 @@ def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
 
 
-def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Bench) -> None:
+def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="4")
     hanging: dict[str, Any] = {"steps": "3", "then": "hang"}
     spec = {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": hanging, "time_limit_seconds": 15}
@@ -180,7 +180,7 @@ def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Benc
     stopped: list[psutil.Process] = []
     for job_id in jobs:
         fleet.wait_for_step(job_id, 3)
-        stopped += map(psutil.Process, marked_processes(job_id))
+        stopped += map(psutil.Process, processes_of_job(job_id))
     worker.kill()
     worker.wait()
     for process in stopped:
@@ -200,23 +200,23 @@ def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Benc
         fleet.check_events(job_id)
 
 
-def test_a_stopping_worker_ends_a_hanging_adopted_training(fleet: Bench) -> None:
+def test_a_stopping_worker_ends_a_hanging_adopted_training(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    (training,) = map(psutil.Process, marked_processes(job_id))
+    (training,) = map(psutil.Process, processes_of_job(job_id))
     training.suspend()
     restarted = fleet.start_worker()
     wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
     restarted.send_signal(signal.SIGTERM)
     assert restarted.wait(60) == 0
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     assert fleet.wait_for_status(job_id, "queued").status_reason == "handed_back"
 
 
-def test_the_watchdog_ends_a_stalled_adopted_training(fleet: Bench) -> None:
+def test_the_watchdog_ends_a_stalled_adopted_training(fleet: SmallFleet) -> None:
     short: dict[str, Any] = {"ZETA_STALL_MIN_SECONDS": "2", "ZETA_STALL_FACTOR": "2"}
     worker = fleet.start_worker(**short)
     job_id = fleet.submit(steps="3", then="hang", max_retries=0)
@@ -225,4 +225,4 @@ def test_the_watchdog_ends_a_stalled_adopted_training(fleet: Bench) -> None:
     worker.wait()
     fleet.start_worker(**short)
     assert fleet.wait_for_status(job_id, "failed").status_reason == "stalled"
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)

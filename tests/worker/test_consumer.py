@@ -13,7 +13,7 @@ import redis
 
 from server.engine.dispatcher import Dispatcher
 from server.engine.redis_client import connect
-from tests.harness.network import Line
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.messaging.consumer import Consumer
@@ -128,27 +128,27 @@ def test_a_queue_key_of_another_type_is_removed(exchange: Exchange, client: "red
 def test_a_redis_server_that_never_responds_is_an_outage(
     is_connected: bool, shared_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    line = Line(shared_valkey.port)
-    exchange = Exchange(f"redis://127.0.0.1:{line.port}/0", tmp_path)
+    relay = TcpRelay(shared_valkey.port)
+    exchange = Exchange(f"redis://127.0.0.1:{relay.port}/0", tmp_path)
     outage = exchange.consumer.thread.outage
     try:
         if not is_connected:
-            line.cut()
+            relay.cut()
         exchange.consumer.start()
         if is_connected:
             exchange.send("job_1")
             exchange.wait_for("job_1")
             assert outage.trouble is None
-            line.cut()
+            relay.cut()
         wait_until(lambda: outage.trouble, 60, "the outage to be reported")
-        line.heal()
+        relay.restore()
         wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
         exchange.wait_for("job_2")
         wait_until(lambda: outage.trouble is None, 60, "the end of the outage")
     finally:
-        line.heal()
+        relay.restore()
         exchange.consumer.stop()
-        line.close()
+        relay.close()
 
 
 def test_a_missing_permission_is_logged_once_and_the_queue_is_read_once_granted(

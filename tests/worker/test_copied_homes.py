@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness.fleet import Bench, bench
-from tests.harness.service import clean_environment, marked_processes
+from tests.harness.fleet import SmallFleet, small_fleet
+from tests.harness.service import clean_environment, processes_of_job
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.training import processes
@@ -39,19 +39,19 @@ def copy_database(original: Path, copy: Path) -> None:
         source.backup(target)
 
 
-def running_job(production: Bench) -> tuple[str, int]:
+def running_job(production: SmallFleet) -> tuple[str, int]:
     """A job that trains in production, and its process."""
     job_id = production.submit(steps="100000", seconds_per_step="0.05", checkpoint_every="20")
     production.wait_for_step(job_id, 25)
-    (training,) = marked_processes(job_id)
+    (training,) = processes_of_job(job_id)
     return job_id, training
 
 
-def check_undisturbed(production: Bench, job_id: str, training: int) -> None:
+def check_undisturbed(production: SmallFleet, job_id: str, training: int) -> None:
     """Check that it continues in the same process, and ends when it is stopped."""
     step = int((production.job(job_id).progress or {})["step"])
     production.wait_for_step(job_id, step + 10)
-    assert training in marked_processes(job_id)
+    assert training in processes_of_job(job_id)
     assert (production.job(job_id).attempt, production.job(job_id).warnings) == (1, [])
     production.request(job_id, "cancel")
     assert production.wait_for_status(job_id, "cancelled").attempt == 1
@@ -61,7 +61,7 @@ def check_undisturbed(production: Bench, job_id: str, training: int) -> None:
 def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
     tmp_path: Path, redis_urls: tuple[str, str]
 ) -> None:
-    with bench(tmp_path / "production", redis_urls[0]) as production:
+    with small_fleet(tmp_path / "production", redis_urls[0]) as production:
         production.start_engine()
         production.start_worker()
         job_id, training = running_job(production)
@@ -69,14 +69,14 @@ def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
         home.mkdir(parents=True)
         copy_database(production.settings.home / "zeta.db", home / "zeta.db")
         shutil.copytree(production.settings.artifacts, home / "artifacts")
-        with bench(tmp_path / "restored", redis_urls[1], lease_seconds=LEASE_SECONDS) as restored:
+        with small_fleet(tmp_path / "restored", redis_urls[1], lease_seconds=LEASE_SECONDS) as restored:
             restored.start_engine()
             restored.start_worker(**SHORT)
             wait_until(lambda: restored.job(job_id).attempt == 2, 60, "the second attempt in the copy")
-            wait_until(lambda: len(marked_processes(job_id)) == 2, 60, "both to train")
+            wait_until(lambda: len(processes_of_job(job_id)) == 2, 60, "both to train")
             restored.request(job_id, "cancel")
             restored.wait_for_status(job_id, "cancelled")
-            assert marked_processes(job_id) == [training]
+            assert processes_of_job(job_id) == [training]
             assert f"{job_id} is also running in another home" in restored.logs()
             assert f"process {training} (attempt 1, in {production.settings.home}" in restored.logs()
         check_undisturbed(production, job_id, training)
@@ -86,7 +86,7 @@ def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
 def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
     tmp_path: Path, redis_urls: tuple[str, str], *, is_marked: bool
 ) -> None:
-    with bench(tmp_path / "production", redis_urls[0]) as production:
+    with small_fleet(tmp_path / "production", redis_urls[0]) as production:
         production.start_engine()
         production.start_worker()
         job_id, training = running_job(production)
@@ -95,7 +95,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
         copy_database(production.settings.home / "zeta.db", copied / "zeta.db")
         if not is_marked:  # as an older worker left it
             (copied / f"workers/w1/runs/{job_id}/attempt-1/{LOCK_FILE}").write_bytes(b"")
-        with bench(tmp_path / "clone", redis_urls[1], lease_seconds=LEASE_SECONDS) as clone:
+        with small_fleet(tmp_path / "clone", redis_urls[1], lease_seconds=LEASE_SECONDS) as clone:
             clone.start_engine()
             clone.start_worker(**SHORT)
             wait_until(lambda: clone.job(job_id).attempt == 2, 60, "the second attempt in the clone")
@@ -107,7 +107,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
         check_undisturbed(production, job_id, training)
 
 
-def test_a_renamed_home_adopts_its_own_trainings(fleet: Bench, tmp_path: Path) -> None:
+def test_a_renamed_home_adopts_its_own_trainings(fleet: SmallFleet, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     store: dict[str, Any] = {"ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(ZETA_HOME=str(first), **store)
@@ -118,13 +118,13 @@ def test_a_renamed_home_adopts_its_own_trainings(fleet: Bench, tmp_path: Path) -
     first.rename(second)
     fleet.start_worker(ZETA_HOME=str(second), **store)
     wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
-    assert marked_processes(job_id)
+    assert processes_of_job(job_id)
     fleet.request(job_id, "cancel")
     assert fleet.wait_for_status(job_id, "cancelled").attempt == 1
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
 
 
-def test_a_restored_worker_folder_counts_as_another_folder(fleet: Bench, tmp_path: Path) -> None:
+def test_a_restored_worker_folder_counts_as_another_folder(fleet: SmallFleet, tmp_path: Path) -> None:
     worker = fleet.start_worker()
     lock = fleet.settings.home / "workers/w1/worker.lock"
     wait_until(lambda: lock.exists() and lock.read_text(), 60, "the first worker's lock")
@@ -143,7 +143,7 @@ def test_a_restored_worker_folder_counts_as_another_folder(fleet: Bench, tmp_pat
     wait_until(lambda: copy.read_text().split()[0] != identity, 60, "a new name of the copied folder")
 
 
-def test_an_attempt_number_reused_by_a_restored_database_starts_from_scratch(fleet: Bench) -> None:
+def test_an_attempt_number_reused_by_a_restored_database_starts_from_scratch(fleet: SmallFleet) -> None:
     fleet.start_worker()
     job_id = fleet.submit(steps="4")
     directory = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1"

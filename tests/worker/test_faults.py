@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.harness.clocks import Clock, build_library
+from tests.harness.clocks import AdjustableClock, build_library
 from tests.harness.disks import SmallDisk, can_mount
-from tests.harness.fleet import Bench, bench
-from tests.harness.network import Line
-from tests.harness.service import marked_processes
+from tests.harness.fleet import SmallFleet, small_fleet
+from tests.harness.service import processes_of_job
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.worker.small_training import WEIGHTS_FILE, trained
+from tests.worker.small_training import WEIGHTS_FILE, next_weights
 from zeta_core.contract.job.events import JOURNAL_LINE, StatusLine
 
 LEASE_SECONDS = 6.0
@@ -30,37 +30,37 @@ DAY_SECONDS = 86_400
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[Bench]:
-    with bench(tmp_path, own_valkey.url, lease_seconds=LEASE_SECONDS) as created:
-        created.start_engine()
-        yield created
+def fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, own_valkey.url, lease_seconds=LEASE_SECONDS) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
 @pytest.fixture
-def line(own_valkey: ValkeyServer) -> Iterator[Line]:
+def relay(own_valkey: ValkeyServer) -> Iterator[TcpRelay]:
     """The network between one worker and Redis."""
-    created = Line(own_valkey.port)
-    yield created
-    created.close()
+    relay = TcpRelay(own_valkey.port)
+    yield relay
+    relay.close()
 
 
-def start_worker_behind(line: Line, fleet: Bench, name: str = "w1") -> None:
-    fleet.start_worker(name, ZETA_REDIS_URL=f"redis://127.0.0.1:{line.port}/0", **SHORT)
+def start_worker_behind(relay: TcpRelay, fleet: SmallFleet, name: str = "w1") -> None:
+    fleet.start_worker(name, ZETA_REDIS_URL=f"redis://127.0.0.1:{relay.port}/0", **SHORT)
 
 
-def check_finished(fleet: Bench, job_id: str, *, steps: int, attempts: list[str]) -> None:
+def check_finished(fleet: SmallFleet, job_id: str, *, steps: int, attempts: list[str]) -> None:
     """Check that the job succeeded after these attempts, with each step trained once and each event stored once."""
     job = fleet.wait_for_status(job_id, "succeeded")
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == attempts, fleet.logs()
     weights = b""
     for step in range(1, steps + 1):
-        weights = trained(weights, step)
+        weights = next_weights(weights, step)
     assert (fleet.settings.artifacts / f"jobs/{job_id}/checkpoints/final/{WEIGHTS_FILE}").read_bytes() == weights
     fleet.check_events(job_id)
     assert job.failures == 0
 
 
-def check_ended_before_the_next(fleet: Bench, job_id: str) -> None:
+def check_ended_before_the_next(fleet: SmallFleet, job_id: str) -> None:
     """Check that the first training had ended by itself before the next attempt started."""
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
     journal = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/events.jsonl"
@@ -70,28 +70,30 @@ def check_ended_before_the_next(fleet: Bench, job_id: str) -> None:
     assert last.created_at < fleet.attempts(job_id)[1].started_at, "the next attempt started while the first one ran"
 
 
-def test_a_training_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet: Bench, line: Line) -> None:
-    start_worker_behind(line, fleet)
+def test_a_training_cut_off_from_the_server_ends_before_its_next_attempt_starts(
+    fleet: SmallFleet, relay: TcpRelay
+) -> None:
+    start_worker_behind(relay, fleet)
     job_id = fleet.submit(steps="240", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
-    line.cut()
-    created = int((fleet.job(job_id).progress or {})["step"])
-    wait_until(lambda: journal_steps(fleet, job_id) > created + 30, 60, "the training to continue without Redis")
-    line.heal()
-    fleet.wait_for_step(job_id, created + 30)
+    relay.cut()
+    before = int((fleet.job(job_id).progress or {})["step"])
+    wait_until(lambda: journal_steps(fleet, job_id) > before + 30, 60, "the training to continue without Redis")
+    relay.restore()
+    fleet.wait_for_step(job_id, before + 30)
     assert fleet.job(job_id).attempt == 1
 
-    line.cut()
+    relay.cut()
     fleet.start_worker("w2", **SHORT)
-    (training,) = marked_processes(job_id)
-    wait_until(lambda: training not in marked_processes(job_id), 60, "the training to end by itself")
+    (training,) = processes_of_job(job_id)
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end by itself")
     check_ended_before_the_next(fleet, job_id)
-    line.heal()
+    relay.restore()
     check_finished(fleet, job_id, steps=240, attempts=["worker_lost", "completed"])
     assert "Lost contact with worker w1" in str([event.fields for event in fleet.events(job_id)])
 
 
-def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: Bench) -> None:
+def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", **SHORT)
     running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     hanging = fleet.submit(steps="3", then="hang")
@@ -108,7 +110,9 @@ def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: Bench) 
     fleet.wait_for_status(hanging, "cancelled")
 
 
-def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itself(fleet: Bench, tmp_path: Path) -> None:
+def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itself(
+    fleet: SmallFleet, tmp_path: Path
+) -> None:
     elsewhere: dict[str, Any] = {**SHORT, "ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
@@ -116,8 +120,8 @@ def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itsel
     worker.kill()
     worker.wait()
     fleet.start_worker(ZETA_HOME=str(tmp_path / "other"), **elsewhere)
-    (training,) = marked_processes(job_id)
-    wait_until(lambda: training not in marked_processes(job_id), 60, "the training to end by itself")
+    (training,) = processes_of_job(job_id)
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end by itself")
     check_ended_before_the_next(fleet, job_id)
     namesake = fleet.start_worker(ZETA_HOME=str(tmp_path / "third"), **elsewhere)
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
@@ -125,39 +129,39 @@ def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itsel
     assert "choose another name" in fleet.logs()
 
 
-def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_training(fleet: Bench) -> None:
+def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_training(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
-    (training,) = marked_processes(job_id)
+    (training,) = processes_of_job(job_id)
     for process in (worker.pid, training):
         os.kill(process, signal.SIGSTOP)
     fleet.start_worker("w2", **SHORT)
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
-    created = journal_steps(fleet, job_id)
+    before = journal_steps(fleet, job_id)
     alive = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/alive"
     contact = alive.read_text()
     os.kill(worker.pid, signal.SIGCONT)
     wait_until(
-        lambda: training not in marked_processes(job_id) or alive.read_text() != contact,
+        lambda: training not in processes_of_job(job_id) or alive.read_text() != contact,
         60,
         "a contact recorded by the worker",
     )
     with suppress(ProcessLookupError):
         os.kill(training, signal.SIGCONT)
-    wait_until(lambda: training not in marked_processes(job_id), 60, "the training to end")
-    assert journal_steps(fleet, job_id) <= created + 1, "it continued beside the next attempt"
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end")
+    assert journal_steps(fleet, job_id) <= before + 1, "it continued beside the next attempt"
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
 
 
 def test_a_long_redis_outage_hands_trainings_back_and_they_resume_afterwards(
-    fleet: Bench, own_valkey: ValkeyServer
+    fleet: SmallFleet, own_valkey: ValkeyServer
 ) -> None:
     fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="120", seconds_per_step="0.05", checkpoint_every="50")
     fleet.wait_for_step(job_id, 25)
     own_valkey.kill()
-    wait_until(lambda: not marked_processes(job_id), 60, "the training to end by itself")
+    wait_until(lambda: not processes_of_job(job_id), 60, "the training to end by itself")
     own_valkey.start()
     check_finished(fleet, job_id, steps=120, attempts=["handed_back", "completed"])
     assert fleet.job(job_id).lost_workers == 0
@@ -165,13 +169,13 @@ def test_a_long_redis_outage_hands_trainings_back_and_they_resume_afterwards(
     assert second.first_step == (first.last_step or 0) + 1
 
 
-def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: Bench) -> None:
+def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: SmallFleet) -> None:
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="1", ZETA_STALL_FACTOR="2")
     job_id = fleet.submit(steps="3", then="hang", max_retries=1)  # too few to know the time of a step
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.failures) == ("stalled", 2)
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == ["stalled", "stalled"]
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     warning = job.warnings[0]
     assert warning["code"] == "stalled"
     assert "no step for" in warning["message"]
@@ -183,11 +187,11 @@ def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: Bench) -> None
     fleet.check_events(job_id)
 
 
-def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: Bench, tmp_path: Path) -> None:
+def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: SmallFleet, tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
         pytest.skip("needs Linux and a C compiler, for an adjustable clock")
-    clock = Clock(tmp_path / "clock", library)
+    clock = AdjustableClock(tmp_path / "clock", library)
     variables: dict[str, Any] = {**SHORT, **clock.environment, "ZETA_JOB_ENV": " ".join(clock.environment)}
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="3", **variables)
     job_id = fleet.submit(steps="200", seconds_per_step="0.05", checkpoint_every="50")
@@ -197,7 +201,7 @@ def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: Bench, tmp_path: 
     check_finished(fleet, job_id, steps=200, attempts=["completed"])
 
 
-def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: Bench, tmp_path: Path) -> None:
+def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: SmallFleet, tmp_path: Path) -> None:
     if not can_mount():
         pytest.skip("needs the permission to mount a small disk")
     disk = SmallDisk(tmp_path / "disk", 64)
@@ -229,13 +233,13 @@ def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: Bench, tmp_
         disk.close()
 
 
-def test_a_worker_killed_before_starting_the_training_hands_the_attempt_back(fleet: Bench) -> None:
+def test_a_worker_killed_before_starting_the_training_hands_the_attempt_back(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(seconds_to_load="60")
-    wait_until(lambda: marked_processes(job_id), 60, "the training")
+    wait_until(lambda: processes_of_job(job_id), 60, "the training")
     worker.kill()
     worker.wait()
-    for training in marked_processes(job_id):
+    for training in processes_of_job(job_id):
         os.kill(training, signal.SIGKILL)
     run = fleet.settings.home / f"workers/w1/runs/{job_id}"
     for file in (run / "attempt-1").iterdir():  # as if it had only written run.json
@@ -251,6 +255,6 @@ def test_a_worker_killed_before_starting_the_training_hands_the_attempt_back(fle
     assert (job.failures, job.lost_workers) == (0, 0)
 
 
-def journal_steps(fleet: Bench, job_id: str) -> int:
+def journal_steps(fleet: SmallFleet, job_id: str) -> int:
     journal = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/events.jsonl"
     return journal.read_text().count('"progress"')

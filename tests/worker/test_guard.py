@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.harness.fleet import REPOSITORY, Bench, bench
+from tests.harness.fleet import REPOSITORY, SmallFleet, small_fleet
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -95,7 +95,7 @@ def test_outages_long_passes_and_stopped_threads_end_no_worker(case: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: Bench) -> None:
+def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(hang_seconds=3)
     job_id = fleet.submit(steps="100000", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -113,7 +113,7 @@ def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: Benc
 
 
 def test_the_heartbeat_reports_failing_threads_and_dropped_entries(tmp_path: Path, own_valkey: ValkeyServer) -> None:
-    with bench(tmp_path, own_valkey.url) as fleet, redis.Redis.from_url(own_valkey.url) as client:
+    with small_fleet(tmp_path, own_valkey.url) as fleet, redis.Redis.from_url(own_valkey.url) as client:
         engine = fleet.start_engine()
         fleet.start_worker()
         wait_until(lambda: engine.is_alive("w1"), 60, "the worker to start")

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.harness.fleet import Bench
+from tests.harness.fleet import SmallFleet
 from tests.harness.waiting import wait_until
 from worker.training.memory_watch import MemoryWatch, free_memory_bytes
 
@@ -69,7 +69,7 @@ def test_free_memory_is_that_of_the_machine() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_job_over_its_memory_limit_ends_alone(fleet: Bench) -> None:
+def test_a_job_over_its_memory_limit_ends_alone(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", ZETA_JOB_MEMORY_BYTES=str(300 * MEBIBYTE))
     other = fleet.submit(steps="100000")
     fleet.wait_for_step(other, 1)
@@ -89,7 +89,7 @@ def test_a_job_over_its_memory_limit_ends_alone(fleet: Bench) -> None:
     fleet.wait_for_status(other, "cancelled")
 
 
-def test_the_kernel_prefers_a_training_when_memory_runs_out(fleet: Bench) -> None:
+def test_the_kernel_prefers_a_training_when_memory_runs_out(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)

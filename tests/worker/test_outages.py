@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.harness.fleet import Bench, bench
+from tests.harness.fleet import SmallFleet, small_fleet
 from tests.harness.non_redis_server import non_redis_server
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -20,7 +20,7 @@ from worker.threads import Outage, RetryingThread, log_failure
 from zeta_core.contract.wire.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
-def test_invalid_entries_stop_no_worker_and_are_gone_after_a_restart(fleet: Bench, client: redis.Redis) -> None:
+def test_invalid_entries_stop_no_worker_and_are_gone_after_a_restart(fleet: SmallFleet, client: redis.Redis) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="60", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -44,14 +44,14 @@ def test_invalid_entries_stop_no_worker_and_are_gone_after_a_restart(fleet: Benc
     assert "Traceback" not in log
 
 
-def test_a_stream_key_of_another_type_is_removed(fleet: Bench, client: redis.Redis) -> None:
+def test_a_stream_key_of_another_type_is_removed(fleet: SmallFleet, client: redis.Redis) -> None:
     fleet.start_worker()
     client.set(worker_stream("w1"), "not a stream")
     assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
 
 
 def test_invalid_responses_from_redis_cost_no_attempt(tmp_path: Path, own_valkey: ValkeyServer) -> None:
-    with bench(tmp_path, own_valkey.url) as fleet:
+    with small_fleet(tmp_path, own_valkey.url) as fleet:
         engine = fleet.start_engine()
         fleet.start_worker()
         job_id = fleet.submit(steps="200", seconds_per_step="0.05")

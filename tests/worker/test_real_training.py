@@ -4,8 +4,8 @@ import psutil
 import pytest
 
 from tests.end_to_end.specs import tiny_job
-from tests.harness.fleet import Bench
-from tests.harness.service import marked_processes
+from tests.harness.fleet import SmallFleet
+from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.checkpoint import step_of
 from zeta_core.contract.wire.run_directory import tensorboard_key
@@ -13,7 +13,7 @@ from zeta_core.contract.wire.run_directory import tensorboard_key
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(fleet: Bench) -> None:
+def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(fleet: SmallFleet) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")
     job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100, report_to=["tensorboard"]))
     fleet.wait_for_step(job_id, 5, 120)
@@ -37,7 +37,7 @@ def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(flee
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_waits(fleet: Bench) -> None:
+def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_waits(fleet: SmallFleet) -> None:
     """One worker after the other; the second has other kernels, because its variables reach its trainings."""
     first = fleet.start_worker("first", small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_WORKER_SLOTS="2")
     exact, free = (
@@ -68,7 +68,7 @@ def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_w
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(fleet: Bench) -> None:
+def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(fleet: SmallFleet) -> None:
     """Four attempts of one job on two processes. Each ends with a different fault; the next one continues."""
     fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_STALL_MIN_SECONDS="5", ZETA_STALL_FACTOR="5")
     spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, resources={"processes": 2})
@@ -80,7 +80,7 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
         wait_until(lambda: fleet.attempts(job_id)[-1].first_step, 100, "a step")
         first = fleet.attempts(job_id)[-1].first_step or 0
         wait_until(lambda: newest_of(fleet, job_id) > first + 20, 60, "a checkpoint")
-        return {process.environ().get("RANK", ""): process for process in map(psutil.Process, marked_processes(job_id))}
+        return {process.environ().get("RANK", ""): process for process in map(psutil.Process, processes_of_job(job_id))}
 
     ranks = go_on_to(1)
     assert sorted(ranks) == ["", "0", "1"]
@@ -108,9 +108,9 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
     assert "rank 0" in warning["message"]
     assert "No response from rank 1" in warning["message"]
     assert "train/loop.py" in warning["stacks"]
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     fleet.check_events(job_id)
 
 
-def newest_of(fleet: Bench, job_id: str) -> int:
+def newest_of(fleet: SmallFleet, job_id: str) -> int:
     return max((step_of(name) or 0 for name in fleet.checkpoints(job_id)), default=0)

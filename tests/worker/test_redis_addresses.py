@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from tests.harness.children import start_child, stop_child
-from tests.harness.fleet import bench
+from tests.harness.fleet import small_fleet
 from tests.harness.valkey import ValkeyServer, valkey_binary
 from tests.harness.waiting import wait_until
 
@@ -42,7 +42,7 @@ def socket_path() -> Iterator[Path]:
 
 
 def run_a_job(folder: Path, url: str) -> None:
-    with bench(folder, url) as fleet:
+    with small_fleet(folder, url) as fleet:
         fleet.start_engine()
         fleet.start_worker()
         assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.fleet import Bench, bench
+from tests.harness.fleet import SmallFleet, small_fleet
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 
 
 @pytest.fixture
-def own_fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[Bench]:
-    with bench(tmp_path, own_valkey.url) as made:
-        made.start_engine()
-        yield made
+def own_fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, own_valkey.url) as fleet:
+        fleet.start_engine()
+        yield fleet
 
 
 def test_flushall_during_a_run_neither_loses_nor_duplicates_events(
-    fleet: Bench, redis_url: str, shared_valkey: ValkeyServer
+    fleet: SmallFleet, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:
     fleet.start_worker()
     job_id = fleet.submit(steps="80", seconds_per_step="0.05", checkpoint_every="20")
@@ -35,7 +35,7 @@ def test_flushall_during_a_run_neither_loses_nor_duplicates_events(
     fleet.check_events(job_id)
 
 
-def test_a_job_survives_an_outage_of_redis(own_fleet: Bench, own_valkey: ValkeyServer) -> None:
+def test_a_job_survives_an_outage_of_redis(own_fleet: SmallFleet, own_valkey: ValkeyServer) -> None:
     own_fleet.start_worker()
     running = own_fleet.submit(steps="60", seconds_per_step="0.05", checkpoint_every="30")
     own_fleet.wait_for_step(running, 5)
@@ -56,7 +56,9 @@ def test_a_job_survives_an_outage_of_redis(own_fleet: Bench, own_valkey: ValkeyS
     own_fleet.check_events(waiting)
 
 
-def test_a_job_survives_an_emptied_redis_and_a_restarted_server(own_fleet: Bench, own_valkey: ValkeyServer) -> None:
+def test_a_job_survives_an_emptied_redis_and_a_restarted_server(
+    own_fleet: SmallFleet, own_valkey: ValkeyServer
+) -> None:
     own_fleet.start_worker()
     job_id = own_fleet.submit(steps="100", seconds_per_step="0.05")
     own_fleet.wait_for_step(job_id, 5)

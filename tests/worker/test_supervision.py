@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.harness.fleet import SECRET, Bench, bench
-from tests.harness.service import marked_processes
+from tests.harness.fleet import SECRET, SmallFleet, small_fleet
+from tests.harness.service import processes_of_job
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.attempt.final_line import exit_error
@@ -20,17 +20,17 @@ from zeta_core.contract.job.job import JobErrorEvidence
 
 
 @pytest.fixture(scope="module")
-def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallFleet]:
     """One engine and one worker for all tests of this file: none of them stops either."""
     with shared_valkey.client() as client:
         client.flushall()
-    with bench(tmp_path_factory.mktemp("fleet"), shared_valkey.url) as made:
-        made.start_engine()
-        made.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
-        yield made
+    with small_fleet(tmp_path_factory.mktemp("fleet"), shared_valkey.url) as fleet:
+        fleet.start_engine()
+        fleet.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
+        yield fleet
 
 
-def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: Bench) -> None:
+def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="6", checkpoint_every="2")
     job = fleet.wait_for_status(job_id, "succeeded")
     assert (job.status_reason, job.attempt, job.worker, job.slots) == ("completed", 1, None, None)
@@ -45,35 +45,35 @@ def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: 
     assert log.read_text() == "attempt 1 begins\nthe last line of the log\n"
 
 
-def test_cancel_ends_every_process_even_in_its_own_session_and_ignoring_sigterm(fleet: Bench) -> None:
+def test_cancel_ends_every_process_even_in_its_own_session_and_ignoring_sigterm(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000", child="stubborn")
     fleet.wait_for_step(job_id, 3)
-    assert len(marked_processes(job_id)) == 2
+    assert len(processes_of_job(job_id)) == 2
     fleet.request(job_id, "cancel")
     job = fleet.wait_for_status(job_id, "cancelled")
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     assert (job.status_reason, job.requested_action, job.failures) == ("cancelled_by_user", None, 0)
     fleet.check_events(job_id)
 
 
-def test_cancel_ends_a_training_that_never_checks_for_a_stop_file(fleet: Bench) -> None:
+def test_cancel_ends_a_training_that_never_checks_for_a_stop_file(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "cancel")
     assert fleet.wait_for_status(job_id, "cancelled").status_reason == "cancelled_by_user"
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
 
 
-def test_a_training_that_is_loading_gets_sigterm_immediately(fleet: Bench) -> None:
+def test_a_training_that_is_loading_gets_sigterm_immediately(fleet: SmallFleet) -> None:
     job_id = fleet.submit(seconds_to_load="600")
-    wait_until(lambda: marked_processes(job_id), 60, "the training to be started")
+    wait_until(lambda: processes_of_job(job_id), 60, "the training to be started")
     fleet.request(job_id, "pause")
     assert fleet.wait_for_status(job_id, "paused").status_reason == "paused_by_user"
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     assert f"of {job_id} did not end" not in fleet.logs(), "no limit was waited for"
 
 
-def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
+def test_pause_saves_and_ends_the_training(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "pause")
@@ -82,10 +82,10 @@ def test_pause_saves_and_ends_the_training(fleet: Bench) -> None:
     assert len(fleet.checkpoints(job_id)) == 1
 
 
-def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: Bench) -> None:
+def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
     wait_until(lambda: fleet.checkpoints(job_id), 60, "a checkpoint")
-    (training,) = marked_processes(job_id)
+    (training,) = processes_of_job(job_id)
     os.kill(training, signal.SIGKILL)
     job = fleet.wait_for_status(job_id, "succeeded")
     assert job.attempt == 2
@@ -98,7 +98,7 @@ def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: Bench)
     fleet.check_events(job_id)
 
 
-def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: Bench) -> None:
+def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="2", then="exit", max_retries=1)
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.attempt, job.failures) == ("train_error", 2, 2)
@@ -107,10 +107,10 @@ def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: 
     assert "attempt 2 begins" in job.error["evidence"]["log_tail"]
 
 
-def test_a_training_s_environment_has_its_marks_and_no_secrets(fleet: Bench) -> None:
+def test_a_training_s_environment_has_its_marks_and_no_secrets(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
-    (training,) = marked_processes(job_id)
+    (training,) = processes_of_job(job_id)
     environment = psutil.Process(training).environ()
     assert (environment["ZETA_JOB_ID"], environment["ZETA_ATTEMPT"]) == (job_id, "1")
     assert (environment["HF_TOKEN"], environment["EXTRA"], environment["CUDA_VISIBLE_DEVICES"]) == (

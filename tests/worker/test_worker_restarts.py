@@ -1,11 +1,11 @@
 """Workers that stop, are killed and come back; slots. Each test has its own worker."""
 
-from tests.harness.fleet import Bench
-from tests.harness.service import marked_processes
+from tests.harness.fleet import SmallFleet
+from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
 
 
-def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet: Bench) -> None:
+def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet: SmallFleet) -> None:
     first = fleet.start_worker("w1")
     job_id = fleet.submit(steps="40", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
@@ -13,7 +13,7 @@ def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet
     assert first.wait(60) == 0
     job = fleet.job(job_id)
     assert (job.status, job.status_reason, job.failures, job.lost_workers) == ("queued", "handed_back", 0, 0)
-    assert not marked_processes(job_id)
+    assert not processes_of_job(job_id)
     fleet.start_worker("w2")
     job = fleet.wait_for_status(job_id, "succeeded")
     handed_back, second = fleet.attempts(job_id)
@@ -22,40 +22,40 @@ def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet
     fleet.check_events(job_id)
 
 
-def test_a_restarted_worker_adopts_the_training_of_its_killed_process(fleet: Bench) -> None:
+def test_a_restarted_worker_adopts_the_training_of_its_killed_process(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100", seconds_per_step="0.05", checkpoint_every="50")
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    assert marked_processes(job_id)
+    assert processes_of_job(job_id)
     fleet.start_worker()
     job = fleet.wait_for_status(job_id, "succeeded")
     assert (job.attempt, job.lost_workers, job.failures) == (1, 0, 0)
     fleet.check_events(job_id)
 
 
-def test_a_training_that_ended_without_its_worker_is_published_by_the_next_one(fleet: Bench) -> None:
+def test_a_training_that_ended_without_its_worker_is_published_by_the_next_one(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="20", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    wait_until(lambda: not marked_processes(job_id), 60, "the training to end")
+    wait_until(lambda: not processes_of_job(job_id), 60, "the training to end")
     fleet.start_worker()
     assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
     assert fleet.checkpoints(job_id) == ["final"]
     fleet.check_events(job_id)
 
 
-def test_two_workers_with_the_same_name_and_home_are_refused(fleet: Bench) -> None:
+def test_two_workers_with_the_same_name_and_home_are_refused(fleet: SmallFleet) -> None:
     fleet.start_worker("w1")
     wait_until(lambda: (fleet.settings.home / "workers/w1/worker.lock").exists(), 60, "the first worker's lock")
     assert fleet.start_worker("w1").wait(60) == 2
     assert "choose another name" in fleet.logs()
 
 
-def test_two_slots_run_two_jobs_and_the_third_job_waits(fleet: Bench) -> None:
+def test_two_slots_run_two_jobs_and_the_third_job_waits(fleet: SmallFleet) -> None:
     fleet.start_worker(ZETA_WORKER_SLOTS="2")
     jobs = [fleet.submit(steps="100000") for _ in range(3)]
     for job_id in jobs[:2]:

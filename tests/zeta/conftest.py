@@ -49,7 +49,7 @@ def client(service: Service) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="session")
-def finished(client: Client) -> Job:
+def finished_job(client: Client) -> Job:
     """A job that has succeeded and has checkpoints."""
     job = client.wait(client.submit({**TINY_JOB, "entity_name": "finished"}).id, timeout_seconds=240)
     assert job.status == "succeeded", job
@@ -57,7 +57,7 @@ def finished(client: Client) -> Job:
 
 
 @pytest.fixture
-def endless(client: Client) -> Iterator[Job]:
+def endless_job(client: Client) -> Iterator[Job]:
     """A job that runs until it is stopped; it is cancelled at the end of the test."""
     job = client.submit(ENDLESS_JOB)
     yield job

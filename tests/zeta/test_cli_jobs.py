@@ -78,30 +78,30 @@ def test_an_invalid_spec_exits_with_2_and_names_every_invalid_field(service: Ser
     assert "lora.r" in lora.stderr
 
 
-def test_jobs_are_listed_and_shown_as_text_and_as_json(service: Service, finished: Job) -> None:
+def test_jobs_are_listed_and_shown_as_text_and_as_json(service: Service, finished_job: Job) -> None:
     listed = json.loads(service.command("jobs", "--status", "succeeded", "--json").stdout)
     assert listed["object"] == "list"
-    assert finished.id in [job["id"] for job in listed["data"]]
-    assert finished.id in service.command("jobs", "--name", "finished").stdout
-    shown = service.command("job", finished.id)
+    assert finished_job.id in [job["id"] for job in listed["data"]]
+    assert finished_job.id in service.command("jobs", "--name", "finished").stdout
+    shown = service.command("job", finished_job.id)
     assert "succeeded (completed)" in shown.stdout
-    assert json.loads(service.command("job", finished.id, "--json").stdout)["id"] == finished.id
+    assert json.loads(service.command("job", finished_job.id, "--json").stdout)["id"] == finished_job.id
     assert service.command("jobs", "--status", "sleeping").returncode == 2
 
 
-def test_an_id_may_be_shortened_while_it_is_unique(service: Service, client: Client, finished: Job) -> None:
+def test_an_id_may_be_shortened_while_it_is_unique(service: Service, client: Client, finished_job: Job) -> None:
     newest = client.submit({**TINY_JOB, "entity_name": "newest"})
     client.cancel(newest.id)
     ids = [job.id for job in client.jobs(limit=None)]
     beginning = next(
-        finished.id[:length]
-        for length in range(5, len(finished.id))
-        if sum(job_id.startswith(finished.id[:length]) for job_id in ids) == 1
+        finished_job.id[:length]
+        for length in range(5, len(finished_job.id))
+        if sum(job_id.startswith(finished_job.id[:length]) for job_id in ids) == 1
     )
     for text in (beginning, beginning.removeprefix("job_")):
-        assert json.loads(service.command("job", text, "--json").stdout)["id"] == finished.id
+        assert json.loads(service.command("job", text, "--json").stdout)["id"] == finished_job.id
     assert json.loads(service.command("job", "@last", "--json").stdout)["id"] == newest.id
-    assert json.loads(service.command("job", finished.id[:-1], "--json").stdout)["id"] == finished.id
+    assert json.loads(service.command("job", finished_job.id[:-1], "--json").stdout)["id"] == finished_job.id
     several = service.command("job", "job_")
     assert several.returncode == 2
     assert str(len(ids)) in several.stderr
@@ -110,17 +110,19 @@ def test_an_id_may_be_shortened_while_it_is_unique(service: Service, client: Cli
     assert "zeta jobs" in none.stderr
 
 
-def test_events_logs_and_checkpoints_are_printed(service: Service, client: Client, finished: Job) -> None:
-    printed = [json.loads(line) for line in service.command("events", finished.id, "--json").stdout.splitlines()]
-    assert printed == [event.model_dump(mode="json", exclude_unset=True) for event in client.stored_events(finished.id)]
-    followed = service.command("events", finished.id, "--follow", "--after", "2", "--json").stdout.splitlines()
+def test_events_logs_and_checkpoints_are_printed(service: Service, client: Client, finished_job: Job) -> None:
+    printed = [json.loads(line) for line in service.command("events", finished_job.id, "--json").stdout.splitlines()]
+    assert printed == [
+        event.model_dump(mode="json", exclude_unset=True) for event in client.stored_events(finished_job.id)
+    ]
+    followed = service.command("events", finished_job.id, "--follow", "--after", "2", "--json").stdout.splitlines()
     assert [json.loads(line) for line in followed] == printed[2:]
-    log = service.command("logs", finished.id).stdout
-    assert log == "".join(client.logs(finished.id))
+    log = service.command("logs", finished_job.id).stdout
+    assert log == "".join(client.logs(finished_job.id))
     assert "step 8/8  loss" in log  # the Trainer logs its progress, so `zeta logs -f` shows it
-    named = service.command("checkpoints", finished.id)
+    named = service.command("checkpoints", finished_job.id)
     assert "step-8" in named.stdout
-    manifests = json.loads(service.command("checkpoints", finished.id, "--json").stdout)["data"]
+    manifests = json.loads(service.command("checkpoints", finished_job.id, "--json").stdout)["data"]
     assert "final" in [manifest["name"] for manifest in manifests]
 
 
@@ -133,8 +135,8 @@ def test_files_and_workers_are_listed(service: Service, text_file: Path) -> None
     assert "cpu" in service.command("workers", "--json").stdout
 
 
-def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, client: Client, finished: Job) -> None:
-    succeeded = service.command("wait", finished.id)
+def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, client: Client, finished_job: Job) -> None:
+    succeeded = service.command("wait", finished_job.id)
     assert (succeeded.returncode, "succeeded" in succeeded.stdout) == (0, True)
     missing = client.submit({**TINY_JOB, "dataset": {"file": client.upload(_invalid_data(service.home)).id}})
     failed = service.command("wait", missing.id, timeout_seconds=240)
@@ -143,9 +145,9 @@ def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, clien
     assert json.loads(service.command("wait", missing.id, "--json").stdout)["status"] == "failed"
 
 
-def test_a_terminal_shows_a_progress_bar(service: Service, finished: Job) -> None:
+def test_a_terminal_shows_a_progress_bar(service: Service, finished_job: Job) -> None:
     master, slave = pty.openpty()
-    with subprocess.Popen([ZETA, "wait", finished.id], env=service.environment(), stdout=slave) as waiting:
+    with subprocess.Popen([ZETA, "wait", finished_job.id], env=service.environment(), stdout=slave) as waiting:
         os.close(slave)
         shown = b""
         with contextlib.suppress(OSError):  # raised by a terminal that was closed by its last writer
@@ -242,7 +244,7 @@ def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, cl
 
 
 def test_a_worker_validates_a_spec_and_the_result_is_cached(
-    service: Service, client: Client, finished: Job, tmp_path: Path
+    service: Service, client: Client, finished_job: Job, tmp_path: Path
 ) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps(TINY_JOB))
@@ -261,15 +263,15 @@ def test_a_worker_validates_a_spec_and_the_result_is_cached(
     measured = found["memory"]["measured"]
     assert measured["gradients"] == found["memory"]["gradients"]
     assert measured["weights"] == pytest.approx(found["memory"]["weights"], rel=0.01)
-    assert finished.result is not None
-    assert finished.result.memory is not None
+    assert finished_job.result is not None
+    assert finished_job.result.memory is not None
     assert found["pending"] == {}
     counted_by, seconds = client.job(found["time"]["job"]), found["time"]["seconds"]
     assert counted_by.result is not None
     assert seconds == pytest.approx(counted_by.result.train_seconds, abs=0.06), (
         "the same number of steps of the same work"
     )
-    assert finished.status == "succeeded", "at least one such job has run"
+    assert finished_job.status == "succeeded", "at least one such job has run"
     again = client.validate(TINY_JOB)
     assert (again.parameters, again.isolates) == (found["parameters"], True)
     shown = service.command("validate", str(spec))
@@ -323,12 +325,12 @@ def _is_step(event: dict[str, Any]) -> bool:
     return event["type"] == "progress" and event.get("step") is not None
 
 
-def test_a_job_starts_from_a_checkpoint_given_by_a_shortened_id(service: Service, finished: Job) -> None:
-    of_job = ("--model", f"{finished.id[:-3]}/step-8")
+def test_a_job_starts_from_a_checkpoint_given_by_a_shortened_id(service: Service, finished_job: Job) -> None:
+    of_job = ("--model", f"{finished_job.id[:-3]}/step-8")
     done = service.command("submit", *of_job, "--data", "python-docs", "--set", "max_steps=1", "--json")
     assert done.returncode == 0, done.stderr
     started = json.loads(done.stdout)
-    assert started["spec"]["model"] == {"job": finished.id, "checkpoint": "step-8"}
+    assert started["spec"]["model"] == {"job": finished_job.id, "checkpoint": "step-8"}
     assert service.command("cancel", started["id"]).returncode == 0
     last = service.command("submit", "--model", "@last/step-99", "--data", "python-docs")
     assert last.returncode != 0  # the checkpoint does not exist, but the id was resolved
@@ -342,12 +344,12 @@ def test_a_wrong_key_exits_with_1_and_reports_the_source_of_the_key(service: Ser
     assert "ZETA_API_KEY" in done.stderr
 
 
-def test_only_the_merged_model_of_an_adapter_is_downloaded(service: Service, finished: Job, tmp_path: Path) -> None:
-    whole = service.command("download", finished.id, "--merged", "-o", str(tmp_path / "whole"))
+def test_only_the_merged_model_of_an_adapter_is_downloaded(service: Service, finished_job: Job, tmp_path: Path) -> None:
+    whole = service.command("download", finished_job.id, "--merged", "-o", str(tmp_path / "whole"))
     assert (whole.returncode, "without --merged" in whole.stderr) == (1, True)
     spec = tmp_path / "lora.json"
     small = {name: TINY_JOB[name] for name in ("dataset", "seq_len", "batch_size", "gradient_accumulate_every", "seed")}
-    spec.write_text(json.dumps({**small, "model": {"job": finished.id}, "lora": {"r": 2}, "max_steps": 1}))
+    spec.write_text(json.dumps({**small, "model": {"job": finished_job.id}, "lora": {"r": 2}, "max_steps": 1}))
     assert service.command("submit", str(spec), "--follow", timeout_seconds=240).returncode == 0
     unmerged = service.command("download", "@last", "--merged", "-o", str(tmp_path / "model"))
     assert unmerged.returncode == 1

@@ -92,53 +92,53 @@ def test_a_missing_server_is_reported_after_the_requested_patience() -> None:
         client.jobs()
 
 
-def test_lists_are_read_over_several_pages(client: Client, finished: Job) -> None:
+def test_lists_are_read_over_several_pages(client: Client, finished_job: Job) -> None:
     for _ in range(2):
         client.cancel(client.submit({**TINY_JOB, "entity_name": "pages"}).id)
     every = client.jobs(limit=None)
     assert [job.id for job in every] == sorted((job.id for job in every), reverse=True)
-    assert finished.id in [job.id for job in every]
+    assert finished_job.id in [job.id for job in every]
     assert [job.id for job in client.jobs(limit=2)] == [job.id for job in every[:2]]
     assert {job.entity_name for job in client.jobs(entity_name="pages", limit=None)} == {"pages"}
     assert all(job.status == "succeeded" for job in client.jobs(status="succeeded", limit=None))
 
 
-def test_live_and_stored_events_are_equal_from_any_position(client: Client, finished: Job) -> None:
-    live = list(client.events(finished.id))
+def test_live_and_stored_events_are_equal_from_any_position(client: Client, finished_job: Job) -> None:
+    live = list(client.events(finished_job.id))
     assert [event.seq for event in live] == list(range(1, len(live) + 1))
-    assert live == client.stored_events(finished.id)
-    assert list(client.events(finished.id, after=3)) == live[3:]
-    assert client.stored_events(finished.id, after=2, limit=2) == live[2:4]
-    assert list(client.events(finished.id, after=len(live))) == []
+    assert live == client.stored_events(finished_job.id)
+    assert list(client.events(finished_job.id, after=3)) == live[3:]
+    assert client.stored_events(finished_job.id, after=2, limit=2) == live[2:4]
+    assert list(client.events(finished_job.id, after=len(live))) == []
 
 
-def test_every_event_of_this_version_is_typed(client: Client, finished: Job) -> None:
-    events = client.stored_events(finished.id)
+def test_every_event_of_this_version_is_typed(client: Client, finished_job: Job) -> None:
+    events = client.stored_events(finished_job.id)
     assert [event for event in events if isinstance(event, UntypedEvent)] == []
     assert any(isinstance(event, ProgressEvent) and event.loss for event in events)
     assert isinstance(events[-1], StatusEvent)
     assert (events[-1].status, events[-1].reason) == ("succeeded", "completed")
 
 
-def test_logs_contain_the_output_of_the_processes(client: Client, finished: Job) -> None:
-    whole = "".join(client.logs(finished.id))
+def test_logs_contain_the_output_of_the_processes(client: Client, finished_job: Job) -> None:
+    whole = "".join(client.logs(finished_job.id))
     assert whole
-    assert "".join(client.logs(finished.id, follow=True)) == whole
+    assert "".join(client.logs(finished_job.id, follow=True)) == whole
     mark, *lines = whole.splitlines()
     assert len(lines) > 1
-    assert "".join(client.logs(finished.id, tail=1)).splitlines() == [mark, lines[-1]]
+    assert "".join(client.logs(finished_job.id, tail=1)).splitlines() == [mark, lines[-1]]
 
 
 def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
-    service: Service, client: Client, endless: Job
+    service: Service, client: Client, endless_job: Job
 ) -> None:
     with pytest.raises(WaitTimeout):
-        client.wait(endless.id, timeout_seconds=0.5)
+        client.wait(endless_job.id, timeout_seconds=0.5)
     seen: list[Event] = []
     interruptions: list[str] = []
     killed = False
     for event in client.events(
-        endless.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
+        endless_job.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
     ):
         seen.append(event)
         if isinstance(event, ProgressEvent) and event.step and not killed:
@@ -149,21 +149,21 @@ def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
             with Client(service.url, service.api_key, patience_seconds=60) as patient:
                 patient.cancel(patient.submit({**TINY_JOB, "metadata": {"mark": mark}}).id)
                 assert len(patient.jobs(metadata={"mark": mark})) == 1
-            client.cancel(endless.id)
+            client.cancel(endless_job.id)
     assert killed
     assert interruptions
     assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
-    assert seen == client.stored_events(endless.id)
-    assert client.job(endless.id).status == "cancelled"
+    assert seen == client.stored_events(endless_job.id)
+    assert client.job(endless_job.id).status == "cancelled"
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_downloaded_completely_and_verified(client: Client, finished: Job, tmp_path: Path) -> None:
+def test_a_checkpoint_is_downloaded_completely_and_verified(client: Client, finished_job: Job, tmp_path: Path) -> None:
     progress: list[int] = []
     done = client.download(
-        finished.id, directory=tmp_path / "final", on_progress=lambda now: progress.append(now.bytes)
+        finished_job.id, directory=tmp_path / "final", on_progress=lambda now: progress.append(now.bytes)
     )
     assert done.manifest.name == "final"
     for file in done.files:
@@ -175,18 +175,20 @@ def test_a_checkpoint_is_downloaded_completely_and_verified(client: Client, fini
     assert progress[-1] == sum(file.size for file in done.files)
 
 
-def test_training_state_is_optional_and_globs_select_files(client: Client, finished: Job, tmp_path: Path) -> None:
-    whole = client.download(finished.id, "latest", tmp_path / "whole", state=True)
+def test_training_state_is_optional_and_globs_select_files(client: Client, finished_job: Job, tmp_path: Path) -> None:
+    whole = client.download(finished_job.id, "latest", tmp_path / "whole", state=True)
     assert any(file.role == "state" for file in whole.files)
-    assert [file.path for file in client.download(finished.id, directory=tmp_path / "some", include=["*.json"]).files]
+    assert [
+        file.path for file in client.download(finished_job.id, directory=tmp_path / "some", include=["*.json"]).files
+    ]
     assert not (tmp_path / "some" / "model.safetensors").exists()
     with pytest.raises(NotFound, match=r"model\.safetensors"):
-        client.download(finished.id, directory=tmp_path / "none", include=["*.gguf"])
+        client.download(finished_job.id, directory=tmp_path / "none", include=["*.gguf"])
 
 
 @pytest.mark.parametrize("damage", ["half", "wrong", "too long"])
-def test_an_interrupted_download_is_completed(client: Client, finished: Job, tmp_path: Path, damage: str) -> None:
-    whole = client.download(finished.id, directory=tmp_path / "whole")
+def test_an_interrupted_download_is_completed(client: Client, finished_job: Job, tmp_path: Path, damage: str) -> None:
+    whole = client.download(finished_job.id, directory=tmp_path / "whole")
     weights = (whole.directory / "model.safetensors").read_bytes()
     part = tmp_path / "again" / "model.safetensors.part"
     part.parent.mkdir()
@@ -198,37 +200,37 @@ def test_an_interrupted_download_is_completed(client: Client, finished: Job, tmp
         if now.file == "model.safetensors":
             progress.append(now.bytes)
 
-    client.download(finished.id, directory=part.parent, include=["model.safetensors"], on_progress=record)
+    client.download(finished_job.id, directory=part.parent, include=["model.safetensors"], on_progress=record)
     assert (part.parent / "model.safetensors").read_bytes() == weights
     assert not part.exists()
     if damage == "half":
         assert progress[0] > len(half)  # the existing part was not fetched again
 
 
-def test_existing_files_are_not_fetched_again_or_overwritten(client: Client, finished: Job, tmp_path: Path) -> None:
-    done = client.download(finished.id, directory=tmp_path)
+def test_existing_files_are_not_fetched_again_or_overwritten(client: Client, finished_job: Job, tmp_path: Path) -> None:
+    done = client.download(finished_job.id, directory=tmp_path)
     weights = tmp_path / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    client.download(finished.id, directory=tmp_path)
+    client.download(finished_job.id, directory=tmp_path)
     assert weights.stat().st_mtime_ns == before
     (tmp_path / "config.json").write_text("my own")
     with pytest.raises(Conflict, match=r"config\.json"):
-        client.download(finished.id, directory=tmp_path)
+        client.download(finished_job.id, directory=tmp_path)
     assert (tmp_path / "config.json").read_text() == "my own"
-    client.download(finished.id, directory=tmp_path, overwrite=True)
+    client.download(finished_job.id, directory=tmp_path, overwrite=True)
     expected = next(file.sha256 for file in done.files if file.path == "config.json")
     assert sha256(tmp_path / "config.json") == expected
 
 
 def test_nothing_is_written_through_a_link_that_leaves_the_folder(
-    client: Client, finished: Job, tmp_path: Path
+    client: Client, finished_job: Job, tmp_path: Path
 ) -> None:
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir()
     inside.mkdir()
     (inside / "training_state").symlink_to(outside)
     with pytest.raises(InvalidRequest, match="training_state"):
-        client.download(finished.id, "latest", inside, state=True)
+        client.download(finished_job.id, "latest", inside, state=True)
     assert list(outside.iterdir()) == []
     assert [path.name for path in inside.iterdir()] == ["training_state"]
 
@@ -268,21 +270,21 @@ def test_workers_are_listed_with_their_slots(client: Client) -> None:
 
 
 def test_the_client_accepts_specs_and_ids_as_the_command_line_does(
-    client: Client, finished: Job, text_file: Path
+    client: Client, finished_job: Job, text_file: Path
 ) -> None:
     messages: list[str] = []
-    spec = {**TINY_JOB, "model": f"{finished.id[:-3]}/step-8", "dataset": text_file, "max_steps": 1}
+    spec = {**TINY_JOB, "model": f"{finished_job.id[:-3]}/step-8", "dataset": text_file, "max_steps": 1}
     job = client.submit(spec, on_upload=messages.append)
-    assert job.spec["model"] == {"job": finished.id, "checkpoint": "step-8"}
+    assert job.spec["model"] == {"job": finished_job.id, "checkpoint": "step-8"}
     assert job.spec["dataset"] == {"file": client.upload(text_file).id}
     assert [text_file.name in sentence for sentence in messages] == [True]
     assert client.validate({**TINY_JOB, "dataset": "python-docs"}).object == client.validate(TINY_JOB).object
     assert client.job("@last").id == job.id
     assert client.wait("@last", timeout_seconds=240).id == job.id
-    short = finished.id.removeprefix("job_")[:-2]
-    assert client.stored_events(short) == client.stored_events(finished.id)
-    assert "".join(client.logs(short)) == "".join(client.logs(finished.id))
-    assert client.checkpoint(short, "step-8") == client.checkpoint(finished.id, "step-8")
+    short = finished_job.id.removeprefix("job_")[:-2]
+    assert client.stored_events(short) == client.stored_events(finished_job.id)
+    assert "".join(client.logs(short)) == "".join(client.logs(finished_job.id))
+    assert client.checkpoint(short, "step-8") == client.checkpoint(finished_job.id, "step-8")
     for unknown in ("nothing", "job_zzzz"):
         with pytest.raises(NotFound, match="No job id starts with"):
             client.cancel(unknown)

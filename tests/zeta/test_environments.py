@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.gateways import Answer, Gateway
+from tests.harness.gateways import Gateway, GatewayResponse
 from tests.harness.service import ZETA, clean_environment
 
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -19,7 +19,7 @@ CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", 
 @pytest.fixture(scope="module")
 def closed_gateway() -> Iterator[Gateway]:
     """A closed port in place of a server: a command that gets as far as its request exits with status 4."""
-    with Gateway(answers=lambda _method, _path: Answer(403)).running() as gateway:
+    with Gateway(answers=lambda _method, _path: GatewayResponse(403)).running() as gateway:
         yield gateway
 
 
@@ -105,9 +105,9 @@ def test_an_unusable_stored_login_is_reported_with_its_path(
 
 
 def test_a_login_that_cannot_be_stored_is_reported_in_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
-    def respond(_method: str, _path: str) -> Answer:
+    def respond(_method: str, _path: str) -> GatewayResponse:
         headers = {"Content-Type": "application/json", "X-Request-Id": "req_1"}
-        return Answer(200, b'{"object": "list", "data": []}', headers)
+        return GatewayResponse(200, b'{"object": "list", "data": []}', headers)
 
     (tmp_path / "config").touch()
     with Gateway(answers=respond).running() as gateway:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.gateways import Answer, Gateway
+from tests.harness.gateways import Gateway, GatewayResponse
 from tests.harness.ports import free_loopback_port
 from zeta.cli.exit_status import ExitStatus, exit_status_of_error
 from zeta.client import Client
@@ -21,11 +21,13 @@ from zeta_core.contract.identifiers import ID_CHARACTERS
 from zeta_core.contract.job.responses import Health
 
 JOB_ID = f"job_{'0' * ID_CHARACTERS}"
-HEALTH = Answer(200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"})
+HEALTH = GatewayResponse(
+    200, Health(status="ok", version="1").model_dump_json().encode(), {"Content-Type": "application/json"}
+)
 NGINX_PLAIN = b"<center>The plain HTTP request was sent to HTTPS port</center>"
 
 
-def always(response: Answer) -> Callable[[str, str], Answer]:
+def always(response: GatewayResponse) -> Callable[[str, str], GatewayResponse]:
     return lambda _method, _path: response
 
 
@@ -42,22 +44,32 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
 @pytest.mark.parametrize(
     ("response", "code", "exit_status", "parts"),
     [
-        (Answer(413), "refused_by_gateway", ExitStatus.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
-        (Answer(401), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
-        (Answer(403), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 403", "denies access"]),
-        (Answer(407), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 407", "user and password"]),
-        (Answer(404), "unreachable", ExitStatus.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
-        (Answer(400, NGINX_PLAIN), "unreachable", ExitStatus.UNREACHABLE, ["requires TLS", "https://127.0.0.1"]),
-        (Answer(429), "unreachable", ExitStatus.UNREACHABLE, ["rate"]),
-        (Answer(502), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "the server behind it does not", "HTTP 502"]),
-        (Answer(504), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 504"]),
-        (Answer(522), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 522"]),
-        (Answer(500), "internal_error", ExitStatus.FAILED, ["HTTP 500"]),
-        (Answer(200), "unreachable", ExitStatus.UNREACHABLE, ["web page", "sign-in"]),
+        (GatewayResponse(413), "refused_by_gateway", ExitStatus.FAILED, ["nginx", "HTTP 413", "client_max_body_size"]),
+        (GatewayResponse(401), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 401", "denies access"]),
+        (GatewayResponse(403), "unreachable", ExitStatus.UNREACHABLE, ["nginx", "HTTP 403", "denies access"]),
+        (GatewayResponse(407), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 407", "user and password"]),
+        (GatewayResponse(404), "unreachable", ExitStatus.UNREACHABLE, ["not a Zeta server", "HTTP 404", "ZETA_URL"]),
+        (
+            GatewayResponse(400, NGINX_PLAIN),
+            "unreachable",
+            ExitStatus.UNREACHABLE,
+            ["requires TLS", "https://127.0.0.1"],
+        ),
+        (GatewayResponse(429), "unreachable", ExitStatus.UNREACHABLE, ["rate"]),
+        (
+            GatewayResponse(502),
+            "unreachable",
+            ExitStatus.UNREACHABLE,
+            ["nginx", "the server behind it does not", "HTTP 502"],
+        ),
+        (GatewayResponse(504), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 504"]),
+        (GatewayResponse(522), "unreachable", ExitStatus.UNREACHABLE, ["HTTP 522"]),
+        (GatewayResponse(500), "internal_error", ExitStatus.FAILED, ["HTTP 500"]),
+        (GatewayResponse(200), "unreachable", ExitStatus.UNREACHABLE, ["web page", "sign-in"]),
     ],
 )
 def test_a_response_of_a_gateway_is_reported_as_such(
-    response: Answer, code: str, exit_status: ExitStatus, parts: list[str]
+    response: GatewayResponse, code: str, exit_status: ExitStatus, parts: list[str]
 ) -> None:
     with Gateway(answers=always(response)).running() as gateway:
         error = failure_behind(gateway)
@@ -69,7 +81,7 @@ def test_a_response_of_a_gateway_is_reported_as_such(
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"", b"not JSON", b'{"id": 1, "status": "ok"}'])
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
 def test_a_successful_response_of_another_program_is_reported(body: bytes, content_type: str) -> None:
-    with Gateway(answers=always(Answer(200, body, {"Content-Type": content_type}))).running() as gateway:
+    with Gateway(answers=always(GatewayResponse(200, body, {"Content-Type": content_type}))).running() as gateway:
         error = failure_behind(gateway)
         with Client(gateway.url, "key", patience_seconds=0) as client, pytest.raises(ZetaError) as caught:
             list(client.jobs())
@@ -81,7 +93,9 @@ def test_a_successful_response_of_another_program_is_reported(body: bytes, conte
 @pytest.mark.parametrize("path", ["/v1", "/v1/jobs", "/docs"])
 def test_an_unknown_path_of_the_server_is_reported_with_the_right_url(path: str) -> None:
     missing = ErrorContent(message="Not found.", type=NotFound.type, code="route_not_found")
-    response = Answer(404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"})
+    response = GatewayResponse(
+        404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"}
+    )
     with Gateway(answers=always(response)).running() as gateway:
         error = failure_behind(gateway, path)
     assert f"has nothing under the path {path}; set ZETA_URL to {gateway.url}." in error.message
@@ -90,8 +104,8 @@ def test_an_unknown_path_of_the_server_is_reported_with_the_right_url(path: str)
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 414, 431, 451])
 def test_one_refused_request_is_distinguished_from_an_unreachable_server(status: int) -> None:
-    def refuse(_method: str, path: str) -> Answer:
-        return HEALTH if path == "/zeta/healthz" else Answer(status, b"no", {})
+    def refuse(_method: str, path: str) -> GatewayResponse:
+        return HEALTH if path == "/zeta/healthz" else GatewayResponse(status, b"no", {})
 
     with Gateway(answers=refuse).running() as gateway:
         error = failure_behind(gateway, "/zeta")
@@ -114,8 +128,8 @@ def test_one_refused_request_is_distinguished_from_an_unreachable_server(status:
     ],
 )
 def test_a_redirect_names_its_target_and_is_never_followed(status: int, location: str, named: str) -> None:
-    def redirect(_method: str, path: str) -> Answer:
-        return Answer(status, b"", {"Location": location.format(path=path)})
+    def redirect(_method: str, path: str) -> GatewayResponse:
+        return GatewayResponse(status, b"", {"Location": location.format(path=path)})
 
     with Gateway(answers=redirect).running() as gateway:
         error = failure_behind(gateway)
@@ -126,7 +140,7 @@ def test_a_redirect_names_its_target_and_is_never_followed(status: int, location
 
 
 def test_a_refusal_by_a_proxy_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gateway(answers=always(Answer(403))).running() as proxy:
+    with Gateway(answers=always(GatewayResponse(403))).running() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
         error = failure(Client("http://train-box:8400", "key", patience_seconds=0))
@@ -145,7 +159,7 @@ def test_an_unresponsive_proxy_is_named_without_its_password(monkeypatch: pytest
 
 
 def test_a_proxy_that_refuses_to_connect_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gateway(program="squid", answers=always(Answer(407))).running() as proxy:
+    with Gateway(program="squid", answers=always(GatewayResponse(407))).running() as proxy:
         variables = {"ALL_PROXY": proxy.url}
         assert choose_proxy("https://train-box", variables) is not None
         transport = HttpTransport("https://train-box", "key", patience_seconds=0, variables=variables)
@@ -192,7 +206,7 @@ def _certificate(file: Path, names: str, days: str) -> Path:
 def tls_port(certificate: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with Gateway(answers=always(Answer(413)), tls=context).running() as gateway:
+    with Gateway(answers=always(GatewayResponse(413)), tls=context).running() as gateway:
         yield gateway.port
 
 
@@ -215,7 +229,7 @@ def test_a_custom_authority_is_trusted_on_localhost_too(
 
 
 def test_a_wrong_scheme_is_recognized() -> None:
-    with Gateway(answers=always(Answer(413))).running() as plain:
+    with Gateway(answers=always(GatewayResponse(413))).running() as plain:
         error = failure(Client(f"https://127.0.0.1:{plain.port}", patience_seconds=0))
     assert f"set ZETA_URL to http://127.0.0.1:{plain.port}." in error.message
 
@@ -238,7 +252,7 @@ def test_a_program_without_http_is_reported_with_the_setting() -> None:
 
 def test_invalid_certificate_settings_do_not_matter_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/missing.pem")
-    with Gateway(answers=always(Answer(413))).running() as gateway:
+    with Gateway(answers=always(GatewayResponse(413))).running() as gateway:
         assert "HTTP 413" in failure_behind(gateway).message
     with pytest.raises(ZetaError, match=r"SSL_CERT_FILE is '/missing\.pem'"):
         Client("https://localhost:8400", "key")

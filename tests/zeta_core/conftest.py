@@ -1,4 +1,4 @@
-"""Fixtures of the training core's tests."""
+"""Fixtures for the tests of the training core."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The same bits whatever the machine, and no fight for its cores."""
+    """Use one thread: results are the same on every machine, and tests don't compete for cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

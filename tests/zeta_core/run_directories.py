@@ -1,4 +1,4 @@
-"""Run directories for the tests, the processes that train them, and what their journals say."""
+"""Run directories: creating one, starting its training process, and reading its journal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ SPEC: dict[str, Any] = {
 }
 
 
-def make_run(directory: Path, attempt: int = 1, *, spec: Mapping[str, Any] | None = None, **order: Any) -> Path:
-    """``<directory>/attempt-N`` with its ``run.json``; the attempts share ``<directory>/output``."""
+def make_run(directory: Path, attempt: int = 1, *, spec: Mapping[str, Any] | None = None, **fields: Any) -> Path:
+    """Create ``<directory>/attempt-N`` with a ``run.json``. All attempts share ``<directory>/output``.
+
+    ``fields`` are further fields of the ``run.json``.
+    """
     run_dir = directory / f"attempt-{attempt}"
     run_dir.mkdir(parents=True)
     content = {
@@ -38,14 +41,14 @@ def make_run(directory: Path, attempt: int = 1, *, spec: Mapping[str, Any] | Non
         "output_dir": str(directory / "output"),
         "artifacts_root": str(directory / "artifacts"),
         "cache_dir": str(directory / "cache"),
-        **order,
+        **fields,
     }
     (run_dir / "run.json").write_text(json.dumps(content))
     return run_dir
 
 
 def start(run_dir: Path, *program: str, **variables: str) -> subprocess.Popen[bytes]:
-    """Train it in a process of its own, as a worker would; ``program``: by another program than zeta_core's own."""
+    """Start the training process as a worker does. ``program`` replaces ``python -m zeta_core``."""
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     environment = {**os.environ, **own}  # noqa: TID251 - a child's environment
     command = [*(program or (sys.executable, "-m", "zeta_core")), str(run_dir)]
@@ -53,7 +56,7 @@ def start(run_dir: Path, *program: str, **variables: str) -> subprocess.Popen[by
 
 
 def journal(run_dir: Path) -> list[JournalLine]:
-    """The journal's lines; every one of them is whole."""
+    """The lines of the journal, after checking that the last one is complete."""
     file = run_dir / "events.jsonl"
     if not file.exists():
         return []
@@ -63,7 +66,7 @@ def journal(run_dir: Path) -> list[JournalLine]:
 
 
 def end_of(run_dir: Path) -> StatusLine:
-    """The journal's last line, which is how the attempt ended."""
+    """The last line of the journal, which contains the status at the end of the attempt."""
     last = journal(run_dir)[-1]
     assert isinstance(last, StatusLine)
     return last

@@ -1,4 +1,4 @@
-"""Runs of the core in this process, with every line that they say."""
+"""Training in this process, with the journal lines of the run recorded in memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zeta_core.report.reporter import Reporter
 from zeta_core.run import Outcome, RunRequest, execute
 
 
-class Lines:
-    """A sink that keeps what is said."""
+class RecordedLines:
+    """The journal lines of a run, in order; replaces the journal file."""
 
     def __init__(self) -> None:
         self.all: list[JournalLine] = []
@@ -38,7 +38,7 @@ class Lines:
 
     @property
     def resolved_spec(self) -> ResolvedSpec:
-        """What was decided, as it was said when the training began."""
+        """The resolved spec, as reported when the training begins."""
         return next(line.resolved_spec for line in self.all if isinstance(line, StatusLine) and line.resolved_spec)
 
     @property
@@ -56,12 +56,12 @@ def train(
     locations: SourceLocations | None = None,
     started_on: date | None = None,
     **options: Any,
-) -> tuple[Outcome, Lines]:
-    """Train a small model on small sequences, one process, here."""
-    asked = {"batch_size": 4, "gradient_accumulate_every": 1, "seq_len": 32, "learning_rate": 1e-2, **options}
-    lines = Lines()
+) -> tuple[Outcome, RecordedLines]:
+    """Train a small model on short sequences in this process; return the outcome and the journal lines."""
+    values = {"batch_size": 4, "gradient_accumulate_every": 1, "seq_len": 32, "learning_rate": 1e-2, **options}
+    lines = RecordedLines()
     run = RunRequest(
-        options=parse(TrainerOptions, asked),
+        options=parse(TrainerOptions, values),
         model=model,
         output_dir=output_dir,
         cache=cache,

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tests.zeta_core.advised import applied, train, warnings
+from tests.zeta_core.advice_runs import apply_patch, train, warnings_by_code
 from tests.zeta_core.models import LLAMA_CONFIG, VOCABULARY, PlainModel, WithReturnLoss, llama, plain, summing
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
@@ -33,7 +33,7 @@ def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
 ) -> None:
     spec: dict[str, Any] = {"learning_rate": 3.0, "seq_len": 64, "max_steps": 40}
     _, lines = train(tmp_path, llama(), spec)
-    said = warnings(lines)
+    said = warnings_by_code(lines)
     unusual, diverging = said["unusual_learning_rate"], said["diverging_loss"]
     first_step = next(index for index, line in enumerate(lines.all) if getattr(line, "step", None) == 1)
     assert lines.all.index(unusual) < first_step < lines.all.index(diverging)
@@ -44,8 +44,8 @@ def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
     assert float(evidence["smoothed_loss"]) > float(evidence["lowest_smoothed_loss"]) + 0.5  # pyright: ignore[reportArgumentType]
     assert len(evidence["recent"]) >= 5  # pyright: ignore[reportArgumentType]
     for advice in (unusual, diverging):
-        outcome, lines = train(tmp_path, llama(), applied(spec, advice.patch))
-        assert not warnings(lines)
+        outcome, lines = train(tmp_path, llama(), apply_patch(spec, advice.patch))
+        assert not warnings_by_code(lines)
         assert (outcome.progress.train_loss or 9.0) < 5.9, "it learns: ln 384 is 5.95"
 
 
@@ -63,10 +63,10 @@ def test_usual_rates_depend_on_the_optimizer_and_the_kind_of_training(
     spec: dict[str, Any], trained: str, tmp_path: Path
 ) -> None:
     _, lines = train(tmp_path, llama(), {"max_steps": 1, **spec})
-    unusual = warnings(lines)["unusual_learning_rate"]
+    unusual = warnings_by_code(lines)["unusual_learning_rate"]
     assert trained in unusual.message
-    _, lines = train(tmp_path, llama(), applied({"max_steps": 1, **spec}, unusual.patch))
-    assert "unusual_learning_rate" not in warnings(lines)
+    _, lines = train(tmp_path, llama(), apply_patch({"max_steps": 1, **spec}, unusual.patch))
+    assert "unusual_learning_rate" not in warnings_by_code(lines)
 
 
 # --- Numbers that are not finite --------------------------------------------------------------------------------------
@@ -88,9 +88,9 @@ def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: P
     assert held_out.message == f"The loss on the held-out data after step {held_out.evidence['step']} is not finite."
     assert held_out.patch == told.patch
     assert "check the held-out data" in (held_out.hint or "")
-    outcome, lines = train(tmp_path, plain(), applied(spec, told.patch))
+    outcome, lines = train(tmp_path, plain(), apply_patch(spec, told.patch))
     assert outcome.progress.step == 20
-    assert not {"diverging_loss", "unusual_learning_rate"} & warnings(lines).keys()
+    assert not {"diverging_loss", "unusual_learning_rate"} & warnings_by_code(lines).keys()
 
 
 class Large(PlainModel):
@@ -105,7 +105,7 @@ def test_a_model_that_overflows_fp16_is_patched_to_a_wider_precision(tmp_path: P
     error = refused(tmp_path, Large(), spec, NonFiniteLoss)
     assert error.patch == {"mixed_precision": "bf16" if torch.cuda.is_available() else "no"}
     assert "65,504" in (error.hint or "")
-    outcome, _ = train(tmp_path, Large(), applied(spec, error.patch))
+    outcome, _ = train(tmp_path, Large(), apply_patch(spec, error.patch))
     assert outcome.progress.step == 2
 
 
@@ -141,19 +141,19 @@ def test_a_non_finite_gradient_is_reported_with_its_origin(tmp_path: Path) -> No
 def test_a_half_precision_on_a_cpu_is_slow(precision: str, tmp_path: Path) -> None:
     spec = {"mixed_precision": precision, "max_steps": 1}
     _, lines = train(tmp_path, llama(), spec)
-    slow = warnings(lines)["slow_precision"]
-    _, lines = train(tmp_path, llama(), applied(spec, slow.patch))
-    assert not warnings(lines)
+    slow = warnings_by_code(lines)["slow_precision"]
+    _, lines = train(tmp_path, llama(), apply_patch(spec, slow.patch))
+    assert not warnings_by_code(lines)
 
 
 def test_training_a_bfloat16_model_in_fp16_gives_a_warning(tmp_path: Path) -> None:
     llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
     spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 1, "learning_rate": 1e-4}
     _, lines = train(tmp_path, str(tmp_path / "model"), spec)
-    narrow = warnings(lines)["narrow_precision"]
+    narrow = warnings_by_code(lines)["narrow_precision"]
     assert narrow.evidence == {"stored": "bfloat16"}
-    _, lines = train(tmp_path, str(tmp_path / "model"), applied(spec, narrow.patch))
-    assert not warnings(lines)
+    _, lines = train(tmp_path, str(tmp_path / "model"), apply_patch(spec, narrow.patch))
+    assert not warnings_by_code(lines)
 
 
 # --- Tokens, positions and documents ----------------------------------------------------------------------------------
@@ -166,24 +166,24 @@ def test_sequences_beyond_learned_positions_are_rejected_with_a_valid_length(tmp
     spec: dict[str, Any] = {"seq_len": 128, "max_steps": 1}
     error = refused(tmp_path, gpt2(), spec, InvalidModel)
     assert (error.param, error.patch) == ("seq_len", {"seq_len": 64})
-    assert train(tmp_path, gpt2(), applied(spec, error.patch))[0].progress.step == 1
+    assert train(tmp_path, gpt2(), apply_patch(spec, error.patch))[0].progress.step == 1
 
 
 def test_exceeding_rotary_positions_of_a_trained_model_gives_a_warning(tmp_path: Path) -> None:
     llama(max_position_embeddings=32).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
     spec: dict[str, Any] = {"seq_len": 64, "max_steps": 1, "learning_rate": 1e-4}
     _, lines = train(tmp_path, str(tmp_path / "model"), spec)
-    beyond = warnings(lines)["beyond_positions"]
+    beyond = warnings_by_code(lines)["beyond_positions"]
     assert beyond.patch == {"seq_len": 32}
-    _, lines = train(tmp_path, str(tmp_path / "model"), applied(spec, beyond.patch))
-    assert not warnings(lines)
+    _, lines = train(tmp_path, str(tmp_path / "model"), apply_patch(spec, beyond.patch))
+    assert not warnings_by_code(lines)
 
 
 def test_a_config_with_too_few_rows_gets_the_number_that_the_data_needs(tmp_path: Path) -> None:
     config: dict[str, Any] = {"model": {"config": {**LLAMA_CONFIG, "vocab_size": 100}}}
     error = refused(tmp_path, ConfigModel(**config["model"]), {"max_steps": 1}, InvalidModel)
     assert error.evidence["embedding_rows"] == 100
-    patched = applied(config, error.patch)
+    patched = apply_patch(config, error.patch)
     assert patched["model"]["config"]["vocab_size"] == int(error.evidence["largest_token_id"]) + 1  # pyright: ignore[reportArgumentType]
     assert train(tmp_path, ConfigModel(**patched["model"]), {"max_steps": 1})[0].progress.step == 1
 
@@ -195,7 +195,7 @@ def test_the_tokenizer_of_another_model_is_removed_by_the_patch(tmp_path: Path) 
     spec: dict[str, Any] = {"max_steps": 1, "learning_rate": 1e-4, "tokenizer": str(tmp_path / "other")}
     error = refused(tmp_path, str(tmp_path / "model"), spec, InvalidModel)
     assert error.patch == {"tokenizer": None}
-    assert train(tmp_path, str(tmp_path / "model"), applied(spec, error.patch))[0].progress.step == 1
+    assert train(tmp_path, str(tmp_path / "model"), apply_patch(spec, error.patch))[0].progress.step == 1
 
 
 def words_of_python(size: int = 90) -> PreTrainedTokenizerFast:
@@ -224,41 +224,41 @@ def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path:
     }
     model = llama(vocab_size=90)
     together, lines = train(tmp_path, model, spec)
-    advice = warnings(lines)["tokenizer_without_padding"]
+    advice = warnings_by_code(lines)["tokenizer_without_padding"]
     assert "has no padding token, and none is needed" in advice.message
     assert advice.evidence == {"pad_token": None, "pack": False, "mean_tokens": 11.0}
     assert model.get_parameter("model.embed_tokens.weight").shape[0] == 90
     alone, _ = train(tmp_path, llama(vocab_size=90), {**spec, "batch_size": 1, "gradient_accumulate_every": 4})
     assert together.progress.train_loss == pytest.approx(alone.progress.train_loss, abs=1e-6), "no padding is learned"
     assert together.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-6)
-    _, lines = train(tmp_path, llama(vocab_size=90), applied(spec, advice.patch))
-    assert "tokenizer_without_padding" not in warnings(lines)
+    _, lines = train(tmp_path, llama(vocab_size=90), apply_patch(spec, advice.patch))
+    assert "tokenizer_without_padding" not in warnings_by_code(lines)
 
 
 def test_documents_that_are_not_isolated_get_advice_with_a_patch(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"max_steps": 1}
     _, lines = train(tmp_path, summing(), spec)
     assert lines.resolved_spec["pack"] is False
-    apart = warnings(lines)["documents_not_packed"]
+    apart = warnings_by_code(lines)["documents_not_packed"]
     assert "can't keep packed documents apart: its forward accepts neither attention_mask nor position_ids" in (
         apart.message
     )
     packed = {**spec, "pack": True}
     _, lines = train(tmp_path, summing(), packed)
     assert lines.resolved_spec["pack"] is True
-    shared = warnings(lines)["documents_not_isolated"]
-    _, lines = train(tmp_path, summing(), applied(packed, shared.patch))
-    assert not warnings(lines)
+    shared = warnings_by_code(lines)["documents_not_isolated"]
+    _, lines = train(tmp_path, summing(), apply_patch(packed, shared.patch))
+    assert not warnings_by_code(lines)
     _, lines = train(tmp_path, plain(), spec)
     assert lines.resolved_spec["pack"] is True
-    assert not warnings(lines), "it looks at one token at a time"
+    assert not warnings_by_code(lines), "it looks at one token at a time"
     padded = {**spec, "pack": False}
     _, lines = train(tmp_path, WithReturnLoss(), padded)
-    learned = warnings(lines)["padding_is_learned"]
+    learned = warnings_by_code(lines)["padding_is_learned"]
     assert learned.patch == {"pack": True}
-    _, lines = train(tmp_path, WithReturnLoss(), applied(padded, learned.patch))
-    assert "padding_is_learned" not in warnings(lines)
-    left = warnings(lines)["documents_not_isolated"]
+    _, lines = train(tmp_path, WithReturnLoss(), apply_patch(padded, learned.patch))
+    assert "padding_is_learned" not in warnings_by_code(lines)
+    left = warnings_by_code(lines)["documents_not_isolated"]
     assert left.patch is None, "the one before would be back"
     assert "Change its forward to return logits" in (left.hint or "")
 
@@ -268,9 +268,9 @@ def test_a_model_that_attends_to_later_tokens_gets_advice(tmp_path: Path) -> Non
     sizes = {"intermediate_size": 32, "vocab_size": 400, "max_position_embeddings": 64}
     spec: dict[str, Any] = {"max_steps": 1, "seq_len": 32}
     _, lines = train(tmp_path, ConfigModel(config={**config, **sizes}), spec)
-    assert "sees what it should predict" in warnings(lines)["looks_ahead"].message
+    assert "sees what it should predict" in warnings_by_code(lines)["looks_ahead"].message
     _, lines = train(tmp_path, ConfigModel(config={**config, **sizes, "is_decoder": True}), spec)
-    assert "looks_ahead" not in warnings(lines)
+    assert "looks_ahead" not in warnings_by_code(lines)
 
 
 def test_an_overlong_document_is_rejected_with_a_patch_that_truncates_it(tmp_path: Path) -> None:
@@ -278,4 +278,4 @@ def test_an_overlong_document_is_rejected_with_a_patch_that_truncates_it(tmp_pat
     error = refused(tmp_path, llama(), spec, InvalidData)
     assert error.patch == {"overlong": "truncate"}
     assert int(error.evidence["longest_tokens"]) > 64  # pyright: ignore[reportArgumentType]
-    assert train(tmp_path, llama(), applied(spec, error.patch))[0].progress.step == 1
+    assert train(tmp_path, llama(), apply_patch(spec, error.patch))[0].progress.step == 1

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from tests.harness.real_model import smollm2
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.runs import Lines
+from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
@@ -268,7 +268,7 @@ def test_a_turn_of_weight_zero_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_path: Path) -> None:
-    kept = Lines()
+    kept = RecordedLines()
     tokenizer = ByT5Tokenizer()
     report = Reporter(kept)
     first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)

@@ -13,7 +13,7 @@ from tokenizers import processors
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import TODAY, TWO_TURNS, documents, tokens_of
-from tests.zeta_core.runs import Lines
+from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -86,7 +86,7 @@ def test_a_tokenizer_without_a_beginning_keeps_its_template(tmp_path: Path) -> N
 
 
 def test_a_template_of_the_spec_replaces_the_tokenizers(tmp_path: Path) -> None:
-    kept = Lines()
+    kept = RecordedLines()
     tokenizer = byte_tokenizer(None)
     set_template(tokenizer, chat_templates.GEMMA)
     tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Reporter(kept))

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.zeta_core.models import llama
-from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.runs import RecordedLines, train
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -32,10 +32,10 @@ def random_ids(count: int, vocabulary: int, *, seed: int = 0) -> NDArray[np.int6
     return np.random.default_rng(seed).integers(0, vocabulary, size=count)
 
 
-def read(path: Path, lines: Lines | None = None, **source: Any) -> TokenFile:
+def read(path: Path, lines: RecordedLines | None = None, **source: Any) -> TokenFile:
     options = parse(TrainerOptions, {"dataset": {"path": str(path), "format": "tokens", **source}})
     sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
-    return flat_tokens(sources, Reporter(lines or Lines()))
+    return flat_tokens(sources, Reporter(lines or RecordedLines()))
 
 
 def with_header(ids: NDArray[Any], dtype: str, magic: tuple[int, int], *, count: int | None = None) -> bytes:
@@ -64,7 +64,7 @@ def test_a_file_of_16_bit_ids_needs_no_type(count: int, vocabulary: int, tmp_pat
 def test_wider_ids_are_recognized(vocabulary: int, dtype: str, tmp_path: Path) -> None:
     ids = random_ids(500, vocabulary)
     ids.astype(dtype).tofile(tmp_path / "ids.bin")
-    lines = Lines()
+    lines = RecordedLines()
     tokens = read(tmp_path / "ids.bin", lines)
     assert (tokens.ids.tolist(), tokens.largest_id) == (ids.tolist(), ids.max())
     assert any(isinstance(line, LogLine) and "ids.bin is read as 500 ids of type" in line.message for line in lines.all)

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import VOCABULARY, llama
-from tests.zeta_core.objective.isolated import isolating_loss
+from tests.zeta_core.objective.packed_loss import packed_loss_function
 from zeta_core.data.sequences import IGNORED, Sequences
 from zeta_core.objective.loss import logits_of
 
@@ -105,7 +105,7 @@ def test_a_packed_document_gets_the_same_logits_as_alone(build: Any) -> None:
     model = build()
     first, second = [11, 23, 35, 47, 59], [201, 17, 99, 143, 7, 64, 128, 250, 31, 77, 5]
     sequences = Sequences(token_file(first, second), 16, pack=True)
-    loss_function = isolating_loss(model, [*first, *second])
+    loss_function = packed_loss_function(model, [*first, *second])
     assert loss_function.isolates
     model.eval()
     with torch.no_grad():

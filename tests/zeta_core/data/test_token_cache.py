@@ -17,7 +17,7 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.runs import Lines
+from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
@@ -106,7 +106,7 @@ def test_a_killed_process_is_reported_and_leaves_nothing_in_the_cache(
 
 
 def test_progress_reports_the_documents_and_the_completed_share(several_sources: list[Path], tmp_path: Path) -> None:
-    kept = Lines()
+    kept = RecordedLines()
     report = Reporter(kept)
     tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report, seconds_between_lines=0.0)
@@ -138,9 +138,9 @@ def test_an_incomplete_cache_entry_is_created_again(damage: str, tmp_path: Path)
 
 
 def test_two_concurrent_runs_tokenize_only_once(several_sources: list[Path], tmp_path: Path) -> None:
-    reports = [Lines(), Lines()]
+    reports = [RecordedLines(), RecordedLines()]
 
-    def make(kept: Lines) -> TokenFile:
+    def make(kept: RecordedLines) -> TokenFile:
         tokenizer = byte_tokenizer(chat_templates.CHATML)
         return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Reporter(kept))
 

@@ -12,7 +12,7 @@ from transformers import ByT5Tokenizer
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents, tokens_of
-from tests.zeta_core.runs import Lines
+from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
@@ -270,7 +270,7 @@ def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp
 
 
 def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
-    kept = Lines()
+    kept = RecordedLines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
     tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(chat_templates.CHATML), report=Reporter(kept))
     assert tokens.num_with_unused_turns == 1

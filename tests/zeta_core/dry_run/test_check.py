@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.zeta_core.advised import train
+from tests.zeta_core.advice_runs import train
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.run_directories import ROOT, SPEC
 from zeta_core.contract.job.check import CheckAnswer

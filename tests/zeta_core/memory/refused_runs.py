@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tests.zeta_core.advised import applied, train
+from tests.zeta_core.advice_runs import apply_patch, train
 from tests.zeta_core.models import llama
 from zeta_core.failures import OutOfMemory
 
@@ -25,7 +25,7 @@ def refusal(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]
     try:
         train(folder, model, spec)
     except OutOfMemory as error:
-        outcome, _ = train(folder, model, applied(spec, error.patch))
+        outcome, _ = train(folder, model, apply_patch(spec, error.patch))
         seen = {"code": error.code, "patch": error.patch, "capacity": error.evidence["capacity_bytes"]}
         return {**seen, "steps_trained": outcome.steps_trained}
     return {"code": None}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.harness.memory_group import memory_group
-from tests.zeta_core.advised import applied, train
+from tests.zeta_core.advice_runs import apply_patch, train
 from tests.zeta_core.memory import refused_runs
 from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import environment
@@ -90,7 +90,7 @@ def test_each_advice_about_memory_is_applied_until_the_run_fits(tmp_path: Path) 
             outcome, _ = train(tmp_path, Device(100_000), spec)
         except OutOfMemory as error:
             ends.append(explain(error))
-            spec = applied(spec, ends[-1][1].patch)
+            spec = apply_patch(spec, ends[-1][1].patch)
     patches = [error.patch for _, error in ends]
     assert patches == [
         {"batch_size": 3, "gradient_accumulate_every": 4},
@@ -166,7 +166,7 @@ def test_a_model_too_large_for_full_fine_tuning_gets_an_adapter_as_patch(
     with pytest.raises(OutOfMemory) as raised:
         check(2 * weights)
     assert raised.value.patch == {"lora": {}}
-    check(2 * weights, **applied({}, raised.value.patch))
+    check(2 * weights, **apply_patch({}, raised.value.patch))
     assert torch.equal(torch.random.get_rng_state(), before)
     for spec in ({}, {"lora": {}}):
         with pytest.raises(OutOfMemory, match="a smaller model") as raised:
@@ -213,7 +213,7 @@ def test_a_full_gpu_is_reported_by_part_and_the_patched_run_fits(tmp_path: Path)
                 break
             except OutOfMemory as error:
                 errors.append(error)
-                spec = applied(spec, error.patch)
+                spec = apply_patch(spec, error.patch)
         assert 0 < len(errors) < 6, f"{len(errors)} patches, at last {spec}"
         evidence = errors[0].evidence
         memory, peak = evidence["memory"], evidence["peak_bytes"]

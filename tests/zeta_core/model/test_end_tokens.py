@@ -11,7 +11,7 @@ from transformers import AddedToken, AutoModelForCausalLM
 
 from tests.zeta_core.data.chat_templates import CHATML, GEMMA, LLAMA3, MISTRAL, PHI3, QWEN3, byte_tokenizer
 from tests.zeta_core.models import LLAMA_CONFIG, llama
-from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.runs import RecordedLines, train
 from zeta_core.contract.job.events import LogLine, WarningLine
 from zeta_core.contract.spec.sources import ConfigModel
 
@@ -38,7 +38,7 @@ def config_of(folder: Path, name: str = "generation_config.json") -> dict[str, A
     return json.loads((folder / name).read_text())
 
 
-def warning_codes(lines: Lines) -> list[str]:
+def warning_codes(lines: RecordedLines) -> list[str]:
     return [line.code for line in lines.all if isinstance(line, WarningLine)]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from tests.zeta_core.advised import applied
+from tests.zeta_core.advice_runs import apply_patch
 from tests.zeta_core.dry_run.test_check import answer_to
 from tests.zeta_core.models import LLAMA_CONFIG, llama, plain
 from tests.zeta_core.objective.test_preference import dpo, rewards_in
@@ -160,7 +160,7 @@ def test_quantization_without_effect_is_rejected_with_a_fix(tmp_path: Path, monk
     with pytest.raises(CannotTrain, match="GPT2LMHeadModel has no linear layers that can be quantized") as raised:
         train(gpt2, tmp_path / "out", **options)
     assert (raised.value.code, raised.value.patch) == ("cannot_quantize", {"lora": {"quantize": None}})
-    outcome, _ = train(gpt2, tmp_path / "not-quantized", **applied(options, raised.value.patch))
+    outcome, _ = train(gpt2, tmp_path / "not-quantized", **apply_patch(options, raised.value.patch))
     assert outcome.steps_trained == 1
     with pytest.raises(CannotTrain, match="are already quantized; load it without a quantization_config"):
         train(in_4_bits(), tmp_path / "out", cache=tmp_path, max_steps=1, lora={})

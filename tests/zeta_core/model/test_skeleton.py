@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from tests.zeta_core.models import LLAMA_CONFIG, llama
-from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.runs import RecordedLines, train
 from zeta_core.contract.job.events import ProgressLine, WarningLine
 from zeta_core.failures import CannotTrain
 
 
-def repairs(lines: Lines) -> list[str]:
+def repairs(lines: RecordedLines) -> list[str]:
     return [
         line.message for line in lines.all if isinstance(line, WarningLine) and line.code == "saved_config_repaired"
     ]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.harness.model_archives import CONFIG, pack, safetensors
+from tests.harness.model_archives import CONFIG, pack_tar, safetensors_file
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import WarningLine
@@ -48,7 +48,7 @@ def stored_upload(locations: SourceLocations, files: Mapping[str, object]) -> Fi
     assert locations.artifacts_root is not None
     path = locations.artifacts_root / file_key(FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pack(files))
+    path.write_bytes(pack_tar(files))
     return FileModel(file=FILE)
 
 
@@ -89,7 +89,10 @@ def test_a_tokenizer_never_contains_a_file_of_the_machine(
     file: str, content: dict[str, Any], where: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
     named = json.loads(json.dumps(content).replace("SECRET", str(secret)))
-    files: dict[str, object] = {"config.json": {**CONFIG, "model_type": "bert"}, "model.safetensors": safetensors()}
+    files: dict[str, object] = {
+        "config.json": {**CONFIG, "model_type": "bert"},
+        "model.safetensors": safetensors_file(),
+    }
     files |= {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}, file: named}
     source: Any = stored_checkpoint(locations, files) if where == "checkpoint" else stored_upload(locations, files)
     if where == "tokenizer":
@@ -157,7 +160,7 @@ def test_a_pickle_is_never_loaded_whatever_its_name(
 def test_a_link_out_of_a_checkpoint_is_rejected(
     link: str, secret: Path, locations: SourceLocations, tmp_path: Path
 ) -> None:
-    model = stored_checkpoint(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors()})
+    model = stored_checkpoint(locations, {"config.json": LLAMA_CONFIG, "model.safetensors": safetensors_file()})
     assert locations.artifacts_root is not None
     path = locations.artifacts_root / checkpoint_key(JOB, "final") / link
     path.unlink(missing_ok=True)

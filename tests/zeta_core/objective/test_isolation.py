@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.zeta_core.advised import train, warnings
+from tests.zeta_core.advice_runs import train, warnings_by_code
 from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.models import VOCABULARY, PlainModel
-from tests.zeta_core.objective.isolated import isolating_loss
+from tests.zeta_core.objective.packed_loss import packed_loss_function
 from tests.zeta_core.objective.small_families import ISOLATED, NOT_ISOLATED, WINDOW, build, config_of
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sequences import Sequences
@@ -39,7 +39,7 @@ def loss_and_gradient(model: nn.Module, loss_function: LossFunction, *, pack: bo
 
 def difference_when_packed(model: nn.Module) -> tuple[float, float]:
     """How much packing changes the loss, and the gradient relative to its norm."""
-    loss_function = isolating_loss(model, SAMPLE)
+    loss_function = packed_loss_function(model, SAMPLE)
     assert loss_function.isolates
     packed, packed_gradient = loss_and_gradient(model, loss_function, pack=True)
     alone, gradient = loss_and_gradient(model, loss_function, pack=False)
@@ -68,7 +68,7 @@ def test_a_model_without_storage_has_the_same_finding_as_with_it(family: str) ->
 def test_windows_too_long_to_probe_keep_their_effect() -> None:
     """The probe represents the model by a small one with short windows; the result has the model's own windows."""
     model = build("gpt_oss", sliding_window=300, max_position_embeddings=2048)
-    loss_function = isolating_loss(model, SAMPLE)
+    loss_function = packed_loss_function(model, SAMPLE)
     documents = random_documents([400, 5])
     sequences = Sequences(documents, 405, pack=True)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_run_has_the_same_loss_packed_and_unpacked(family: str, tmp_path: Path
     model, spec = ConfigModel(config=config_of(family)), {**SPEC, **_data(tmp_path)}
     packed, lines = train(tmp_path, model, spec)
     assert lines.resolved_spec["pack"] is True
-    assert not {"documents_not_packed", "documents_not_isolated"} & warnings(lines).keys()
+    assert not {"documents_not_packed", "documents_not_isolated"} & warnings_by_code(lines).keys()
     alone, _ = train(tmp_path, model, {**spec, "pack": False})
     assert packed.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-5)
 
@@ -174,11 +174,11 @@ def test_a_hybrid_model_is_not_packed_unless_the_user_insists(tmp_path: Path) ->
     model, spec = ConfigModel(config=config_of("lfm2")), {**SPEC, **_data(tmp_path)}
     default, lines = train(tmp_path, model, spec)
     assert lines.resolved_spec["pack"] is False
-    message = warnings(lines)["documents_not_packed"].message
+    message = warnings_by_code(lines)["documents_not_packed"].message
     assert message.startswith("Lfm2ForCausalLM can't keep packed documents apart: none of the attention masks")
     alone, lines = train(tmp_path, model, {**spec, "pack": False})
     assert default.progress.eval_loss == alone.progress.eval_loss
-    assert "documents_not_packed" not in warnings(lines)
+    assert "documents_not_packed" not in warnings_by_code(lines)
     _, lines = train(tmp_path, model, {**spec, "pack": True})
     assert lines.resolved_spec["pack"] is True
-    assert "documents influence each other" in warnings(lines)["documents_not_isolated"].message
+    assert "documents influence each other" in warnings_by_code(lines)["documents_not_isolated"].message

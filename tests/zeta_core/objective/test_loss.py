@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.zeta_core import models
 from tests.zeta_core.data.token_files import random_documents
-from tests.zeta_core.objective.isolated import isolating_loss
+from tests.zeta_core.objective.packed_loss import packed_loss_function
 from zeta_core.data.sequences import Sequences, micro_batches
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.loss import Convention, find_loss_function
@@ -61,7 +61,7 @@ def test_a_hugging_face_model_returns_logits_without_a_cache() -> None:
 def test_probing_restores_the_random_state() -> None:
     model = models.plain(dropout=0.5)
     before = torch.get_rng_state()
-    isolating_loss(model, SAMPLE)
+    packed_loss_function(model, SAMPLE)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
 
@@ -82,10 +82,10 @@ class _Particular(models.PlainModel):
 
 def test_a_forward_with_required_arguments_gets_them_and_is_not_changed() -> None:
     model = _module(_Particular)
-    loss_function = isolating_loss(model, SAMPLE)
+    loss_function = packed_loss_function(model, SAMPLE)
     assert model.num_calls == 0
     batch = Sequences(random_documents([5, 40, 19]), 16, pack=True).batch(np.arange(4), 4)
-    plainly = isolating_loss(_module(models.PlainModel), SAMPLE)
+    plainly = packed_loss_function(_module(models.PlainModel), SAMPLE)
     assert loss_function(model, batch)[0] == plainly(_module(models.PlainModel), batch)[0]
 
 
@@ -150,7 +150,7 @@ def _gradient(
     build: Callable[[], nn.Module], window: list[int], sequences: Sequences, micro: int, world: int
 ) -> torch.Tensor:
     model = build()
-    loss_function = isolating_loss(model, SAMPLE)
+    loss_function = packed_loss_function(model, SAMPLE)
     rows = np.array(window)
     num_targets = sequences.num_targets(rows)
     for rank in range(world):
@@ -195,7 +195,7 @@ def test_logits_are_only_computed_for_positions_with_targets(build: Callable[[],
     assert len(batch.logit_positions_K) == 64  # 50, padded to a multiple
     assert set(range(149, 199)) <= set(batch.logit_positions_K.tolist())
 
-    loss_function = isolating_loss(model, SAMPLE)
+    loss_function = packed_loss_function(model, SAMPLE)
     # A custom module computes the logits of all positions.
     assert loss_function.supports_logit_positions == (build is models.llama)
     num_logits: list[int] = []

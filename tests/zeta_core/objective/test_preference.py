@@ -17,7 +17,7 @@ from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.test_chat import documents
 from tests.zeta_core.models import WithLabels, llama
 from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
-from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.runs import RecordedLines, train
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
@@ -55,7 +55,7 @@ def tokens_of(tmp_path: Path, rows: list[Any], tokenizer: Any, *, method: str = 
     return prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter(), method=method)
 
 
-def rewards_in(lines: Lines) -> list[dict[str, float]]:
+def rewards_in(lines: RecordedLines) -> list[dict[str, float]]:
     return [line.rewards for line in lines.all if isinstance(line, ProgressLine) and line.rewards is not None]
 
 

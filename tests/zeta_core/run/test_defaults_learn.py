@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from tests.harness.invented_chats import Fact, facts, write_held_out_chats, write_training_chats
 from tests.harness.real_model import smollm2
-from tests.zeta_core.advised import applied, warnings
+from tests.zeta_core.advice_runs import apply_patch, warnings_by_code
 from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
@@ -64,7 +64,7 @@ def test_little_data_is_trained_in_many_small_steps(tmp_path: Path) -> None:
     decided = lines.resolved_spec
     assert (decided["epochs"], decided["global_batch_size"], decided["pack"]) == (3.0, 1, False)
     assert outcome.progress.step == 90
-    assert "few_steps" not in warnings(lines)
+    assert "few_steps" not in warnings_by_code(lines)
     [sentence] = [line.message for line in lines.all if isinstance(line, LogLine) and "Defaults:" in line.message]
     assert sentence.startswith("Defaults: 3 epochs (fine-tuning); a global batch of 1 (about 1/64 of 30 sequences);")
 
@@ -79,10 +79,12 @@ def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
     write_training_chats(tmp_path / "chats.jsonl", facts(3), 3)
     options: dict[str, Any] = {**DEFAULTS, "dataset": {"path": str(tmp_path / "chats.jsonl")}}
     _, lines = train(str(tmp_path / "base"), tmp_path / "few", cache=tmp_path, **options)
-    advice = warnings(lines)["few_steps"]
-    outcome, lines = train(str(tmp_path / "base"), tmp_path / "more", cache=tmp_path, **applied(options, advice.patch))
+    advice = warnings_by_code(lines)["few_steps"]
+    outcome, lines = train(
+        str(tmp_path / "base"), tmp_path / "more", cache=tmp_path, **apply_patch(options, advice.patch)
+    )
     assert outcome.progress.step >= 20
-    assert "few_steps" not in warnings(lines)
+    assert "few_steps" not in warnings_by_code(lines)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tests.zeta_core.models import llama
-from tests.zeta_core.runs import Lines
+from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -34,10 +34,10 @@ def begin(
     output_dir: Path,
     *,
     place: ProcessRank | None = None,
-    stop: Callable[[Lines], StopAction | None] = lambda lines: "hand_back" if _trains(lines) else None,
+    stop: Callable[[RecordedLines], StopAction | None] = lambda lines: "hand_back" if _trains(lines) else None,
     resume: bool = False,
     **options: Any,
-) -> tuple[Outcome, Lines]:
+) -> tuple[Outcome, RecordedLines]:
     """The first step or two of a run of 200, up to a checkpoint; the search in it has 20 updates."""
     asked: dict[str, Any] = {
         "learning_rate": "find",
@@ -47,7 +47,7 @@ def begin(
         "seq_len": 32,
         **options,
     }
-    lines = Lines()
+    lines = RecordedLines()
     run = RunRequest(
         options=parse(TrainerOptions, asked),
         model=model,
@@ -61,11 +61,11 @@ def begin(
     return execute(run, place, Reporter(lines) if place.is_main else Reporter()), lines
 
 
-def _trains(lines: Lines) -> bool:
+def _trains(lines: RecordedLines) -> bool:
     return any(isinstance(line, ProgressLine) and line.phase == "training" and line.step for line in lines.all)
 
 
-def search_in(lines: Lines) -> tuple[str, RateSearch]:
+def search_in(lines: RecordedLines) -> tuple[str, RateSearch]:
     """The sentence and the figures of the search, as a reader of the journal has them."""
     read = [JOURNAL_LINE.validate_json(line.model_dump_json(exclude_none=True)) for line in lines.all]
     return next(

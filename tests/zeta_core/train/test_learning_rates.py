@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.zeta_core.models import plain
-from tests.zeta_core.runs import Lines, train
+from tests.zeta_core.runs import RecordedLines, train
 from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, ProgressLine
 from zeta_core.contract.job.status import StopAction
 
 
-def rates(lines: Lines) -> dict[int, float]:
+def rates(lines: RecordedLines) -> dict[int, float]:
     """By step, of every progress line and of the steps that it reports one by one."""
     found: dict[int, float] = {}
     for line in lines.all:

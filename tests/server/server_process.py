@@ -99,7 +99,9 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(home: Path, redis_url: str, database_url: str | None = None, **variables: str) -> Generator[ServerProcess]:
+def running_server(
+    home: Path, redis_url: str, database_url: str | None = None, **variables: str
+) -> Generator[ServerProcess]:
     """A started server until the block ends."""
     server = ServerProcess(home, redis_url, database_url, **variables)
     server.start()

@@ -1,9 +1,9 @@
-"""A network connection that can be cut: a TCP relay on the loopback interface between a client and a server.
+"""A TCP relay on the loopback interface between a client and a server, which can be cut.
 
-A cut line behaves as if packets were dropped: connections stay open, new ones are accepted but get no response, and
-data that was sent meanwhile arrives when the line is healed, as TCP's retransmission would deliver it.
+A cut relay behaves as if packets were dropped: connections stay open, new ones are accepted but get no response, and
+data that was sent meanwhile arrives when the relay is restored, as TCP's retransmission would deliver it.
 
-A line can also close connections on which the server is silent for too long, as nginx (``proxy_read_timeout``, 60 s)
+A relay can also close connections on which the server is silent for too long, as nginx (``proxy_read_timeout``, 60 s)
 and load balancers do.
 """
 
@@ -14,7 +14,7 @@ import threading
 CHUNK_BYTES = 65_536
 
 
-class Line:
+class TcpRelay:
     """Relays connections to ``port`` on itself to ``target_port`` until `close`."""
 
     def __init__(self, target_port: int, *, idle_seconds: float | None = None) -> None:
@@ -26,12 +26,12 @@ class Line:
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, name=f"line-{self.port}", daemon=True).start()
+        threading.Thread(target=self._accept, name=f"relay-{self.port}", daemon=True).start()
 
     def cut(self) -> None:
         self._open.clear()
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         self._open.set()
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Line:
             self.num_idle_cuts += 1
         except OSError:
             pass  # the other direction or the other end closed
-        self._open.wait()  # a cut line does not deliver the end of a connection either
+        self._open.wait()  # a cut relay does not deliver the end of a connection either
         for one in (source, sink):
             self._sockets.discard(one)
             _hang_up(one)

@@ -25,6 +25,7 @@ from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
 from zeta_core.contract.job.responses import Page
+from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
@@ -60,19 +61,25 @@ async def list_checkpoints(
 async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: str) -> StoredCheckpoint:
     """The checkpoint ``step-N``, ``best``, ``final`` or ``latest`` of the caller's job. Raises `NotFound`."""
     async with service.database.read() as session:
-        await find_job(session, caller, job_id)
-        stored_name = await _stored_name(session, job_id, name)
+        status = (await find_job(session, caller, job_id)).status
+        newest = await session.scalar(checkpoints_newest_first(job_id).limit(1))
+        stored_name = newest if name == LATEST else await _stored_name(session, job_id, name)
     stored = await asyncio.to_thread(service.store.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
-        if name == LATEST:
-            message = f"Job {job_id} has no checkpoint yet; `zeta job {job_id}` shows its status and progress."
-        else:
-            message = (
-                f"Job {job_id} has no checkpoint {shown(name)}; list its checkpoints with `zeta checkpoints {job_id}` "
-                f"or GET /v1/jobs/{job_id}/checkpoints."
-            )
-        raise NotFound(message, code="checkpoint_not_found")
+        raise NotFound(_missing(job_id, name, status, has_any=newest is not None), code="checkpoint_not_found")
     return stored
+
+
+def _missing(job_id: str, name: str, status: str, *, has_any: bool) -> str:
+    """Why there is no such checkpoint, and what to do."""
+    if has_any:
+        return (
+            f"Job {job_id} has no checkpoint {shown(name)}; list its checkpoints with `zeta checkpoints {job_id}` "
+            f"or GET /v1/jobs/{job_id}/checkpoints."
+        )
+    if status in ENDED:
+        return f"Job {job_id} ended ({status}) before it saved a checkpoint; start it again with `zeta rerun {job_id}`."
+    return f"Job {job_id} is {status} and has no checkpoint yet; `zeta wait {job_id}` waits until it has ended."
 
 
 def file_content(stored: StoredCheckpoint, path: str) -> Content:
@@ -120,9 +127,6 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
 
 
 async def _stored_name(session: AsyncSession, job_id: str, name: str) -> str | None:
-    """The stored checkpoint for ``name``; ``latest`` means the one with the highest step."""
-    if name == LATEST:
-        return await session.scalar(checkpoints_newest_first(job_id).limit(1))
     if not NAME_PATTERN.match(name):
         return None
     row = await session.get(CheckpointRow, (job_id, name))

@@ -57,6 +57,21 @@ def test_checkpoints_are_listed_newest_first_and_counted(stored: StoredCheckpoin
     assert (job["checkpoints"], job["final_checkpoint"]) == (3, "final")
 
 
+@pytest.mark.parametrize("name", ["latest", "final", "step-3"])
+def test_a_job_without_checkpoints_is_named_with_the_next_command(rows: Rows, http: httpx.Client, name: str) -> None:
+    queued, failed = rows.job(), rows.job()
+    rows.attempt(failed, to=JobStatus.FAILED)
+    for job_id, sentence in (
+        (queued, f"Job {queued} is queued and has no checkpoint yet; `zeta wait {queued}` waits until it has ended."),
+        (
+            failed,
+            f"Job {failed} ended (failed) before it saved a checkpoint; start it again with `zeta rerun {failed}`.",
+        ),
+    ):
+        answer = http.get(f"/v1/jobs/{job_id}/checkpoints/{name}")
+        assert (answer.status_code, error_of(answer)["message"]) == (404, sentence)
+
+
 def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: StoredCheckpoints, http: httpx.Client) -> None:
     manifest = http.get(f"{stored.path}/final").json()
     assert (manifest["name"], manifest["step"], manifest["format"]) == ("final", 10, "huggingface")

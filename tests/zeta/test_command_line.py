@@ -65,12 +65,30 @@ def test_wrong_usage_exits_with_2_and_names_the_mistake(environment: dict[str, s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["events", "@last", "--after", "x"], "--after is 'x'; it must be a whole number."),
+        (["events", "@last", "--after", "1.5"], "--after is '1.5'; it must be a whole number."),
+        (["logs", "@last", "--tail", "-1"], "--tail is '-1'; it must be at least 0."),
+        (["wait", "@last", "--timeout", "soon"], "--timeout is 'soon'; it must be a number."),
+        (["server", "--port", "70000"], "--port is '70000'; it must be at most 65535."),
+        (["data", "show", "x", "--rows", "many"], "--rows is 'many'; it must be a whole number."),
+        (["upload", "x", "--purpose", "fun"], "--purpose: 'fun' is not one of 'dataset', 'model'."),
+    ],
+)
+def test_an_invalid_value_is_one_sentence(environment: dict[str, str], words: list[str], sentence: str) -> None:
+    done = zeta(environment, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"Error: {sentence}\n")
+
+
 def test_with_json_an_error_is_one_line_on_standard_error(environment: dict[str, str], tmp_path: Path) -> None:
     nowhere = {**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}
     missing = str(tmp_path / "missing.yaml")
     for used, words, status, code, param, suggestion in (
         (environment, ["nonsense", "--json"], 2, "invalid_usage", None, None),
         (environment, ["jobs", "--json", "--limt", "3"], 2, "invalid_usage", "--limt", "--limit"),
+        (environment, ["events", "@last", "--json", "--after", "x"], 2, "invalid_usage", "--after", None),
         (environment, ["submit", missing, "--json"], 2, "unreadable_spec", None, None),
         ({**environment, "ZETA_PORT": "many"}, ["up", "--json"], 2, "invalid_settings", "ZETA_PORT", None),
         (environment, ["job", "@last", "--json"], 4, "unreachable", None, None),

@@ -6,16 +6,60 @@ client.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 JOBS = "Jobs"
 ARTIFACTS = "Checkpoints and files"
 SERVICE = "The service"
 
+
+class Commands(TyperGroup):
+    """Reports an invalid value of an option or argument like any other error of the command line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if (sentence := _invalid_value(error)) is None:
+                raise
+            from zeta_core.contract.errors import InvalidRequest
+
+            raise InvalidRequest(sentence, code="invalid_usage", param=_parameter_name(error)) from error
+
+
+def _invalid_value(error: typer.BadParameter) -> str | None:
+    """The parameter, its value and what it must be; ``None`` if the value is missing or typer has its own sentence."""
+    from pydantic import ValidationError
+
+    from zeta_core.contract.spec.validation import shown
+
+    if not isinstance(error.__cause__, ValidationError):
+        return None
+    fault = error.__cause__.errors()[0]
+    limits = fault.get("ctx", {})
+    requirement = {
+        "greater_than_equal": f"at least {limits.get('ge')}",
+        "less_than_equal": f"at most {limits.get('le')}",
+        "int_parsing_size": "a smaller number",
+        "float_parsing": "a number",
+    }.get(fault["type"], "a whole number" if fault["type"].startswith("int") else None)
+    if requirement is None:
+        return f"{_parameter_name(error)}: {fault['msg'].removeprefix('Value error, ').removesuffix('.')}."
+    return f"{_parameter_name(error)} is {shown(fault['input'])}; it must be {requirement}."
+
+
+def _parameter_name(error: typer.BadParameter) -> str:
+    """The longest name of the option, such as ``--limit``, or the name of the argument."""
+    assert error.param is not None
+    return error.param.opts[-1]
+
+
 app = typer.Typer(
     name="zeta",
+    cls=Commands,
     help="Train causal language models on your own machines: submit a job, follow it, download the checkpoint.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -23,7 +23,7 @@ LATEST = "latest"
 
 
 def checkpoints_newest_first(job_id: str) -> Select[str]:
-    """The names, highest step first; among those of one step, ``step-N`` first, which has the training state."""
+    """The names, highest step first; for equal steps, ``step-N`` first, because it has the training state."""
     order = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
     return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*order)
 

@@ -155,7 +155,7 @@ def _translating_unavailable() -> Generator[None]:
 class _SqliteFile:
     """The file of a database, which must stay the same one: SQLite goes on writing to a deleted or replaced file.
 
-    Everything that was accepted then would be lost at the next start.
+    Everything accepted after that would be lost at the next start.
     """
 
     def __init__(self, path: str) -> None:
@@ -163,21 +163,21 @@ class _SqliteFile:
         self.uri = f"file:{quote(os.fsencode(os.path.abspath(path)))}"
         self._identity: tuple[int, int] | None = None  # of the file that the connections opened
 
-    def note(self) -> None:
-        """Check the file, which a connection has open now. Raises `DatabaseUnavailable`."""
+    def check_open(self) -> None:
+        """Check the file, which a connection has open. Raises `DatabaseUnavailable`."""
         if self._identity is None:
-            self._identity = self._found()
+            self._identity = self._current_identity()
         self.check()
 
     def check(self) -> None:
         """Raise `DatabaseUnavailable` if the file is not the one that earlier connections opened."""
-        if self._identity is not None and self._found() != self._identity:
+        if self._identity is not None and self._current_identity() != self._identity:
             raise DatabaseUnavailable(
                 f"{self.path} was deleted, moved or replaced while the server ran; put the file back, or restart the "
                 "server to use another one"
             )
 
-    def _found(self) -> tuple[int, int] | None:
+    def _current_identity(self) -> tuple[int, int] | None:
         try:
             status = os.stat(self.path)
         except OSError:
@@ -210,7 +210,7 @@ def _sqlite_engine(
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        file.note()
+        file.check_open()
         connection.exec_driver_sql(begin)
 
     @event.listens_for(engine.sync_engine, "invalidate")

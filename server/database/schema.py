@@ -19,20 +19,21 @@ _VERSION = table("alembic_version", column("version_num"))
 
 async def require_schema(database: Database) -> None:
     """Raise `InvalidSettings` for another schema revision, and `Unavailable` if the database can't be opened."""
-    found = await _revision(database)
-    if found == SCHEMA_REVISION:
+    revision = await _revision(database)
+    if revision == SCHEMA_REVISION:
         return
-    if found is not None and found > SCHEMA_REVISION:
-        raise schema_too_new(found, SCHEMA_REVISION)
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise schema_too_new(revision, SCHEMA_REVISION)
     raise InvalidSettings(
-        f"The database is at revision {found or 'none'} and this server needs {SCHEMA_REVISION}; run `zeta migrate`.",
+        f"The database is at revision {revision or 'none'} and this server needs {SCHEMA_REVISION}; "
+        "run `zeta migrate`.",
         code="schema_too_old",
     )
 
 
-def schema_too_new(found: str, own: str) -> InvalidSettings:
+def schema_too_new(revision: str, latest: str) -> InvalidSettings:
     return InvalidSettings(
-        f"The database is at revision {found}, which this version doesn't know (its latest is {own}). "
+        f"The database is at revision {revision}, which this version doesn't know (its latest is {latest}). "
         "Nothing was changed; upgrade zeta-train.",
         code="schema_too_new",
     )

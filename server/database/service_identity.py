@@ -28,27 +28,27 @@ logger = logging.getLogger(__name__)
 
 async def identify_service(database: Database) -> str:
     """The id of the service that this database belongs to; a new database, or a copy of one, gets a new id."""
-    here = await _database_identity(database)
+    identity = await _database_identity(database)
     async with database.read() as session:
         row = await session.get(ServiceRow, ONLY_ROW)
-    if row is not None and row.database == here:
+    if row is not None and row.database == identity:
         return row.id
     try:
         async with database.write() as session:
-            return await _identify(session, here)
+            return await _identify(session, identity)
     except IntegrityError:  # another server inserted the row concurrently
         async with database.write() as session:
-            return await _identify(session, here)
+            return await _identify(session, identity)
 
 
-async def _identify(session: AsyncSession, here: str) -> str:
+async def _identify(session: AsyncSession, identity: str) -> str:
     row = await session.get(ServiceRow, ONLY_ROW, with_for_update=True)
     if row is None:
-        row = ServiceRow(number=ONLY_ROW, id=new_id("svc"), database=here)
+        row = ServiceRow(number=ONLY_ROW, id=new_id("svc"), database=identity)
         session.add(row)
         await session.flush()
-    elif row.database != here:
-        if not _is_same(row.database, here):
+    elif row.database != identity:
+        if not _is_same(row.database, identity):
             former, row.id = row.id, new_id("svc")
             row.claim, row.claimed_by = None, None
             logger.warning(
@@ -57,12 +57,12 @@ async def _identify(session: AsyncSession, here: str) -> str:
                 former,
                 extra={"action": "new_service_id"},
             )
-        row.database = here
+        row.database = identity
     return row.id
 
 
-def _is_same(recorded: str, here: str) -> bool:
-    before, now = FileIdentity.parse(recorded), FileIdentity.parse(here)
+def _is_same(recorded: str, identity: str) -> bool:
+    before, now = FileIdentity.parse(recorded), FileIdentity.parse(identity)
     return before is not None and now is not None and before.is_same_file(now)
 
 

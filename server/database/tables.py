@@ -88,8 +88,8 @@ class JobRow(Table):
     resolved_spec_json: Mapped[dict[str, Any]] = mapped_column("resolved_spec")
     priority: Mapped[int]
     attempt: Mapped[int] = mapped_column(default=0)
-    failures: Mapped[int] = mapped_column(default=0)  # consecutive ones, without a new checkpoint
-    lost_workers: Mapped[int] = mapped_column("losses", default=0)  # consecutive ones, without a new checkpoint
+    failures: Mapped[int] = mapped_column(default=0)  # consecutive, since the last new checkpoint
+    lost_workers: Mapped[int] = mapped_column("losses", default=0)  # consecutive, since the last new checkpoint
     max_retries: Mapped[int]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
@@ -132,7 +132,7 @@ class AttemptRow(Table):
     last_step: Mapped[int | None]
     stored_line: Mapped[int] = mapped_column(default=0)
     ran_seconds: Mapped[float | None] = mapped_column(Double)  # only if the job has a time limit; see `time_limits`
-    device_kind: Mapped[str | None]  # null until the training has reported it
+    device_kind: Mapped[str | None]  # null until the run has reported it
 
 
 class EventRow(Table):
@@ -212,7 +212,7 @@ class ServiceRow(Table):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     id: Mapped[str]
     database: Mapped[str]  # the identity of the database at the last start
-    claim: Mapped[str | None]  # which Redis its servers use; see `engine.database_claim`
+    claim: Mapped[str | None]  # identifies the Redis of its servers; see `engine.database_claim`
     claimed_by: Mapped[str | None]  # host and Redis of the server that renewed the claim, for error messages
 
 

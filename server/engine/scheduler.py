@@ -154,7 +154,7 @@ class Scheduler:
         return self._project_max_running is not None and running >= self._project_max_running
 
     async def _withdraw_unclaimed(self, assigned: Sequence[Queued]) -> None:
-        """Withdraw hand-overs that were not claimed in time; a later step hands the jobs over again."""
+        """Withdraw assignments that were not claimed in time; a later pass assigns the jobs again."""
         now = time.monotonic()
         rows = {(row.id, row.handed_over_at): row for row in assigned}
         self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
@@ -163,7 +163,7 @@ class Scheduler:
             gone = self._workers.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
             if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
                 logger.warning(
-                    "Worker %s did not claim %s in time; handing it over again.",
+                    "Worker %s did not claim %s in time; assigning it again.",
                     row.worker,
                     row.id,
                     extra={"action": "withdraw", "job_id": row.id},
@@ -192,8 +192,8 @@ class Scheduler:
             job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
             job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
             resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": gpus})
-            decided = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
-            job.resolved_spec = job.resolved_spec.updated(decided)
+            granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
+            job.resolved_spec = job.resolved_spec.updated(granted)
             message = HandOver(
                 job_id=job.id,
                 attempt=job.attempt + 1,
@@ -208,7 +208,7 @@ class Scheduler:
             await self._send(message)
         except RedisUnavailable as error:
             logger.warning(
-                "Could not hand %s over to worker %s (%s); the job stays queued.",
+                "Could not send %s to worker %s (%s); the job stays queued.",
                 job_id,
                 beat.worker,
                 error,
@@ -264,7 +264,7 @@ _REDIS_UNREACHABLE = Wait(
 
 
 def _after(row: Queued) -> ColumnElement[bool]:
-    """The jobs that come after ``row`` in the queue."""
+    """Selects the jobs behind ``row`` in the queue."""
     return or_(
         JobRow.priority < row.priority,
         and_(JobRow.priority == row.priority, JobRow.created_at > row.created_at),
@@ -290,12 +290,12 @@ def _resources(row: Queued) -> Resources:
 def _threads(row: Queued, resources: Resources) -> int:
     """The minimum number of cores for each process: on a CPU, exact results depend on the job's initial thread count.
 
-    A job that resumes another job's checkpoint doesn't wait for cores: if its thread count differs, the training gives
-    the warning ``threads_changed``.
+    A job that resumes another job's checkpoint doesn't wait for cores: if its thread count differs, it gets the warning
+    ``threads_changed``.
     """
     if not row.attempt or resources.gpus or row.resumed is not None:
         return 1
-    return row.resolved_threads if isinstance(row.resolved_threads, int) else 1  # the training has not started yet
+    return row.resolved_threads if isinstance(row.resolved_threads, int) else 1  # no attempt has reported it yet
 
 
 def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:

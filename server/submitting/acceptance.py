@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.service import Service
 from server.submitting.references import check_references, check_training_state, resolve_latest
-from server.submitting.resuming import check_exact_resume, device_kind_of
+from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
@@ -40,6 +40,6 @@ async def accept(session: AsyncSession, service: Service, caller: Caller, spec: 
     await check_exact_resume(session, spec)
     resolved = resolve(spec).updated(ResolvedSpec(files=files))
     if spec.resume_from_checkpoint is not None:
-        device_kind = await device_kind_of(session, spec.resume_from_checkpoint)
+        device_kind = await find_device_kind(session, spec.resume_from_checkpoint)
         resolved = resolved.updated(ResolvedSpec(device_kind=device_kind))
     return AcceptedSpec(spec, resolved)

@@ -45,19 +45,18 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> 
     if requested == FROM_START:
         return None
     if requested == LATEST:
-        found = await newest_resumable(session, parent.id)
+        name = await newest_resumable(session, parent.id)
     else:
         row = await session.get(CheckpointRow, (parent.id, requested))
-        found = row.name if row else None
-    if found is None:
+        name = row.name if row else None
+    if name is None:
         raise InvalidRequest(
             f"from is {requested!r}, but {parent.id} has no such checkpoint; list its checkpoints with "
-            f"`zeta checkpoints {parent.id}` or GET /v1/jobs/{parent.id}/checkpoints, or use 'start' to train from the "
-            "start.",
+            f"`zeta checkpoints {parent.id}` or GET /v1/jobs/{parent.id}/checkpoints, or use 'start' to begin anew.",
             code="checkpoint_not_found",
             param="from",
         )
-    return found
+    return name
 
 
 def _patched(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:

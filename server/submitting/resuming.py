@@ -1,7 +1,7 @@
 """Checks which fields a job that resumes another job's checkpoint may change, so that it continues exactly.
 
-The training repeats this check with everything it knows (the data's tokens, the model's limits). Rejecting a spec here
-saves the minutes until then. Omitted fields keep their values from the resumed run.
+The run repeats this check when it knows the data's tokens and the model's limits. Rejecting a spec here saves the
+minutes until then. Omitted fields keep their values from the resumed run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
         raise error_of(details)
 
 
-async def device_kind_of(session: AsyncSession, resumed: str) -> str | None:
+async def find_device_kind(session: AsyncSession, resumed: str) -> str | None:
     """The kind of device that computed a checkpoint, ``job_...`` or ``job_.../step-N``; the next attempt prefers it."""
     job_id, _, name = resumed.partition("/")
     checkpoint = await session.get(CheckpointRow, (job_id, name)) if name else None

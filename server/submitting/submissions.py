@@ -61,7 +61,7 @@ async def find_created_job(service: Service, caller: Caller, request: RequestIde
     if request.idempotency_key is None:
         return None
     async with service.database.read() as session:
-        earlier = await _job_of_key(session, caller, request.idempotency_key, request.body_sha256)
+        earlier = await _find_job_by_key(session, caller, request.idempotency_key, request.body_sha256)
         return await to_job(session, earlier) if earlier is not None else None
 
 
@@ -121,7 +121,7 @@ def _check_idempotency_key(key: str) -> None:
         )
 
 
-async def _job_of_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
+async def _find_job_by_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
     """The job that was created with this key. Raises `InvalidRequest` if the body was different."""
     row = await session.get(IdempotencyRow, (caller.key_id, key), populate_existing=True)
     if row is None or row.created_at < utc_now() - timedelta(hours=IDEMPOTENCY_HOURS):
@@ -146,7 +146,7 @@ async def _claim_key(session: AsyncSession, caller: Caller, key: str, body_sha25
         async with session.begin_nested():
             session.add(claim)
     except IntegrityError:
-        return await _job_of_key(session, caller, key, body_sha256)
+        return await _find_job_by_key(session, caller, key, body_sha256)
     return None
 
 

@@ -186,16 +186,16 @@ def test_a_mark_follows_a_renamed_run_directory_but_not_a_copy(
     shutil.copytree(tmp_path / "home", tmp_path / "copy")
     (tmp_path / "home").rename(tmp_path / "renamed")
     identity = directory.relative_to(tmp_path / "home")
-    renamed, copy = (RunProcesses.of(tmp_path / name / identity) for name in ("renamed", "copy"))
+    renamed, copy = (RunProcesses.from_directory(tmp_path / name / identity) for name in ("renamed", "copy"))
     assert renamed is not None
     assert copy is not None
     assert (pids(renamed.alive()), pids(renamed.lock_holders())) == ([process.pid], [process.pid])
     assert (copy.alive(), copy.lock_holders()) == ([], [])
     assert (processes.is_copied(renamed.directory), processes.is_copied(copy.directory)) == (False, True)
-    assert (renamed.of_other_homes(tmp_path / "renamed"), len(copy.of_other_homes(tmp_path / "copy"))) == ([], 1)
+    assert (renamed.in_other_homes(tmp_path / "renamed"), len(copy.in_other_homes(tmp_path / "copy"))) == ([], 1)
     later = RunProcesses(renamed.directory.with_name("attempt-2"), job_id, 2)
-    assert pids(later.of_earlier_attempts(tmp_path / "renamed")) == [process.pid]
-    assert later.of_earlier_attempts(tmp_path / "copy") == []
+    assert pids(later.earlier_attempts(tmp_path / "renamed")) == [process.pid]
+    assert later.earlier_attempts(tmp_path / "copy") == []
 
 
 @pytest.mark.parametrize("holds", ["working directory", "lock"])
@@ -219,7 +219,8 @@ def test_a_training_of_an_older_worker_belongs_to_its_working_directory_or_lock(
     assert process.stdout.readline() == b"ready\n"
     shutil.copytree(tmp_path / "home", tmp_path / "copy")
     original, copy = (
-        RunProcesses.of(tmp_path / name / directory.relative_to(tmp_path / "home")) for name in ("home", "copy")
+        RunProcesses.from_directory(tmp_path / name / directory.relative_to(tmp_path / "home"))
+        for name in ("home", "copy")
     )
     assert original is not None
     assert copy is not None

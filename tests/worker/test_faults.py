@@ -179,7 +179,7 @@ def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: SmallFleet) ->
     warning = job.warnings[0]
     assert warning["code"] == "stalled"
     assert "no step for" in warning["message"]
-    assert "its processes did nothing" in warning["message"]
+    assert "its processes were idle" in warning["message"]
     assert "small_training.py" in warning["stacks"]
     assert "in run" in warning["stacks"]
     log = (fleet.settings.artifacts / f"jobs/{job_id}/logs/attempt-1.log").read_text()

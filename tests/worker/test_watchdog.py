@@ -97,7 +97,7 @@ def test_the_first_steps_and_evaluation_may_take_long_unless_idle() -> None:
         watched.idle_since = watched.now
         assert not watched.wait(14)
         assert watched.wait(12)
-        assert watched.watchdog.expectation() == "and its processes did nothing"
+        assert watched.watchdog.expectation() == "and its processes were idle"
 
 
 def test_loading_may_be_idle() -> None:

@@ -1,1 +1,1 @@
-"""One attempt of a job on this worker: prepared, run, published, ended."""
+"""One attempt of a job on this worker: preparing it, running it, publishing its journal, and ending it."""

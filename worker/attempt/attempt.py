@@ -3,8 +3,8 @@
     claiming -> preparing -> training -> publishing -> over
                                 (denied, or claim unanswered: over)
 
-No training starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
-publishes nothing more. No step blocks; the executor's threads do the file transfers.
+Nothing starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
+publishes nothing more. No step blocks; the executor's threads transfer the files.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class LocalAttempt:
 
     @property
     def seconds_without_contact(self) -> float:
-        """The time since the training's worker last had contact with the server; 0 if unknown."""
+        """The time since the run's worker last had contact with the server; 0 if unknown."""
         at = self._training.last_contact()
         return 0.0 if at is None else time.monotonic() - at
 
@@ -177,14 +177,14 @@ class LocalAttempt:
             self._training.stop(action, grace_only=grace_only)
 
     def record_contact(self, at: float) -> None:
-        """Record contact with the server at this monotonic time, which allows the training to continue."""
+        """Record contact with the server at this monotonic time, which allows the run to continue."""
         self._last_contact = at
         self._may_store = True
         if self.phase == Phase.TRAINING:
             self._training.record_contact(at)
 
     def kill(self) -> None:
-        """Kill the training without saving: the server may soon start the next attempt, which then owns the store."""
+        """Kill the run without saving: the server may soon start the next attempt, which then owns the store."""
         self._may_store = False
         if self.phase == Phase.TRAINING:
             self._training.kill()
@@ -232,7 +232,7 @@ class LocalAttempt:
             if not isinstance(error, OSError | BrokenCheckpoint):
                 raise error
             logger.error(
-                "The training could not be started: %s",
+                "The training process could not be started: %s",
                 error,
                 extra={"action": "launch", "job_id": self.job_id, "attempt": self.attempt},
             )
@@ -266,9 +266,9 @@ class LocalAttempt:
         journal.scan()
         if journal.last_line is None:
             journal.cut_torn_line()
-            known = self._launch_failure or self._monitor.final_line
-            journal.append(final_line(self._training, known, has_journal=len(journal) > 0))
-            return  # read it in the next step, with whatever came before it
+            worker_line = self._launch_failure or self._monitor.final_line
+            journal.append(final_line(self._training, worker_line, has_journal=len(journal) > 0))
+            return  # read it in the next step, with any lines before it
         self.phase = Phase.PUBLISHING
 
     def _end_fenced(self) -> None:

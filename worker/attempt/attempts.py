@@ -49,7 +49,7 @@ class Attempts:
         return {attempt.job_id for attempt in self._attempts.values()}
 
     def adopt(self) -> None:
-        """Adopt the live trainings and the unpublished ends that an earlier process of this worker left."""
+        """Adopt the attempts that an earlier process of this worker left running or unpublished."""
         settings = self._resources.settings
         for run_file in unpublished_run_files(settings.home, settings.root):
             slots = [slot for slot in self._slots if slot.slot in run_file.slots] or [
@@ -59,7 +59,7 @@ class Attempts:
             self._attempts[run_file.job_id, run_file.attempt] = attempt
             logger.info("Adopted attempt %d of %s.", run_file.attempt, run_file.job_id)
             if attempt.seconds_without_contact >= settings.end_seconds:
-                # It was frozen, or it would have ended itself; the server may have started the next attempt.
+                # It was frozen; otherwise it would have ended itself. The server may have started the next attempt.
                 attempt.kill()
 
     def accept(self, message: HandOver, *, is_stopping: bool, last_contact: float) -> None:
@@ -69,7 +69,7 @@ class Attempts:
         older = [attempt for attempt in self._attempts.values() if attempt.job_id == message.job_id]
         for attempt in older:
             if attempt.attempt < message.attempt:
-                attempt.fence()  # the server has gone on to the next attempt, so this one is over
+                attempt.fence()  # the server has started the next attempt, so this one is over
         by_number = {slot.slot: slot for slot in self._slots}
         used = {slot.slot for attempt in self._attempts.values() for slot in attempt.slots}
         requested = set(message.slots)

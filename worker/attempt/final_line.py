@@ -1,4 +1,4 @@
-"""Determines the last journal line of an attempt whose training did not write one itself."""
+"""Determines the last journal line of an attempt whose run did not write one itself."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT, LOG_FILE
 from zeta_core.system.oom_kills import count_oom_kills, oom_kill_error, out_of_memory_error
 
 LOG_TAIL_BYTES = 4000
-NEVER_STARTED = "The worker stopped before it started the training."
+NEVER_STARTED = "The worker stopped before it started the training process."
 UNKNOWN_STATUS = (
     "The training process ended without a final status. "
     "Its exit status is unknown, because its worker was restarted while it ran; see the end of its log."
 )
 
 
-def final_line(training: Training, known: StatusLine | None, *, has_journal: bool) -> StatusLine:
-    """The last line of an ended ``training``: from its stop request, else ``known``, else from its exit status."""
+def final_line(training: Training, worker_line: StatusLine | None, *, has_journal: bool) -> StatusLine:
+    """The last line of an ended ``training``: from its stop request, else ``worker_line``, else its exit status."""
     if training.stop_action is not None:
         status, reason = STOP_ENDS[training.stop_action]
         return StatusLine(status=status, reason=reason)
-    if known is not None:
-        return known
+    if worker_line is not None:
+        return worker_line
     if not training.was_started:
         return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
     error = exit_error(training, has_journal=has_journal)
@@ -40,7 +40,7 @@ def not_launched(error: BaseException) -> StatusLine:
     """The last line if the run directory couldn't be created or the program couldn't be started."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
-    return failed(StatusReason.LAUNCH_FAILED, f"The training could not be started: {error}")
+    return failed(StatusReason.LAUNCH_FAILED, f"The training process could not be started: {error}")
 
 
 def exit_error(training: Training, *, has_journal: bool) -> JobError:
@@ -51,7 +51,7 @@ def exit_error(training: Training, *, has_journal: bool) -> JobError:
     status = training.exit_status
     evidence = JobErrorEvidence(exit_code=status, log_tail=_log_tail(training.directory / LOG_FILE))
     if status is None:
-        # The signal is unknown, so only an OOM kill in our own control group can be attributed to the training.
+        # The signal is unknown, so only an OOM kill in our own control group can be attributed to the run.
         if count_oom_kills().since(training.oom_kills) == "group":
             error = oom_kill_error(training.directory, training.oom_kills, evidence)
             if error is not None:
@@ -79,7 +79,7 @@ def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -
 
 
 def over_memory(directory: Path, excess: Excess) -> StatusLine:
-    """The last line of the training in ``directory``, which was ended because it exceeded its memory limit."""
+    """The last line of the run in ``directory``, which was ended because it exceeded its memory limit."""
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
     error = out_of_memory_error(directory, excess.message, JobErrorEvidence.model_validate(figures))
     return _failed(error)

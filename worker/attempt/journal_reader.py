@@ -1,4 +1,4 @@
-"""Reads a training's ``events.jsonl`` while it grows. Lines are numbered from 1, and only complete lines count.
+"""Reads a run's ``events.jsonl`` while it grows. Lines are numbered from 1, and only complete lines count.
 
 A line of more than `MAX_LINE_BYTES` is skipped without loading it into memory, and replaced by a warning.
 """
@@ -71,7 +71,7 @@ class JournalReader:
         """Line ``number``, or a warning if it is too long or not a JSON object."""
         if self._is_too_long(number):
             message = (
-                f"Dropped a line of the training's journal: it has {self.size(number):,} bytes, more than the limit of "
+                f"Dropped a line of the run's journal: it has {self.size(number):,} bytes, more than the limit of "
                 f"{MAX_LINE_BYTES:,}."
             )
             return WarningLine(code="line_too_long", message=message).model_dump(mode="json")
@@ -106,7 +106,7 @@ class JournalReader:
             journal.truncate(0)
 
     def append(self, line: StatusLine | WarningLine) -> None:
-        """Append a line of the worker durably, in one write, so that it can't interleave with the training's lines."""
+        """Append a line of the worker durably, in one write, so that it can't interleave with the run's lines."""
         data = line.model_dump_json(exclude_none=True).encode() + b"\n"
         with self._file.open("ab", buffering=0) as journal:
             if journal.write(data) != len(data):
@@ -141,5 +141,5 @@ def _parsed(text: bytes) -> dict[str, Any]:
         value = None
     if isinstance(value, dict):
         return value
-    message = f"A line of the training's journal is not a JSON object: {text[:200].decode('utf-8', 'replace')}"
+    message = f"A line of the run's journal is not a JSON object: {text[:200].decode('utf-8', 'replace')}"
     return WarningLine(code="unreadable_line", message=message).model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Detects that a training has stalled or exceeds its memory limit, and ends it."""
+"""Detects that a run has stalled or exceeds its memory limit, and ends it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from worker.settings import WorkerSettings
 from worker.training.memory_watch import MemoryWatch
 from worker.training.process_tree import Training
 from worker.training.stacks import StackDumps
-from worker.training.watchdog import Watchdog, effort_of
+from worker.training.watchdog import Watchdog, measure_effort
 from zeta_core.contract.job.events import StatusLine, WarningLine
 from zeta_core.contract.job.status import StatusReason
 
 
 class TrainingMonitor:
-    """Checks one training in every iteration of the supervising loop."""
+    """Checks one run in every iteration of the supervising loop."""
 
     def __init__(self, training: Training, settings: WorkerSettings, *, memory_share_bytes: int) -> None:
         """``memory_share_bytes`` is the share of the machine's memory that belongs to the attempt's slots."""
-        self.final_line: StatusLine | None = None  # why the monitor ended the training
+        self.final_line: StatusLine | None = None  # why the monitor ended the run
         self.watchdog = Watchdog(
             factor=settings.stall_factor,
             floor_seconds=settings.stall_min_seconds,
-            effort=lambda: effort_of(training.processes.alive()),
+            effort=lambda: measure_effort(training.processes.alive()),
         )
         self._training = training
         self._memory = MemoryWatch(
@@ -32,12 +32,12 @@ class TrainingMonitor:
         self._stalled_seconds = 0.0
 
     def check(self, journal: JournalReader) -> None:
-        """End the training if it has stalled or exceeds its memory limit."""
+        """End the run if it has stalled or exceeds its memory limit."""
         self._check_progress(journal)
         self._check_memory(journal)
 
     def _check_progress(self, journal: JournalReader) -> None:
-        """End a stalled training, with its stacks in the log and in a warning."""
+        """End a stalled run, with its stacks in the log and in a warning."""
         seconds = self.watchdog.stalled_for()
         if self._stacks is None:
             if seconds is not None and self._training.stop_action is None and journal.last_line is None:
@@ -45,7 +45,7 @@ class TrainingMonitor:
                 self._stacks = StackDumps(self._training.processes)
         elif self.final_line is None and self._stacks.step():
             message = (
-                f"The training stalled: no step for {self._stalled_seconds:.0f} s, {self.watchdog.expectation()}. "
+                f"The run stalled: no step for {self._stalled_seconds:.0f} s, {self.watchdog.expectation()}. "
                 f"{self._stacks.summary()} The attempt was ended."
             )
             stacks = self._stacks.text()

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class WorkerResources:
     """The resources that all attempts of a worker share.
 
-    ``executor`` runs file transfers; ``command`` starts a training.
+    ``executor`` runs file transfers; ``command`` starts a run.
     """
 
     settings: WorkerSettings
@@ -49,7 +49,7 @@ class WorkerResources:
 
 
 class AttemptOutput:
-    """Reads what the training writes, stores it and publishes it. No method blocks."""
+    """Reads, stores and publishes the output of a run. No method blocks."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class AttemptOutput:
         self._archive.copy_log()
 
     def upload_checkpoints(self, *, is_over: bool) -> None:
-        """Continue storing checkpoints; ``is_over`` means that no process of the training is left."""
+        """Continue storing checkpoints; ``is_over`` means that no process of the run is left."""
         self._uploads.step(is_over=is_over)
 
     def next_batch(self) -> JournalBatch | None:
@@ -122,7 +122,7 @@ class AttemptOutput:
         if not self._publisher.only_the_end_is_left:
             return
         succeeded = self.journal.last_status == JobStatus.SUCCEEDED
-        # A training that was never started has no log, and must not wait for a hanging store.
+        # A run that was never started has no log, and must not wait for a hanging store.
         if not was_started or self._archive.complete(succeeded=succeeded, keep=self._uploads.keep):
             self._publisher.release_end()
 

@@ -1,4 +1,4 @@
-"""Prepares a run directory before its training starts, and fetches the checkpoint to resume from.
+"""Prepares a run directory before the run starts, and fetches the checkpoint to resume from.
 
 ``run.json`` is written atomically and last, so a directory left by a worker that was killed earlier isn't mistaken for
 a run. Checkpoints in the output directory that aren't in the store are removed, and so are checkpoints in the store
@@ -45,8 +45,8 @@ class Preparation:
     @property
     def is_over(self) -> bool:
         """Whether it is done, or was cancelled more than `LEAVE_SECONDS` ago."""
-        had_its_time = self._given_up_at is not None and time.monotonic() - self._given_up_at >= LEAVE_SECONDS
-        return had_its_time or self._work.done()
+        has_timed_out = self._given_up_at is not None and time.monotonic() - self._given_up_at >= LEAVE_SECONDS
+        return has_timed_out or self._work.done()
 
     def give_up(self) -> None:
         """Cancel. Raises `OSError` if the directory, which the journal's last line needs, can't be created."""

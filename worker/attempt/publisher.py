@@ -1,7 +1,7 @@
 """Publishes one attempt's journal in batches: the next one once the server has stored the current one.
 
 A checkpoint is in the artifact store before its line is published. The line that ends the attempt is held back until
-`release_end`. A batch is sent again until it is acknowledged, so it survives whatever Redis loses; the
+`release_end`. A batch is sent again until it is acknowledged, so no loss of data in Redis matters; the
 acknowledgement contains the last stored line.
 """
 
@@ -14,7 +14,7 @@ from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.attempt.journal_reader import JournalReader
 from zeta_core.contract.wire.messages import MAX_BATCH_LINES, JournalAck, JournalBatch
 
-RESEND_SECONDS = 2.0  # twice as long each time, so that a server which is away for days does not fill Redis
+RESEND_SECONDS = 2.0  # doubled each time, so that an outage of the server for days doesn't fill Redis
 MAX_RESEND_SECONDS = 16.0
 MAX_BATCH_BYTES = 512 * 1024
 
@@ -50,7 +50,7 @@ class Publisher:
         self._end_released = True
 
     def due(self) -> JournalBatch | None:
-        """The batch to send now: a new one, or the present one again when its answer is overdue."""
+        """The batch to send now: a new one, or the current one again if its acknowledgement is overdue."""
         if self.fenced or self.is_done:
             return None
         now = time.monotonic()

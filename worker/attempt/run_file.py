@@ -46,27 +46,27 @@ def new_run_file(message: HandOver, settings: WorkerSettings) -> RunFile:
 
 
 def unpublished_run_files(home: Path, root: Path) -> Iterator[RunFile]:
-    """The run files of the live trainings and unpublished ends that an earlier process of this worker left.
+    """The run files of the attempts that an earlier process of this worker left running or unpublished.
 
     ``root`` is the worker's own folder in ``home``. A run without a readable ``run.json`` can't be adopted: its
     processes are killed, and the server starts the job again. A run directory that was copied with its home belongs to
-    the original's worker: its training is not touched, and nothing is stored or published for it. The server of this
+    the original's worker: its processes are not touched, and nothing is stored or published for it. The server of this
     home starts the job again from the last stored checkpoint.
     """
     for directory in sorted(root.glob("runs/*/attempt-*")):
-        found = RunProcesses.of(directory)
-        if found is None or (directory / PUBLISHED_FILE).exists():
+        run_processes = RunProcesses.from_directory(directory)
+        if run_processes is None or (directory / PUBLISHED_FILE).exists():
             continue
         try:
             run_file = RunFile.model_validate_json((directory / RUN_FILE).read_text())
         except (OSError, ValidationError) as error:
             logger.warning("The run in %s cannot be adopted: %s", directory, error)
-            processes.send(found.alive(), signal.SIGKILL)
+            processes.send(run_processes.alive(), signal.SIGKILL)
             continue
         if _is_copied(directory, run_file, root):
-            others = found.of_other_homes(home)
+            others = run_processes.in_other_homes(home)
             logger.warning(
-                "The run in %s was copied from another home; its training belongs to that home and is not touched%s.",
+                "The run in %s was copied from another home; its processes belong to that home and are not touched%s.",
                 directory,
                 f" ({'; '.join(others)})" if others else "",
                 extra={"action": "other_home", "job_id": run_file.job_id, "attempt": run_file.attempt},

@@ -1,1 +1,1 @@
-"""A training's process tree: launched, found by its mark, watched, and known to be gone."""
+"""The process tree of a run: starting it, finding its processes by their marks, watching and ending them."""

@@ -1,6 +1,6 @@
-"""Starts the first process of a training, in its own session and with an allow-listed environment.
+"""Starts the first process of a run, in its own session and with an allow-listed environment.
 
-A training gets the variables for Python, CUDA, kernel selection, the Hub and proxies, the names in ``ZETA_JOB_ENV``,
+A run gets the variables for Python, CUDA, kernel selection, the Hub and proxies, the names in ``ZETA_JOB_ENV``,
 and its marks. Nothing else is passed on from the worker's environment, so no secret of the service reaches the code of
 a user's job.
 """
@@ -40,13 +40,13 @@ def training_environment(
     hub: bool,
     job_env: Sequence[str],
 ) -> dict[str, str]:
-    """The complete environment of a training; ``own`` is the worker's. Without ``devices`` no GPU is visible."""
+    """The complete environment of a run; ``own`` is the worker's. Without ``devices`` no GPU is visible."""
     environment = {
         name: value
         for name, value in own.items()
         if name in PASSED or name.startswith("LC_") or (name in job_env and not name.startswith("ZETA_"))
     }
-    beside = str(Path(sys.executable).parent)  # ninja and torchrun lie beside the interpreter
+    beside = str(Path(sys.executable).parent)  # ninja and torchrun are installed beside the interpreter
     environment["PATH"] = os.pathsep.join((beside, own.get("PATH", DEFAULT_PATH)))
     environment.update(
         {
@@ -92,14 +92,14 @@ def start_training(
 
 
 def _prefer_when_memory_runs_out(pid: int) -> None:
-    """Make the kernel kill a training before the worker, the server or Redis; child processes inherit this."""
+    """Make the kernel kill a run before the worker, the server or Redis; child processes inherit this."""
     with suppress(OSError):  # not Linux, or the process has exited
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
 
 
 def own_environment() -> Mapping[str, str]:
-    """This process's environment, from which a training's is built."""
-    return os.environ  # noqa: TID251 - the one place where a child's environment is built
+    """This process's environment, from which a run's environment is built."""
+    return os.environ  # noqa: TID251 - a child's environment is built only from this
 
 
 def _packages_of_zeta_core() -> str | None:

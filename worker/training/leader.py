@@ -1,4 +1,4 @@
-"""The first process of a training, whose exit ends the training: started by this process of the worker, or adopted."""
+"""The first process of a run, either started by this worker process or adopted. The run ends when it exits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.training.processes import RunProcesses
 from zeta_core.contract.wire.run_directory import PROCESS_FILE, ProcessFile
 from zeta_core.system.oom_kills import OomKills
 
-LOOK_SECONDS = 0.5  # between two scans of all processes, each of which takes milliseconds
+LOOK_SECONDS = 0.5  # between two scans of all processes; a scan takes milliseconds
 
 
 class StartedLeader:
@@ -28,7 +28,7 @@ class StartedLeader:
         record = ProcessFile(
             pid=self._process.pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine
         )
-        with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
+        with contextlib.suppress(OSError):  # a full disk must not end the run that was just started
             (directory / PROCESS_FILE).write_text(record.model_dump_json())
 
     def is_alive(self, now: float) -> bool:

@@ -1,12 +1,12 @@
-"""Detects trainings that exceed their memory limit, before the kernel kills another process instead.
+"""Detects runs that exceed their memory limit, before the kernel kills another process instead.
 
-With a limit (``ZETA_JOB_MEMORY_BYTES``), a training that exceeds it is ended. Without one, a training may use all free
+With a limit (``ZETA_JOB_MEMORY_BYTES``), a run that exceeds it is ended. Without one, a run may use all free
 memory: it is ended only while less than `RESERVE_SHARE` of the machine's memory is free and it uses more than its
-slots' share. So one job can't take down the worker or another slot's job, and large trainings can use an idle machine.
+slots' share. So one job can't take down the worker or another slot's job, and large runs can use an idle machine.
 
 Only anonymous and shared memory counts, because mapped files can be dropped from memory. Forked processes share pages,
 so the cheap sum (``RssAnon``) is an upper bound; the exact count (``Pss``) is only taken when that exceeds the limit.
-Between two checks, a training can exceed its limit for one tick. Works on Linux only; elsewhere nothing is measured.
+Between two checks, a run can exceed its limit for one tick. Memory is measured on Linux only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 
 from zeta_core.system.oom_kills import group_files
 
-FIND_SECONDS = 1.0  # between two searches for the processes, which scan all processes of the machine
+FIND_SECONDS = 1.0  # between two searches for the run's processes, which scan all processes of the machine
 EXACT_FACTOR = 20.0  # exact counts, which walk the page tables, take at most 1/20 of the time
 RESERVE_SHARE = 0.03
 _CHEAP = ("RssAnon", "RssShmem")
@@ -38,7 +38,7 @@ class Excess:
 
     @property
     def message(self) -> str:
-        used = f"The training used {in_gib(self.used_bytes)} of memory"
+        used = f"The run used {in_gib(self.used_bytes)} of memory"
         if self.is_share:
             return (
                 f"{used}, more than its share of {in_gib(self.limit_bytes)}, and was ended because its machine was "
@@ -48,7 +48,7 @@ class Excess:
 
 
 class MemoryWatch:
-    """Checks one training; called in every iteration of the supervising loop."""
+    """Checks one run; called in every iteration of the supervising loop."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class MemoryWatch:
         free_bytes: Callable[[], int] | None = None,
         reserve_bytes: int | None = None,
     ) -> None:
-        """``find`` returns the training's processes. ``share_bytes`` is the memory share of its slots."""
+        """``find`` returns the run's processes. ``share_bytes`` is the memory share of its slots."""
         self._find = find
         self._limit_bytes = limit_bytes
         self._share_bytes = share_bytes
@@ -70,7 +70,7 @@ class MemoryWatch:
         self._next_find = self._next_exact = 0.0
 
     def excess(self) -> Excess | None:
-        """The used memory and the limit, if the training exceeds its limit; otherwise ``None``."""
+        """The used memory and the limit, if the run exceeds its limit; otherwise ``None``."""
         if sys.platform != "linux":
             return None
         now = time.monotonic()
@@ -113,7 +113,7 @@ def in_gib(number: int) -> str:
 
 
 def _sum(processes: Iterable[psutil.Process], file: str, names: tuple[str, ...]) -> int:
-    """Bytes by the lines ``NAME: KIBIBYTES kB`` of ``/proc/PID/FILE``; what ended meanwhile, or is not ours, has 0."""
+    """The bytes in the lines ``NAME: KIBIBYTES kB`` of ``/proc/PID/FILE``; a file that can't be read counts as 0."""
     total = 0
     for process in processes:
         try:

@@ -29,9 +29,9 @@ from zeta_core.system.durable_files import write_atomically
 from zeta_core.system.oom_kills import count_oom_kills
 
 SIGNAL_SECONDS = 0.5  # between two rounds of signals
-CANCEL_SECONDS = 5.0  # after this, a stopped training that has nothing to save gets SIGTERM
+CANCEL_SECONDS = 5.0  # after this, a stopped run that has nothing to save gets SIGTERM
 KILL_SECONDS = 5.0  # from SIGTERM to SIGKILL
-COUNT_SECONDS = 10.0  # interval for recording the processes of a training on GPUs
+COUNT_SECONDS = 10.0  # interval for recording the processes of a run on GPUs
 DRIVER_SECONDS = 60.0  # after this, the driver's report is ignored
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Training:
         self.job_id = job_id
         self.attempt = attempt
         self.processes = RunProcesses(directory, job_id, attempt)
-        self.oom_kills = count_oom_kills()  # before the training started
+        self.oom_kills = count_oom_kills()  # before the run started
         self._grace_seconds = grace_seconds
         self._leader: StartedLeader | AdoptedLeader | None = None
         self._gpu_memory = _GpuMemory(devices)
@@ -78,7 +78,7 @@ class Training:
             file = self.directory / STOP_FILE
             action = StopFile.model_validate_json(file.read_bytes()).action
             # The limits count from the request, not from this restart. The clock may have been set since, so the age is
-            # at most the grace period: a training that saves always has the usual time between SIGTERM and SIGKILL.
+            # at most the grace period: a run that saves always has the usual time between SIGTERM and SIGKILL.
             age_seconds = min(max(0.0, time.time() - file.stat().st_mtime), self._grace_seconds)
             self._request = _StopRequest(action, time.monotonic() - age_seconds)
         except (FileNotFoundError, ValidationError):
@@ -100,7 +100,7 @@ class Training:
         return None if self._leader is None else self._leader.exit_status
 
     def record_contact(self, at: float) -> None:
-        """Record the last contact with the server for the training (`time.monotonic`, shared by all processes)."""
+        """Record the last contact with the server, for the run (`time.monotonic`, the same in all processes)."""
         file = os.open(self.directory / ALIVE_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(file, f"{at:020.3f}\n".encode(), 0)  # overwritten in place, which also works on a full disk
@@ -116,7 +116,7 @@ class Training:
         return at if at <= time.monotonic() else None
 
     def stop(self, action: StopAction, *, grace_only: bool = False) -> None:
-        """Request the training to end. A more urgent request replaces an earlier one; repeating one has no effect.
+        """Request the run to end. A more urgent request replaces an earlier one; repeating one has no effect.
 
         ``grace_only``: the worker itself must end, so a long step or save gets no more than the grace period.
         """
@@ -143,7 +143,7 @@ class Training:
         """Take one step towards the end and return whether the tree is gone; never blocks.
 
         ``has_ended`` means that the journal has its last line, so the processes should exit. ``can_save`` means that
-        the training has completed a step, so stopping it may take the time of a save. ``needs_seconds`` is the time
+        the run has completed a step, so stopping it may take the time of a save. ``needs_seconds`` is the time
         that its current step or save may take beyond the grace period, unless ``grace_only`` was requested.
         """
         if self._gone:
@@ -181,7 +181,7 @@ class Training:
     def _enforce(self, limit: float | None, now: float, *, is_loading: bool) -> None:
         """Send SIGTERM at ``limit``, and SIGKILL some time later.
 
-        A training that is loading doesn't check for a stop file yet, so it gets SIGTERM immediately.
+        A run that is loading doesn't check for a stop file yet, so it gets SIGTERM immediately.
         """
         if now < self._next_signal:
             return
@@ -201,9 +201,9 @@ class Training:
             self._signal_all(signal.SIGKILL)
 
     def _alive(self) -> list[psutil.Process]:
-        found = self.processes.alive()
-        self._gpu_memory.count(found)
-        return found
+        alive = self.processes.alive()
+        self._gpu_memory.count(alive)
+        return alive
 
     def _signal_all(self, number: signal.Signals) -> None:
         self._next_signal = time.monotonic() + SIGNAL_SECONDS
@@ -246,22 +246,22 @@ class _GpuMemory:
         self._holding_since: float | None = None
 
     def is_count_due(self, now: float) -> bool:
-        """Whether the tree's processes, of which some may be short-lived, should be counted again."""
+        """Whether the tree's processes should be recorded again, because some may be short-lived."""
         if not self._devices or now < self._next_count:
             return False
         self._next_count = now + COUNT_SECONDS
         return True
 
-    def count(self, found: Iterable[psutil.Process]) -> None:
-        self._process_ids.update(process.pid for process in found)
+    def count(self, alive: Iterable[psutil.Process]) -> None:
+        self._process_ids.update(process.pid for process in alive)
 
     def holders(self, now: float) -> set[int]:
         """The ids of the tree's processes that hold memory according to the driver."""
-        found = self._process_ids & memory_holders(self._devices) if self._devices else set[int]()
-        if found:
+        holder_ids = self._process_ids & memory_holders(self._devices) if self._devices else set[int]()
+        if holder_ids:
             self._holding_since = self._holding_since or now
-        return found
+        return holder_ids
 
     def has_timed_out(self, now: float) -> bool:
-        """Whether the memory has been held for so long that the driver's report is ignored."""
+        """Whether memory has been held for so long that the driver's report is ignored."""
         return self._holding_since is not None and now - self._holding_since >= DRIVER_SECONDS

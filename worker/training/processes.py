@@ -40,8 +40,8 @@ class RunProcesses:
     attempt: int
 
     @classmethod
-    def of(cls, run_directory: Path) -> RunProcesses | None:
-        """Those of ``.../JOB/attempt-N``; ``None`` for a directory of another name."""
+    def from_directory(cls, run_directory: Path) -> RunProcesses | None:
+        """The processes of ``.../JOB/attempt-N``; ``None`` if the directory has another name."""
         number = run_directory.name.removeprefix("attempt-")
         return cls(run_directory, run_directory.parent.name, int(number)) if number.isdecimal() else None
 
@@ -49,24 +49,24 @@ class RunProcesses:
         """The living processes with the attempt's mark (a zombie is dead)."""
         return [
             found.process
-            for found in _of_job(self.job_id)
+            for found in _marked_processes(self.job_id)
             if found.attempt == self.attempt and found.belongs_to(self.directory) and is_alive(found.process)
         ]
 
-    def of_earlier_attempts(self, home: Path) -> list[psutil.Process]:
+    def earlier_attempts(self, home: Path) -> list[psutil.Process]:
         """The living processes of the job's earlier attempts, of any worker of this home."""
         return [
             found.process
-            for found in _of_job(self.job_id)
-            if found.attempt < self.attempt and found.is_of(home) and is_alive(found.process)
+            for found in _marked_processes(self.job_id)
+            if found.attempt < self.attempt and found.is_in(home) and is_alive(found.process)
         ]
 
-    def of_other_homes(self, home: Path) -> list[str]:
+    def in_other_homes(self, home: Path) -> list[str]:
         """The living processes that have the job's mark and belong to another home, described for a log message."""
         return [
             f"process {found.process.pid} (attempt {found.attempt}, in {_working_directory(found.process)})"
-            for found in _of_job(self.job_id)
-            if not found.is_of(home) and is_alive(found.process)
+            for found in _marked_processes(self.job_id)
+            if not found.is_in(home) and is_alive(found.process)
         ]
 
     def kill_earlier_attempts(self, home: Path) -> bool:
@@ -74,11 +74,11 @@ class RunProcesses:
 
         Processes of other homes are only logged: they may belong to another service, if this database is a copy.
         """
-        if earlier := self.of_earlier_attempts(home):
+        if earlier := self.earlier_attempts(home):
             logger.warning("Attempt %d of %s is waiting for an earlier attempt to end.", self.attempt, self.job_id)
             send(earlier, signal.SIGKILL)
             return True
-        if others := self.of_other_homes(home):
+        if others := self.in_other_homes(home):
             logger.warning(
                 "%s is also running in another home on this machine, which this worker ignores: %s.",
                 self.job_id,
@@ -88,7 +88,7 @@ class RunProcesses:
         return False
 
     def lock_holders(self) -> list[psutil.Process]:
-        """The living processes that have the run's lock file open, this one excepted."""
+        """The living processes that have the run's lock file open, except this process."""
         lock = self.directory / LOCK_FILE
         return [
             process
@@ -116,9 +116,9 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def share_lock(run_directory: Path) -> int:
-    """Open and share the run's lock; the descriptor is for the first process to inherit and to be closed here.
+    """Open and share the run's lock; the first process inherits the descriptor, and the caller closes it.
 
-    The lock file records its own identity, by which a copy of the directory is recognized.
+    The lock file records its own identity, so that a copy of the directory is recognized.
     """
     descriptor = os.open(run_directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -137,7 +137,7 @@ def run_mark(run_directory: Path) -> str:
 
 
 def is_unlocked(run_directory: Path) -> bool:
-    """Whether nobody holds the run's lock any more."""
+    """Whether no process holds the run's lock."""
     descriptor = os.open(run_directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,11 +145,11 @@ def is_unlocked(run_directory: Path) -> bool:
     except BlockingIOError:
         return False
     finally:
-        os.close(descriptor)  # gives the lock back
+        os.close(descriptor)  # releases the lock
 
 
 def is_copied(run_directory: Path) -> bool | None:
-    """Whether this run directory is a copy of the one that its training was started in.
+    """Whether this run directory is a copy of the one that its run was started in.
 
     ``None`` if its lock file doesn't record this: nothing was started there yet, or an older worker started it.
     """
@@ -182,13 +182,13 @@ class _Marked:
                 return False
         return _works_in(self.process, run_directory) or _has_open(self.process, lock)
 
-    def is_of(self, home: Path) -> bool:
-        """Whether it belongs to this attempt's run directory of any worker of the home."""
+    def is_in(self, home: Path) -> bool:
+        """Whether it belongs to the run directory that any worker of the home has for this attempt."""
         name = f"attempt-{self.attempt}"
         return any(map(self.belongs_to, home.glob(f"workers/*/runs/{self.environment[JOB_VARIABLE]}/{name}")))
 
 
-def _of_job(job_id: str) -> Iterator[_Marked]:
+def _marked_processes(job_id: str) -> Iterator[_Marked]:
     for process in psutil.process_iter():
         try:
             environment = process.environ()
@@ -200,7 +200,7 @@ def _of_job(job_id: str) -> Iterator[_Marked]:
 
 
 def _works_in(process: psutil.Process, directory: Path) -> bool:
-    """Compared by identity: a process of another mount namespace may have the same path for another directory."""
+    """Compares by identity: in another mount namespace, the same path may be another directory."""
     try:
         working_directory = f"/proc/{process.pid}/cwd" if sys.platform == "linux" else process.cwd()
         return FileIdentity.of(working_directory) == FileIdentity.of(directory)
@@ -209,15 +209,15 @@ def _works_in(process: psutil.Process, directory: Path) -> bool:
 
 
 def _has_open(process: psutil.Process, file: Path) -> bool:
-    """Compared by identity, as in `_works_in`; only files of that name are looked at."""
+    """Compares by identity, as `_works_in` does, but only files with that name."""
     try:
-        wanted = FileIdentity.of(file)
+        identity = FileIdentity.of(file)
         if sys.platform != "linux":
             return any(opened.path == os.path.realpath(file) for opened in process.open_files())
         descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
     except (psutil.Error, OSError):
         return False
-    return any(_names(descriptor, file.name) and _is(descriptor, wanted) for descriptor in descriptors)
+    return any(_names(descriptor, file.name) and _is(descriptor, identity) for descriptor in descriptors)
 
 
 def _names(descriptor: Path, name: str) -> bool:
@@ -227,9 +227,9 @@ def _names(descriptor: Path, name: str) -> bool:
         return False  # closed meanwhile
 
 
-def _is(descriptor: Path, wanted: FileIdentity) -> bool:
+def _is(descriptor: Path, identity: FileIdentity) -> bool:
     try:
-        return FileIdentity.of(descriptor) == wanted
+        return FileIdentity.of(descriptor) == identity
     except OSError:
         return False
 

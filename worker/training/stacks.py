@@ -1,4 +1,4 @@
-"""Collects stack dumps: signals each process of a training in turn to write its stacks into the log."""
+"""Collects stack dumps: signals each process of a run in turn to write its stacks into the log."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Request:
 class StackDumps:
     """Requests stack dumps from the processes of an attempt, one after the other, without blocking."""
 
-    def __init__(self, found: RunProcesses) -> None:
-        self._log = found.directory / LOG_FILE
+    def __init__(self, run_processes: RunProcesses) -> None:
+        self._log = run_processes.directory / LOG_FILE
         self._begin = _size(self._log)
-        self._left = [process for process in found.alive() if _answers(process)]
+        self._left = [process for process in run_processes.alive() if _answers(process)]
         self._request: _Request | None = None
         self.reported: list[str] = []
         self.silent: list[str] = []

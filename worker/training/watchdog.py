@@ -1,9 +1,9 @@
-"""Detects a training that makes no progress, from its journal and from the activity of its processes.
+"""Detects a run that makes no progress, from its journal and from the activity of its processes.
 
-A training has stalled if it reports no progress for ``factor`` times the expected time, and for at least
+A run has stalled if it reports no progress for ``factor`` times the expected time, and for at least
 ``floor_seconds``. The expected time is the median time of a step, once this attempt has reported `MIN_STEPS`; a save
 gets `PATIENCE` times that, and an evaluation the time of the longest earlier one. As long as the expected time is
-unknown (during the first steps, in which a model may be compiled, and the first evaluation), a training has stalled
+unknown (during the first steps, in which a model may be compiled, and the first evaluation), a run has stalled
 only if it is idle: for half of ``floor_seconds``, its processes together used less than `IDLE_SHARE` of a core and
 hardly read or wrote. Loading is exempt: it may wait for a network or another job, the libraries have timeouts of their
 own, and processing data has CPU time limits. Only time that this process itself experienced counts, so a suspended
@@ -29,8 +29,8 @@ WATCHED = ("training", "saving", "evaluating")
 MAX_TICK_SECONDS = 1.0
 SAVE_SECONDS = 600.0  # a large model on a slow disk
 IDLE_SHARE = 0.05
-EFFORT_SECONDS = 10.0  # between two looks at what the processes do
-BYTES_OF_A_SECOND = 2**20  # read or written, they count as a second of work
+EFFORT_SECONDS = 10.0  # between two measurements of what the processes do
+BYTES_OF_A_SECOND = 2**20  # as many bytes read or written count as a second of work
 
 
 class Watchdog:
@@ -44,7 +44,7 @@ class Watchdog:
         effort: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``effort``: the work that the processes have done so far, in seconds (`effort_of`); called at intervals."""
+        """``effort`` returns the work that the processes have done, in seconds (`measure_effort`)."""
         self._factor = factor
         self._floor_seconds = floor_seconds
         self._effort = effort
@@ -56,7 +56,7 @@ class Watchdog:
         self._longest_evaluation: float | None = None  # seconds
         self._phase = ""
         self._idle_seconds = 0.0
-        self._idle_since: tuple[float, float] | None = None  # idle seconds and effort where doing nothing began
+        self._idle_since: tuple[float, float] | None = None  # idle seconds and effort when the processes became idle
         self._next_effort = 0.0  # in idle seconds
         self._looked_at = clock()
 
@@ -78,7 +78,7 @@ class Watchdog:
         self._before = (step, reported_at)
 
     def stalled_for(self) -> float | None:
-        """For how many seconds the training has stood still, if that is too long."""
+        """For how many seconds the run has made no progress, if that is too long."""
         now = self._clock()
         self._idle_seconds += min(now - self._looked_at, MAX_TICK_SECONDS)
         self._looked_at = now
@@ -86,7 +86,7 @@ class Watchdog:
             return None
         usual = self._usual_seconds
         if usual is None:
-            stalled = self._idle_seconds > self._floor_seconds and self._does_nothing()
+            stalled = self._idle_seconds > self._floor_seconds and self._is_idle()
         else:
             patience = PATIENCE.get(self._phase, 1)
             stalled = self._idle_seconds > patience * max(self._floor_seconds, self._factor * usual)
@@ -94,20 +94,20 @@ class Watchdog:
 
     @property
     def needs_seconds(self) -> float:
-        """How long a training may take until it checks for a stop request: its current step or save."""
+        """How long a run may take until it checks for a stop request: its current step or save."""
         step = 2 * median(self._paces) if self._paces else 0.0
         return step + (SAVE_SECONDS if self._phase == "saving" else 0.0)
 
     def expectation(self) -> str:
-        """What was known of the time that it takes, as the end of a sentence."""
+        """The expected time, as the end of a sentence."""
         if self._usual_seconds is None:
-            return "and its processes did nothing"
+            return "and its processes were idle"
         what = "an evaluation" if self._phase == "evaluating" else "a step"
         return f"where {what} took {self._usual_seconds:.2g} s"
 
     @property
     def _usual_seconds(self) -> float | None:
-        """What the next line may take as far as it is known: the median step, or the longest evaluation before it."""
+        """The expected time until the next line, if known: the median step, or the longest earlier evaluation."""
         if self._num_steps < MIN_STEPS:
             return None
         pace = median(self._paces)
@@ -125,8 +125,8 @@ class Watchdog:
             took = (reported_at - self._evaluates_since).total_seconds()
             self._longest_evaluation = max(0.0, took, self._longest_evaluation or 0.0)
 
-    def _does_nothing(self) -> bool:
-        """Whether its processes have done next to nothing for half of the floor; they are looked at now and then."""
+    def _is_idle(self) -> bool:
+        """Whether the processes have been idle for half of the floor; they are measured at intervals."""
         if self._idle_since is not None and self._idle_seconds < self._next_effort:
             return False
         self._next_effort = self._idle_seconds + min(EFFORT_SECONDS, self._floor_seconds / 4)
@@ -141,10 +141,10 @@ class Watchdog:
         return seconds >= self._floor_seconds / 2
 
 
-def effort_of(found: Iterable[psutil.Process]) -> float:
+def measure_effort(processes: Iterable[psutil.Process]) -> float:
     """The work that these processes have done so far: seconds of a core, and one for `BYTES_OF_A_SECOND` moved."""
     done = 0.0
-    for process in found:
+    for process in processes:
         try:
             times = process.cpu_times()
             done += times.user + times.system

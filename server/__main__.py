@@ -16,11 +16,13 @@ import signal
 import socket
 import sys
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import uvicorn
 
 from server.app import create_app
+from server.http.connections import connection_limit
 from server.http.protocol import ServerProtocol
 from server.service import Stopping, open_service
 from server.settings import ServerSettings
@@ -90,7 +92,7 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
         gc.freeze()  # 120,000 permanent objects; a full collection during a request would take 60 ms to visit them
         config = uvicorn.Config(
             app,
-            http=ServerProtocol,
+            http=partial(ServerProtocol, limit=connection_limit()),  # pyright: ignore[reportArgumentType] - a factory
             lifespan="off",
             access_log=False,
             log_config=None,

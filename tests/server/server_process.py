@@ -39,6 +39,7 @@ class ServerProcess:
         self.port = free_loopback_port()
         self.settings = ServerSettings(home=home, database_url=database_url, worker_secret=SECRET, redis_url=redis_url)
         self.process: subprocess.Popen[bytes] | None = None
+        self.max_open_files: int | None = None  # the limit of this process, hard and soft
         self._environment = {
             **clean_environment(),
             "PYTHONPATH": str(REPOSITORY),
@@ -64,6 +65,8 @@ class ServerProcess:
     def start(self) -> None:
         assert self.process is None
         command: list[str | Path] = [sys.executable, "-m", "server"]
+        if self.max_open_files is not None:
+            command = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(self.max_open_files), *command]
         self.process = start_child(command, log_file=self.home / "server.log", environment=self._environment)
         wait_until(self._answers, 60, "the server to answer")
 

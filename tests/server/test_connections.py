@@ -2,14 +2,19 @@
 
 import json
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
+from server.http.connections import RESERVED_FILES
+from server.http.protocol import WRITE_SECONDS
+from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.server_process import API_KEY, SPEC, ServerProcess
+from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of
 from zeta_core.contract.job.status import JobStatus
 
 KEY = f"Authorization: Bearer {API_KEY}\r\n"
@@ -124,6 +129,76 @@ def test_an_endless_request_head_is_not_kept_in_memory(server: ServerProcess, be
     assert sent < 50 << 20
     assert server.peak_memory_bytes() - before < 32 << 20
     assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_pipelined_requests_without_readers_are_not_kept_in_memory(server: ServerProcess) -> None:
+    before = server.peak_memory_bytes()
+    sent = 0
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as connection:
+        try:
+            while sent < 20 << 20:
+                sent += connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    assert sent < 20 << 20
+    assert server.peak_memory_bytes() - before < 32 << 20
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_a_new_connection_replaces_the_one_that_was_silent_longest(shared_valkey: ValkeyServer, tmp_path: Path) -> None:
+    process = ServerProcess(tmp_path, shared_valkey.url)
+    process.max_open_files = RESERVED_FILES + 20
+    process.start()
+    with ExitStack() as stack:
+        stack.callback(process.end)
+        silent = [
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", process.port), timeout=30)))
+            for _ in range(100)
+        ]
+        assert httpx.get(f"{process.url}/healthz").status_code == 200
+        assert silent[0].recv(1) == b"", "the server closed the oldest one"
+        silent[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert silent[-1].recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_busy_connections_are_kept_and_further_ones_get_503(shared_valkey: ValkeyServer, tmp_path: Path) -> None:
+    process = ServerProcess(tmp_path, shared_valkey.url)
+    process.max_open_files = RESERVED_FILES + 20
+    process.start()
+    with ExitStack() as stack:
+        stack.callback(process.end)
+        busy = [
+            stack.enter_context(closing(socket.create_connection(("127.0.0.1", process.port), timeout=30)))
+            for _ in range(20)
+        ]
+        for connection in busy:
+            request = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 2\r\n\r\n"
+            connection.sendall(request.encode())
+        wait_until(lambda: httpx.get(f"{process.url}/healthz").status_code == 503, 10, "the limit")
+        error = httpx.get(f"{process.url}/healthz")
+        assert error_of(error)["code"] == "too_many_connections"
+        assert error.headers["retry-after"]
+        busy[0].sendall(b"{}")
+        assert busy[0].recv(100).startswith(b"HTTP/1.1 ")
+        busy[0].close()
+        wait_until(lambda: httpx.get(f"{process.url}/healthz").status_code == 200, 10, "a free connection")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_client_that_reads_nothing_is_disconnected(server: ServerProcess, http: httpx.Client) -> None:
+    data = {"file": ("large.txt", b"0123456789abcde\n" * (1 << 20))}
+    file = http.post("/v1/files", files=data, data={"purpose": "dataset"}).json()
+    request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: x\r\n{KEY}\r\n".encode()
+    with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
+        connection.sendall(request)
+        address = connection.getsockname()
+
+        def is_connected() -> bool:
+            return any(found.raddr == address for found in psutil.Process(server.pid).net_connections("tcp4"))
+
+        wait_until(is_connected, 10, "the connection")
+        wait_until(lambda: not is_connected(), 3 * WRITE_SECONDS, "the server to close the connection")
 
 
 def test_pipelined_bodies_do_not_count_as_request_heads(server: ServerProcess) -> None:

@@ -13,7 +13,7 @@ from tests.harness.gpus import count_gpus
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
 from tests.harness.valkey import ValkeyServer
 
-# Settings of the developer's shell that would change what the code under test does, or whom it asks.
+# Settings of the developer's shell that would change the behaviour of the code under test or the servers it uses.
 FOREIGN = (
     *("ZETA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "WANDB_", "MLFLOW_", "TORCH_LOGS"),
     *("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CUBLAS_WORKSPACE_CONFIG"),
@@ -31,7 +31,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip tests that need a GPU on machines without one."""
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and count_gpus() == 0:
         for item in gpu_items:
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """The Valkey server of the whole session; tests take `redis_url`, which is empty each time."""
+    """The Valkey server of the session. Tests use `redis_url`, which is empty at the start of each test."""
     server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
     server.start()
     try:
@@ -51,7 +51,7 @@ def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeySe
 
 @pytest.fixture
 def redis_url(shared_valkey: ValkeyServer) -> str:
-    """A real, empty Redis; not to be stopped (for that, `own_valkey`)."""
+    """The URL of a real, empty Redis that tests must not stop (use `own_valkey` for that)."""
     with shared_valkey.client() as client:
         client.flushall()
     return shared_valkey.url
@@ -59,7 +59,7 @@ def redis_url(shared_valkey: ValkeyServer) -> str:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A started Valkey server of this test alone, to be killed, stopped and started as it likes."""
+    """A started Valkey server for a single test, which may kill, stop and start it."""
     server = ValkeyServer(tmp_path / "valkey")
     server.start()
     try:
@@ -70,7 +70,7 @@ def own_valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """The PostgreSQL server of the whole session; tests take `postgres_url`."""
+    """The PostgreSQL server of the session. Tests use `postgres_url`."""
     directory = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own folders are closed to other accounts
     try:
         try:
@@ -88,13 +88,13 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """``postgresql://…`` of a new, empty database of a real server."""
+    """The URL of a new, empty PostgreSQL database."""
     with postgres_server.fresh_database() as url:
         yield url
 
 
 @pytest.fixture
 def client(shared_valkey: ValkeyServer, redis_url: str) -> "Iterator[redis.Redis]":
-    """A client of the Redis at `redis_url`."""
+    """A client for `redis_url`."""
     with shared_valkey.client() as connected:
         yield connected

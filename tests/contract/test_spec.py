@@ -89,7 +89,8 @@ def test_an_invalid_field_is_reported_with_its_code(patch: dict[str, Any], param
     faults = faults_of(patch)
     assert list(faults) == [param]
     assert faults[param].code == code
-    assert faults[param].message.startswith(param) or repr(param) in faults[param].message
+    name = repr(param) if code == "unknown_field" else param
+    assert faults[param].message.startswith(f"{name} is")
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,8 @@ def test_an_error_about_a_pattern_describes_what_is_allowed() -> None:
 def test_one_error_lists_all_missing_fields() -> None:
     with pytest.raises(InvalidSpec) as caught:
         parse(JobSpec, {})
-    assert {detail.param for detail in caught.value.details} == {"model", "dataset"}
-    assert caught.value.body().error.param in ("model", "dataset")
+    assert [detail.param for detail in caught.value.details] == ["dataset", "model"]
+    assert caught.value.body().error.param == "dataset"
 
 
 def test_a_trainer_has_the_same_fields_except_model_and_dataset() -> None:

@@ -88,11 +88,16 @@ def test_parts_may_come_in_any_order_and_chunk_size(server: ServerProcess) -> No
 
 @pytest.mark.parametrize(
     ("name", "stored"),
-    [("../../etc/a.txt", "a.txt"), ("C:\\data\\a.TXT", "a.TXT"), ("日本 é.txt", "日本 é.txt"), ("a\tb.txt", None)],
+    [
+        ("../../etc/a.txt", "a.txt"),
+        ("C:\\data\\a.TXT", "a.TXT"),
+        ("日本 é.txt", "日本 é.txt"),
+        ("a\tb.txt", "a%09b.txt"),
+    ],
 )
-def test_directories_are_removed_from_file_names(http: httpx.Client, name: str, stored: str | None) -> None:
+def test_directories_are_removed_from_file_names(http: httpx.Client, name: str, stored: str) -> None:
     file = upload(http, name=name).json()
-    assert file["filename"] == stored or (stored is None and "\t" not in file["filename"])
+    assert file["filename"] == stored
     content = http.get(f"/v1/files/{file['id']}/content")
     assert content.content == TEXT
 

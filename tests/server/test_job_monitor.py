@@ -54,14 +54,14 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     wait_until(is_fenced, 20, "the returned worker to receive a fenced acknowledgement")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
 
-    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 1.0)  # of a day
+    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 1.0)  # instead of a day
     wait_until(lambda: client.hlen(WORKERS_HASH) == 0, 30, "the heartbeats of both to be removed")
 
     def listed_again() -> bool:
         other.send_heartbeat((job_id, 2))
         return fleet.engine is not None and [beat.worker for beat in fleet.engine.workers()] == ["other"]
 
-    wait_until(listed_again, 30, "one that lives after all to be listed again")
+    wait_until(listed_again, 30, "the worker that still runs to be listed again")
 
 
 def test_heartbeats_with_a_wrong_secret_or_name_are_rejected() -> None:

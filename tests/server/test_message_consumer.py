@@ -173,7 +173,7 @@ def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
                         lines = [progress(step) for step in range(first, last + 1)]
                         for _ in range(2):
                             publisher.send(publisher.batch(job_id, first, *lines))
-                    wait_until(lambda: own.xlen(SERVER_STREAM) == 0, 20, "the keepers to read it all")
+                    wait_until(lambda: own.xlen(SERVER_STREAM) == 0, 20, "the consumers to read everything")
 
         threads = [threading.Thread(target=publish_twice, args=(job, seed)) for seed, job in enumerate(jobs)]
         for thread in threads:

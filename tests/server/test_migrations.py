@@ -16,7 +16,7 @@ from server.database.schema import SCHEMA_REVISION, require_schema
 from server.database.tables import JobEndRow, JobRow, Table
 from server.settings import DatabaseSettings
 from tests.harness.ports import free_loopback_port
-from zeta_core.contract.errors import InvalidSettings, Unavailable
+from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.contract.job.events import utc_now
 from zeta_core.system.database_url import sqlite_url
 
@@ -159,10 +159,6 @@ def test_a_home_with_special_characters_contains_its_database(tmp_path: Path, na
     assert (tmp_path / name / "zeta.db").is_file()
 
 
-def serve(url: str) -> None:
-    asyncio.run(check(url))
-
-
 @pytest.mark.parametrize("kind", ["not a database", "a folder", "below a file"])
 def test_an_invalid_database_file_is_reported_in_one_sentence(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "zeta.db"
@@ -170,11 +166,19 @@ def test_an_invalid_database_file_is_reported_in_one_sentence(tmp_path: Path, ki
         file.mkdir()
     else:
         file.write_bytes(b"not a database at all, but long enough to look at" * 100)
-    url = sqlite_url(file / "zeta.db" if kind == "below a file" else file)
-    for open_it in (upgrade, serve):
-        with pytest.raises((Unavailable, InvalidSettings)) as caught:
-            open_it(url)
-        sentence = caught.value.message
-        assert "cannot be opened" in sentence or "run `zeta migrate`" in sentence
-        assert "sqlalche.me" not in sentence
-        assert "\n" not in sentence
+    if kind == "below a file":
+        file /= "zeta.db"
+    reasons = {
+        "not a database": "file is not a database",
+        "a folder": "unable to open database file",
+        "below a file": "File exists",
+    }
+    sentence = f"The database {file} (ZETA_DATABASE_URL) cannot be opened: {reasons[kind]}."
+    with pytest.raises(Unavailable) as failed_upgrade:
+        upgrade(sqlite_url(file))
+    assert failed_upgrade.value.message == sentence
+    with pytest.raises(ZetaError) as failed_start:
+        asyncio.run(check(sqlite_url(file)))
+    if kind == "below a file":  # like a file that does not exist yet
+        sentence = f"The database is at revision none and this server needs {SCHEMA_REVISION}; run `zeta migrate`."
+    assert failed_start.value.message == sentence

@@ -58,11 +58,11 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     job_id = fleet.submit(spec=spec(time_limit_seconds=60))
     worker.start(fleet, job_id)
 
-    def noted() -> float:
+    def stored_seconds() -> float:
         worker.send_heartbeat((job_id, 1))
         return fleet.attempts(job_id)[0].ran_seconds or 0.0
 
-    wait_until(lambda: noted() > 0.3, 15, "the running time to be written down")
+    wait_until(lambda: stored_seconds() > 0.3, 15, "the running time to be stored")
     worker.publish(job_id, 1, progress(3), status("failed", reason="process_killed"))
     change(fleet, AttemptRow, (job_id, 1), ran_seconds=59.0)  # as if the first attempt had run that long
     worker.start(fleet, job_id, 2)
@@ -71,7 +71,7 @@ def test_a_job_fails_at_its_time_limit_over_all_attempts(
     worker.send_heartbeat((job_id, 2))
     assert receive_stop_request(worker, job_id) == "time_limit"
     fleet.request(job_id, "cancel")  # a user's request takes precedence
-    wait_until(lambda: receive_stop_request(worker, job_id) == "cancel", 15, "the cancel to overrule it")
+    wait_until(lambda: receive_stop_request(worker, job_id) == "cancel", 15, "the cancel to replace it")
     fleet.request(job_id, "pause")
     worker.publish(job_id, 1, progress(5), status("failed", reason="time_limit"), attempt=2)
     job = fleet.job(job_id)

@@ -2,7 +2,7 @@
 
 ``python small_training.py RUN_DIR``. Its spec's metadata controls it: ``steps``, ``seconds_per_step``,
 ``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``, ``allocate`` with
-``mebibytes``). ``child=stubborn`` starts a child in a session of its own that ignores SIGTERM. After each step, it
+``mebibytes``). ``child=stubborn`` starts a child in its own session that ignores SIGTERM. After each step, it
 checks for a stop file and for contact with its worker, as the trainer does. Its weights are a chain of hashes, so they
 show whether a step was skipped or repeated.
 """

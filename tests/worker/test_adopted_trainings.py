@@ -41,7 +41,7 @@ threading.Event().wait(60)
 
 @dataclass
 class EndingTraining:
-    """A training that ignores requests, and the times at which it got SIGTERM, was killed and was found gone."""
+    """A training that ignores stop requests, and the times of SIGTERM, SIGKILL and its end."""
 
     origin: Origin
     action: StopAction | None
@@ -75,8 +75,8 @@ def started() -> Iterator[list[Training]]:
         wait_until(lambda ended=training: ended.is_gone(has_ended=True, can_save=False), 30, "the end")
 
 
-def begin(folder: Path, started: list[Training], origin: Origin, program: str = IGNORES_SIGTERM) -> Training:
-    """A training as seen by the worker that started it, or by one that was restarted since."""
+def start_training(folder: Path, started: list[Training], origin: Origin, program: str = IGNORES_SIGTERM) -> Training:
+    """Start a training, as seen by the worker that started it or by a restarted worker."""
     folder.mkdir(parents=True)
     job_id = new_id("job")
     first = Training(folder, job_id, 1, GRACE_SECONDS)
@@ -98,11 +98,13 @@ def step_all(endings: list[EndingTraining]) -> bool:
     return all(ending.is_gone for ending in endings)
 
 
-def test_every_stop_order_is_enforced_on_adopted_and_started_trainings(tmp_path: Path, started: list[Training]) -> None:
+def test_every_stop_request_is_enforced_on_adopted_and_started_trainings(
+    tmp_path: Path, started: list[Training]
+) -> None:
     endings: list[EndingTraining] = []
     for origin in get_args(Origin):
         for action in (*STOP_ACTIONS, None):  # None: it keeps running after its last line
-            training = begin(tmp_path / f"{origin}-{action}", started, origin)
+            training = start_training(tmp_path / f"{origin}-{action}", started, origin)
             if action is not None:
                 training.stop(action)
             endings.append(EndingTraining(origin, action, training, time.monotonic()))
@@ -114,8 +116,8 @@ def test_every_stop_order_is_enforced_on_adopted_and_started_trainings(tmp_path:
         assert ending.killed_after_seconds >= 2 * GRACE_SECONDS - 0.1, case
 
 
-def test_a_stop_order_given_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
-    first = begin(tmp_path / "run", started, "started")
+def test_a_stop_request_from_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
+    first = start_training(tmp_path / "run", started, "started")
     ordered = time.monotonic()
     first.stop("pause")
     adopted = Training(first.directory, first.job_id, 1, GRACE_SECONDS)
@@ -129,10 +131,10 @@ def test_a_stop_order_given_before_the_restart_is_enforced_after_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("age_seconds", "gets_sigterm"), [(7.0, False), (30.0, True), (1e9, True), (-1e6, False)], ids=str
 )
-def test_the_grace_period_counts_from_the_order_across_restarts(
+def test_the_grace_period_counts_from_the_request_across_restarts(
     tmp_path: Path, started: list[Training], age_seconds: float, gets_sigterm: bool
 ) -> None:
-    first = begin(tmp_path / "run", started, "started")
+    first = start_training(tmp_path / "run", started, "started")
     first.stop("pause")
     at = time.time() - age_seconds
     os.utime(first.directory / STOP_FILE, (at, at))
@@ -149,7 +151,7 @@ def test_the_grace_period_counts_from_the_order_across_restarts(
 def test_processes_that_outlive_the_first_one_of_an_adopted_training_are_ended(
     tmp_path: Path, started: list[Training]
 ) -> None:
-    adopted = begin(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
+    adopted = start_training(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
     assert len(adopted.processes.alive()) == 2
     (leader,) = [one for one in adopted.processes.alive() if one.ppid() == os.getpid()]
     leader.kill()
@@ -161,7 +163,9 @@ def test_processes_that_outlive_the_first_one_of_an_adopted_training_are_ended(
 def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
     tmp_path: Path, started: list[Training]
 ) -> None:
-    adopted = begin(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}")
+    adopted = start_training(
+        tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}"
+    )
     adopted.processes.alive()[0].kill()
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the training to be gone")
     error = exit_error(adopted, has_journal=True)

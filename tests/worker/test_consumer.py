@@ -1,4 +1,4 @@
-"""The Celery side in this process, against a real Valkey: no entry of its queue stops it or is met twice."""
+"""The Celery consumer with a real Valkey: no queue entry stops it or is processed twice."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ TASK = {"task": "zeta.start", "id": "1", "root_id": "1", "parent_id": None}
 
 
 class Exchange:
-    """A consumer, and hand-overs sent to it as a server does."""
+    """A consumer, to which the test sends hand-overs like a server."""
 
     def __init__(self, redis_url: str, home: Path) -> None:
         self.inbox: SimpleQueue[HandOver] = SimpleQueue()
@@ -35,7 +35,7 @@ class Exchange:
         self.consumer = Consumer(settings, self.inbox)
 
     def send(self, job_id: str) -> bool:
-        """Whether Redis took it."""
+        """Send a hand-over; returns whether Redis accepted it."""
 
         async def send() -> None:
             client = connect(self._url)
@@ -64,14 +64,14 @@ class Exchange:
 
 @pytest.fixture
 def exchange(redis_url: str, tmp_path: Path) -> Iterator[Exchange]:
-    made = Exchange(redis_url, tmp_path)
-    made.consumer.start()
-    yield made
-    made.consumer.stop()
+    exchange = Exchange(redis_url, tmp_path)
+    exchange.consumer.start()
+    yield exchange
+    exchange.consumer.stop()
 
 
 def message(body: object, headers: object, **fields: object) -> str:
-    """A message as kombu stores it, with what the test makes of its parts."""
+    """A message as kombu stores it, with these parts."""
     properties = {
         "delivery_tag": "t",
         "delivery_info": {"exchange": "", "routing_key": QUEUE},
@@ -95,7 +95,7 @@ INVALID: dict[str, str | bytes] = {
     "another content type": message([[{}], {}, {}], TASK, **{"content-type": "application/x-python-serialize"}),
     "another task": message([[{}], {}, {}], {**TASK, "task": "elsewhere"}),
     "no headers": message([[{}], {}, {}], None),
-    "a time that is none": message([[{}], {}, {}], {**TASK, "eta": "soon", "expires": []}),
+    "an invalid time": message([[{}], {}, {}], {**TASK, "eta": "soon", "expires": []}),
     "no properties": message([[{}], {}, {}], TASK, properties={}),
 }
 
@@ -120,7 +120,7 @@ def test_a_queue_key_of_another_type_is_removed(exchange: Exchange, client: "red
     exchange.wait_for("job_1")
     client.delete(key)
     client.set(key, "not a queue")
-    wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
+    wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a hand-over")
     exchange.wait_for("job_2")
 
 
@@ -142,7 +142,7 @@ def test_a_redis_server_that_never_responds_is_an_outage(
             relay.cut()
         wait_until(lambda: outage.trouble, 60, "the outage to be reported")
         relay.restore()
-        wait_until(lambda: exchange.send("job_2"), 60, "Redis to take a hand-over")
+        wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a hand-over")
         exchange.wait_for("job_2")
         wait_until(lambda: outage.trouble is None, 60, "the end of the outage")
     finally:
@@ -167,7 +167,7 @@ def test_a_missing_permission_is_logged_once_and_the_queue_is_read_once_granted(
             exchange.consumer.start()
             wait_until(lambda: num_refused() >= 3, 60, "three tries")
             client.execute_command("ACL", "SETUSER", "limited", "+brpop")
-            wait_until(lambda: exchange.send("job_1"), 60, "Redis to take a hand-over")
+            wait_until(lambda: exchange.send("job_1"), 60, "Redis to accept a hand-over")
             exchange.wait_for("job_1")
         finally:
             exchange.consumer.stop()

@@ -30,7 +30,7 @@ WAITS = (sys.executable, "-c", "import threading; print('ready', flush=True); th
 
 @pytest.fixture
 def redis_urls(own_valkey: ValkeyServer) -> tuple[str, str]:
-    """Two services use one Redis server, and a database of it each."""
+    """The URLs of two databases of one Redis server, for two services."""
     return own_valkey.url, own_valkey.second_url
 
 
@@ -40,7 +40,7 @@ def copy_database(original: Path, copy: Path) -> None:
 
 
 def running_job(production: SmallFleet) -> tuple[str, int]:
-    """A job that trains in production, and its process."""
+    """Start a job in production; returns its id and the id of its training process."""
     job_id = production.submit(steps="100000", seconds_per_step="0.05", checkpoint_every="20")
     production.wait_for_step(job_id, 25)
     (training,) = processes_of_job(job_id)
@@ -48,7 +48,7 @@ def running_job(production: SmallFleet) -> tuple[str, int]:
 
 
 def check_undisturbed(production: SmallFleet, job_id: str, training: int) -> None:
-    """Check that it continues in the same process, and ends when it is stopped."""
+    """Check that the job continues in the same process, and ends when it is cancelled."""
     step = int((production.job(job_id).progress or {})["step"])
     production.wait_for_step(job_id, step + 10)
     assert training in processes_of_job(job_id)
@@ -93,7 +93,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
         shutil.copytree(production.settings.home, tmp_path / "clone" / "home")
         copied = tmp_path / "clone" / "home"
         copy_database(production.settings.home / "zeta.db", copied / "zeta.db")
-        if not is_marked:  # as an older worker left it
+        if not is_marked:  # like the run of an older worker
             (copied / f"workers/w1/runs/{job_id}/attempt-1/{LOCK_FILE}").write_bytes(b"")
         with small_fleet(tmp_path / "clone", redis_urls[1], lease_seconds=LEASE_SECONDS) as clone:
             clone.start_engine()
@@ -162,7 +162,7 @@ def test_an_attempt_number_reused_by_a_restored_database_starts_from_scratch(fle
 
 @pytest.fixture
 def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """What is put in here is killed at the end of the test."""
+    """Processes in this list are killed at the end of the test."""
     started: list[subprocess.Popen[bytes]] = []
     yield started
     for process in started:

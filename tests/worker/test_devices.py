@@ -1,4 +1,4 @@
-"""What a machine offers: the processes on a GPU, and the kinds of its devices."""
+"""Devices of a machine: the processes on a GPU, and device kinds."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_a_process_holds_memory_on_its_gpu_until_it_has_exited() -> None:
     finally:
         holder.kill()
         holder.wait()
-    wait_until(lambda: holder.pid not in memory_holders(("0",)), 60, "the driver to give the memory back")
+    wait_until(lambda: holder.pid not in memory_holders(("0",)), 60, "the driver to release the memory")
 
 
 TELLS_ITS_KIND = """

@@ -1,4 +1,4 @@
-"""A job's log in the store: appended while it grows, cut at its limit, whole again after a restart of its worker."""
+"""A job's log in the store: it is copied while it grows, limited in size, and continued after a worker restart."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def test_copying_a_log_continues_after_a_restart(local: Path, stored: Path) -> None:
-    def job_log() -> JobLog:  # a new one each time, as after a restart
+    def job_log() -> JobLog:  # a new object each time, as after a restart
         return JobLog(local, stored, max_bytes=10**6)
 
     job_log().copy()

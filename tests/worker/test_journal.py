@@ -1,4 +1,4 @@
-"""Reading a journal while it grows, and mending it when its writer was killed."""
+"""Reading a journal while it grows, and repairing it after its writer was killed."""
 
 import tracemalloc
 from pathlib import Path
@@ -24,7 +24,7 @@ def journal(tmp_path: Path, checkpoints: list[tuple[int, str]]) -> JournalReader
     return JournalReader(tmp_path / "events.jsonl", lambda number, name: checkpoints.append((number, name)))
 
 
-def test_only_whole_lines_count_and_each_can_be_read_again(journal: JournalReader, tmp_path: Path) -> None:
+def test_only_complete_lines_are_counted_and_any_can_be_read_again(journal: JournalReader, tmp_path: Path) -> None:
     journal.scan()
     assert (len(journal), journal.has_steps) == (0, False)
     file = tmp_path / "events.jsonl"
@@ -38,20 +38,20 @@ def test_only_whole_lines_count_and_each_can_be_read_again(journal: JournalReade
     assert [journal.read(number)["code"] for number in (3, 4)] == ["unreadable_line", "unreadable_line"]
 
 
-def test_the_first_ending_is_the_last_line_and_running_is_no_ending(journal: JournalReader, tmp_path: Path) -> None:
+def test_the_first_final_status_is_the_last_line_of_a_journal(journal: JournalReader, tmp_path: Path) -> None:
     running = b'{"type": "status", "status": "running"}\n'
     (tmp_path / "events.jsonl").write_bytes(running + SUCCEEDED + PROGRESS)
     journal.scan()
     assert (len(journal), journal.last_line, journal.last_status) == (2, 2, JobStatus.SUCCEEDED)
 
 
-def test_a_log_line_that_speaks_of_a_status_is_no_ending(journal: JournalReader, tmp_path: Path) -> None:
+def test_a_log_line_that_contains_a_status_does_not_end_the_journal(journal: JournalReader, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"type": "log", "message": "{\\"type\\": \\"status\\"}", "status": 1}\n')
     journal.scan()
     assert journal.last_line is None
 
 
-def test_checkpoints_are_told_once_with_their_line(
+def test_each_checkpoint_is_reported_once_with_its_line_number(
     journal: JournalReader, tmp_path: Path, checkpoints: list[tuple[int, str]]
 ) -> None:
     (tmp_path / "events.jsonl").write_bytes(PROGRESS + b'{"type": "checkpoint", "name": "step-1", "step": 1}\n')
@@ -60,12 +60,12 @@ def test_checkpoints_are_told_once_with_their_line(
     assert checkpoints == [(2, "step-1")]
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"type": "progr', b"x" * 3_000_000])
-def test_a_torn_last_line_is_cut_before_the_worker_writes_its_own(
-    journal: JournalReader, tmp_path: Path, torn: bytes
+@pytest.mark.parametrize("incomplete", [b"", b'{"type": "progr', b"x" * 3_000_000])
+def test_an_incomplete_last_line_is_removed_before_the_worker_appends(
+    journal: JournalReader, tmp_path: Path, incomplete: bytes
 ) -> None:
     file = tmp_path / "events.jsonl"
-    file.write_bytes(PROGRESS + torn)
+    file.write_bytes(PROGRESS + incomplete)
     journal.scan()
     journal.cut_torn_line()
     assert file.read_bytes() == PROGRESS
@@ -74,7 +74,7 @@ def test_a_torn_last_line_is_cut_before_the_worker_writes_its_own(
     assert (len(journal), journal.last_status) == (2, JobStatus.FAILED)
 
 
-def test_a_journal_of_one_torn_line_or_none_at_all_is_mended_too(journal: JournalReader, tmp_path: Path) -> None:
+def test_a_missing_journal_and_one_incomplete_line_are_repaired(journal: JournalReader, tmp_path: Path) -> None:
     journal.cut_torn_line()
     assert not (tmp_path / "events.jsonl").exists()
     (tmp_path / "events.jsonl").write_bytes(b"torn")
@@ -82,10 +82,10 @@ def test_a_journal_of_one_torn_line_or_none_at_all_is_mended_too(journal: Journa
     assert (tmp_path / "events.jsonl").read_bytes() == b""
 
 
-def test_a_line_of_any_length_is_passed_over_and_the_next_ones_count(journal: JournalReader, tmp_path: Path) -> None:
-    whole = b'{"type": "log", "message": "' + b"a" * (MAX_LINE_BYTES - 40) + b'"}\n'
+def test_a_line_that_is_too_long_is_replaced_and_later_lines_are_read(journal: JournalReader, tmp_path: Path) -> None:
+    longest = b'{"type": "log", "message": "' + b"a" * (MAX_LINE_BYTES - 40) + b'"}\n'
     with (tmp_path / "events.jsonl").open("ab", buffering=0) as file:
-        file.write(PROGRESS + whole + b'{"type": "log", "message": "')
+        file.write(PROGRESS + longest + b'{"type": "log", "message": "')
         for _ in range(40):
             file.write(b"a" * 2**20)
             journal.scan()
@@ -98,7 +98,7 @@ def test_a_line_of_any_length_is_passed_over_and_the_next_ones_count(journal: Jo
     assert journal.read(4)["step"] == 2
 
 
-def test_a_line_that_never_ends_is_not_held_in_memory(journal: JournalReader, tmp_path: Path) -> None:
+def test_an_endless_line_is_not_kept_in_memory(journal: JournalReader, tmp_path: Path) -> None:
     with (tmp_path / "events.jsonl").open("wb") as file:
         file.truncate(300 * 2**20)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""A training that takes more memory than it may is ended with the limit, and nothing else is."""
+"""A training that exceeds its memory limit is ended alone, and the error states the limit."""
 
 import mmap
 import os
@@ -17,7 +17,7 @@ MEBIBYTE = 2**20
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory accounting needs Linux")
 
-# Allocates, then forks a child that shares the pages, and maps a file; prints a line when that is done.
+# Allocates memory, maps a file, and forks a child that shares the pages. Each process prints a line when it is ready.
 HOLDER = """
 import mmap, os, sys
 held = bytearray(b"a" * (int(sys.argv[1]) << 20))
@@ -49,7 +49,7 @@ def test_memory_is_counted_once_and_without_mapped_files(tmp_path: Path) -> None
                 lambda: tree, limit_bytes=limit, share_bytes=share, free_bytes=lambda: free, reserve_bytes=MEBIBYTE
             )
 
-        assert watch(400 * MEBIBYTE).excess() is None, "the shared pages of both would be 600 MiB"
+        assert watch(400 * MEBIBYTE).excess() is None, "counting the shared pages twice would give 600 MiB"
         excess = watch(200 * MEBIBYTE).excess()
         assert excess is not None
         assert 300 * MEBIBYTE <= excess.used_bytes < 400 * MEBIBYTE
@@ -58,13 +58,13 @@ def test_memory_is_counted_once_and_without_mapped_files(tmp_path: Path) -> None
         excess = watch(None, share=200 * MEBIBYTE, free=0).excess()
         assert excess is not None
         assert "more than its share of 0.195 GiB" in excess.message
-        assert watch(None, share=400 * MEBIBYTE, free=0).excess() is None, "others take the memory"
+        assert watch(None, share=400 * MEBIBYTE, free=0).excess() is None, "other processes use the memory"
         process.communicate()
 
 
-def test_free_memory_is_that_of_the_machine() -> None:
+def test_free_memory_is_measured_for_the_whole_machine() -> None:
     assert 0 < free_memory_bytes() <= psutil.virtual_memory().total
-    with mmap.mmap(-1, MEBIBYTE):  # some memory exists that could be taken
+    with mmap.mmap(-1, MEBIBYTE):  # the machine has at least this much free memory
         assert free_memory_bytes() > MEBIBYTE
 
 

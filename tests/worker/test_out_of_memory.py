@@ -1,4 +1,4 @@
-"""A training that the kernel kills for memory: known by what the kernel counts, with advice that makes it fit."""
+"""A training killed by the kernel for memory is recognized by the kernel's counters, and its advice makes it fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.system.oom_kills import OomKills, count_oom_kills, oom_kill_error
 
-# The logits of a micro-batch of 32 are 1 GB, and training holds three such arrays of them.
+# The logits of a micro-batch of 32 take 1 GB, and training needs three arrays of this size.
 WIDE: dict[str, Any] = {
     "model": {"config": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
                          "num_attention_heads": 2, "vocab_size": 32_000, "max_position_embeddings": 256}},
@@ -36,11 +36,11 @@ WIDE: dict[str, Any] = {
 LIMIT_BYTES = 2_600_000_000
 
 
-def trained_in_group(run_dir: Path, procs: Path) -> Training:
-    """The run directory, trained by a real process in the group, until nothing of it is left."""
+def train_in_group(run_dir: Path, procs: Path) -> Training:
+    """Train a run directory with a real process in the control group, until all of its processes are gone."""
     join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} -m zeta_core {run_dir}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
-    job_id = new_id("job")  # the marks of tests that run side by side must differ
+    job_id = new_id("job")  # the process marks of concurrent tests must differ
     environment |= {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"}
     training = Training(run_dir, job_id, 1, grace_seconds=5)
     training.start(["/bin/sh", "-c", join], environment)
@@ -54,7 +54,7 @@ def test_an_oom_kill_is_reported_with_a_patch_that_fits(tmp_path: Path) -> None:
     with memory_group(LIMIT_BYTES) as procs:
         while len(errors) < 4:
             run_dir = make_run(tmp_path / f"run-{len(errors)}", spec=spec)
-            training = trained_in_group(run_dir, procs)
+            training = train_in_group(run_dir, procs)
             last = journal(run_dir)[-1]
             if isinstance(last, StatusLine):
                 break

@@ -1,4 +1,4 @@
-"""No thread and no step of a worker ends by an exception, whatever Redis holds or answers."""
+"""No exception ends a thread or a step of a worker, whatever Redis contains or responds."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_thread_survives_every_exception_and_logs_each_type_once(caplog: pytes
     loop = RetryingThread("test", "The test fails", one_pass)
     with caplog.at_level(logging.INFO):
         loop.start()
-        wait_until(lambda: len(passes) > 2, 60, "the loop to go on")
+        wait_until(lambda: len(passes) > 2, 60, "the loop to continue")
         loop.stop(10)
     kinds = [record.exc_info[0] for record in caplog.records if record.exc_info]
     assert kinds == [SystemExit, MemoryError, KeyError]
@@ -118,7 +118,7 @@ def test_an_error_without_a_readable_message_ends_no_thread(caplog: pytest.LogCa
 
     loop = RetryingThread("test", "The test fails", one_pass)
     loop.start()
-    assert recovered.wait(60), "the loop did not go on"
+    assert recovered.wait(60), "the loop did not continue"
     loop.stop(10)
     assert "Mute (its message could not be read)" in caplog.text
 

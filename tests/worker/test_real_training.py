@@ -31,14 +31,14 @@ def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(flee
     assert job.result["tokens"] > 0
     assert {"final", "step-200"} <= set(fleet.checkpoints(job_id))
     curves = list((fleet.settings.artifacts / tensorboard_key(job_id)).rglob("events.out.*"))
-    assert len(curves) == 2, "of each attempt, kept when its output directory is gone"
+    assert len(curves) == 2, "one for each attempt, kept after its output directory is removed"
     fleet.check_events(job_id)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_job_that_continues_on_another_kind_of_device_warns_and_an_exact_one_waits(fleet: SmallFleet) -> None:
-    """One worker after the other; the second has other kernels, because its variables reach its trainings."""
+def test_a_job_warns_on_another_device_kind_and_an_exact_job_waits(fleet: SmallFleet) -> None:
+    """The second worker passes variables to its trainings that select other kernels."""
     first = fleet.start_worker("first", small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_WORKER_SLOTS="2")
     exact, free = (
         fleet.submit(spec=tiny_job(max_steps=300, checkpointing_steps=300, resources={"exact": exact}))
@@ -74,22 +74,22 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
     spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, resources={"processes": 2})
     job_id = fleet.submit(spec=spec)
 
-    def go_on_to(attempt: int) -> dict[str, psutil.Process]:
-        """The processes by their rank (``""`` starts the others) when the attempt has made and saved some steps."""
+    def wait_for_attempt(attempt: int) -> dict[str, psutil.Process]:
+        """Wait until the attempt has saved some steps; returns its processes by rank (``""``: the launcher)."""
         wait_until(lambda: fleet.job(job_id).attempt == attempt, 60, f"attempt {attempt}")
         wait_until(lambda: fleet.attempts(job_id)[-1].first_step, 100, "a step")
         first = fleet.attempts(job_id)[-1].first_step or 0
         wait_until(lambda: newest_of(fleet, job_id) > first + 20, 60, "a checkpoint")
         return {process.environ().get("RANK", ""): process for process in map(psutil.Process, processes_of_job(job_id))}
 
-    ranks = go_on_to(1)
+    ranks = wait_for_attempt(1)
     assert sorted(ranks) == ["", "0", "1"]
     ranks["1"].kill()
-    go_on_to(2)["1"].suspend()
-    ranks = go_on_to(3)
+    wait_for_attempt(2)["1"].suspend()
+    ranks = wait_for_attempt(3)
     saved = newest_of(fleet, job_id)
     ranks[""].terminate()
-    go_on_to(4)
+    wait_for_attempt(4)
     fleet.request(job_id, "pause")
     job = fleet.wait_for_status(job_id, "paused", 60)
 
@@ -101,7 +101,7 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
         "paused_by_user",
     ]
     lost = (one.last_step or 0) + 1 - (two.first_step or 0)
-    assert 0 <= lost <= 40, "at most an interval, and the steps of the next one beside which a checkpoint is written"
+    assert 0 <= lost <= 40, "at most one interval, and the steps trained while a checkpoint is written"
     assert four.first_step == (three.last_step or 0) + 1 > saved, "no step is lost by SIGTERM"
     (warning,) = [warning for warning in job.warnings if warning["code"] == "stalled"]
     assert "stacks of process" in warning["message"]

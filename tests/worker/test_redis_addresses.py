@@ -19,7 +19,7 @@ from tests.harness.waiting import wait_until
 
 @pytest.fixture
 def socket_path() -> Iterator[Path]:
-    """A Valkey that listens on a UNIX socket alone, in a folder with a space; pytest's own paths are too long."""
+    """A Valkey that listens only on a UNIX socket, in a folder with a space. (Paths of pytest are too long.)"""
     with tempfile.TemporaryDirectory(prefix="redis ") as folder:
         path = Path(folder) / "r.sock"
         command: list[str | Path] = [

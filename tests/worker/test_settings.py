@@ -1,4 +1,4 @@
-"""The worker's settings, the slots that follow from them, and what a training sees of its worker's environment."""
+"""The worker's settings, the slots that follow from them, and which variables of the worker a training gets."""
 
 from pathlib import Path
 

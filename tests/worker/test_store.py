@@ -1,4 +1,4 @@
-"""The artifact store: whole checkpoints or none, by links or by verified copies."""
+"""The artifact store: checkpoints are stored completely or not at all, as links or as verified copies."""
 
 import hashlib
 import itertools
@@ -63,7 +63,7 @@ def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: Artifac
 def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """As a training does it: the older one is renamed, the newer one takes its name, the older one goes."""
+    """Like a training: the older one is renamed, the newer one takes its name, and the older one is removed."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 0, b"%08d" % 0, name="best")
     stop = threading.Event()
@@ -81,7 +81,7 @@ def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
     training.start()
     try:
         for _ in range(200):
-            with suppress(BrokenCheckpoint):  # for a moment there is none
+            with suppress(BrokenCheckpoint):  # between the two renames, there is none
                 store.put_checkpoint("job_1", "best", local)
             stored = store.checkpoint("job_1", "best")
             if stored.exists():

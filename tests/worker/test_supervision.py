@@ -70,7 +70,7 @@ def test_a_training_that_is_loading_gets_sigterm_immediately(fleet: SmallFleet) 
     fleet.request(job_id, "pause")
     assert fleet.wait_for_status(job_id, "paused").status_reason == "paused_by_user"
     assert not processes_of_job(job_id)
-    assert f"of {job_id} did not end" not in fleet.logs(), "no limit was waited for"
+    assert f"of {job_id} did not end" not in fleet.logs(), "the worker did not wait for a time limit"
 
 
 def test_pause_saves_and_ends_the_training(fleet: SmallFleet) -> None:
@@ -126,7 +126,7 @@ def test_a_training_s_environment_has_its_marks_and_no_secrets(fleet: SmallFleet
     fleet.wait_for_status(job_id, "cancelled")
 
 
-def test_a_long_step_may_finish_unless_the_worker_is_in_haste(tmp_path: Path) -> None:
+def test_a_long_step_may_finish_unless_the_worker_is_stopping(tmp_path: Path) -> None:
     deaf = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(2)"
     ends: list[JobErrorEvidence] = []
     for grace_only in (False, True):

@@ -1,4 +1,4 @@
-"""Tiny models that the tests train, and the words they are asked with."""
+"""Tiny models that the tests train."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-VOCABULARY = 384  # the byte-level tokenizer's
+VOCABULARY = 384  # the size of the byte-level tokenizer's vocabulary
 
 LLAMA_CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """Looks at one token at a time, with embedding and head tied; returns logits."""
+    """Returns logits that depend on a single token. Embedding and head are tied."""
 
     def __init__(self, width: int = 16, depth: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class PlainModel(nn.Module):
 
 
 class Skipping(PlainModel):
-    """Has a layer that is never called, and an expert for the few tokens of what is not English."""
+    """Has a layer that is never called, and an expert that is called only for the rare tokens above 200."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Skipping(PlainModel):
 
 
 class Routed(PlainModel):
-    """Sends each sequence along a path of its own: some blocks are left out, called again, or in another order."""
+    """Chooses a path for each sequence, which may omit blocks, repeat them, or change their order."""
 
     PATHS = ((0, 1), (2,), (3, 2, 2))
 
@@ -111,7 +111,7 @@ class Expert(nn.Module):
 
 
 class ExpertsBlock(nn.Module):
-    """A router and eight experts, each a module that is called only where a token of the batch was sent to it."""
+    """A router and eight experts. An expert is called only if the batch has tokens for it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def experts() -> Experts:
 
 
 class Summing(PlainModel):
-    """Sees all earlier tokens of a sequence, and accepts nothing that separates documents."""
+    """Sees all earlier tokens of a sequence, and cannot isolate packed documents."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embedding(ids).cumsum(1)
@@ -174,7 +174,7 @@ def plain(dropout: float = 0.0) -> PlainModel:
 
 
 class WithLabels(PlainModel):
-    """A mean loss for labels that it shifts itself."""
+    """Returns a mean loss, and shifts the labels itself."""
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         logits = super().forward(ids)
@@ -182,7 +182,7 @@ class WithLabels(PlainModel):
 
 
 class WithTargets(PlainModel):
-    """As nanoGPT: logits of the last position only, unless it is given shifted targets."""
+    """Like nanoGPT: returns logits of the last position only, unless it gets shifted targets."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, ids: torch.Tensor, targets: torch.Tensor | None = None
@@ -194,7 +194,7 @@ class WithTargets(PlainModel):
 
 
 class WithReturnLoss(PlainModel):
-    """As Zeta's wrappers: the loss of a whole sequence, when asked to return it."""
+    """Like Zeta's wrappers: returns the loss of a whole sequence if ``return_loss`` is set."""
 
     def forward(self, ids: torch.Tensor, return_loss: bool = False) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         logits = super().forward(ids[:, :-1])

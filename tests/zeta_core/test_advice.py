@@ -33,8 +33,8 @@ def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
 ) -> None:
     spec: dict[str, Any] = {"learning_rate": 3.0, "seq_len": 64, "max_steps": 40}
     _, lines = train(tmp_path, llama(), spec)
-    said = warnings_by_code(lines)
-    unusual, diverging = said["unusual_learning_rate"], said["diverging_loss"]
+    found = warnings_by_code(lines)
+    unusual, diverging = found["unusual_learning_rate"], found["diverging_loss"]
     first_step = next(index for index, line in enumerate(lines.all) if getattr(line, "step", None) == 1)
     assert lines.all.index(unusual) < first_step < lines.all.index(diverging)
     assert "for training from scratch with adamw" in unusual.message
@@ -75,20 +75,20 @@ def test_usual_rates_depend_on_the_optimizer_and_the_kind_of_training(
 def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1000.0, "max_grad_norm": 1e30, "max_steps": 20}
     error = refused(tmp_path, plain(), spec, NonFiniteLoss)
-    reason, told = explain(error)
-    assert (reason, told.code) == ("non_finite_loss", "non_finite_loss")
-    evidence = told.evidence.model_extra or {}
+    reason, explained = explain(error)
+    assert (reason, explained.code) == ("non_finite_loss", "non_finite_loss")
+    evidence = explained.evidence.model_extra or {}
     assert evidence["step"] > 1
     assert evidence["recent"][0].keys() == {"step", "loss", "learning_rate", "grad_norm"}
     assert evidence["recent"][-1]["step"] == evidence["step"] - 1
     assert evidence["ranks"] == [0]
-    assert told.patch is not None
-    assert told.patch["max_grad_norm"] == 1.0
+    assert explained.patch is not None
+    assert explained.patch["max_grad_norm"] == 1.0
     held_out = refused(tmp_path, plain(), {**spec, "eval_split": 0.1, "eval_steps": 1}, NonFiniteLoss)
     assert held_out.message == f"The loss on the held-out data after step {held_out.evidence['step']} is not finite."
-    assert held_out.patch == told.patch
+    assert held_out.patch == explained.patch
     assert "check the held-out data" in (held_out.hint or "")
-    outcome, lines = train(tmp_path, plain(), apply_patch(spec, told.patch))
+    outcome, lines = train(tmp_path, plain(), apply_patch(spec, explained.patch))
     assert outcome.progress.step == 20
     assert not {"diverging_loss", "unusual_learning_rate"} & warnings_by_code(lines).keys()
 
@@ -120,7 +120,7 @@ def test_a_model_with_non_finite_weights_is_reported_without_a_patch(tmp_path: P
 
 
 class SteepAtZero(PlainModel):
-    """A finite loss, and a gradient that is not a number where the square root of nothing begins."""
+    """A finite loss whose gradient is not a number, because it contains the square root of zero."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return super().forward(ids) + torch.sqrt(0 * self.get_parameter("blocks.0.norm.bias").sum())
@@ -199,7 +199,7 @@ def test_the_tokenizer_of_another_model_is_removed_by_the_patch(tmp_path: Path) 
 
 
 def words_of_python(size: int = 90) -> PreTrainedTokenizerFast:
-    """A tokenizer of the most frequent words of the reference, with an unknown one and none for padding."""
+    """A tokenizer of the most frequent words of the language reference, with an unknown token and no padding token."""
     from collections import Counter
     from pydoc_data.topics import topics
 
@@ -229,7 +229,9 @@ def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path:
     assert advice.evidence == {"pad_token": None, "pack": False, "mean_tokens": 11.0}
     assert model.get_parameter("model.embed_tokens.weight").shape[0] == 90
     alone, _ = train(tmp_path, llama(vocab_size=90), {**spec, "batch_size": 1, "gradient_accumulate_every": 4})
-    assert together.progress.train_loss == pytest.approx(alone.progress.train_loss, abs=1e-6), "no padding is learned"
+    assert together.progress.train_loss == pytest.approx(alone.progress.train_loss, abs=1e-6), (
+        "padding is not trained on"
+    )
     assert together.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-6)
     _, lines = train(tmp_path, llama(vocab_size=90), apply_patch(spec, advice.patch))
     assert "tokenizer_without_padding" not in warnings_by_code(lines)
@@ -251,7 +253,7 @@ def test_documents_that_are_not_isolated_get_advice_with_a_patch(tmp_path: Path)
     assert not warnings_by_code(lines)
     _, lines = train(tmp_path, plain(), spec)
     assert lines.resolved_spec["pack"] is True
-    assert not warnings_by_code(lines), "it looks at one token at a time"
+    assert not warnings_by_code(lines), "the model sees one token at a time, so documents are isolated"
     padded = {**spec, "pack": False}
     _, lines = train(tmp_path, WithReturnLoss(), padded)
     learned = warnings_by_code(lines)["padding_is_learned"]
@@ -259,7 +261,7 @@ def test_documents_that_are_not_isolated_get_advice_with_a_patch(tmp_path: Path)
     _, lines = train(tmp_path, WithReturnLoss(), apply_patch(padded, learned.patch))
     assert "padding_is_learned" not in warnings_by_code(lines)
     left = warnings_by_code(lines)["documents_not_isolated"]
-    assert left.patch is None, "the one before would be back"
+    assert left.patch is None, "undoing the change would bring the first warning back"
     assert "Change its forward to return logits" in (left.hint or "")
 
 

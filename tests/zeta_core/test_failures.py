@@ -27,8 +27,8 @@ def test_a_failed_allocation_is_out_of_memory() -> None:
 
 def test_a_full_disk_is_recognized_whichever_library_reports_it() -> None:
     assert explain(OSError(errno.ENOSPC, "No space left on device"))[0] == "disk_full"
-    said = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert explain(said)[0] == "disk_full"
+    reported = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert explain(reported)[0] == "disk_full"
     assert explain(SafetensorError("Error while deserializing header"))[0] == "train_error"
 
 

@@ -1,6 +1,6 @@
 """Differences on a GPU: defaults, kernels, running out of memory, and bit-identical results.
 
-Each test is skipped, with the reason, where there is no NVIDIA GPU; the ones of several GPUs where there is one only.
+Without an NVIDIA GPU, all tests are skipped; with a single one, those that need several.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
-ASKED: dict[str, Any] = {"seq_len": 64, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+SETTINGS: dict[str, Any] = {"seq_len": 64, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,11 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_a_gpu_trains_in_bf16_with_fused_kernels_by_default(tmp_path: Path) -> None:
     model = llama()
-    result = Trainer(model=model, max_steps=3, output_dir=tmp_path / "out", **ASKED)
+    result = Trainer(model=model, max_steps=3, output_dir=tmp_path / "out", **SETTINGS)
     expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     assert plan_of(tmp_path / "out")["mixed_precision"] == expected
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters()), "the trained weights are float32"
-    reference = Trainer(model=llama(), max_steps=3, output_dir=tmp_path / "no", mixed_precision="no", **ASKED)
+    reference = Trainer(model=llama(), max_steps=3, output_dir=tmp_path / "no", mixed_precision="no", **SETTINGS)
     assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-2)
     on_gpu = plain().cuda()
     groups = ParameterGroups.of(on_gpu, [on_gpu], "adamw")
@@ -65,13 +65,17 @@ def test_saved_tensors_are_copied_to_pinned_memory() -> None:
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_the_same_seed_gives_the_same_bits_straight_or_resumed(precision: str, tmp_path: Path) -> None:
-    asked: dict[str, Any] = {**ASKED, "mixed_precision": precision}
+    settings: dict[str, Any] = {**SETTINGS, "mixed_precision": precision}
     models = [llama(attention_dropout=0.2) for _ in range(4)]
-    Trainer(model=models[0], max_steps=6, output_dir=tmp_path / "one", **asked)
-    Trainer(model=models[1], max_steps=6, output_dir=tmp_path / "other", **asked)
-    Trainer(model=models[2], max_steps=3, output_dir=tmp_path / "parts", **asked)
+    Trainer(model=models[0], max_steps=6, output_dir=tmp_path / "one", **settings)
+    Trainer(model=models[1], max_steps=6, output_dir=tmp_path / "other", **settings)
+    Trainer(model=models[2], max_steps=3, output_dir=tmp_path / "parts", **settings)
     Trainer(
-        model=models[3], max_steps=6, output_dir=tmp_path / "parts", resume_from_checkpoint=tmp_path / "parts", **asked
+        model=models[3],
+        max_steps=6,
+        output_dir=tmp_path / "parts",
+        resume_from_checkpoint=tmp_path / "parts",
+        **settings,
     )
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert torch.equal(weights(models[0]), weights(models[3]))
@@ -84,14 +88,14 @@ class Steep(PlainModel):
 
 def test_the_loss_scale_of_fp16_is_halved_on_a_gpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    result = Trainer(model=Steep(), max_steps=3, output_dir=tmp_path / "out", mixed_precision="fp16", **ASKED)
+    result = Trainer(model=Steep(), max_steps=3, output_dir=tmp_path / "out", mixed_precision="fp16", **SETTINGS)
     assert "overflowed fp16; repeating it with loss scale 32,768" in capsys.readouterr().out
     assert result.steps == 3
 
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """A GPU of 600 MB, as far as torch's allocator is concerned."""
+    """Limit torch's allocator to 600 MB of the GPU."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(600e6 / total)
@@ -116,27 +120,27 @@ def test_running_out_of_memory_halves_the_micro_batch_only(tmp_path: Path, capsy
 
 
 def test_compiled_blocks_train_the_same_on_a_gpu(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {**ASKED, "mixed_precision": "no", "max_steps": 3}
-    eager = Trainer(model=llama(), output_dir=tmp_path / "eager", **asked)
-    compiled = Trainer(model=llama(), output_dir=tmp_path / "compiled", compile=True, **asked)
+    settings: dict[str, Any] = {**SETTINGS, "mixed_precision": "no", "max_steps": 3}
+    eager = Trainer(model=llama(), output_dir=tmp_path / "eager", **settings)
+    compiled = Trainer(model=llama(), output_dir=tmp_path / "compiled", compile=True, **settings)
     assert compiled.train_loss == pytest.approx(eager.train_loss, abs=1e-3)
 
 
 def test_a_base_in_4_bits_is_trained_on_a_gpu_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    asked: dict[str, Any] = {**ASKED, "lora": {"r": 4, "quantize": "nf4"}}
+    settings: dict[str, Any] = {**SETTINGS, "lora": {"r": 4, "quantize": "nf4"}}
     models = [llama(hidden_size=256, intermediate_size=1024) for _ in range(4)]
-    straight = Trainer(model=models[0], max_steps=4, output_dir=tmp_path / "straight", **asked)
-    Trainer(model=models[1], max_steps=2, output_dir=tmp_path / "parts", **asked)
+    straight = Trainer(model=models[0], max_steps=4, output_dir=tmp_path / "straight", **settings)
+    Trainer(model=models[1], max_steps=2, output_dir=tmp_path / "parts", **settings)
     parts = tmp_path / "parts"
-    Trainer(model=models[2], max_steps=4, output_dir=parts, resume_from_checkpoint=parts, **asked)
+    Trainer(model=models[2], max_steps=4, output_dir=parts, resume_from_checkpoint=parts, **settings)
     files = [tmp_path / folder / "final" / "adapter_model.safetensors" for folder in ("straight", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
     packed = [parameter for parameter in models[0].parameters() if parameter.dtype == torch.uint8]
     assert len(packed) == 14
     assert all(parameter.is_cuda for parameter in packed)
-    asked["lora"] = {"r": 4}
-    whole = Trainer(model=models[3], max_steps=4, output_dir=tmp_path / "whole", **asked)
+    settings["lora"] = {"r": 4}
+    whole = Trainer(model=models[3], max_steps=4, output_dir=tmp_path / "whole", **settings)
     assert straight.train_loss == pytest.approx(whole.train_loss, abs=0.1)
 
 

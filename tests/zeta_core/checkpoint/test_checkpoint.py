@@ -18,7 +18,7 @@ from zeta_core.failures import CannotResume
 
 
 def save(output_dir: Path, step: int, *, name: str | None = None, run_id: str = "run_1", keep: int = 2) -> None:
-    """A checkpoint of two small files, published, pointed at, and the old ones pruned."""
+    """Save a checkpoint of two small files, update the pointer, and prune old checkpoints."""
     name = name or f"step-{step}"
     part = checkpoint_files.begin(output_dir, name)
     (part / "training_state").mkdir()
@@ -164,7 +164,7 @@ def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path:
     (tmp_path / "final" / "model.safetensors").write_bytes(b"weighty 2")
     found, warnings = find(tmp_path, tmp_path)
     assert found is not None
-    assert (found.directory.name, warnings) == ("step-2", ["damaged_checkpoint"]), "final is a copy of its own"
+    assert (found.directory.name, warnings) == ("step-2", ["damaged_checkpoint"]), "final is a separate copy"
 
 
 def test_an_output_directory_may_be_named_like_a_checkpoint(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_an_output_directory_may_be_named_like_a_checkpoint(tmp_path: Path) -> N
 
 
 def _killed_at_operation(number: int, output_dir: Path) -> bool:
-    """Save in a child that is killed at its ``number``-th file operation; whether it was."""
+    """Save in a child process that is killed at its ``number``-th file operation. Returns whether it was killed."""
     child = os.fork()
     if child == 0:
         count = 0
@@ -210,7 +210,7 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_valid_checkpoint(tmp_pa
         for given in (output_dir, output_dir / "checkpoint.pt"):
             found, _ = find(given, output_dir)
             assert found is not None
-            assert found.manifest.step >= 2, "what was published before is never lost"
+            assert found.manifest.step >= 2, "an older checkpoint is never lost"
             steps.add(found.manifest.step)
         checkpoint_files.clean(output_dir)
         assert not [path for path in output_dir.iterdir() if ".part" in path.name or ".trash" in path.name]

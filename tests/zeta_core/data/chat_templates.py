@@ -1,4 +1,4 @@
-"""Chat templates like those of well-known models, and a tokenizer with a token for each byte, for counting by hand."""
+"""Chat templates like those of well-known models, and a byte-level tokenizer whose tokens can be counted by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] + '\n' + message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# SmolLM2: ChatML that begins with a system turn of its own where there is none.
+# SmolLM2: ChatML that adds a system turn if the conversation has none.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Llama 3.1: a system header with a date always, content trimmed, tools within the first user's turn.
+# Llama 3.1: always a system header with a date; content is trimmed; tools are rendered in the first user turn.
 LLAMA3 = (
     "{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
     "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']|trim %}"
@@ -76,7 +76,7 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-# Mistral: no mark before an answer, and the system turn is written before the last question of all.
+# Mistral: no mark before an answer; the system turn is rendered before the last question.
 MISTRAL = (
     "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{% set others = messages[1:] if system else messages %}{{ bos_token }}"
@@ -84,16 +84,16 @@ MISTRAL = (
     "{{ '[INST]' + (system + '\n\n' if system and loop.last else '') + m.content + '[/INST]' }}"
     "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
-# Phi 3: the end token behind the last turn alone.
+# Phi 3: the end token follows only the last turn.
 PHI3 = CHATML.removesuffix("{% endif %}") + "{% else %}{{ eos_token }}{% endif %}"
-# DeepSeek R1: its prompt begins a thought, and the thoughts of all finished turns are left out.
+# DeepSeek R1: the prompt begins a thought, and the thoughts of all finished turns are omitted.
 R1 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}{% else %}"
     "{% set content = m.content.split('</think>')[-1] if '</think>' in m.content else m.content %}"
     "{{ '<|Assistant|>' + content + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"
 )
-# SmolLM3: the current date in the system turn, and reasoning from a field of its own.
+# SmolLM3: the current date in the system turn, and reasoning in a separate field.
 SMOLLM3 = (
     "{%- set today = strftime_now('%d %B %Y') %}{{- '<|im_start|>system\nToday Date: ' + today + '<|im_end|>\n' }}"
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
@@ -103,7 +103,7 @@ SMOLLM3 = (
     "{%- else %}{{- message.content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
-# No model's: the generation prompt is not where the answer is written.
+# Invented: the generation prompt differs from the beginning of an answer.
 SEPARATE = (
     "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[reply] ' }}{% endif %}"
@@ -122,11 +122,11 @@ MARKS = [
     "<|User|>",
     "<|Assistant|>",
 ]
-THOUGHTS = ["<think>", "</think>"]  # added tokens that are not special, as those of Qwen 3 and DeepSeek R1
+THOUGHTS = ["<think>", "</think>"]  # added tokens that are not special, as in Qwen 3 and DeepSeek R1
 
 
 def byte_tokenizer(template: str | None, *, merges: tuple[tuple[str, str], ...] = ()) -> Any:
-    """A fast tokenizer: a token for each byte, the ``merges`` of two, each of `MARKS`, and `THOUGHTS`."""
+    """A fast tokenizer with a token for each byte, for ``merges`` of two bytes, and for `MARKS` and `THOUGHTS`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*letters, *(a + b for a, b in merges)])}
     inside = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))

@@ -1,6 +1,6 @@
 """A program that tokenizes Hub datasets: for each dataset on a line of its input, it writes the texts or the error.
 
-`huggingface_hub` reads the address of the Hub when it is imported, so each Hub needs a process of its own.
+`huggingface_hub` reads the address of the Hub when it is imported, so each Hub needs a separate process.
 """
 
 from __future__ import annotations

@@ -268,9 +268,9 @@ def test_a_turn_of_weight_zero_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_path: Path) -> None:
-    kept = RecordedLines()
+    recorded = RecordedLines()
     tokenizer = ByT5Tokenizer()
-    report = Reporter(kept)
+    report = Reporter(recorded)
     first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
     learned = documents(first, tokenizer)[0][1]
@@ -279,7 +279,7 @@ def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_
     again = ByT5Tokenizer()
     assert tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], again, report=report).fingerprint == first.fingerprint
     assert again.chat_template == DEFAULT_TEMPLATE
-    codes = [line.code for line in kept.all if isinstance(line, WarningLine)]
+    codes = [line.code for line in recorded.all if isinstance(line, WarningLine)]
     assert codes == ["default_chat_template"] * 2
     again.save_pretrained(tmp_path / "saved")
     assert ByT5Tokenizer.from_pretrained(tmp_path / "saved").chat_template == DEFAULT_TEMPLATE

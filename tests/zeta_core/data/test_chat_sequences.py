@@ -46,7 +46,7 @@ def test_labels_survive_packing_and_padding(pack: bool, tmp_path: Path, monkeypa
     ]
     assert sequences.num_tokens(indices) == tokens.num_tokens
     assert len(sequences) == (5 if not pack else 3)
-    for row in range(len(indices)):  # a label is the token itself, and sees its own conversation alone
+    for row in range(len(indices)):  # a label is the token itself, and positions stay within the conversation
         learned = batch.labels_BT[row] != IGNORED
         assert (batch.labels_BT[row][learned] == batch.ids_BT[row][learned]).all()
         assert (batch.positions_BT[row][learned] >= 20).all()
@@ -58,7 +58,7 @@ def test_conversations_are_never_cut_to_fill_a_sequence(tmp_path: Path) -> None:
     filled = [sequences.num_tokens(np.array([index])) for index in range(len(sequences))]
     assert sum(filled) == tokens.num_tokens
     assert max(filled) <= 100
-    assert len(sequences) <= -(-tokens.num_tokens // 100) + 4, "little is left empty"
+    assert len(sequences) <= -(-tokens.num_tokens // 100) + 4, "little padding is needed"
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
     found = sequences.overlong_counts
     assert sorted(sequences.num_tokens(np.array([i])) for i in range(len(sequences))) == kept
     assert (found.num_truncated, found.num_dropped) == counts
-    assert found.num_cut_tokens == num_cut_tokens, "tokens of a dropped conversation do not count as cut"
+    assert found.num_cut_tokens == num_cut_tokens, "tokens of dropped conversations do not count as cut"
     if overlong == "drop":
         assert found.dropped_at == "chat.jsonl, line 2"
-    else:  # the third's answer lies beyond the cut, so nothing of it could be learned
+    else:  # the answer of the third one lies beyond the cut, so nothing is left to train on
         assert (found.truncated_at, found.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
 
 
@@ -115,5 +115,5 @@ def test_text_shares_sequences_with_conversations_and_continues_in_the_next(tmp_
     assert sequences.overlong_counts.num_truncated == 0
     indices = np.arange(len(sequences))
     assert sequences.num_tokens(indices) == tokens.num_tokens
-    # All of the text but the first token of its two parts, and the two answers.
+    # The text except for the first token of its two parts, and the two answers.
     assert sequences.num_targets(indices) == (151 - 2) + (4 + 2 + 8 + 2) == sequences.batch(indices, 9).num_targets

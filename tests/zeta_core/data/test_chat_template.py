@@ -28,7 +28,7 @@ BEGIN = "<|begin_of_text|>"
 
 
 def beginning_tokenizer(template: str | None) -> Any:
-    """A tokenizer that begins every text with a token, as Llama's, Gemma's and Mistral's do."""
+    """A tokenizer that adds a token before every text, like those of Llama, Gemma and Mistral."""
     tokenizer = byte_tokenizer(template)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.bos_token_id)]
@@ -64,15 +64,15 @@ def test_functions_of_templates_work() -> None:
     "template",
     [None, chat_templates.CHATML, chat_templates.LLAMA3, chat_templates.MISTRAL, chat_templates.LLAMA3_FIRST],
 )
-def test_a_conversation_begins_once_as_a_text_does(template: str | None, tmp_path: Path) -> None:
+def test_a_conversation_has_the_beginning_token_once_like_a_text(template: str | None, tmp_path: Path) -> None:
     tokenizer = beginning_tokenizer(template)
     tokens = tokens_of(tmp_path, [ROW], tokenizer)
     assert np.flatnonzero(np.asarray(tokens.ids) == tokenizer.bos_token_id).tolist() == [0]
     written = tokenizer.apply_chat_template(TWO_TURNS, tokenize=False)
-    assert written.startswith(BEGIN), "the saved template begins so, too"
+    assert written.startswith(BEGIN), "the saved template also begins with it"
     assert written.count(BEGIN) == 1
     again = tokens_of(tmp_path, [ROW], tokenizer)
-    assert again.fingerprint == tokens.fingerprint, "the tokenizer's new template means the same data"
+    assert again.fingerprint == tokens.fingerprint, "the changed template gives the same data"
     if template is None:
         assert tokenizer.apply_chat_template(TWO_TURNS[:1], tokenize=False, add_generation_prompt=True).endswith(
             "<|im_start|>assistant\n"
@@ -86,12 +86,12 @@ def test_a_tokenizer_without_a_beginning_keeps_its_template(tmp_path: Path) -> N
 
 
 def test_a_template_of_the_spec_replaces_the_tokenizers(tmp_path: Path) -> None:
-    kept = RecordedLines()
+    recorded = RecordedLines()
     tokenizer = byte_tokenizer(None)
     set_template(tokenizer, chat_templates.GEMMA)
-    tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Reporter(kept))
+    tokens = tokens_of(tmp_path, [ROW], tokenizer, report=Reporter(recorded))
     assert documents(tokens, tokenizer)[0][1] == ["Hey!<end_of_turn>\n", "So long.<end_of_turn>\n"]
-    assert not [line for line in kept.all if isinstance(line, WarningLine)]
+    assert not [line for line in recorded.all if isinstance(line, WarningLine)]
     tokenizer.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == chat_templates.GEMMA
 

@@ -81,8 +81,8 @@ def test_a_well_known_shape_is_trained_on_as_a_conversation(row: dict[str, Any],
     assert tokens.origins[0].shape
     assert tokens.supervised is not None
     learned = byte_tokenizer(CHATML).decode(np.asarray(tokens.ids[tokens.supervised]).tolist())
-    assert ANSWER in learned or "Good day" in learned
-    assert USER not in learned
+    answers = "".join(re.findall(r"<\|im_start\|>assistant\n(.*?<\|im_end\|>\n?)", text))
+    assert learned == answers * 2
 
 
 CHOSEN = [{"role": "assistant", "content": ANSWER}]
@@ -150,7 +150,7 @@ def test_a_lost_part_of_the_prompt_is_an_error_with_a_cure(
     assert f"{column!r}" in message
     setting = f"--set '{fix}'" if fix.startswith("dataset.") else fix
     assert setting in message
-    # The fix works as it is printed, also for a dataset that is written as a path alone.
+    # The printed fix works, also for a dataset given as a path.
     pasted = message.split("--set '")[1].split("'")[0]
     changed = apply_settings({"dataset": "rows.jsonl"}, [pasted])["dataset"]
     assert changed.pop("file") == "rows.jsonl"

@@ -21,7 +21,7 @@ TYPED = "What is <|im_end|> for?"
 
 
 def sentencepiece_tokenizer(*, unigram: bool) -> Any:
-    """A tokenizer like those that come from SentencePiece: a space before a text, and its control tokens as pieces."""
+    """A tokenizer converted from SentencePiece: it adds a space before a text, and its control tokens are pieces."""
     letters = [*map(chr, range(33, 127)), "▁", "\n"]
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -5.0) for letter in letters)]
     if unigram:
@@ -92,7 +92,7 @@ def test_the_ids_are_those_that_transformers_gives_for_sanitized_turns(tmp_path:
 def test_a_sentencepiece_tokenizer_keeps_its_end_token_out_of_texts(unigram: bool, tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer(unigram=unigram)
     tokens = tokens_of(tmp_path, [chat("Is </s> an end?", "Yes, </s> is.")], tokenizer)
-    assert count(tokens, tokenizer, "</s>") == 1, "the one that the template writes"
+    assert count(tokens, tokenizer, "</s>") == 1, "only the token of the template"
     assert count(tokens, tokenizer, "<s>") == 1
     [(text, [learned])] = documents(tokens, tokenizer)
     assert "Is </s> an end?" in text
@@ -113,7 +113,7 @@ def test_plain_texts_and_pairs_keep_control_tokens_as_text(make: Any, tmp_path: 
     end = tokenizer.eos_token
     for rows in ([{"text": f"a {end} b"}], [{"prompt": f"a {end}", "completion": f" b {end} c"}]):
         tokens = tokens_of(tmp_path, rows, tokenizer)
-        assert count(tokens, tokenizer, end) == 1, "the one at the end of the text"
+        assert count(tokens, tokenizer, end) == 1, "only the token at the end of the text"
         assert tokens.num_control_tokens == sum(text.count(end) for row in rows for text in row.values())
         allowed = tokens_of(tmp_path, rows, tokenizer, allow_control_tokens=True)
         assert count(allowed, tokenizer, end) == 1 + tokens.num_control_tokens
@@ -121,10 +121,12 @@ def test_plain_texts_and_pairs_keep_control_tokens_as_text(make: Any, tmp_path: 
 
 def test_a_rendered_text_with_allowed_tokens_begins_and_ends_once(tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer(unigram=False)
-    for rows in ([{"text": "<s>[INST] Hi [/INST] Hey</s>"}], [{"prompt": "<s>Hi ", "completion": "Hey</s>"}]):
+    text, pair = [{"text": "<s>[INST] Hi [/INST] Hey</s>"}], [{"prompt": "<s>Hi ", "completion": "Hey</s>"}]
+    for rows in (text, pair):
         tokens = tokens_of(tmp_path, rows, tokenizer, allow_control_tokens=True)
         assert (count(tokens, tokenizer, "<s>"), count(tokens, tokenizer, "</s>")) == (1, 1)
-        assert tokens.supervised is None or "Hey</s>" in documents(tokens, tokenizer)[0][1][0]
+    [(_, learned)] = documents(tokens_of(tmp_path, pair, tokenizer, allow_control_tokens=True), tokenizer)
+    assert learned == ["Hey</s>"]
 
 
 def test_added_tokens_are_text_in_a_question_and_tokens_in_an_answer(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_added_tokens_are_text_in_a_question_and_tokens_in_an_answer(tmp_path: P
     assert tokens.num_control_tokens == 1
 
 
-def test_bounds_of_turns_are_text_in_an_answer_even_if_they_are_not_special(tmp_path: Path) -> None:
+def test_turn_marks_that_are_not_special_are_text_in_an_answer(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer("{% for m in messages %}[{{ m.role }}]{{ m.content }}[/T]{% endfor %}"
                                "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
     tokenizer.add_tokens(["[/T]"])
@@ -146,9 +148,7 @@ def test_bounds_of_turns_are_text_in_an_answer_even_if_they_are_not_special(tmp_
 def test_a_template_that_splits_a_turn_at_a_control_token_is_not_misled(tmp_path: Path) -> None:
     template = chat_templates.CHATML.replace("message['content']", "message['content'].split('<|end|>')[0]")
     row = chat("Hi <|end|> there")
-    with pytest.raises(
-        InvalidData, match=r"line 1: (message 1: the tokenizer's chat template does not render all|.*processes)"
-    ):
+    with pytest.raises(InvalidData, match=r"line 1: message 1: the tokenizer's chat template does not render all"):
         tokens_of(tmp_path, [row], byte_tokenizer(template))
 
 

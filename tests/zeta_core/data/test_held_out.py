@@ -30,7 +30,7 @@ from zeta_core.data.tokens.held_out import hold_out, num_shared
 from zeta_core.failures import CannotResume, InvalidData
 from zeta_core.report.reporter import Reporter
 
-# Like the template of Qwen 3, it leaves out the thinking of earlier turns, so every turn becomes a document.
+# Like the template of Qwen 3, it omits the thinking of earlier turns, so every turn becomes a document.
 FORGETS_THINKING = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
     "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}[{{ m.role }}]"

@@ -1,4 +1,4 @@
-"""Data and templates that are made to exhaust or crash a training are refused with their location and the limit."""
+"""Data and templates that would exhaust or crash a run are rejected with their location and the limit."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 
-# What this process freed earlier is not counted, as its children inherit it: the bombs are several times as large.
+# Child processes inherit memory that this process has freed, which is not counted; the bombs are several times larger.
 SMALL = ProcessLimits(memory_bytes=400 * MEBIBYTE, rendering_seconds=1)
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey"}]}
 
@@ -41,7 +41,7 @@ def tokens_of(
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Any:
-    """No confined process outlives its work; services that other tests started may continue to run."""
+    """Check that no confined process is left. Services of other tests may continue to run."""
     before = set(psutil.Process().children(recursive=True))
     yield
     assert not set(psutil.Process().children(recursive=True)) - before
@@ -95,7 +95,7 @@ def test_a_row_that_its_template_makes_huge_is_named(tmp_path: Path) -> None:
 
 def parquet_of(path: Path, table: Any) -> Path:
     pq.write_table(table, path, compression="zstd")
-    assert path.stat().st_size < 2 * MEBIBYTE, "small, and its rows are not"
+    assert path.stat().st_size < 2 * MEBIBYTE, "the file is small, but its rows are large"
     return path
 
 
@@ -117,7 +117,7 @@ def test_a_parquet_row_of_a_billion_values_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_large_but_fit_are_read(tmp_path: Path) -> None:
-    """The size of batches depends on the size of the rows, so many large rows are not a reason to refuse a file."""
+    """Batches are sized by the size of the rows, so many large rows fit into memory."""
     texts = [f"{number:04d}" * (256 * 1024) for number in range(120)]
     path = parquet_of(tmp_path / "large.parquet", pa.table({"text": texts}))
     tokens = tokens_of(path)
@@ -186,12 +186,12 @@ def test_wrong_offsets_beside_a_flat_file_are_refused(tmp_path: Path) -> None:
         tokens_of(tmp_path / "a.npy", pretokenized=True)
 
 
-# --- Arrow files that lie about their buffers -------------------------------------------------------------------------
+# --- Arrow files with inconsistent buffers ----------------------------------------------------------------------------
 
 
 TEXTS = pa.array(["one", "two", None, "four"])
 OFFSETS = struct.pack("<5i", 0, 3, 6, 6, 10)
-LIES: dict[str, tuple[Any, bytes, bytes]] = {  # a valid column, bytes of its file, and what takes their place
+INCONSISTENT: dict[str, tuple[Any, bytes, bytes]] = {  # a valid column, bytes of its file, and their replacement
     "offsets far beyond": (TEXTS, OFFSETS, struct.pack("<5i", 0, 3, 6, 6, 2**31 - 1)),
     "offsets a little beyond": (TEXTS, OFFSETS, struct.pack("<5i", 0, 3, 6, 6, 2**12)),
     "offsets in the middle beyond": (TEXTS, OFFSETS, struct.pack("<5i", 0, 2**20, 6, 6, 10)),
@@ -217,23 +217,23 @@ LIES: dict[str, tuple[Any, bytes, bytes]] = {  # a valid column, bytes of its fi
 
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
-@pytest.mark.parametrize("case", LIES)
+@pytest.mark.parametrize("case", INCONSISTENT)
 def test_an_arrow_file_with_inconsistent_buffers_is_refused(
     case: str, write: Callable[..., Any], tmp_path: Path
 ) -> None:
-    column, true, lie = LIES[case]
+    column, valid, invalid = INCONSISTENT[case]
     path = tmp_path / "a.arrow"
     with write(path, pa.schema([("text", column.type)])) as writer:
         writer.write_batch(pa.record_batch({"text": column}))
-    assert true in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(true, lie))
+    assert valid in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(valid, invalid))
     with pytest.raises(InvalidData, match=r"^a\.arrow.*(is damaged|not readable as Arrow)") as refused:
         tokens_of(path)
-    assert "crashed" not in refused.value.message, "it is found before a value is read"
+    assert "crashed" not in refused.value.message, "the fault is found before a value is read"
 
 
 def test_a_damaged_arrow_file_never_crashes_the_training(tmp_path: Path) -> None:
-    """Each byte of a small file in turn is set to the values that are worst for offsets and lengths."""
+    """Set each byte of a small file in turn to values that are dangerous in offsets and lengths."""
     batch = pa.record_batch(
         {
             "text": pa.array(["one", None, "three" * 9], pa.string()),
@@ -259,7 +259,7 @@ def test_a_damaged_arrow_file_never_crashes_the_training(tmp_path: Path) -> None
 
 
 def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library may have a defect that no validation finds; here it reads from address 0."""
+    """A defect in a library, which validation cannot find: it reads from address 0."""
     import ctypes
 
     (tmp_path / "a.jsonl").write_text(json.dumps(ROW) + "\n")

@@ -77,7 +77,7 @@ def test_the_order_of_a_mixture_depends_only_on_seed_and_position() -> None:
     for first in (1, 137, 200, 450):
         assert Mixture(BOUNDS, SHARES, seed=3).sequences(first, 600).tolist() == whole[first:].tolist()
     assert Mixture(BOUNDS, SHARES, seed=4).sequences(0, 600).tolist() != whole.tolist()
-    for world_size in (1, 2):  # each process draws the order by itself, and takes its own of it
+    for world_size in (1, 2):  # each process computes the whole order and takes its share
         steps: list[list[int]] = []
         for start in range(40, 600, 8):
             mixtures = [Mixture(BOUNDS, SHARES, seed=3) for _ in range(world_size)]

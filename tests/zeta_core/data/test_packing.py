@@ -23,7 +23,7 @@ def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
     assert sequences.num_tokens(indices) == tokens.num_tokens
     batch = sequences.batch(indices, len(indices))
     assert batch.ids_BT.flatten()[: tokens.num_tokens].tolist() == tokens.ids.tolist()
-    assert sequences.batch(indices[-1:], 1).ids_BT.shape == (1, 62 % 16), "alone it needs no padding"
+    assert sequences.batch(indices[-1:], 1).ids_BT.shape == (1, 62 % 16), "a batch of one needs no padding"
 
 
 def test_the_first_token_of_a_document_is_not_a_target_and_positions_restart() -> None:
@@ -54,7 +54,7 @@ def test_without_packing_each_document_has_its_own_sequences() -> None:
         4,
         3,
     ]
-    assert sequences.batch(np.array([2, 3]), 2).ids_BT.shape == (2, 4), "padded to the longest, not to seq_len"
+    assert sequences.batch(np.array([2, 3]), 2).ids_BT.shape == (2, 4), "padded to the longest row, not to seq_len"
 
 
 def test_rows_that_do_not_count_have_no_targets() -> None:

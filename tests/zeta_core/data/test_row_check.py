@@ -169,7 +169,7 @@ def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
     text = "One line of the text.\n" * 40_000  # several units
     data = data_of(answer_to(tmp_path, text.encode(), "book.txt"))
     assert (data.rows, data.tokens) == (1, data.longest_tokens)
-    assert data.tokens == pytest.approx(len(text) + 1, abs=1), "a part of the pieces is tokenized"
+    assert data.tokens == pytest.approx(len(text) + 1, abs=1), "only a part of the pieces is tokenized"
     (tmp_path / "book.txt").write_text(text)
     sources = open_sources(
         [PathSource(path=str(tmp_path / "book.txt"))], SourceLocations(any_path=True), pretokenized=False
@@ -281,7 +281,7 @@ def test_results_are_cached_by_the_content_of_the_data(tmp_path: Path) -> None:
 
 
 def test_only_the_rows_within_the_time_are_checked(tmp_path: Path) -> None:
-    data_of(answer_to(tmp_path, [chat(1)]))  # which writes the cache
+    data_of(answer_to(tmp_path, [chat(1)]))  # fills the cache
     (kept,) = (tmp_path / "cache").glob("rows-*.json")
     kept.unlink()
     file = tmp_path / "artifacts" / file_key("file_1")

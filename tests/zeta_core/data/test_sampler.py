@@ -8,7 +8,7 @@ import pytest
 from zeta_core.data.sequences import Sampler, micro_batches
 
 
-def test_every_epoch_has_every_sequence_once_in_its_own_order() -> None:
+def test_every_epoch_has_every_sequence_once_in_a_new_order() -> None:
     sampler = Sampler(101, seed=3)
     first, second = sampler.sequences(0, 101), sampler.sequences(101, 202)
     assert sorted(first) == sorted(second) == list(range(101))

@@ -58,7 +58,7 @@ def several_sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small units and processes, so that little data is read as large data is."""
+    """Use small units, so that little data is read like large data."""
     monkeypatch.setattr("zeta_core.data.rows.text_files.UNIT_BYTES", 1 << 15)
     monkeypatch.setattr(parallel_encoding, "BYTES_PER_PROCESS", 1 << 15)
     monkeypatch.setattr(parallel_encoding, "_cores", lambda: 3)
@@ -106,19 +106,19 @@ def test_a_killed_process_is_reported_and_leaves_nothing_in_the_cache(
 
 
 def test_progress_reports_the_documents_and_the_completed_share(several_sources: list[Path], tmp_path: Path) -> None:
-    kept = RecordedLines()
-    report = Reporter(kept)
+    recorded = RecordedLines()
+    report = Reporter(recorded)
     tokenizer = byte_tokenizer(chat_templates.CHATML)
     tokens = prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report, seconds_between_lines=0.0)
-    lines = [line for line in kept.all if isinstance(line, ProgressLine)]
+    lines = [line for line in recorded.all if isinstance(line, ProgressLine)]
     shares = [line.share or 0 for line in lines]
     assert len(lines) > 5
     assert shares == sorted(shares)
     assert {line.phase for line in lines} == {"loading_data"}
     assert (lines[-1].documents, shares[-1]) == (tokens.num_documents, 1.0)
-    kept.all.clear()
+    recorded.all.clear()
     prepare_tokens(sources_of(*several_sources), tokenizer, tmp_path, report)
-    assert kept.all == [], "the second time they are found"
+    assert recorded.all == [], "the second run finds the cached tokens"
 
 
 @pytest.mark.parametrize("damage", ["tokens.bin", "supervised.bin", "offsets.npy", "meta.json"])
@@ -140,14 +140,14 @@ def test_an_incomplete_cache_entry_is_created_again(damage: str, tmp_path: Path)
 def test_two_concurrent_runs_tokenize_only_once(several_sources: list[Path], tmp_path: Path) -> None:
     reports = [RecordedLines(), RecordedLines()]
 
-    def make(kept: RecordedLines) -> TokenFile:
+    def make(recorded: RecordedLines) -> TokenFile:
         tokenizer = byte_tokenizer(chat_templates.CHATML)
-        return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Reporter(kept))
+        return prepare_tokens(sources_of(several_sources[0]), tokenizer, tmp_path, Reporter(recorded))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(make, reports)
     assert np.array_equal(first.ids, second.ids)
-    messages = [line.message for kept in reports for line in kept.all if isinstance(line, LogLine)]
+    messages = [line.message for recorded in reports for line in recorded.all if isinstance(line, LogLine)]
     assert sum(text.startswith("Tokenized") for text in messages) == 1
     assert "Another process is tokenizing the same data; waiting for it." in messages
 

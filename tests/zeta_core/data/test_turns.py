@@ -156,8 +156,8 @@ def test_a_field_that_the_template_does_not_render_is_named(field: str, value: A
         read(tmp_path, row, chat_templates.CHATML)
     with pytest.raises(InvalidData, match=rf'"drop_fields": \["{field}"\]'):
         read(tmp_path, row, chat_templates.CHATML)
-    kept = read(tmp_path, row, chat_templates.CHATML, drop_fields=[field])
-    assert kept[0][1] == ["Jane Austen.<|im_end|>\n"]
+    recorded = read(tmp_path, row, chat_templates.CHATML, drop_fields=[field])
+    assert recorded[0][1] == ["Jane Austen.<|im_end|>\n"]
 
 
 def test_a_rendered_field_is_part_of_the_answer(tmp_path: Path) -> None:
@@ -186,12 +186,12 @@ def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None
     ("template", "messages", "message"),
     [
         (
-            chat_templates.LLAMA3,  # writes calls alone
+            chat_templates.LLAMA3,  # renders only the calls
             [QUESTION, {**ANSWER, "tool_calls": [{"function": LOOKUP}]}],
             "message 2: the tokenizer's chat template does not render all of its content",
         ),
         (
-            chat_templates.LLAMA3,  # writes the first call alone
+            chat_templates.LLAMA3,  # renders only the first call
             [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}, {"function": {"name": "open"}}]}],
             "calls the tool 'open'",
         ),
@@ -259,7 +259,7 @@ def test_a_weight_of_zero_contradicts_training_on_everything(tmp_path: Path) -> 
 
 
 def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp_path: Path) -> None:
-    """As Qwen 3 does, where each turn is trained on as the template renders it while it is the last one."""
+    """Qwen 3 omits it, so each turn is trained on as rendered when it is the last one."""
     template = RICH.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and loop.last %}")
     thinking = {**ANSWER, "reasoning_content": "She is English."}
     row = {"messages": [QUESTION, thinking, QUESTION, thinking]}
@@ -270,11 +270,11 @@ def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp
 
 
 def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
-    kept = RecordedLines()
+    recorded = RecordedLines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
-    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(chat_templates.CHATML), report=Reporter(kept))
+    tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(chat_templates.CHATML), report=Reporter(recorded))
     assert tokens.num_with_unused_turns == 1
-    assert not [line for line in kept.all if isinstance(line, WarningLine)], "they are reported with the data"
+    assert not [line for line in recorded.all if isinstance(line, WarningLine)], "they are reported with the data"
 
 
 @pytest.mark.parametrize(
@@ -287,14 +287,14 @@ def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
     ids=["thought in content", "thought in a field", "no thought"],
 )
 def test_answers_of_deepseek_are_trained_on_with_their_thoughts(turn: Any, learned: str, tmp_path: Path) -> None:
-    """Its template leaves out the thoughts of every finished turn, and its prompt begins the next one."""
+    """The template omits the thoughts of finished turns, and its prompt begins the next thought."""
     [(text, stretches)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, chat_templates.R1)
     assert stretches == [learned]
     opening = "" if turn == {"content": "Jane Austen."} else "<think>\n"
     assert text == f"<|User|>Who wrote Emma?<|Assistant|>{opening}{learned}"
 
 
-def test_each_turn_of_deepseek_has_the_history_that_it_has_in_use(tmp_path: Path) -> None:
+def test_each_turn_of_deepseek_has_the_same_history_as_in_use(tmp_path: Path) -> None:
     thinking = {"role": "assistant", "content": "<think>\nEnglish.\n</think>\n\nJane Austen."}
     found = read(tmp_path, {"messages": [QUESTION, thinking, QUESTION, thinking]}, chat_templates.R1)
     history = "<|User|>Who wrote Emma?<|Assistant|>\n\nJane Austen.<|end|>"

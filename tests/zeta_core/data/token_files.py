@@ -1,4 +1,4 @@
-"""Token files made of given documents."""
+"""Token files in memory with given or random documents."""
 
 from __future__ import annotations
 

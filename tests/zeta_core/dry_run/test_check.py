@@ -1,4 +1,4 @@
-"""``python -m zeta_core check``: what a run would be, without weights, data or training."""
+"""``python -m zeta_core check``: a dry run of a spec without weights, data or training."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def answer_to(spec: dict[str, Any], **file: Any) -> CheckAnswer:
 WRONG = {**SPEC, "batch_size": -1, "optimiser": "adamw"}
 
 
-def test_the_command_answers_in_json_alone_and_by_its_exit_code(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_only_json_and_sets_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "spec.json"
     for spec, code in ((SPEC, 0), (WRONG, 1)):
         file.write_text(json.dumps(spec))
@@ -70,7 +68,7 @@ def test_one_process_checks_files_one_by_one_until_its_input_ends(tmp_path: Path
     assert codes == [{"out_of_range", "unknown_field"}, {"check_failed"}]
 
 
-def test_a_small_model_is_known_to_the_byte() -> None:
+def test_the_memory_of_a_small_model_is_exact_to_the_byte() -> None:
     answer = answer_to({"epochs": None})
     parameters = sum(parameter.numel() for parameter in llama().parameters())
     assert answer.ok
@@ -92,7 +90,7 @@ def test_a_small_model_is_known_to_the_byte() -> None:
     assert answer.pending == {}
     on_a_gpu = answer_to({"batch_size": None, "gradient_accumulate_every": None}, device="cuda", supports_bf16=True)
     resolved = on_a_gpu.resolved_spec or {}
-    assert (resolved["mixed_precision"], resolved["batch_size"]) == ("bf16", 32), "as it would be there"
+    assert (resolved["mixed_precision"], resolved["batch_size"]) == ("bf16", 32), "the defaults of a GPU"
 
 
 @pytest.mark.parametrize("options", [{}, {"use_activation_checkpointing": True}, {"mixed_precision": "bf16"}])
@@ -126,10 +124,10 @@ def test_logits_and_their_gradient_are_counted() -> None:
     memory = answer_to({**spec, "use_activation_checkpointing": True}).memory
     logits = 4 * 4 * 128 * 8192
     assert memory is not None
-    assert 3 * logits < (memory.activations or 0) < 4 * logits, "their logarithmic softmax, and its gradient behind it"
+    assert 3 * logits < (memory.activations or 0) < 4 * logits, "the logits, their log-softmax, and its gradient"
 
 
-def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
+def test_seventy_billion_parameters_are_counted_without_allocating_them() -> None:
     spec = {"model": {"config": BIG}, "seq_len": 2048, "use_fsdp": True, "max_steps": None, "optimizer": "lion"}
     spec["learning_rate"] = "find"
     answer = answer_to(spec, processes=8)
@@ -144,7 +142,7 @@ def test_seventy_billion_parameters_are_counted_without_being_made() -> None:
     assert "Unknown until a range test" in answer.pending["learning_rate"]
 
 
-def test_an_adapter_is_what_is_trained() -> None:
+def test_only_the_parameters_of_an_adapter_are_trained() -> None:
     answer = answer_to({"lora": {"r": 4}})
     whole = answer_to({})
     assert answer.num_parameters == whole.num_parameters
@@ -162,11 +160,11 @@ def test_the_estimate_matches_the_memory_of_a_run_by_part(options: dict[str, Any
     assert estimate is not None
     assert held is not None
     assert held.gradients == estimate.gradients
-    assert held.weights == pytest.approx(estimate.weights, rel=0.01)  # buffers of a few bytes are held, too
-    assert held.optimizer == pytest.approx(estimate.optimizer, rel=0.01)  # and a step count per tensor
+    assert held.weights == pytest.approx(estimate.weights, rel=0.01)  # also contains buffers of a few bytes
+    assert held.optimizer == pytest.approx(estimate.optimizer, rel=0.01)  # also contains a step count per tensor
 
 
-def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
+def test_checking_a_pretrained_model_needs_only_its_config(tmp_path: Path) -> None:
     model: Any = llama()
     model.save_pretrained(tmp_path / "model")
     store = tmp_path / "artifacts" / file_key("file_1")
@@ -182,7 +180,7 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
     )
     assert answer.ok, answer.details
     assert answer.num_parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert not list((tmp_path / "cache").rglob("*.safetensors")), "only the config was taken out of the archive"
+    assert not list((tmp_path / "cache").rglob("*.safetensors")), "only the config was extracted from the archive"
     assert (answer.resolved_spec or {})["learning_rate"] == SPEC["learning_rate"]
 
 
@@ -196,7 +194,7 @@ def test_a_pretrained_model_needs_no_weights_to_be_told(tmp_path: Path) -> None:
         ("pipe", tarfile.FIFOTYPE, "is a device or another special file"),
     ],
 )
-def test_an_archive_that_holds_what_is_no_file_of_its_own_is_refused_by_name(
+def test_an_archive_with_unsafe_entries_is_rejected_with_their_name(
     name: str, kind: bytes, problem: str, tmp_path: Path
 ) -> None:
     store = tmp_path / "artifacts" / file_key("file_1")
@@ -231,5 +229,5 @@ def test_a_fault_names_its_field(spec: dict[str, Any], param: str, code: str) ->
     assert [(detail.param, detail.code) for detail in answer.details] == [(param, code)]
 
 
-def test_what_is_no_json_is_told_as_that() -> None:
+def test_input_that_is_not_json_is_reported() -> None:
     assert [detail.code for detail in check("{").details] == ["invalid_json"]

@@ -21,7 +21,7 @@ from zeta_core.failures import OutOfMemory
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def refusal(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
+def train_with_patches(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]:
     try:
         train(folder, model, spec)
     except OutOfMemory as error:
@@ -32,15 +32,15 @@ def refusal(folder: Path, model: object, spec: dict[str, Any]) -> dict[str, Any]
 
 
 def main(folder: Path) -> None:
-    # The logits of 40 sequences and what the loss makes of them are 2.6 GB.
+    # The logits of 40 sequences and the temporary arrays of the loss take 2.6 GB.
     batch = {"seq_len": 256, "batch_size": 40, "gradient_accumulate_every": 1, "max_steps": 1}
-    outcomes = [refusal(folder, llama(**NARROW, vocab_size=32_000), batch)]
-    # 0.66 GB of weights, three times as much for tuning them, and next to nothing for an adapter.
+    outcomes = [train_with_patches(folder, llama(**NARROW, vocab_size=32_000), batch)]
+    # 0.66 GB of weights, three times as much for full fine-tuning, and almost nothing for an adapter.
     wide: Any = llama(**{**NARROW, "hidden_size": 512}, vocab_size=320_000, tie_word_embeddings=True)
     wide.to(torch.bfloat16).save_pretrained(folder / "wide")
     del wide
     short = {"seq_len": 16, "batch_size": 1, "max_steps": 1, "learning_rate": 1e-4}
-    outcomes.append(refusal(folder, str(folder / "wide"), short))
+    outcomes.append(train_with_patches(folder, str(folder / "wide"), short))
     (folder / "outcomes.jsonl").write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
 
 

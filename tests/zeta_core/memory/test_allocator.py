@@ -1,4 +1,4 @@
-"""Freed memory is kept while a CPU trains, or given back at once to save it; seen in a process of its own."""
+"""On a CPU, freed memory is kept during training, or returned immediately; measured in a separate process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(usual > 0.9, kept < 0.1, within - before > 0.9, after - before < 0.1, agai
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which alone is tuned")
-def test_what_is_freed_is_there_again_within_and_given_back_after() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the allocator of glibc is tuned")
+def test_freed_memory_is_kept_inside_the_block_and_returned_after_it() -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True"] * 5

@@ -14,7 +14,9 @@ from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2"])  # AutoTokenizer fails for one, and takes another for the other
+@pytest.mark.parametrize(
+    "family", ["mistral", "qwen2"]
+)  # AutoTokenizer fails for mistral, and loads another tokenizer for qwen2
 def test_a_checkpoint_is_loaded_with_its_byte_level_tokenizer(family: str, tmp_path: Path) -> None:
     model = ConfigModel(config={**LLAMA_CONFIG, "model_type": family, "num_key_value_heads": 4})
     train(model, tmp_path / "out", cache=tmp_path, max_steps=1)

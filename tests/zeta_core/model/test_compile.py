@@ -17,7 +17,7 @@ from zeta_core import environment
 from zeta_core.failures import CannotTrain
 from zeta_core.model import compilation
 
-ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+SETTINGS: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 LACKING = compilation.missing_requirement()
 
 
@@ -34,7 +34,7 @@ def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
 
     def train(name: str, steps: int = 3, *, dropout: float = 0.0, **more: Any) -> tuple[float, torch.Tensor]:
         model = llama(attention_dropout=dropout)
-        result = Trainer(model=model, max_steps=steps, output_dir=tmp_path / name, **{**ASKED, **more})
+        result = Trainer(model=model, max_steps=steps, output_dir=tmp_path / name, **{**SETTINGS, **more})
         assert result.train_loss is not None
         return result.train_loss, weights(model)
 
@@ -71,4 +71,4 @@ def test_compile_without_a_compiler_is_rejected_before_the_training(
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert environment.compiler() is None
     with pytest.raises(CannotTrain, match=r"compile is true, .* a C\+\+ compiler"):
-        Trainer(model=llama(), max_steps=1, output_dir=tmp_path / "out", compile=True, **ASKED)
+        Trainer(model=llama(), max_steps=1, output_dir=tmp_path / "out", compile=True, **SETTINGS)

@@ -100,7 +100,7 @@ def test_a_model_from_scratch_gets_the_special_tokens_of_its_tokenizer(tmp_path:
     for name in ("generation_config.json", "config.json"):
         about = config_of(final, name)
         found = [about.get(f"{kind}_token_id") for kind in ("eos", "bos", "pad")]
-        assert found == [1, None, 0], "those of the byte-level tokenizer, not of Llama"
+        assert found == [1, None, 0], "the tokens of the byte-level tokenizer, not those of Llama"
     loaded: Any = AutoModelForCausalLM.from_pretrained(final)
     assert loaded.generation_config.eos_token_id == 1
     assert "no_end_token" not in warning_codes(lines)
@@ -134,14 +134,14 @@ def test_an_adapter_has_the_generation_config_with_its_end_token(tmp_path: Path)
     texts = rows_in(tmp_path, [{"text": "It is 12."}] * 4)
     train(str(tmp_path / "alone" / "final"), tmp_path / "next", cache=tmp_path, dataset=texts, max_steps=1)
     found = config_of(tmp_path / "next" / "final")["eos_token_id"]
-    assert set(found) == set(ends), "the model that is made of the adapter and its base ends there, too"
+    assert set(found) == set(ends), "the model with the adapter ends at the same tokens"
 
 
 @pytest.mark.parametrize("kind", ["text", "messages", "tokens"])
 def test_data_without_an_end_token_is_a_warning(kind: str, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
     base = base_in(tmp_path, tokenizer)
-    if kind == "text":  # nothing is appended to a document
+    if kind == "text":  # documents get no end token
         tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     ids: list[int] = tokenizer("It is 12.").input_ids

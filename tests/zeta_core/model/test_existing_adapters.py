@@ -119,7 +119,9 @@ def test_training_an_adapter_in_parts_gives_the_same_bits(tmp_path: Path) -> Non
     options: dict[str, Any] = {"cache": tmp_path, "lr_scheduler": "constant"}
     train(adapted(3), tmp_path / "whole", max_steps=4, **options)
     train(adapted(3), tmp_path / "parts", max_steps=2, **options)
-    train(adapted(4), tmp_path / "parts", max_steps=4, resume=True, **options)  # its new random numbers do not matter
+    train(
+        adapted(4), tmp_path / "parts", max_steps=4, resume=True, **options
+    )  # the initial values of the new adapter are not used
     files = [tmp_path / name / "final" / "adapter_model.safetensors" for name in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
     other = adapted(3)

@@ -50,7 +50,7 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     model = ConfigModel(config={"model_type": family, **COMMON, **FAMILIES[family]})
     options: dict[str, Any] = {"lr_scheduler": "constant", "learning_rate": 3e-3, "cache": tmp_path}
     straight, lines = train(model, tmp_path / "straight", max_steps=4, **options)
-    # Packed documents do not see one another, in any of them.
+    # Packed documents are isolated in every family.
     assert not any(isinstance(line, WarningLine) for line in lines.all)
     train(model, tmp_path / "parts", max_steps=2, **options)
     resumed, _ = train(model, tmp_path / "parts", max_steps=4, resume=True, **options)
@@ -58,7 +58,7 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     weights = [tmp_path / folder / "final" / "model.safetensors" for folder in ("straight", "parts")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     pack_model(weights[0].parent, tmp_path / "model.tar")
-    check_archive(tmp_path / "model.tar", "model.tar")  # it can be uploaded as a base again
+    check_archive(tmp_path / "model.tar", "model.tar")  # it can be uploaded as a base
     loaded: Any = AutoModelForCausalLM.from_pretrained(weights[0].parent)
     assert loaded.config.model_type == family
     own, trained = loaded.state_dict(), read_weights(weights[0].parent)  # files may have other names (GPT-NeoX)

@@ -56,7 +56,7 @@ def test_a_quantized_layer_computes_with_its_dequantized_weights(dtype: torch.dt
     layer: Any = model.get_submodule("0")
     again = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert again.dtype == dtype
-    assert 0.05 < (again - weight).float().norm() / weight.float().norm() < 0.12, "nf4 keeps a tenth"
+    assert 0.05 < (again - weight).float().norm() / weight.float().norm() < 0.12, "the error of nf4 is about a tenth"
     for mode in (True, False, True):
         x = torch.randn(8, 192, dtype=dtype, requires_grad=mode)
         expected = nn.functional.linear(x, again, layer.bias)
@@ -120,7 +120,7 @@ def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: P
     assert again.resolved_spec["num_trained_parameters"] * 2 == lines.resolved_spec["num_trained_parameters"]
 
 
-def test_a_run_in_parts_ends_with_the_bits_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_on_a_4_bit_base_ends_with_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
     options |= {"lr_scheduler": "constant", "eval_split": 0.01, "eval_steps": 1}
     train(llama, tmp_path / "whole", max_steps=4, **options)
@@ -134,7 +134,9 @@ def test_dpo_uses_the_4_bit_base_as_its_reference(tmp_path: Path) -> None:
     options = dpo(12, tmp_path, lora={"r": 4, "quantize": "nf4"}, max_steps=6)
     _, lines = train(llama(**SHAPE), tmp_path / "out", cache=tmp_path, **options)
     rewards = rewards_in(lines)
-    assert rewards[0]["margin"] == 0, "the adapter adds nothing yet, and the reference is computed with the same layers"
+    assert rewards[0]["margin"] == 0, (
+        "a new adapter does not change the outputs, and the reference uses the same layers"
+    )
     assert rewards[-1]["margin"] > 0
 
 

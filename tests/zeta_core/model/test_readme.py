@@ -40,7 +40,7 @@ def logits(model: Any) -> torch.Tensor:
     return getattr(answer, "logits", answer)
 
 
-def test_the_lines_load_the_adapter_on_a_local_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_loads_the_adapter_on_a_local_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
     lora = {"r": 2, "save_merged": True}
     train(str(tmp_path / "base"), tmp_path / "out", cache=tmp_path, max_steps=2, lora=lora)
@@ -58,10 +58,10 @@ def test_the_lines_load_the_adapter_on_a_local_base(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("save_merged", [False, True])
-def test_the_lines_load_a_base_that_is_a_job(
+def test_the_code_loads_a_base_that_is_a_job(
     save_merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A whole model first, then its adapter as the base of another adapter."""
+    """The base is a complete model, then an adapter."""
     store = tmp_path / "artifacts" / "jobs"
     locations = SourceLocations(artifacts_root=tmp_path / "artifacts")
     llama().save_pretrained(store / BASE_JOB / "checkpoints" / "final")  # pyright: ignore[reportCallIssue]
@@ -96,7 +96,7 @@ def test_a_base_from_the_hub_is_named_with_its_revision() -> None:
     assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="0123abc")' in readme
 
 
-def test_the_readme_of_an_uploaded_base_or_module_tells_how_to_get_it(tmp_path: Path) -> None:
+def test_the_readme_explains_how_to_get_an_uploaded_base_or_module(tmp_path: Path) -> None:
     gguf = tmp_path / "small.gguf"
     gguf.touch()
     located = LocatedModel(llama, "small", gguf, base_model="file_01m00000000000000000000000")

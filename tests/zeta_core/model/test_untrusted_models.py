@@ -101,7 +101,7 @@ def test_a_tokenizer_never_contains_a_file_of_the_machine(
     else:
         message = rejection(lambda: locate_model(source, locations, tmp_path / "cache"))
     assert f": {file} has " in message
-    assert str(secret)[:40] in message  # a message cuts long values
+    assert str(secret)[:40] in message  # messages shorten long values
     assert not any(SECRET in path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*.json"))
 
 
@@ -254,7 +254,7 @@ def test_no_config_reaches_a_kernel_loader(
     config = {**LLAMA_CONFIG, key: "owner/kernel"}
     with pytest.raises(ImportError, match="owner/kernel"):
         AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    assert no_kernels == ["owner/kernel"], "it does where nobody checks"
+    assert no_kernels == ["owner/kernel"], "without the checks, the kernel is loaded"
     no_kernels.clear()
     files = {"config.json": config, "model.safetensors": weights(tmp_path)}
     model: Any = ConfigModel(config=config)
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_a_base_again_and_is_linked_not_copied(locations: Source
     (copied,) = (tmp_path / "cache").rglob("*.safetensors")
     assert copied.is_symlink()
     assert os.path.samefile(copied, stored / "model.safetensors")
-    assert locate_model(model, locations, tmp_path / "cache").directory == located.directory, "made once"
+    assert locate_model(model, locations, tmp_path / "cache").directory == located.directory, "the copy is created once"
     located.build()
     outcome, _ = train(model, tmp_path / "next", cache=tmp_path / "cache", max_steps=1, locations=locations)
     assert outcome.steps_trained == 1

@@ -29,7 +29,7 @@ HELD_OUT = "The quick brown fox jumps over the lazy dog, again and again, until 
 
 @pytest.fixture
 def held_out(tmp_path: Path) -> str:
-    """Documents of several lengths, one of them too short to be predicted."""
+    """Documents of several lengths; one is too short to contain a target."""
     path = tmp_path / "held_out.jsonl"
     path.write_text("".join(json.dumps({"text": HELD_OUT[:length]}) + "\n" for length in (90, 33, 1, 64, 7, 50)))
     return str(path)

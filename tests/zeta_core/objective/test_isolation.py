@@ -82,7 +82,7 @@ def test_windows_too_long_to_probe_keep_their_effect() -> None:
 
 
 class Attending(PlainModel):
-    """One layer of attention with a window, and a mask that it may combine with the window, or replace it by."""
+    """One layer of attention with a window. A given mask is combined with the window or replaces it."""
 
     def __init__(self, *, window: int = VOCABULARY, keeps_window: bool = True, starts_at_zero: bool = False) -> None:
         super().__init__()

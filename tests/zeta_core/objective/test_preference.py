@@ -222,7 +222,7 @@ def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lo
     model = str(tmp_path / "base")
     straight, lines = train(model, tmp_path / "straight", cache=tmp_path, **options)
     rewards = rewards_in(lines)
-    assert lines.evaluations[12] < math.log(2), "the held-out pairs are told apart, too"
+    assert lines.evaluations[12] < math.log(2), "the model also prefers the chosen answers of held-out pairs"
     assert rewards[-1]["margin"] > 0.5
     assert rewards[-1]["accuracy"] > 0.9
     assert straight.result.train_loss is not None

@@ -1,4 +1,4 @@
-"""Parameters are trained by the right optimizer, with weight decay where it belongs."""
+"""Which optimizer trains a parameter, and which parameters decay."""
 
 from __future__ import annotations
 

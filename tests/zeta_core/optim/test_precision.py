@@ -1,4 +1,4 @@
-"""Half precisions on a CPU, the loss scale of fp16, and values that are not finite."""
+"""Half precision on a CPU, the loss scale of fp16, and values that are not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zeta import Trainer
 from zeta_core.contract.job.status import StatusReason
 from zeta_core.failures import NonFiniteLoss
 
-ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+SETTINGS: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
 
 @pytest.fixture(autouse=True)
@@ -25,26 +25,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_like_float32_and_resumes_to_the_bit(precision: str, tmp_path: Path) -> None:
-    reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **ASKED)
-    asked: dict[str, Any] = {**ASKED, "mixed_precision": precision}
+    reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **SETTINGS)
+    settings: dict[str, Any] = {**SETTINGS, "mixed_precision": precision}
     straight, resumed = llama(), llama()
     computed_in: set[torch.dtype] = set()
     head = straight.get_submodule("lm_head")
     watching = head.register_forward_hook(lambda _module, _inputs, logits: computed_in.add(logits.dtype))
-    result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **asked)
+    result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **settings)
     watching.remove()
     assert {"bf16": torch.bfloat16, "fp16": torch.float16}[precision] in computed_in
     assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-2)
     out = tmp_path / "out"
-    Trainer(model=llama(), max_steps=2, output_dir=out, **asked)
-    Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **asked)
+    Trainer(model=llama(), max_steps=2, output_dir=out, **settings)
+    Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **settings)
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert one.dtype == torch.float32
         assert torch.equal(one, other)
 
 
 class Steep(PlainModel):
-    """Gradients that are finite and, times the first loss scale of 65,536, beyond fp16's largest number."""
+    """Finite gradients that exceed the range of fp16 when multiplied by the initial loss scale of 65,536."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return 30 * super().forward(ids)
@@ -55,18 +55,18 @@ def test_an_overflowing_step_is_repeated_and_the_scale_is_stored(
 ) -> None:
     torch.manual_seed(0)
     out = tmp_path / "out"
-    result = Trainer(model=Steep(), max_steps=3, output_dir=out, mixed_precision="fp16", **ASKED)
+    result = Trainer(model=Steep(), max_steps=3, output_dir=out, mixed_precision="fp16", **SETTINGS)
     assert "The gradient of step 1 overflowed fp16; repeating it with loss scale 32,768." in capsys.readouterr().out
     assert (result.steps, result.tokens) == (3, 3 * 4 * 32), "no step and no token is lost"
     state = json.loads((out / "final" / "training_state" / "state.json").read_text())
     scale = state["optimizer_values"]["loss_scale"]["scale"]
     assert 1 <= scale < 65_536
     again = Trainer(
-        model=Steep(), max_steps=4, output_dir=out, mixed_precision="fp16", resume_from_checkpoint=out, **ASKED
+        model=Steep(), max_steps=4, output_dir=out, mixed_precision="fp16", resume_from_checkpoint=out, **SETTINGS
     )
     assert again.steps_trained == 1
     state = json.loads((out / "final" / "training_state" / "state.json").read_text())
-    assert state["optimizer_values"]["loss_scale"]["scale"] <= scale, "it was not tried from the start again"
+    assert state["optimizer_values"]["loss_scale"]["scale"] <= scale, "the search for the scale did not start again"
 
 
 def test_a_stop_during_an_overflow_waits_for_the_step_and_its_checkpoint(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_values_that_are_not_finite_end_the_run_before_the_update(
     trained = model()
     before = [parameter.detach().clone() for parameter in trained.parameters()]
     with pytest.raises(NonFiniteLoss, match=f"The {what} of step 1 is not finite") as raised:
-        Trainer(model=trained, max_steps=2, output_dir=tmp_path / "out", mixed_precision=precision, **ASKED)
+        Trainer(model=trained, max_steps=2, output_dir=tmp_path / "out", mixed_precision=precision, **SETTINGS)
     assert raised.value.reason is StatusReason.NON_FINITE_LOSS
     assert ("bf16" in (raised.value.hint or "")) == (precision == "fp16")
     assert all(torch.equal(old, new) for old, new in zip(before, trained.parameters(), strict=True))

@@ -108,7 +108,7 @@ def test_the_roles_in_a_family_of_transformers(family: str) -> None:
 
 
 class StackedNorm(nn.Module):
-    """One scale per head, as normalising queries and keys needs it."""
+    """One scale per head, as for normalizing queries and keys."""
 
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()

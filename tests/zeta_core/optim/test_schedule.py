@@ -17,7 +17,7 @@ def test_warm_up_reaches_the_full_rate_with_its_last_update(schedule: Schedule) 
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
-def test_it_ends_at_zero_after_the_last_update_and_not_before(schedule: Schedule) -> None:
+def test_a_schedule_reaches_zero_only_after_the_last_update(schedule: Schedule) -> None:
     assert factor(schedule, 40, warmup=4, total_steps=40) == pytest.approx(0, abs=1e-12)
     assert 0 < factor(schedule, 39, warmup=4, total_steps=40) < 0.2
 
@@ -28,11 +28,11 @@ def test_cosine_after_k_updates_is_the_textbook_value() -> None:
         assert factor("cosine", k, warmup=10, total_steps=100) == pytest.approx(expected)
 
 
-def test_wsd_stays_at_the_top_until_its_decay() -> None:
+def test_wsd_keeps_the_full_rate_until_its_decay() -> None:
     assert [factor("wsd", k, warmup=10, total_steps=100) for k in (10, 50, 80, 90, 100)] == [1, 1, 1, 0.5, 0]
 
 
-def test_constant_stays() -> None:
+def test_a_constant_rate_does_not_change() -> None:
     assert factor("constant", 100, warmup=0, total_steps=100) == 1
 
 

@@ -23,8 +23,8 @@ from zeta_core.parallel.processes import Processes
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
-def launched(folder: Path, *words: str) -> tuple[int, str]:
-    """The exit code, and all output."""
+def run(folder: Path, *words: str) -> tuple[int, str]:
+    """Run a program; returns its exit code and its output."""
     command = subprocess.run(
         words, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=150
     )
@@ -35,22 +35,22 @@ def launched(folder: Path, *words: str) -> tuple[int, str]:
 def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path: Path) -> None:
     def train(world: int, flag: str, *cases: dict[str, Any]) -> tuple[int, str]:
         start = [*ACCELERATE, flag, "--num_processes", str(world), "--main_process_port", "0"]
-        return launched(tmp_path, *start, str(SCRIPT), f"{flag}.json", *map(json.dumps, cases))
+        return run(tmp_path, *start, str(SCRIPT), f"{flag}.json", *map(json.dumps, cases))
 
-    code, said = train(1, "--cpu", case("alone", world=1))
-    assert code == 0, said
-    code, said = train(2, "--multi_gpu", case("ddp", world=2), case("fsdp2", world=2, use_fsdp=True))
-    assert code == 0, said
+    code, output = train(1, "--cpu", case("alone", world=1))
+    assert code == 0, output
+    code, output = train(2, "--multi_gpu", case("ddp", world=2), case("fsdp2", world=2, use_fsdp=True))
+    assert code == 0, output
     alone = json.loads((tmp_path / "--cpu.json").read_text())["alone"]
     found: dict[str, Any] = json.loads((tmp_path / "--multi_gpu.json").read_text())
     assert found.keys() == {"ddp", "fsdp2"}
     for result in found.values():
         assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5)
-    code, said = train(2, "--cpu", case("refused", world=2))
+    code, output = train(2, "--cpu", case("refused", world=2))
     assert code == 1
-    assert "started a single process without a rank, but several were requested" in said
-    assert "torchrun --nproc-per-node" in said
+    assert "started a single process without a rank, but several were requested" in output
+    assert "torchrun --nproc-per-node" in output
     assert not (tmp_path / "refused").exists()
 
 
@@ -58,8 +58,8 @@ def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path:
 def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("misconfigured_script.py"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    code, said = launched(tmp_path, *torchrun, script, "answers.json")
-    assert code == 0, said
+    code, output = run(tmp_path, *torchrun, script, "answers.json")
+    assert code == 0, output
     answers: dict[str, str] = json.loads((tmp_path / "answers.json").read_text())
     assert answers.pop("right") == "accepted: DistributedDataParallel"
     messages = {

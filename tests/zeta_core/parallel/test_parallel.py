@@ -1,6 +1,6 @@
 """Several processes over gloo: every strategy trains the same model, really shards it, and resumes exactly.
 
-One launch checks many things, because starting one costs more than what it trains.
+One launch checks several things, because starting the processes takes longer than the training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).with_name("parallel_script.py")
 
 
 def why_no_deepspeed() -> str | None:
-    """DeepSpeed builds a part of itself when it first communicates on a CPU."""
+    """The reason why DeepSpeed cannot run, or ``None``. On a CPU, it compiles its communication at the first use."""
     if shutil.which("g++") is None:
         return "DeepSpeed on a CPU needs a C++ compiler"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -64,7 +64,7 @@ def results(folder: Path, processes: int, cases: list[dict[str, Any]]) -> dict[s
 
 
 def case(name: str, *, world: int, model: str = "plain", steps: int = 5, **more: Any) -> dict[str, Any]:
-    """The same global batch of 12 sequences for any number of processes."""
+    """A case with a global batch of 12 sequences for any number of processes."""
     split = {"batch_size": 3, "gradient_accumulate_every": 4 // world}
     return {"name": name, "model": model, "output_dir": name, "max_steps": steps, **split, **more}
 
@@ -86,24 +86,24 @@ def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
         )
         if name in strategies
     }
-    for model, asked in (("plain", strategies | optimizers), ("tied llama", strategies)):
+    for model, cases in (("plain", strategies | optimizers), ("tied llama", strategies)):
         folder = tmp_path / model
         folder.mkdir()
-        used = sorted({str(more.get("optimizer", "adamw")) for more in asked.values()})
+        used = sorted({str(more.get("optimizer", "adamw")) for more in cases.values()})
         once = [case(name, world=1, model=model, optimizer=name) for name in used]
-        twice = [case(name, world=2, model=model, **more) for name, more in asked.items()]
+        twice = [case(name, world=2, model=model, **more) for name, more in cases.items()]
         if model == "plain":
-            # Also a model that leaves parameters out; and in one process one use of DeepSpeed after another.
+            # Also a model with unused parameters, and several uses of DeepSpeed in one process.
             once += [case(f"alone {name}", world=1, **strategies[name]) for name in strategies if name > "zero-1"]
             once.append(case("skipping", world=1, model="skipping"))
             twice.append(case("ddp skipping", world=2, model="skipping"))
         alone = results(folder, 1, once)
         found = results(folder, 2, twice)
         for name, result in [*found.items(), *((name, alone[name]) for name in alone if name.startswith("alone"))]:
-            expected = alone["skipping" if "skipping" in name else asked.get(name, {}).get("optimizer", "adamw")]
+            expected = alone["skipping" if "skipping" in name else cases.get(name, {}).get("optimizer", "adamw")]
             assert result["loss"] == pytest.approx(expected["loss"], abs=1e-5), name
             assert result["weight"] == pytest.approx(expected["weight"], rel=1e-5), name
-    # Each rank's file holds about half of the rows of every matrix.
+    # The file of each rank contains half of the rows of every matrix.
     shards = sorted((tmp_path / "plain" / "fsdp2" / "final" / "training_state").glob("optimizer-*.safetensors"))
     assert len(shards) == 2
     for shard in shards:
@@ -116,24 +116,24 @@ def test_killed_at_random_moments_several_processes_end_with_the_same_bits(tmp_p
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
     if why_no_deepspeed() is None:
         strategies["zero-2"] = {"use_deepspeed": 2}
-    asked = {
+    cases = {
         name: case(name, world=2, model="dropout", steps=40, checkpointing_steps=3, **more)
         for name, more in strategies.items()
     }
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
         folder.mkdir()
-    results(straight, 2, list(asked.values()))
-    for name in asked:
-        process = launch(killed, 2, [asked[name]])
+    results(straight, 2, list(cases.values()))
+    for name in cases:
+        process = launch(killed, 2, [cases[name]])
         output_dir = killed / name
         wait_until(lambda at=output_dir: len(list(at.glob("step-*/manifest.json"))) >= 2, 100, "two checkpoints")
         for rank in _children(process.pid):
             os.kill(rank, 9)
         process.wait(timeout=60)
         assert not (output_dir / "final").exists()
-    found = results(killed, 2, [{**one, "resume_from_checkpoint": name} for name, one in asked.items()])
-    for name in asked:
+    found = results(killed, 2, [{**one, "resume_from_checkpoint": name} for name, one in cases.items()])
+    for name in cases:
         assert 0 < found[name]["steps_trained"] < 40
         files = [(folder / name / "final" / "model.safetensors").read_bytes() for folder in (straight, killed)]
         assert files[0] == files[1], name
@@ -148,7 +148,7 @@ def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Pat
     strategies: dict[str, dict[str, Any]] = {"replicated": {}, "fsdp2": {"use_fsdp": True}}
 
     def parts(world: int, steps: int, **more: Any) -> list[dict[str, Any]]:
-        # Like one run that is 9 steps long: a constant rate does not depend on where each part of it ends.
+        # With a constant rate, the parts together equal one run of 9 steps.
         return [
             case(name, world=world, steps=steps, lr_scheduler="constant", **options)
             | {key: value.format(name) for key, value in more.items()}

@@ -14,21 +14,21 @@ from zeta_core.contract.job.events import WarningLine
 
 
 def test_the_number_of_threads_is_set_only_if_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    tell = torch.set_num_threads
+    calls: list[int] = []
+    set_num_threads = torch.set_num_threads
 
-    def tell_and_note(threads: int) -> None:
-        told.append(threads)
-        tell(threads)
+    def record_call(threads: int) -> None:
+        calls.append(threads)
+        set_num_threads(threads)
 
-    tell(2)
-    monkeypatch.setattr(torch, "set_num_threads", tell_and_note)
-    asked: dict[str, Any] = {"cache": tmp_path, "lr_scheduler": "constant"}
-    train(plain, tmp_path / "out", max_steps=2, **asked)
-    assert told == []  # to be told costs time, the same number, too
+    set_num_threads(2)
+    monkeypatch.setattr(torch, "set_num_threads", record_call)
+    options: dict[str, Any] = {"cache": tmp_path, "lr_scheduler": "constant"}
+    train(plain, tmp_path / "out", max_steps=2, **options)
+    assert calls == []  # setting the same number again costs time
 
-    tell(1)
-    _, lines = train(plain, tmp_path / "out", max_steps=3, resume=True, **asked)
-    assert told == [2, 1]  # as the run began, and as this process was
+    set_num_threads(1)
+    _, lines = train(plain, tmp_path / "out", max_steps=3, resume=True, **options)
+    assert calls == [2, 1]  # the number of the first run, then the number of this process again
     warnings = {line.code: line.message for line in lines.all if isinstance(line, WarningLine)}
     assert "OMP_NUM_THREADS=2" in warnings["threads_changed"]

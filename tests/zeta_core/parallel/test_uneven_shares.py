@@ -45,10 +45,10 @@ def test_a_run_of_one_process_resumes_on_three_and_on_one_again(tmp_path: Path) 
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
 
     def part(folder: str, steps: int, *, resume: bool) -> list[dict[str, Any]]:
-        asked = {**SPLIT, "model": "tied llama", "max_steps": steps, "lr_scheduler": "constant", "pack": False}
-        asked |= {"dataset": str(tmp_path / "rows.jsonl"), "overlong": "truncate"}
+        options = {**SPLIT, "model": "tied llama", "max_steps": steps, "lr_scheduler": "constant", "pack": False}
+        options |= {"dataset": str(tmp_path / "rows.jsonl"), "overlong": "truncate"}
         return [
-            {**asked, **more, "name": name, "output_dir": f"{folder}-{name}"}
+            {**options, **more, "name": name, "output_dir": f"{folder}-{name}"}
             | ({"resume_from_checkpoint": f"{folder}-{name}"} if resume else {})
             for name, more in strategies.items()
         ]

@@ -15,21 +15,21 @@ from zeta_core.plan import Facts, Plan, decide_plan
 
 
 def plan(**options: Any) -> Plan:
-    asked = TrainerOptions(batch_size=3, gradient_accumulate_every=2, **options)
-    return decide_plan(asked, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
+    given = TrainerOptions(batch_size=3, gradient_accumulate_every=2, **options)
+    return decide_plan(given, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
 
 
 @pytest.mark.parametrize(
-    ("asked", "stage"),
+    ("use_deepspeed", "stage"),
     [(True, 2), (1, 1), (3, 3), ({"zero_optimization": {"stage": 1}}, 1), ({}, 2), ("zero.json", 3)],
 )
 def test_the_stage_comes_from_a_flag_a_number_a_config_or_a_file(
-    asked: Any, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use_deepspeed: Any, stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = {"zero_optimization": {"stage": 3}, "train_batch_size": "auto", "gradient_clipping": 0.5}
     Path("zero.json").write_text(json.dumps(file))
-    config = zero_config(asked, plan(max_grad_norm=0.5))
+    config = zero_config(use_deepspeed, plan(max_grad_norm=0.5))
     assert config["zero_optimization"]["stage"] == stage
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 2)
     assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 0.5)

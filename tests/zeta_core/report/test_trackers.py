@@ -19,7 +19,7 @@ from zeta_core.contract.job.events import LogLine, ProgressLine, StepFigures
 from zeta_core.failures import CannotTrain
 from zeta_core.report.trackers import MAX_QUEUED, Trackers
 
-ASKED: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
+SETTINGS: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,8 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 def train_and_resume(out: Path, tracker: str) -> None:
-    """Two steps, then as many more of the same run."""
-    named: dict[str, Any] = {"report_to": [tracker], "entity_name": "a first/run", "output_dir": out, **ASKED}
+    """Train two steps, then resume the run for two more."""
+    named: dict[str, Any] = {"report_to": [tracker], "entity_name": "a first/run", "output_dir": out, **SETTINGS}
     Trainer(model=plain(), max_steps=2, **named)
     Trainer(model=plain(), max_steps=4, resume_from_checkpoint=out, **named)
 
@@ -62,13 +62,13 @@ def test_wandb_offline_writes_its_files_to_the_output_directory(
     train_and_resume(tmp_path / "out", "wandb")
     found = [path.name for path in (tmp_path / "out" / "wandb").glob("offline-run-*")]
     assert found
-    assert len({name.rsplit("-", 1)[1] for name in found}) == 1, "both parts have the run's own id"
+    assert len({name.rsplit("-", 1)[1] for name in found}) == 1, "both parts have the id of the run"
 
 
 @needs("mlflow")
 @pytest.mark.timeout(200)
 def test_mlflow_continues_the_run_of_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow  # pyright: ignore[reportMissingImports] - not in the environment that types are checked in
+    import mlflow  # pyright: ignore[reportMissingImports] - optional
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
@@ -85,11 +85,11 @@ def test_a_tracker_that_is_not_installed_is_rejected_first(name: str, tmp_path: 
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed here")
     with pytest.raises(CannotTrain, match=f"report_to contains '{name}', .*pip install {name}"):
-        Trainer(model=plain(), max_steps=1, report_to=[name], output_dir=tmp_path / "out", **ASKED)
+        Trainer(model=plain(), max_steps=1, report_to=[name], output_dir=tmp_path / "out", **SETTINGS)
     assert not (tmp_path / "out").exists()
 
 
-# --- Trackers that misbehave: stand-ins for other people's packages ---------------------------------------------------
+# --- Trackers that misbehave ------------------------------------------------------------------------------------------
 
 
 class Recorded(GeneralTracker):
@@ -159,8 +159,8 @@ def test_the_rewards_of_dpo_are_curves_of_training_and_evaluation() -> None:
     trackers, good = Trackers(lambda _code, _message: None), Recorded()
     trackers.start({"good": lambda: good}, required=True)
     first, both = {"chosen": 0.25, "margin": 0.5}, {"chosen": 0.5, "margin": 1.0}
-    told = [StepFigures(step=1, loss=2.0, rewards=first), StepFigures(step=2, loss=1.0)]
-    trackers.write(ProgressLine(phase="training", step=2, loss=1.5, rewards=both, steps=told))
+    steps = [StepFigures(step=1, loss=2.0, rewards=first), StepFigures(step=2, loss=1.0)]
+    trackers.write(ProgressLine(phase="training", step=2, loss=1.5, rewards=both, steps=steps))
     trackers.write(ProgressLine(phase="evaluating", step=2, eval_loss=0.5, rewards=first))
     trackers.close()
     assert good.steps == [1, 2, 2]
@@ -181,7 +181,9 @@ def test_a_hanging_tracker_does_not_block_and_loses_lines(hanging: Hanging) -> N
     assert "did not finish within" in warnings[0]
     assert "lines were dropped" in warnings[1]
     hanging.let_go.set()
-    wait_until(lambda: not any(thread.name == "trackers" for thread in threading.enumerate()), 10, "its end")
+    wait_until(
+        lambda: not any(thread.name == "trackers" for thread in threading.enumerate()), 10, "the end of the thread"
+    )
 
 
 def _unable() -> GeneralTracker:

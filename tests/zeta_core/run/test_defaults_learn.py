@@ -61,8 +61,8 @@ def test_little_data_is_trained_in_many_small_steps(tmp_path: Path) -> None:
     write_training_chats(tmp_path / "chats.jsonl", facts(10), 30)
     options: dict[str, Any] = {**DEFAULTS, "dataset": {"path": str(tmp_path / "chats.jsonl")}}
     outcome, lines = train(str(tmp_path / "base"), tmp_path / "few", cache=tmp_path, **options)
-    decided = lines.resolved_spec
-    assert (decided["epochs"], decided["global_batch_size"], decided["pack"]) == (3.0, 1, False)
+    resolved = lines.resolved_spec
+    assert (resolved["epochs"], resolved["global_batch_size"], resolved["pack"]) == (3.0, 1, False)
     assert outcome.progress.step == 90
     assert "few_steps" not in warnings_by_code(lines)
     [sentence] = [line.message for line in lines.all if isinstance(line, LogLine) and "Defaults:" in line.message]
@@ -117,7 +117,7 @@ def llama_in(folder: Path) -> None:
 
 
 def _answers(taught: list[Fact], folder: Path) -> list[tuple[Fact, str]]:
-    """The model's greedy answers to questions that were not in the training data."""
+    """The greedy answers of the model to questions that are not in the training data."""
     located = locate_model(smollm2(), SourceLocations(any_path=True), folder)
     tokenizer: Any = locate_tokenizer(None, located, SourceLocations(any_path=True), folder)
     base: Any = located.build()

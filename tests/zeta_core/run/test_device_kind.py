@@ -13,7 +13,7 @@ from zeta_core.checkpoint.checkpoint_files import read
 from zeta_core.checkpoint.weights import read_weights
 from zeta_core.contract.job.events import StatusLine, WarningLine
 
-# Whatever this machine is, these make another kind of it.
+# These variables change the device kind of any machine.
 OTHER_KIND = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "DNNL_MAX_CPU_ISA": "SSE41"}
 SPEC: dict[str, Any] = {
     "model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}},
@@ -22,9 +22,9 @@ SPEC: dict[str, Any] = {
 }
 
 
-def run(folder: Path, max_steps: int, *, variables: dict[str, str] | None = None, **order: Any) -> Path:
-    """The run directory of a whole run in a process of its own; ``order``: further fields of its run.json."""
-    run_dir = make_run(folder, spec={**SPEC, "max_steps": max_steps}, **order)
+def run(folder: Path, max_steps: int, *, variables: dict[str, str] | None = None, **fields: Any) -> Path:
+    """Train a complete run in its own process. ``fields`` are further fields of its ``run.json``."""
+    run_dir = make_run(folder, spec={**SPEC, "max_steps": max_steps}, **fields)
     with start(run_dir, **(variables or {})) as training:
         assert training.wait(240) == 0, (run_dir / "train.log").read_text()[-3000:]
     assert end_of(run_dir).status == "succeeded"
@@ -36,7 +36,7 @@ def final(run_dir: Path) -> Path:
 
 
 def kind_of(run_dir: Path) -> str:
-    """As the resolved spec has it; the manifest of the last checkpoint has the same."""
+    """The device kind in the resolved spec, which must equal that in the last checkpoint."""
     running = next(line for line in journal(run_dir) if isinstance(line, StatusLine) and line.resolved_spec)
     assert running.resolved_spec is not None
     checkpoint = read(final(run_dir))

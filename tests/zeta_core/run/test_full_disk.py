@@ -43,7 +43,7 @@ def test_a_checkpoint_that_does_not_fit_pauses_the_run_which_resumes_exactly(dis
     assert [path.name for path in output.glob("step-*")] == ["step-1"]
 
     disk.fill()
-    with disk.ballast.open("rb+") as ballast:  # room for the small files of a start, and not for a checkpoint
+    with disk.ballast.open("rb+") as ballast:  # space for the first small files, but not for a checkpoint
         ballast.truncate(disk.ballast.stat().st_size - 2**19)
     full = make_run(tmp_path / "here", 2, output_dir=str(output), resume_from=str(output))
     assert run_here(full) == DISK_FULL_EXIT

@@ -26,7 +26,7 @@ DROPOUT = {"model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}}, "max
 
 
 def run_here(run_dir: Path) -> int:
-    """The same entry point, in this process."""
+    """Run the same entry point in this process."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         return launch.main(run_dir)
@@ -39,7 +39,7 @@ def weights(output_dir: Path) -> bytes:
 
 
 def install_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, code: str, function: str) -> str:
-    """Install a model builder as an operator does; returns its name, by which a spec asks for it."""
+    """Install a model builder as an operator does; returns the name that a spec uses for it."""
     about = tmp_path / "installed" / f"{module}-1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\n")
@@ -51,7 +51,7 @@ def install_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with dropout that nothing disturbed."""
+    """An uninterrupted run with dropout."""
     run_dir = make_run(tmp_path_factory.mktemp("straight"), spec=DROPOUT)
     assert start(run_dir).wait(timeout=100) == 0, (run_dir / "train.log").read_text()
     return run_dir
@@ -70,7 +70,7 @@ def test_the_journal_describes_the_whole_run(straight: Path) -> None:
     )
     steps = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
     assert (steps[0].step, steps[-1].step) == (1, 24)
-    assert 0 < (steps[-1].learning_rate or 0) < 0.01 * resolved["learning_rate"], "the rate of the last step itself"
+    assert 0 < (steps[-1].learning_rate or 0) < 0.01 * resolved["learning_rate"], "the rate of the last step"
     assert (steps[0].loss or 0) > (steps[-1].loss or 0)
     assert [line.name for line in lines if isinstance(line, CheckpointLine)][-2:] == ["step-24", "final"]
     end = end_of(straight)
@@ -142,25 +142,25 @@ def build(file):
 
 
 @pytest.mark.parametrize(
-    ("ordered", "end"), [("cancel", ("cancelled", "cancelled_by_user")), (None, ("queued", "handed_back"))]
+    ("requested", "end"), [("cancel", ("cancelled", "cancelled_by_user")), (None, ("queued", "handed_back"))]
 )
 def test_sigterm_before_the_first_step_ends_the_run_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: str | None, end: tuple[str, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requested: str | None, end: tuple[str, str]
 ) -> None:
     builder = install_builder(tmp_path, monkeypatch, "loading_model", _LOADS_FOR_LONG, "build")
     begun = tmp_path / "begun"
     run_dir = make_run(tmp_path, spec={"model": {"builder": builder, "arguments": {"file": str(begun)}}})
 
-    def order_when_it_loads() -> None:
+    def stop_when_it_loads() -> None:
         wait_until(begun.exists, 30, "the model to be built")
-        if ordered is not None:
-            (run_dir / "stop").write_text(json.dumps({"action": ordered}))
+        if requested is not None:
+            (run_dir / "stop").write_text(json.dumps({"action": requested}))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    ordering = threading.Thread(target=order_when_it_loads)
-    ordering.start()
+    stopping = threading.Thread(target=stop_when_it_loads)
+    stopping.start()
     assert run_here(run_dir) == 0
-    ordering.join()
+    stopping.join()
     assert (end_of(run_dir).status, end_of(run_dir).reason) == end
     assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
 
@@ -184,7 +184,7 @@ def test_sigterm_during_the_import_of_torch_interrupts_once_after_it(tmp_path: P
     assert imported == [True, True]
 
 
-_TRAINS_AND_TELLS_ITS_THREADS = """
+_TRAINS_AND_PRINTS_ITS_THREADS = """
 import pathlib, sys
 from zeta_core.process.launch import main
 code = main(pathlib.Path(sys.argv[1]))
@@ -195,13 +195,13 @@ sys.exit(code)
 
 
 def test_choices_of_the_first_attempt_hold_even_without_a_checkpoint(tmp_path: Path) -> None:
-    decided = {"threads": 2, "mixed_precision": "bf16"}
-    run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=decided)
-    with start(run_dir, sys.executable, "-c", _TRAINS_AND_TELLS_ITS_THREADS) as training:
+    resolved_spec = {"threads": 2, "mixed_precision": "bf16"}
+    run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=resolved_spec)
+    with start(run_dir, sys.executable, "-c", _TRAINS_AND_PRINTS_ITS_THREADS) as training:
         assert training.wait(60) == 0
     running = next(line for line in journal(run_dir) if isinstance(line, StatusLine))
-    assert {name: (running.resolved_spec or {})[name] for name in decided} == decided
-    # Torch took the number as its own when it was imported: told later, it gives other bits.
+    assert {name: (running.resolved_spec or {})[name] for name in resolved_spec} == resolved_spec
+    # The number was set before torch was imported; setting it later gives different bits.
     assert f"threads {min(2, os.cpu_count() or 1)}" in (run_dir / "train.log").read_text()
 
 
@@ -284,7 +284,7 @@ def test_a_damaged_checkpoint_gives_a_warning_and_the_previous_one_is_used(tmp_p
     assert run_here(make_run(tmp_path, 1)) == 0
     for name in ("final", "step-6"):
         (tmp_path / "output" / name / "model.safetensors").write_bytes(b"broken")
-    # After success only the newest step kept its state: there is nothing whole to go on from.
+    # After success, only the newest step has training state, so no other checkpoint can be resumed.
     refused = make_run(tmp_path, 2, resume_from=str(tmp_path / "output"))
     assert run_here(refused) == 1
     assert [line.code for line in journal(refused) if isinstance(line, WarningLine)] == ["damaged_checkpoint"] * 2

@@ -1,7 +1,7 @@
 """Short runs with a searched or given learning rate, and their reports.
 
-As a script it is one of several processes: ``rate_searches.py FOLDER STRATEGY...`` trains each strategy with a found
-rate, then with that rate as a number, and leaves the checkpoints of both.
+As a script, this is one of several processes: ``rate_searches.py FOLDER STRATEGY...`` trains each strategy with a found
+rate and then with that rate as a number, and keeps the checkpoints of both.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def begin(
     model: object,
     output_dir: Path,
     *,
-    place: ProcessRank | None = None,
+    rank: ProcessRank | None = None,
     stop: Callable[[RecordedLines], StopAction | None] = lambda lines: "hand_back" if _trains(lines) else None,
     resume: bool = False,
     **options: Any,
 ) -> tuple[Outcome, RecordedLines]:
-    """The first step or two of a run of 200, up to a checkpoint; the search in it has 20 updates."""
-    asked: dict[str, Any] = {
+    """Train the first steps of a run of 200, up to a checkpoint. Its rate search has 20 updates."""
+    values: dict[str, Any] = {
         "learning_rate": "find",
         "max_steps": 200,
         "batch_size": 4,
@@ -49,7 +49,7 @@ def begin(
     }
     lines = RecordedLines()
     run = RunRequest(
-        options=parse(TrainerOptions, asked),
+        options=parse(TrainerOptions, values),
         model=model,
         output_dir=output_dir,
         cache=output_dir.parent / "cache",
@@ -57,8 +57,8 @@ def begin(
         resume_from=output_dir if resume else None,
         stop=lambda: stop(lines),
     )
-    place = place or ProcessRank()
-    return execute(run, place, Reporter(lines) if place.is_main else Reporter()), lines
+    rank = rank or ProcessRank()
+    return execute(run, rank, Reporter(lines) if rank.is_main else Reporter()), lines
 
 
 def _trains(lines: RecordedLines) -> bool:
@@ -66,7 +66,7 @@ def _trains(lines: RecordedLines) -> bool:
 
 
 def search_in(lines: RecordedLines) -> tuple[str, RateSearch]:
-    """The sentence and the figures of the search, as a reader of the journal has them."""
+    """The message and the data of the search, read from the journal lines."""
     read = [JOURNAL_LINE.validate_json(line.model_dump_json(exclude_none=True)) for line in lines.all]
     return next(
         (line.message, line.data) for line in read if isinstance(line, LogLine) and isinstance(line.data, RateSearch)
@@ -74,21 +74,19 @@ def search_in(lines: RecordedLines) -> tuple[str, RateSearch]:
 
 
 def weights(output_dir: Path, file: str = "model.safetensors") -> bytes:
-    """Of the newest checkpoint."""
+    """The contents of a file of the newest checkpoint."""
     newest = max(output_dir.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
     return (newest / file).read_bytes()
 
 
 def main(folder: Path, *strategies: str) -> None:
-    here = ProcessRank.from_environment()
+    rank = ProcessRank.from_environment()
     for name in strategies:
         found = folder / f"{name}-found"
-        begin(llama(attention_dropout=0.1), found, place=here, **STRATEGIES[name])
+        begin(llama(attention_dropout=0.1), found, rank=rank, **STRATEGIES[name])
         dist.barrier()
         rate = json.loads((found / "plan.json").read_text())["learning_rate"]
-        begin(
-            llama(attention_dropout=0.1), folder / f"{name}-given", place=here, learning_rate=rate, **STRATEGIES[name]
-        )
+        begin(llama(attention_dropout=0.1), folder / f"{name}-given", rank=rank, learning_rate=rate, **STRATEGIES[name])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def noisy(step: int) -> float:
 
 
 def healing_spikes(step: int) -> float:
-    """Two nats up every hundred steps, which recover within tens of steps (as in PaLM)."""
+    """Spikes of two nats every hundred steps that recover within tens of steps (as in PaLM)."""
     return falling(step) + (2.5 * math.exp(-(step % 100) / 10) if step > 100 else 0)
 
 
@@ -50,7 +50,7 @@ def badly_initialized(step: int) -> float:
 
 
 def overfitted_epochs(step: int) -> float:
-    """Falls at the beginning of each epoch, and stays."""
+    """Falls at the beginning of each epoch, then stays constant."""
     return 3.0 - 0.8 * (step // 250)
 
 
@@ -59,7 +59,7 @@ def never_learning(step: int) -> float:
 
 
 def slowly_worse(step: int) -> float:
-    """Data that gets a little harder."""
+    """Data that becomes slightly harder."""
     return 3 + 0.4 * step / STEPS
 
 

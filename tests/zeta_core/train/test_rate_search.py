@@ -30,7 +30,7 @@ def phases(lines: Any) -> list[str]:
     return [line.phase for line in lines.all if isinstance(line, ProgressLine)]
 
 
-# --- What is chosen ---------------------------------------------------------------------------------------------------
+# --- The chosen rate --------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_in_the_middle_of_the_steepest_line_is_chosen() -> None:
@@ -74,7 +74,7 @@ def test_a_found_rate_gives_the_same_bits_as_that_rate_as_a_number(kind: str, tm
     assert "finding_learning_rate" not in phases(given)
     assert weights(tmp_path / "found", file) == weights(tmp_path / "given", file)
 
-    # It is found once: the run that goes on has it, whether it is asked for again or left out.
+    # A resumed run uses the rate that was found, whether the spec requests a search again or not.
     again, lines = begin(model(), tmp_path / "found", **options, resume=True)
     assert again.progress.step > again.steps_trained > 0
     assert "finding_learning_rate" not in phases(lines)
@@ -112,7 +112,7 @@ def test_a_run_uses_the_batch_split_that_its_search_found(tmp_path: Path) -> Non
     assert phases(lines).count("training") >= 1
 
 
-# --- Where there is none ----------------------------------------------------------------------------------------------
+# --- Failed searches --------------------------------------------------------------------------------------------------
 
 
 def test_a_run_too_short_for_a_search_is_rejected_with_a_usual_rate(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_a_run_too_short_for_a_search_is_rejected_with_a_usual_rate(tmp_path: Pa
     assert outcome.steps_trained
 
 
-class Deaf(PlainModel):
-    """Learns nothing: what it answers does not depend on its weights."""
+class Unteachable(PlainModel):
+    """Learns nothing, because its logits do not depend on its weights."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return super().forward(ids) * 0.0
@@ -142,9 +142,9 @@ class Broken(PlainModel):
 
 def test_a_loss_that_never_falls_or_is_not_finite_fails_the_search(tmp_path: Path) -> None:
     with pytest.raises(CannotTrain, match="the loss did not fall at any rate from") as raised:
-        begin(Deaf(), tmp_path / "deaf")
+        begin(Unteachable(), tmp_path / "deaf")
     rate = (raised.value.patch or {})["learning_rate"]
-    outcome, _ = begin(Deaf(), tmp_path / "deaf", learning_rate=rate, max_steps=2)
+    outcome, _ = begin(Unteachable(), tmp_path / "deaf", learning_rate=rate, max_steps=2)
     assert outcome.steps_trained == 2
     with pytest.raises(NonFiniteLoss, match="not finite, before any update"):
         begin(Broken(), tmp_path / "broken")
@@ -179,19 +179,19 @@ def test_the_next_attempt_of_a_killed_job_uses_the_rate_already_found(tmp_path: 
     first = make_run(tmp_path, spec=spec)
     process = start(first)
     running = lambda: [line for line in journal(first) if isinstance(line, StatusLine)]  # noqa: E731
-    wait_until(running, 100, "the search to be over")
+    wait_until(running, 100, "the end of the search")
     process.kill()
     process.wait(timeout=30)
     resolved = running()[0].resolved_spec
     assert resolved is not None
-    decided = resolved.as_json()
-    assert decided["learning_rate"] != "find"
-    second = make_run(tmp_path, 2, spec=spec, resolved_spec=decided, resume_from=str(tmp_path / "output"))
+    resolved_spec = resolved.as_json()
+    assert resolved_spec["learning_rate"] != "find"
+    second = make_run(tmp_path, 2, spec=spec, resolved_spec=resolved_spec, resume_from=str(tmp_path / "output"))
     (second / STOP_FILE).write_text(StopFile(action="pause").model_dump_json())
     start(second).wait(timeout=100)
-    told = journal(second)
+    lines = journal(second)
     assert end_of(second).reason == "paused_by_user"
-    assert not any(isinstance(line, ProgressLine) and line.phase == "finding_learning_rate" for line in told)
+    assert not any(isinstance(line, ProgressLine) and line.phase == "finding_learning_rate" for line in lines)
     assert [
-        line.resolved_spec["learning_rate"] for line in told if isinstance(line, StatusLine) and line.resolved_spec
-    ] == [decided["learning_rate"]]
+        line.resolved_spec["learning_rate"] for line in lines if isinstance(line, StatusLine) and line.resolved_spec
+    ] == [resolved_spec["learning_rate"]]

@@ -21,8 +21,8 @@ from zeta_core.plan import Facts, Plan, decide_plan
 KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
 
-def several() -> dict[str, torch.Tensor]:
-    """Tensors of several kinds and sizes, one of them of more than one piece, one no single stretch of memory."""
+def various_tensors() -> dict[str, torch.Tensor]:
+    """Tensors of several dtypes and sizes; one is copied in several pieces, and one is not contiguous."""
     torch.manual_seed(1)
     tensors = {str(kind): (torch.rand(3, 5) * 100).to(kind) for kind in KINDS}
     large = torch.arange(20_000_003, dtype=torch.int16)
@@ -30,7 +30,7 @@ def several() -> dict[str, torch.Tensor]:
 
 
 def test_threads_share_a_copy_that_the_next_update_does_not_change() -> None:
-    staging, tensors = Staging(), several()
+    staging, tensors = Staging(), various_tensors()
     expected = {name: tensor.clone() for name, tensor in tensors.items()}
     staging.reserve("model/", tensors)
     places: list[list[int]] = []
@@ -52,7 +52,7 @@ def test_threads_share_a_copy_that_the_next_update_does_not_change() -> None:
 
 
 def test_writing_to_a_tensor_while_it_is_copied_fails_the_save() -> None:
-    staging, tensors = Staging(), several()
+    staging, tensors = Staging(), various_tensors()
     staging.copy_later("model/", tensors)
     tensors["one"].add_(1)
     with pytest.raises(InvalidModel, match="its parameter one outside the optimizer's update"):
@@ -60,7 +60,7 @@ def test_writing_to_a_tensor_while_it_is_copied_fails_the_save() -> None:
 
 
 def test_reserving_stops_when_the_buffers_are_needed() -> None:
-    staging, tensors = Staging(), several()
+    staging, tensors = Staging(), various_tensors()
     staging.stop_reserving()
     staging.reserve("model/", tensors)
     staged = staging.copy_later("model/", tensors)
@@ -69,7 +69,7 @@ def test_reserving_stops_when_the_buffers_are_needed() -> None:
 
 
 class Counting(PlainModel):
-    """Changes a parameter and a buffer in its forward, as no optimizer would."""
+    """Changes a parameter and a buffer in its forward."""
 
     def __init__(self) -> None:
         super().__init__()

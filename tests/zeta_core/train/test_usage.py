@@ -28,7 +28,7 @@ def test_flops_per_token_are_six_per_multiplied_weight_plus_attention() -> None:
     multiplied = sum(parameter.numel() for parameter in model.parameters()) - embedding
     attention = 12 * 2 * 32 * 64  # layers x (heads x size) x tokens
     assert flops_per_token(model, 64) == 6 * multiplied + attention
-    tied = llama(tie_word_embeddings=True)  # the embedding is the head, too
+    tied = llama(tie_word_embeddings=True)  # the embedding is also the head
     assert flops_per_token(tied, 64) == 6 * sum(parameter.numel() for parameter in tied.parameters()) + attention
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -76,13 +76,13 @@ def test_activations_are_the_peak_of_forward_and_backward_without_gradients() ->
     held = fresh_memory(64 << 20)
     held.close()
     usage.record_peak()
-    more = fresh_memory(256 << 20)  # after forward and backward: not theirs
+    more = fresh_memory(256 << 20)  # allocated after forward and backward
     usage.record_peak()
     parts = usage.parts(model, torch.optim.SGD(model.parameters(), lr=0.1))
     more.close()
     assert parts.weights == parts.gradients == 20 * 4
     assert parts.optimizer == 0
-    if parts.activations is not None:  # the system tells
+    if parts.activations is not None:  # unknown on some systems
         assert 60 << 20 < parts.activations < 128 << 20
 
 
@@ -100,15 +100,18 @@ def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     execute(run, ProcessRank(), report)
     report.close()
     lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]
-    told = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
-    first, last = told[0], told[-1]
-    assert [(line.step, [one.step for one in line.steps or []]) for line in told[:2]] == [(1, []), (3, [2, 3])]
-    each = [one for line in told for one in line.steps or [line]]
+    lines_with_loss = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
+    first, last = lines_with_loss[0], lines_with_loss[-1]
+    assert [(line.step, [one.step for one in line.steps or []]) for line in lines_with_loss[:2]] == [
+        (1, []),
+        (3, [2, 3]),
+    ]
+    each = [one for line in lines_with_loss for one in line.steps or [line]]
     assert [one.step for one in each] == list(range(1, 8)), (
-        "none is lost, however quick, and a save tells all before it"
+        "no step is missing, however fast, and a save reports all steps before it"
     )
     assert all(one.loss and one.grad_norm and one.tokens == 64 * (one.step or 0) for one in each)
-    assert told[1].loss == pytest.approx(sum(one.loss or 0.0 for one in each[1:3]) / 2)
+    assert lines_with_loss[1].loss == pytest.approx(sum(one.loss or 0.0 for one in each[1:3]) / 2)
     assert last.step == 7
     assert (first.mfu, last.mfu) == (None, None)
     assert 0 < (first.data_wait_share or 0) < 1
@@ -120,7 +123,7 @@ def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert weights <= first.memory_parts["weights"] < 1.1 * weights  # and the rotary embedding's buffers
     assert first.memory_parts["gradients"] == weights
-    assert first.memory_parts["optimizer"] >= 2 * weights
-    assert first.memory_parts.get("activations", 0) >= 0
+    assert 2 * weights <= first.memory_parts["optimizer"] < 2.1 * weights
+    assert first.memory_parts.keys() <= {"weights", "gradients", "optimizer", "activations"}
     assert first.memory is not None
     assert list(first.memory) == ["cuda:0" if torch.cuda.is_available() else "cpu"]

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.end_to_end.conversations import as_lines, real_conversations
+from tests.end_to_end.real_conversations import as_lines, real_conversations
 from tests.end_to_end.specs import TINY_LLAMA, tiny_job
 from tests.harness.service import Service, wait_for_end
 

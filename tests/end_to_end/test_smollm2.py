@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.end_to_end.conversations import as_lines, real_conversations
+from tests.end_to_end.real_conversations import as_lines, real_conversations
 from tests.harness.real_model import smollm2
 from tests.harness.service import Service, wait_for_end
 

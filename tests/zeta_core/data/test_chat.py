@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from tests.harness.real_model import smollm2
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
+from tests.zeta_core.data.conversations import CALLING, TWO_TURNS, WITH_SYSTEM, documents, tokens_of
 from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
@@ -24,45 +24,8 @@ from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.documents.template import DEFAULT_TEMPLATE
 from zeta_core.data.sources import SourceLocations, open_sources
-from zeta_core.data.tokens import TokenFile, prepare_tokens
-from zeta_core.failures import InvalidData
+from zeta_core.data.tokens import prepare_tokens
 from zeta_core.report.reporter import Reporter
-
-TODAY = date(2026, 3, 5)
-TWO_TURNS = [
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hey!"},
-    {"role": "user", "content": "Bye"},
-    {"role": "assistant", "content": "So long."},
-]
-CALLING: list[Any] = [
-    {"role": "user", "content": "1+1"},
-    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {}}}]},
-]
-WITH_SYSTEM = [{"role": "system", "content": "Be short."}, *TWO_TURNS]
-
-
-def tokens_of(
-    tmp_path: Path, rows: list[Any], tokenizer: Any, *, report: Reporter | None = None, **source: Any
-) -> TokenFile:
-    path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train_on = source.pop("train_on", None)
-    options = parse(TrainerOptions, {"dataset": {"path": str(path), **source}})
-    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
-    return prepare_tokens(sources, tokenizer, tmp_path / "cache", report or Reporter(), train_on=train_on, today=TODAY)
-
-
-def documents(tokens: TokenFile, tokenizer: Any) -> list[tuple[str, list[str]]]:
-    """Each document's text, and the texts of its spans that are trained on."""
-    documents: list[tuple[str, list[str]]] = []
-    for start, end in zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True):
-        ids = np.asarray(tokens.ids[start:end])
-        learned = np.ones(len(ids), bool) if tokens.supervised is None else np.asarray(tokens.supervised[start:end])
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], learned, [False])).astype(int)))
-        stretches = [tokenizer.decode(ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        documents.append((tokenizer.decode(ids), stretches))
-    return documents
 
 
 # Trained tokens counted by hand: one token for each letter and one for each mark.
@@ -100,8 +63,8 @@ def test_only_the_assistants_turns_are_trained_on(
 ) -> None:
     tokenizer = byte_tokenizer(template)
     tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
-    [(text, stretches)] = documents(tokens, tokenizer)
-    assert stretches == learned
+    [(text, parts)] = documents(tokens, tokenizer)
+    assert parts == learned
     assert tokens.supervised is not None
     assert int(tokens.supervised.sum()) == num_learned
     written = tokenizer.apply_chat_template(messages, tokenize=False, date_string="05 Mar 2026")
@@ -113,9 +76,9 @@ def test_smollm2s_tokenizer_and_template_train_on_answers_only(tmp_path: Path) -
     path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokens = tokens_of(tmp_path, [{"messages": TWO_TURNS}], tokenizer)
-    [(text, stretches)] = documents(tokens, tokenizer)
+    [(text, parts)] = documents(tokens, tokenizer)
     assert text.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
-    assert stretches == ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"]
+    assert parts == ["Hey!<|im_end|>\n", "So long.<|im_end|>\n"]
     assert tokens.supervised is not None
     assert int(tokens.supervised.sum()) == 4 + 5  # Hey ! <|im_end|> \n, and So _long . <|im_end|> \n
 
@@ -274,7 +237,7 @@ def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_
     first = tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], tokenizer, report=report)
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
     learned = documents(first, tokenizer)[0][1]
-    assert [stretch.replace("</s>", "") for stretch in learned] == ["Hey!<|im_end|>", "So long.<|im_end|>"]
+    assert [part.replace("</s>", "") for part in learned] == ["Hey!<|im_end|>", "So long.<|im_end|>"]
     # The second run finds the cached tokens, and a tokenizer that knows nothing of the template yet.
     again = ByT5Tokenizer()
     assert tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], again, report=report).fingerprint == first.fingerprint
@@ -283,108 +246,6 @@ def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_
     assert codes == ["default_chat_template"] * 2
     again.save_pretrained(tmp_path / "saved")
     assert ByT5Tokenizer.from_pretrained(tmp_path / "saved").chat_template == DEFAULT_TEMPLATE
-
-
-GOOD = {"messages": TWO_TURNS}
-
-
-@pytest.mark.parametrize(
-    ("template", "row", "message"),
-    [
-        (
-            chat_templates.CHATML,
-            {"messages": [{"role": "robot", "content": "x"}]},
-            "message 1 has the role 'robot'; use system",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [{"who": "human", "value": "x"}]},
-            r"message 1 has no 'role' \(it has: value, wh",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [{"role": "user", "content": 3}]},
-            "message 1 has 'content' of type int, not text",
-        ),
-        (chat_templates.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
-        (chat_templates.CHATML, {"messages": []}, "'messages' is empty"),
-        (chat_templates.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn to train on; remove the row"),
-        (
-            chat_templates.CHATML,
-            {"messages": [TWO_TURNS[0], {**TWO_TURNS[1], "weight": 0}]},
-            "no assistant turn to train on",
-        ),
-        (chat_templates.CHATML, {"messages": TWO_TURNS, "tools": "{"}, "'tools' is text that is not JSON"),
-        (chat_templates.CHATML, {"text": "words"}, r"has no 'messages' \(it has: text\)"),
-        (
-            chat_templates.GEMMA,
-            {"messages": WITH_SYSTEM},
-            "chat template rejects the conversation: System role not supported",
-        ),
-        (
-            chat_templates.GEMMA,
-            {"messages": TWO_TURNS[1:]},
-            "starts with an assistant turn, which the tokenizer's chat template",
-        ),
-        (
-            chat_templates.SEPARATE,
-            {"messages": TWO_TURNS},
-            "does not render the answer directly after the generation prompt",
-        ),
-        (
-            None,
-            {"messages": TWO_TURNS, "tools": [{"name": "add"}]},
-            "has the tool 'add', which the tokenizer's chat template omits",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": CALLING},
-            "calls the tool 'add', which the tokenizer's chat template omits",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [*TWO_TURNS[:3], {"role": "assistant", "content": " "}]},
-            "empty assistant turn",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [{"role": "assistant", "content": None}]},
-            "message 1 has no 'content', and no 'tool_calls' in its place",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [{"role": "assistant", "content": "x", "weight": 2}]},
-            "message 1 has the weight 2",
-        ),
-        (
-            chat_templates.CHATML,
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]},
-            "message 1 has a tool call without a name",
-        ),
-        (
-            chat_templates.CHATML,
-            {"prompt": "a", "completion": "b", "tools": [{"name": "add"}]},
-            "has tools, which plain text",
-        ),
-    ],
-)
-def test_a_conversation_that_cannot_be_trained_on_is_named_by_its_line(
-    template: str | None, row: Any, message: str, tmp_path: Path
-) -> None:
-    rows = [row] if template in (chat_templates.SEPARATE, chat_templates.GEMMA) or "prompt" in row else [GOOD, row]
-    with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line {len(rows)}: .*{message}"):
-        tokens_of(tmp_path, rows, byte_tokenizer(template))
-
-
-def test_an_answer_without_a_token_is_named_by_its_line(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}]
-    with pytest.raises(InvalidData, match=r"^chat\.jsonl, line 2: 'completion' is empty"):
-        tokens_of(tmp_path, rows, byte_tokenizer(None))
-
-
-def test_plain_text_has_no_turns_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match=r"train_on is 'assistant', but chat\.jsonl is plain text without turns"):
-        tokens_of(tmp_path, [{"text": "words"}], byte_tokenizer(None), train_on="assistant")
 
 
 def test_conversations_in_a_table_give_the_same_tokens_as_json_lines(tmp_path: Path) -> None:
@@ -398,7 +259,7 @@ def test_conversations_in_a_table_give_the_same_tokens_as_json_lines(tmp_path: P
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
     sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     tokens = prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter())
-    assert [stretches for _, stretches in documents(tokens, tokenizer)] == [
+    assert [parts for _, parts in documents(tokens, tokenizer)] == [
         ["Hey!<|eot_id|>", "So long.<|eot_id|>"],
         ["Hey!<|eot_id|>"],
         ['{"name": "add", "parameters": {"a": 1}}<|eot_id|>'],

@@ -11,7 +11,7 @@ import pytest
 
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.data.test_chat import GOOD, tokens_of
+from tests.zeta_core.data.conversations import GOOD_ROW, tokens_of
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
@@ -107,7 +107,7 @@ def test_if_no_answer_fits_the_error_states_the_length_of_the_documents(tmp_path
 
 def test_text_shares_sequences_with_conversations_and_continues_in_the_next(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 150)
-    (tmp_path / "b.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps(GOOD_ROW) + "\n")
     options = parse(TrainerOptions, {"dataset": [{"path": str(tmp_path / name)} for name in ("a.txt", "b.jsonl")]})
     sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
     tokens = prepare_tokens(sources, byte_tokenizer(chat_templates.CHATML), tmp_path / "cache", Reporter())

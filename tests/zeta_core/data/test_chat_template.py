@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.data.test_chat import TODAY, TWO_TURNS, documents, tokens_of
+from tests.zeta_core.data.conversations import TODAY, TWO_TURNS, documents, tokens_of
 from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import WarningLine

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from tests.harness.real_model import smollm2
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.data.test_chat import documents, tokens_of
+from tests.zeta_core.data.conversations import documents, tokens_of
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 

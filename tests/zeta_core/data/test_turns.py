@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.data.test_chat import documents, tokens_of
+from tests.zeta_core.data.conversations import documents, tokens_of
 from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import WarningLine
 from zeta_core.failures import InvalidData
@@ -156,8 +156,8 @@ def test_a_field_that_the_template_does_not_render_is_named(field: str, value: A
         read(tmp_path, row, chat_templates.CHATML)
     with pytest.raises(InvalidData, match=rf'"drop_fields": \["{field}"\]'):
         read(tmp_path, row, chat_templates.CHATML)
-    recorded = read(tmp_path, row, chat_templates.CHATML, drop_fields=[field])
-    assert recorded[0][1] == ["Jane Austen.<|im_end|>\n"]
+    documents_without = read(tmp_path, row, chat_templates.CHATML, drop_fields=[field])
+    assert documents_without[0][1] == ["Jane Austen.<|im_end|>\n"]
 
 
 def test_a_rendered_field_is_part_of_the_answer(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 
 from tests.zeta_core.data import chat_templates
 from tests.zeta_core.data.chat_templates import byte_tokenizer
-from tests.zeta_core.data.test_chat import documents
+from tests.zeta_core.data.conversations import documents
 from tests.zeta_core.models import WithLabels, llama
 from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
 from tests.zeta_core.runs import RecordedLines, train

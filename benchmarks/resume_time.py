@@ -45,16 +45,16 @@ def train_steps(steps: int, folder: Path, tokens: Path, resume_from: Path | None
 
 def advanced_copy(early: Path, folder: Path, step: int) -> Path:
     """Copy the checkpoint ``early`` to another output directory as a checkpoint of ``step``, and return its path."""
-    checkpoint = checkpoint_files.read(early)
+    checkpoint = checkpoint_files.read_checkpoint(early)
     assert checkpoint is not None
-    part = checkpoint_files.begin(folder, f"step-{step}")
+    part = checkpoint_files.begin_checkpoint(folder, f"step-{step}")
     shutil.copytree(early, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_NAME))
     state = part / TRAINING_STATE_NAME / "state.json"
     content = json.loads(state.read_text())
     content["progress"] |= {"step": step, "consumed_sequences": step * BATCH_SIZE}
     state.write_text(json.dumps(content))
     changes = {"name": f"step-{step}", "step": step}
-    checkpoint_files.publish(
+    checkpoint_files.publish_checkpoint(
         part, folder, lambda files: checkpoint.manifest.model_copy(update={**changes, "files": files})
     )
     return folder / f"step-{step}"

@@ -27,7 +27,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, Unavailable, ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME
-from zeta_core.system.durable_files import flush, part_of, rename_durably, write_durably
+from zeta_core.system.durable_files import flush, part_path, rename_durably, write_durably
 
 CHUNK_BYTES = 1 << 20
 MAX_ATTEMPTS = 2
@@ -157,7 +157,7 @@ def _local_path(directory: Path, path: str) -> Path:
 
 
 def _require_free_space(directory: Path, files: tuple[ManifestFile, ...], targets: dict[str, Path]) -> None:
-    missing = sum(file.size - _size(part_of(targets[file.path])) for file in files if not targets[file.path].exists())
+    missing = sum(file.size - _size(part_path(targets[file.path])) for file in files if not targets[file.path].exists())
     free = shutil.disk_usage(directory).free
     if missing > free:
         raise Unavailable(
@@ -193,7 +193,7 @@ def _fetch_verified(
         if not overwrite:
             raise _file_exists(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(target)
+    part = part_path(target)
     for _ in range(MAX_ATTEMPTS):
         digest = _fetch(transport, url + quote(file.path), file, part, report)
         if digest == file.sha256:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeta.local_files import exists, expanded, shown_path, template_text
-from zeta_core.contract.data_files.file_types import listed, suffixes_of
+from zeta_core.contract.data_files.file_types import file_suffixes, listed
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.identifiers import is_hub_dataset, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
@@ -119,7 +119,7 @@ class _DataUploader:
         path = expanded(text)
         files: Sequence[Path] = (path,)
         if path.is_dir():
-            suffixes = suffixes_of(data_format, pretokenized=self.pretokenized)
+            suffixes = file_suffixes(data_format, pretokenized=self.pretokenized)
             try:
                 found = find_data_files(path, suffixes, split=self.split)
             except OSError as error:

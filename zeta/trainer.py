@@ -18,7 +18,7 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec import availability
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel
-from zeta_core.contract.spec.validation import error_of, parse, shown
+from zeta_core.contract.spec.validation import error_from_details, parse, shown
 from zeta_core.system.data_folder import Split
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
@@ -118,7 +118,7 @@ def Trainer(
         more["lora"] = {} if more["lora"] else None
     options = parse(TrainerOptions, _given_options({**documented, **more}))
     if faults := availability.faults(options):
-        raise error_of(faults)
+        raise error_from_details(faults)
     directory = _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir)
     return _train(options, model, tokenizer, directory, notes)
 

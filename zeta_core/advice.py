@@ -24,19 +24,19 @@ from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.isolation_probe import IsolationFinding
 from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
-from zeta_core.plan import Facts, Plan
+from zeta_core.plan import Plan, PlanInputs
 from zeta_core.train.divergence import DivergenceMonitor
 
 FEW_STEPS = 20  # with fewer optimizer steps, a run is over before the learning rate has warmed up and decayed
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A run that is about to start."""
+class RunAdvisor:
+    """Gives advice about a run that is about to start."""
 
     options: TrainerOptions
     plan: Plan
-    facts: Facts
+    plan_inputs: PlanInputs
     located: LocatedModel
     model: nn.Module
     loss_function: LossFunction
@@ -47,7 +47,7 @@ class Setup:
     def trained(self) -> Trained:
         if self.options.method == "dpo":
             return "DPO"
-        if self.plan.lora is not None or self.facts.has_adapter:
+        if self.plan.lora is not None or self.plan_inputs.has_adapter:
             return "training a LoRA adapter"
         return "fine-tuning all weights" if self.located.pretrained else "training from scratch"
 
@@ -63,7 +63,7 @@ class Setup:
         """The monitor that examines the loss of every step."""
         known = embedding_rows(self.model)
         return DivergenceMonitor(
-            self.plan, advise, vocabulary=known, usual=self.usual_rates, supports_bf16=self.facts.supports_bf16
+            self.plan, advise, vocabulary=known, usual=self.usual_rates, supports_bf16=self.plan_inputs.supports_bf16
         )
 
     def advice(self) -> Iterator[Advice]:
@@ -131,7 +131,7 @@ class Setup:
         precision, stored = self.plan.mixed_precision, self.located.dtype
         if precision == "no":
             return
-        better = "bf16" if self.facts.supports_bf16 else "no"
+        better = "bf16" if self.plan_inputs.supports_bf16 else "no"
         if precision == "fp16" and stored is torch.bfloat16:
             yield Advice(
                 code="narrow_precision",
@@ -141,7 +141,7 @@ class Setup:
                 patch={"mixed_precision": better},
                 evidence={"stored": "bfloat16"},
             )
-        elif self.facts.device == "cpu":
+        elif self.plan_inputs.device == "cpu":
             yield Advice(
                 code="slow_precision",
                 message=f"mixed_precision is {precision!r}, which is several times slower than 'no' on a CPU without "
@@ -149,7 +149,7 @@ class Setup:
                 hint="Use 'no', unless this CPU supports avx512_bf16, amx, or ARM's bf16.",
                 patch={"mixed_precision": "no"},
             )
-        elif precision == "bf16" and not self.facts.supports_bf16:
+        elif precision == "bf16" and not self.plan_inputs.supports_bf16:
             other = "fp16" if self.plan.strategy == "replicated" else "no"
             yield Advice(
                 code="emulated_precision",

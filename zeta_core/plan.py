@@ -111,7 +111,7 @@ class SequenceStats:
 
 
 @dataclass(frozen=True)
-class Facts:
+class PlanInputs:
     """The properties of the model, the data and the machine that a plan depends on.
 
     ``stats_by_packing`` describes the training sequences with and without packing; it has one entry if packing is
@@ -136,56 +136,56 @@ class Facts:
     stats_by_packing: Mapping[bool, SequenceStats] = field(default_factory=dict[bool, SequenceStats])
 
 
-def seed_of(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
+def resolve_seed(options: TrainerOptions, stored: dict[str, Any] | None) -> int:
     """The run's seed: the requested one, else that of the resumed run, else the default."""
     if options.seed is not None:
         return options.seed
     return defaults.SEED if stored is None else int(stored["seed"])
 
 
-def decide_plan(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> Plan:
+def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> Plan:
     """The plan without its length, which `with_length` adds. ``stored`` is the plan of the run that is resumed.
 
     Fields that the caller set must agree with ``stored`` if they are in `FIXED_PLAN_FIELDS`; unset fields take the
     stored value. Raises `CannotResume` naming the first field that does not agree.
     """
-    pack = _packs(options, facts, stored)
-    batch_size, accumulate, global_batch = _split(options, facts, stored, pack=pack)
+    pack = _packs(options, inputs, stored)
+    batch_size, accumulate, global_batch = _split(options, inputs, stored, pack=pack)
     wanted = Plan(
-        seed=seed_of(options, stored),
-        seq_len=defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
+        seed=resolve_seed(options, stored),
+        seq_len=defaults.seq_len(options, inputs.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
         pack=pack,
         global_batch=global_batch,
         batch_size=batch_size,
         gradient_accumulate_every=accumulate,
-        learning_rate=defaults.learning_rate(options, from_scratch=facts.from_scratch, has_adapter=facts.has_adapter)
+        learning_rate=defaults.learning_rate(options, from_scratch=inputs.from_scratch, has_adapter=inputs.has_adapter)
         or 0.0,
         weight_decay=defaults.WEIGHT_DECAY if options.weight_decay is None else options.weight_decay,
         optimizer=options.optimizer,
         lr_scheduler=options.lr_scheduler,
         warmup=options.warmup_steps,
         max_grad_norm=options.max_grad_norm,
-        mixed_precision=options.mixed_precision or ("bf16" if facts.supports_bf16 else "no"),
-        strategy=strategy_of(options),
+        mixed_precision=options.mixed_precision or ("bf16" if inputs.supports_bf16 else "no"),
+        strategy=choose_strategy(options),
         use_activation_checkpointing=options.use_activation_checkpointing,
         compile=options.compile,
-        threads=facts.threads,
-        device_kind=facts.device_kind,
-        world_size=facts.world_size,
-        first_world_size=facts.world_size if stored is None else _first_world_size(stored),
-        epochs=_epochs(options, facts, stored),
+        threads=inputs.threads,
+        device_kind=inputs.device_kind,
+        world_size=inputs.world_size,
+        first_world_size=inputs.world_size if stored is None else _first_world_size(stored),
+        epochs=_epochs(options, inputs, stored),
         total_steps=0,
         total_sequences=0,
-        data=facts.data,
-        template_date=facts.template_date,
-        eval_data=facts.eval_data,
+        data=inputs.data,
+        template_date=inputs.template_date,
+        eval_data=inputs.eval_data,
         eval_split=options.eval_split or None,
         group_by=options.group_by,
         eval_steps=options.eval_steps,
         early_stopping_patience=options.early_stopping_patience,
         lora=None if options.lora is None else _adapter_settings(options.lora),
         freeze=options.freeze,
-        base=facts.base if _trains_adapter(options, facts, stored) else None,
+        base=inputs.base if _trains_adapter(options, inputs, stored) else None,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
     return wanted if stored is None else _resumed(wanted, options, stored)
@@ -196,8 +196,8 @@ def _adapter_settings(lora: Lora) -> dict[str, Any]:
     return lora.model_dump(exclude={"save_merged"} if lora.modules_to_save else {"save_merged", "modules_to_save"})
 
 
-def _trains_adapter(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:
-    return options.lora is not None or facts.has_adapter or (stored is not None and bool(stored.get("lora")))
+def _trains_adapter(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> bool:
+    return options.lora is not None or inputs.has_adapter or (stored is not None and bool(stored.get("lora")))
 
 
 def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan:
@@ -212,13 +212,13 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
     return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
 
 
-def _epochs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> float | None:
+def _epochs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> float | None:
     if options.max_steps is None and options.epochs is None and stored is not None and stored.get("epochs"):
         return float(stored["epochs"])
-    return defaults.epochs(options, from_scratch=facts.from_scratch)
+    return defaults.epochs(options, from_scratch=inputs.from_scratch)
 
 
-def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None) -> bool:
+def _packs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> bool:
     """Whether to pack documents: as requested, else as stored, else by the model and the amount of data."""
     if options.method == "dpo":
         return False  # each answer has its own row
@@ -226,28 +226,30 @@ def _packs(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None)
         return options.pack
     if stored is not None:
         return bool(stored["pack"])
-    packed, unpacked = facts.stats_by_packing.get(True), facts.stats_by_packing.get(False)
-    if not facts.packs or packed is None or unpacked is None:
-        return facts.packs
-    if not fits_on_cpu(facts, packed.longest) and fits_on_cpu(facts, unpacked.longest):
+    packed, unpacked = inputs.stats_by_packing.get(True), inputs.stats_by_packing.get(False)
+    if not inputs.packs or packed is None or unpacked is None:
+        return inputs.packs
+    if not fits_on_cpu(inputs, packed.longest) and fits_on_cpu(inputs, unpacked.longest):
         return False
-    return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=facts.from_scratch)
+    return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=inputs.from_scratch)
 
 
-def strategy_of(options: TrainerOptions) -> str:
+def choose_strategy(options: TrainerOptions) -> str:
     if options.use_fsdp:
         return "fsdp2"
     return "zero" if options.use_deepspeed else "replicated"
 
 
-def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None, *, pack: bool) -> tuple[int, int, int]:
+def _split(
+    options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None, *, pack: bool
+) -> tuple[int, int, int]:
     """Micro-batch, accumulation and global batch: as given, else as stored, else the default split by device.
 
     With another number of processes than at the first start, the stored global batch is split anew. It need not be a
     multiple of the number of processes: in a micro-step, some of them then have one sequence less than the others.
     """
     batch_size, accumulate = defaults.batch_split(options)
-    world_size = facts.world_size
+    world_size = inputs.world_size
     if stored is not None and world_size != _first_world_size(stored):
         global_batch = int(stored["global_batch"])
         share = math.ceil(global_batch / world_size)
@@ -260,17 +262,17 @@ def _split(options: TrainerOptions, facts: Facts, stored: dict[str, Any] | None,
         return batch_size, accumulate, batch_size * accumulate * world_size
     if stored is not None and accumulate is None:
         return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
-    cut = facts.stats_by_packing.get(pack)
+    cut = inputs.stats_by_packing.get(pack)
     global_batch = (
-        defaults.global_batch(None if cut is None else cut.num_sequences, world_size, from_scratch=facts.from_scratch)
+        defaults.global_batch(None if cut is None else cut.num_sequences, world_size, from_scratch=inputs.from_scratch)
         if stored is None
         else int(stored["global_batch"])
     )
     if accumulate is not None:
-        batch_size = defaults.split_of(global_batch, accumulate, world_size)
+        batch_size = defaults.split_micro_batch(global_batch, accumulate, world_size)
         return batch_size, accumulate, batch_size * accumulate * world_size
     share = global_batch // world_size
-    batch_size = min(share, _cpu_micro_batch(options, facts, pack=pack)) if facts.device == "cpu" else share
+    batch_size = min(share, _cpu_micro_batch(options, inputs, pack=pack)) if inputs.device == "cpu" else share
     while share % batch_size:
         batch_size -= 1
     return batch_size, share // batch_size, share * world_size
@@ -280,21 +282,21 @@ def _first_world_size(stored: dict[str, Any]) -> int:
     return int(stored.get("first_world_size", stored["world_size"]))
 
 
-def _cpu_micro_batch(options: TrainerOptions, facts: Facts, *, pack: bool) -> int:
+def _cpu_micro_batch(options: TrainerOptions, inputs: PlanInputs, *, pack: bool) -> int:
     """The number of sequences whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory."""
-    seq_len = defaults.seq_len(options, facts.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
-    length = facts.stats_by_packing[pack].longest if pack in facts.stats_by_packing else seq_len
-    return max(1, min(CPU_MICRO_BATCH, _num_sequences_in_memory(facts, length)))
+    seq_len = defaults.seq_len(options, inputs.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
+    length = inputs.stats_by_packing[pack].longest if pack in inputs.stats_by_packing else seq_len
+    return max(1, min(CPU_MICRO_BATCH, _num_sequences_in_memory(inputs, length)))
 
 
-def fits_on_cpu(facts: Facts, length: int) -> bool:
+def fits_on_cpu(inputs: PlanInputs, length: int) -> bool:
     """Whether one sequence of ``length`` tokens is within the CPU's limits for activations; always true on a GPU."""
-    return facts.device != "cpu" or _num_sequences_in_memory(facts, length) > 0
+    return inputs.device != "cpu" or _num_sequences_in_memory(inputs, length) > 0
 
 
-def _num_sequences_in_memory(facts: Facts, length: int) -> int:
-    bytes_per_sequence = 4 * max(1, length) * max(1, facts.values_per_token)
-    return min(CPU_ACTIVATION_BYTES, facts.free_bytes // 2 // facts.world_size) // bytes_per_sequence
+def _num_sequences_in_memory(inputs: PlanInputs, length: int) -> int:
+    bytes_per_sequence = 4 * max(1, length) * max(1, inputs.values_per_token)
+    return min(CPU_ACTIVATION_BYTES, inputs.free_bytes // 2 // inputs.world_size) // bytes_per_sequence
 
 
 _OPTION_NAMES = {

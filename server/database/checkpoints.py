@@ -16,7 +16,7 @@ from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import surplus_checkpoints
 from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import ENDED
-from zeta_core.contract.spec.defaults import save_total_limit_of
+from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 LATEST = "latest"
@@ -86,7 +86,7 @@ async def record_checkpoint(
     )
     await session.flush()
     names = await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job.id))
-    removed = set(surplus_checkpoints(names, save_total_limit_of(job.spec, job.resolved_spec))) - set(protected)
+    removed = set(surplus_checkpoints(names, num_kept_checkpoints(job.spec, job.resolved_spec))) - set(protected)
     if removed:
         await session.execute(
             delete(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.name.in_(removed))

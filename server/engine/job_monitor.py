@@ -29,7 +29,7 @@ from server.engine.loops import Pass, raise_first, try_each
 from server.engine.stop_requests import RUNNING, StopRequests
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest, folder_id_of
+from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest, parse_folder_id
 
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
@@ -107,7 +107,7 @@ class JobMonitor:
         async def check(row: Any) -> None:
             key = (row.id, row.attempt)
             message: str | None = None
-            folder = folder_id_of(row.incarnation)
+            folder = parse_folder_id(row.incarnation)
             silent = self._workers.silent_seconds(row.worker, folder)
             if silent > self._lease_seconds:
                 message = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
@@ -125,7 +125,7 @@ class JobMonitor:
     def _would_list(self, worker: str, folder: str | None) -> bool:
         """Whether the worker is alive and runs in this folder, so that it would list the attempt."""
         beat = self._workers.get(worker) if self._workers.is_alive(worker) else None
-        return beat is not None and (folder is None or folder_id_of(beat.incarnation) in (folder, None))
+        return beat is not None and (folder is None or parse_folder_id(beat.incarnation) in (folder, None))
 
     def _lists(self, worker: str, key: tuple[str, int]) -> bool:
         beat = self._workers.get(worker)

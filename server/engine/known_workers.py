@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, BadMessage, Heartbeat, folder_id_of, read_heartbeat
+from zeta_core.contract.wire.messages import (
+    HEARTBEAT_GONE_SECONDS,
+    BadMessage,
+    Heartbeat,
+    parse_folder_id,
+    read_heartbeat,
+)
 
 PAUSED_SECONDS = 5.0  # heartbeats are read twice a second; a longer gap means that the server was paused
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
@@ -75,7 +81,7 @@ class KnownWorkers:
                 self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=True)
             else:
                 continue
-            if folder := folder_id_of(heartbeat.incarnation):
+            if folder := parse_folder_id(heartbeat.incarnation):
                 self._last_seen_in[name, folder] = now
         return changed
 

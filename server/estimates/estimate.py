@@ -24,7 +24,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.rate_search import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import ConfigModel, JobModel, dataset_sources
-from zeta_core.contract.spec.validation import error_of
+from zeta_core.contract.spec.validation import error_from_details
 
 _MODEL_UNREAD = "Unknown until the model is loaded when the job starts."
 _CONFIG_OPEN = "Unknown, because the config relies on defaults of its model_type, or only a worker knows that type."
@@ -76,7 +76,7 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
     elif answer.ok:
         estimate = _with_answer(estimate, answer, spec)
     else:
-        raise error_of(list(answer.details))
+        raise error_from_details(list(answer.details))
     return await _with_earlier_jobs(service, caller, spec, estimate)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import JobRow
 from server.estimates.earlier_jobs import NEWEST_JOBS
 from zeta_core.contract.spec.affects import options_affecting
-from zeta_core.contract.spec.defaults import global_batch, is_from_scratch, resolve, split_of
+from zeta_core.contract.spec.defaults import global_batch, is_from_scratch, resolve, split_micro_batch
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec, UploadedFile
 from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, dataset_sources
@@ -63,7 +63,7 @@ def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
     """The default global batch, as `zeta_core.plan.decide_plan` chooses it, if ``batch_size`` is unset."""
     processes, accumulate = spec.resources.num_processes, spec.gradient_accumulate_every
     batch = global_batch(num_sequences, processes, from_scratch=is_from_scratch(spec.model))
-    return batch if accumulate is None else split_of(batch, accumulate, processes) * accumulate * processes
+    return batch if accumulate is None else split_micro_batch(batch, accumulate, processes) * accumulate * processes
 
 
 def is_fixed(source: DatasetSource) -> bool:

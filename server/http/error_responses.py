@@ -15,7 +15,14 @@ from starlette.routing import Route
 from server.http.proxies import route_path
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
 from zeta_core.contract.spec.availability import route_fault
-from zeta_core.contract.spec.validation import MAX_DETAILS, MAX_SUGGESTIONS, closest, cut, error_of, value_detail
+from zeta_core.contract.spec.validation import (
+    MAX_DETAILS,
+    MAX_SUGGESTIONS,
+    closest,
+    cut,
+    error_from_details,
+    value_detail,
+)
 
 STATUS_OF_TYPE: dict[str, int] = {
     "malformed_request_error": 400,
@@ -139,7 +146,9 @@ async def _invalid_parameters(request: Request, error: Exception) -> JSONRespons
     for fault in faults[:MAX_DETAILS]:
         detail = _parameter_detail(fault, known, search=len(details) < MAX_SUGGESTIONS)
         details.setdefault(detail.param or detail.message, detail)
-    return error_response(error_of(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS)))
+    return error_response(
+        error_from_details(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS))
+    )
 
 
 def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search: bool) -> ErrorDetail:

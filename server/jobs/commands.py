@@ -16,7 +16,7 @@ from server.jobs.queries import find_job, initial_waiting_reason
 from server.jobs.serialization import to_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
-from zeta_core.contract.job.commands import COMMAND_TABLE, Accepted, Command, Effect, situation_of
+from zeta_core.contract.job.commands import COMMAND_TABLE, Accepted, Command, Effect, job_situation
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
@@ -38,7 +38,7 @@ def require_accepted(row: JobRow, command: Command) -> Accepted:
     reason = StatusReason(row.status_reason) if row.status_reason else None
     action = row.requested_action
     assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
-    answer = COMMAND_TABLE[situation_of(JobStatus(row.status), reason, action)][command]
+    answer = COMMAND_TABLE[job_situation(JobStatus(row.status), reason, action)][command]
     if isinstance(answer, Accepted):
         return answer
     raise Conflict(answer.sentence.format(id=row.id, status=row.status), code=answer.code)

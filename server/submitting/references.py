@@ -32,7 +32,7 @@ from zeta_core.contract.spec.sources import (
     PathSource,
     named_sources,
 )
-from zeta_core.contract.spec.validation import error_of, shown
+from zeta_core.contract.spec.validation import error_from_details, shown
 
 
 async def check_references(
@@ -68,7 +68,7 @@ async def check_references(
             code, sentence = fault
             details.append(ErrorDetail(param=param, message=f"{param} {sentence}", code=code))
     if details:
-        raise error_of(details)
+        raise error_from_details(details)
     return files
 
 
@@ -192,7 +192,9 @@ async def check_training_state(service: Service, caller: Caller, spec: JobSpec) 
             f"omit the name to resume from the newest checkpoint, or start from these weights: "
             f'"model": {{"job": "{job_id}", "checkpoint": "{name}"}}.'
         )
-        raise error_of([ErrorDetail(param="resume_from_checkpoint", message=message, code="no_training_state")])
+        raise error_from_details(
+            [ErrorDetail(param="resume_from_checkpoint", message=message, code="no_training_state")]
+        )
 
 
 async def _checkpoint_fault(

@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.affects import options_affecting
-from zeta_core.contract.spec.deepspeed import stage_of
+from zeta_core.contract.spec.deepspeed import requested_zero_stage
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.contract.spec.validation import error_of, shown
+from zeta_core.contract.spec.validation import error_from_details, shown
 
 # A worker rejects a change of these, too (`zeta_core.plan.FIXED_PLAN_FIELDS`). All other fields may change.
 FIXED_ON_RESUME = options_affecting(JobSpec, "results")
@@ -48,7 +48,7 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
         for param, now, then in _changed(spec, resumed)
     ]
     if details:
-        raise error_of(details)
+        raise error_from_details(details)
 
 
 async def find_device_kind(session: AsyncSession, resumed: str) -> str | None:
@@ -81,7 +81,7 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
 def _training_part(name: str, value: Any) -> Any:
     """The part of a value that affects the training: DeepSpeed's stage, and an adapter without ``save_merged``."""
     if name == "use_deepspeed":
-        return stage_of(value)
+        return requested_zero_stage(value)
     if name == "lora" and value is not None:
         return {key: part for key, part in value.items() if key != "save_merged"}
     return value

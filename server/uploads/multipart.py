@@ -25,7 +25,7 @@ from server.uploads.quota import OpenUpload, OpenUploads
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
 from zeta_core.contract.job.responses import FilePurpose
-from zeta_core.contract.spec.validation import error_of, nearest, shown
+from zeta_core.contract.spec.validation import error_from_details, nearest, shown
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -124,7 +124,7 @@ def _complete(form: _Form) -> Received:
         message = "purpose is required; it must be 'dataset' or 'model'."
         details.append(ErrorDetail(param="purpose", message=message, code="missing_field"))
     if details:
-        raise error_of(details, InvalidRequest)
+        raise error_from_details(details, InvalidRequest)
     assert form.filename is not None
     assert purpose is not None
     check_name(form.filename, purpose)

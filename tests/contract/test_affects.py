@@ -3,7 +3,7 @@
 from server.estimates.earlier_jobs import DOCUMENT_OPTIONS, SPEED_OPTIONS
 from server.estimates.sequence_counts import COMPARED_OPTIONS
 from server.submitting.resuming import FIXED_ON_RESUME
-from zeta_core.contract.spec.affects import effects_of
+from zeta_core.contract.spec.affects import field_effects
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.plan import FIXED_PLAN_FIELDS
 
@@ -11,8 +11,8 @@ from zeta_core.plan import FIXED_PLAN_FIELDS
 def test_every_field_declares_its_effects() -> None:
     for model in (TrainerOptions, JobSpec):
         for name in model.model_fields:
-            effects_of(model, name)  # raises LookupError if it has none
-    assert effects_of(JobSpec, "dataset") == effects_of(TrainerOptions, "dataset")
+            field_effects(model, name)  # raises LookupError if it has none
+    assert field_effects(JobSpec, "dataset") == field_effects(TrainerOptions, "dataset")
 
 
 def test_a_resumed_job_may_change_only_its_length_split_and_organisation() -> None:

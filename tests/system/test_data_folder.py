@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from zeta_core.contract.data_files.file_types import TOKEN_SUFFIXES, suffixes_of
+from zeta_core.contract.data_files.file_types import TOKEN_SUFFIXES, file_suffixes
 from zeta_core.system.data_folder import DataFiles, find_data_files
 
-SUFFIXES = suffixes_of("auto")
+SUFFIXES = file_suffixes("auto")
 
 
 def tree(folder: Path, *names: str) -> Path:
@@ -126,10 +126,10 @@ def test_a_glob_skips_excluded_entries_that_it_does_not_name(tmp_path: Path) -> 
 
 def test_token_files_are_data_only_if_token_ids_are_expected(tmp_path: Path) -> None:
     folder = tree(tmp_path, "rows.jsonl", "text.txt", "ids.npy", "ids.offsets.npy")
-    assert used(find_data_files(folder, suffixes_of("auto"))) == ["rows.jsonl", "text.txt"]
-    assert used(find_data_files(folder, suffixes_of("messages"))) == ["rows.jsonl"]
-    assert used(find_data_files(folder, suffixes_of("tokens"))) == ["ids.npy", "rows.jsonl"]
-    assert set(TOKEN_SUFFIXES) <= set(suffixes_of(None, pretokenized=True))
+    assert used(find_data_files(folder, file_suffixes("auto"))) == ["rows.jsonl", "text.txt"]
+    assert used(find_data_files(folder, file_suffixes("messages"))) == ["rows.jsonl"]
+    assert used(find_data_files(folder, file_suffixes("tokens"))) == ["ids.npy", "rows.jsonl"]
+    assert set(TOKEN_SUFFIXES) <= set(file_suffixes(None, pretokenized=True))
 
 
 def test_the_summary_has_counts_kinds_and_the_first_names(tmp_path: Path) -> None:

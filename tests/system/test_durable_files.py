@@ -12,8 +12,8 @@ import pytest
 from tests.harness.disks import SmallDisk, can_mount
 from zeta_core.system.durable_files import (
     flush,
-    part_of,
-    private_part_of,
+    part_path,
+    private_part_file,
     rename_durably,
     write_atomically,
     write_durably,
@@ -78,7 +78,7 @@ def test_a_private_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
 
 def test_an_unused_private_part_is_removed_even_after_an_error(tmp_path: Path) -> None:
     def link_to_an_existing_file() -> None:
-        with private_part_of(tmp_path / "secret", "text") as part:
+        with private_part_file(tmp_path / "secret", "text") as part:
             assert (part.parent, part.read_text()) == (tmp_path, "text")
             assert stat.S_IMODE(part.stat().st_mode) == 0o600
             os.link(part, part)
@@ -90,7 +90,7 @@ def test_an_unused_private_part_is_removed_even_after_an_error(tmp_path: Path) -
 
 def test_a_directory_can_be_flushed_and_renamed(tmp_path: Path) -> None:
     target = tmp_path / "step-1"
-    part = part_of(target)
+    part = part_path(target)
     part.mkdir()
     (part / "weights").write_bytes(b"w")
     flush(part / "weights")
@@ -102,11 +102,11 @@ def test_a_directory_can_be_flushed_and_renamed(tmp_path: Path) -> None:
 
 def test_a_given_part_is_used_instead_of_the_usual_one(tmp_path: Path) -> None:
     target = tmp_path / "owner.json"
-    part_of(target).write_bytes(b"of another process")
+    part_path(target).write_bytes(b"of another process")
     write_durably(target, b"ours", part=tmp_path / ".owner.json.8")
     assert target.read_bytes() == b"ours"
-    assert part_of(target).read_bytes() == b"of another process"
-    assert sorted(tmp_path.iterdir()) == sorted([target, part_of(target)])
+    assert part_path(target).read_bytes() == b"of another process"
+    assert sorted(tmp_path.iterdir()) == sorted([target, part_path(target)])
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a small file system of its own")

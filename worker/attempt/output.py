@@ -19,7 +19,7 @@ from worker.attempt.publisher import Publisher
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.spec.defaults import save_total_limit_of
+from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
@@ -70,7 +70,7 @@ class AttemptOutput:
             executor,
             job_id,
             self._folder,
-            save_total_limit=save_total_limit_of(run_file.spec, run_file.resolved_spec),
+            save_total_limit=num_kept_checkpoints(run_file.spec, run_file.resolved_spec),
         )
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
         log = JobLog(directory / LOG_FILE, store.root / log_key(job_id, attempt), max_bytes=settings.log_max_bytes)

@@ -29,7 +29,7 @@ from zeta_core.contract.wire.messages import (
     BadMessage,
     DeviceReport,
     Heartbeat,
-    folder_id_of,
+    parse_folder_id,
     read_heartbeat,
     sign_heartbeat,
 )
@@ -127,7 +127,7 @@ class HeartbeatSender:
             except RedisUnavailable:
                 return  # each beat looks again
             other = self._other(entry)
-            if other is None or folder_id_of(other.incarnation) in (folder_id_of(self._incarnation), None):
+            if other is None or parse_folder_id(other.incarnation) in (parse_folder_id(self._incarnation), None):
                 return
             self._meet(other)
             if self.thread.stopped.wait(POLL_SECONDS):

@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta_core.contract.errors import Conflict, InvalidSettings
-from zeta_core.system.durable_files import private_part_of, write_private_durably
+from zeta_core.system.durable_files import private_part_file, write_private_durably
 from zeta_core.system.file_identity import FileIdentity, process_start
 
 PROBE_SECONDS = 0.05
@@ -112,7 +112,7 @@ class Home:
         except FileNotFoundError:
             pass
         text = f"{prefix}{secrets.token_urlsafe(32)}"
-        with private_part_of(file, text + "\n") as part, contextlib.suppress(FileExistsError):
+        with private_part_file(file, text + "\n") as part, contextlib.suppress(FileExistsError):
             os.link(part, file)  # unlike a rename, it never replaces another process's new secret
         return _read_secret(file)
 

@@ -36,7 +36,7 @@ _NAME = re.compile(r"^(step-\d+|best|final)$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory with a readable manifest; `damage` checks its files against it."""
+    """A directory with a readable manifest; `find_damage` checks its files against it."""
 
     directory: Path
     manifest: Manifest
@@ -53,7 +53,7 @@ class Checkpoint:
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(directory: Path) -> Checkpoint | None:
+def read_checkpoint(directory: Path) -> Checkpoint | None:
     """The checkpoint in a directory; None if it has no readable manifest."""
     try:
         return Checkpoint(directory, Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes()))
@@ -61,11 +61,11 @@ def read(directory: Path) -> Checkpoint | None:
         return None
 
 
-def present(output_dir: Path) -> list[Checkpoint]:
+def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
     """The checkpoints of an output directory, the newest first."""
     if not output_dir.is_dir():
         return []
-    found = [read(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
+    found = [read_checkpoint(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
     return sorted(
         (checkpoint for checkpoint in found if checkpoint is not None),
         key=lambda checkpoint: (checkpoint.manifest.step, checkpoint.directory.name == "final"),
@@ -73,7 +73,7 @@ def present(output_dir: Path) -> list[Checkpoint]:
     )
 
 
-def damage(checkpoint: Checkpoint) -> str | None:
+def find_damage(checkpoint: Checkpoint) -> str | None:
     """The first difference between a checkpoint's files and its manifest, by size and hash; None if there is none."""
     for file in checkpoint.manifest.files:
         path = checkpoint.directory / file.path
@@ -81,19 +81,19 @@ def damage(checkpoint: Checkpoint) -> str | None:
             size = path.stat().st_size
             if size != file.size:
                 return f"{file.path} has {size} bytes instead of {file.size}"
-            if sha256_of(path) != file.sha256:
+            if file_sha256(path) != file.sha256:
                 return f"{file.path} does not have the hash of its manifest"
         except OSError as error:
             return f"{file.path} cannot be read ({error.strerror})"
     return None
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
+def find_resumable(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
     """The newest valid checkpoint that ``resume_from_checkpoint`` refers to. Warns of each newer one that is damaged.
 
     ``given`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. Returns None if the run of this
@@ -104,15 +104,15 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
     elif (given / MANIFEST_NAME).exists() or (_NAME.match(given.name) and not (given / PLAN).is_file()):
         if not given.is_dir():
             raise CannotResume(f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint.")
-        named = read(given)
+        named = read_checkpoint(given)
         if named is None:
             warn("damaged_checkpoint", f"{given.name} has no readable manifest; using the previous checkpoint.")
-        newest = present(given.parent)
+        newest = list_checkpoints(given.parent)
         candidates = [c for c in newest if named is None or c.manifest.step <= named.manifest.step]
         if named is not None:
             candidates = [named, *(c for c in candidates if c.directory.resolve() != given.resolve())]
     elif given.is_dir():
-        candidates = present(given)
+        candidates = list_checkpoints(given)
     else:
         raise CannotResume(
             f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint directory, an "
@@ -121,7 +121,7 @@ def find(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Che
     for checkpoint in candidates:
         if not checkpoint.has_state:
             continue
-        wrong = damage(checkpoint)
+        wrong = find_damage(checkpoint)
         if wrong is None:
             return checkpoint
         warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}. Using the previous checkpoint.")
@@ -145,7 +145,7 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
     folder = pointer.parent
     if not pointer.is_file():
         if folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
-            return present(folder)
+            return list_checkpoints(folder)
         raise CannotResume(
             f"resume_from_checkpoint is {str(pointer)!r}, which does not exist; name a checkpoint directory or an "
             "output_dir, or leave it out to start a new run."
@@ -158,20 +158,20 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
         raise CannotResume(
             f"{pointer} is not a {POINTER} of this Trainer ({type(error).__name__}: {error})."
         ) from error
-    same_run = [checkpoint for checkpoint in present(folder) if checkpoint.manifest.run_id == run_id]
+    same_run = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.manifest.run_id == run_id]
     if not same_run:
         raise CannotResume(
             f"{pointer} refers to {name!r} of {run_id}, but its directory has no checkpoint of that run. The file "
             "contains no weights; name the output_dir in which it was written, or move it back there."
         )
-    named = [c for c in same_run if c.directory.name == name and sha256_of(c.directory / MANIFEST_NAME) == digest]
+    named = [c for c in same_run if c.directory.name == name and file_sha256(c.directory / MANIFEST_NAME) == digest]
     return [*named, *(c for c in same_run if c not in named)]
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def begin(output_dir: Path, name: str) -> Path:
+def begin_checkpoint(output_dir: Path, name: str) -> Path:
     """Create an empty directory in which a checkpoint is written before it is published."""
     part = output_dir / f"{name}{PART_SUFFIX}"
     shutil.rmtree(part, ignore_errors=True)
@@ -179,7 +179,7 @@ def begin(output_dir: Path, name: str) -> Path:
     return part
 
 
-def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]], Manifest]) -> Checkpoint:
+def publish_checkpoint(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]], Manifest]) -> Checkpoint:
     """Flush and hash every file, write the manifest last, and give the directory its name by one rename."""
     files: list[ManifestFile] = []
     for path in sorted(part.rglob("*")):
@@ -187,13 +187,13 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
             flush(path)
             relative = path.relative_to(part).as_posix()
             size = path.stat().st_size
-            files.append(ManifestFile(path=relative, size=size, sha256=sha256_of(path), role=_role(relative)))
+            files.append(ManifestFile(path=relative, size=size, sha256=file_sha256(path), role=_role(relative)))
     content = manifest(files)
     write_durably(part / MANIFEST_NAME, content.model_dump_json(indent=1).encode())
     for folder in [*(path for path in part.rglob("*") if path.is_dir()), part]:
         flush(folder)
     target = output_dir / content.name
-    replaced = read(target)
+    replaced = read_checkpoint(target)
     as_step: Path | None = None
     if replaced is not None and target.name in ("final", "best"):
         as_step = _rename_as_step(replaced)  # so a checkpoint exists at all times
@@ -205,14 +205,14 @@ def publish(part: Path, output_dir: Path, manifest: Callable[[list[ManifestFile]
     return Checkpoint(target, content)
 
 
-def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str, *, independent: bool = False) -> Checkpoint:
+def copy_checkpoint(checkpoint: Checkpoint, output_dir: Path, name: str, *, independent: bool = False) -> Checkpoint:
     """Publish the same checkpoint under another name, with hard links to its files.
 
     If ``independent``, and if there is plenty of disk space, files are copied, so damage to one does not affect the
     other.
     """
     independent = independent and shutil.disk_usage(output_dir).free > 4 * checkpoint.size_bytes
-    part = begin(output_dir, name)
+    part = begin_checkpoint(output_dir, name)
     for file in checkpoint.manifest.files:
         source, target = checkpoint.directory / file.path, part / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,17 +221,17 @@ def copy_as(checkpoint: Checkpoint, output_dir: Path, name: str, *, independent:
         except OSError:  # a file system without hard links, or the disk is full
             target.unlink(missing_ok=True)
             (os.link if independent else shutil.copy2)(source, target)
-    return publish(part, output_dir, lambda _: checkpoint.manifest.model_copy(update={"name": name}))
+    return publish_checkpoint(part, output_dir, lambda _: checkpoint.manifest.model_copy(update={"name": name}))
 
 
-def point_at(checkpoint: Checkpoint, output_dir: Path) -> None:
+def write_pointer(checkpoint: Checkpoint, output_dir: Path) -> None:
     """Replace ``checkpoint.pt``, a small file that names a checkpoint and contains no weights."""
     manifest = checkpoint.manifest
     content: dict[str, Any] = {
         "name": checkpoint.directory.name,
         "step": manifest.step,
         "run_id": manifest.run_id,
-        "manifest_sha256": sha256_of(checkpoint.directory / MANIFEST_NAME),
+        "manifest_sha256": file_sha256(checkpoint.directory / MANIFEST_NAME),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -243,7 +243,7 @@ def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
     write_durably(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
 
 
-def stored_plan(given: Path) -> dict[str, Any]:
+def read_plan(given: Path) -> dict[str, Any]:
     """The plan of the run that ``resume_from_checkpoint`` refers to, read without its weights; empty if missing."""
     files = (given / TRAINING_STATE_NAME / "state.json", given / PLAN, given.parent / PLAN)
     for file in files:
@@ -251,20 +251,22 @@ def stored_plan(given: Path) -> dict[str, Any]:
             content = json.loads(file.read_text())
             return dict(content["plan"] if file is files[0] else content)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # `find` reports what is missing or damaged
+            continue  # `find_resumable` reports what is missing or damaged
     return {}
 
 
-def prune(output_dir: Path, run_id: str, keep: int) -> None:
+def prune_steps(output_dir: Path, run_id: str, keep: int) -> None:
     """Remove all but the ``keep`` newest ``step-N`` of this run."""
-    steps = [c for c in present(output_dir) if c.directory.name.startswith("step-") and c.manifest.run_id == run_id]
+    steps = [
+        c for c in list_checkpoints(output_dir) if c.directory.name.startswith("step-") and c.manifest.run_id == run_id
+    ]
     for checkpoint in steps[keep:]:
         discard(checkpoint.directory)
 
 
 def strip_old_states(output_dir: Path) -> None:
     """Remove the training state of all but ``final``, ``best`` and the newest ``step-N``, after success."""
-    steps = [c for c in present(output_dir) if c.directory.name.startswith("step-")]
+    steps = [c for c in list_checkpoints(output_dir) if c.directory.name.startswith("step-")]
     for checkpoint in steps[1:]:
         if checkpoint.has_state:
             files = [file for file in checkpoint.manifest.files if file.role != "state"]
@@ -281,7 +283,7 @@ def discard(directory: Path) -> None:
     shutil.rmtree(trash)
 
 
-def clean(output_dir: Path) -> None:
+def remove_partial_files(output_dir: Path) -> None:
     """Remove files that a killed process was writing or removing."""
     for path in list(output_dir.iterdir()) if output_dir.is_dir() else []:
         if path.name.startswith(TRASH) or (path.name.endswith(PART_SUFFIX) and path.is_dir()):
@@ -290,7 +292,7 @@ def clean(output_dir: Path) -> None:
             path.unlink()
 
 
-def set_aside(output_dir: Path, *, after_step: int | None, run_id: str | None) -> Path | None:
+def set_checkpoints_aside(output_dir: Path, *, after_step: int | None, run_id: str | None) -> Path | None:
     """Move other runs' checkpoints to ``earlier/<run_id>/``. Returns the last target; None if nothing was moved.
 
     A new run (``after_step`` is None) moves everything. A resumed run also moves its own checkpoints after the step
@@ -298,7 +300,7 @@ def set_aside(output_dir: Path, *, after_step: int | None, run_id: str | None) -
     """
     moved: Path | None = None
     for path in _checkpoint_paths(output_dir):
-        checkpoint = read(path)
+        checkpoint = read_checkpoint(path)
         same_run = checkpoint is not None and checkpoint.manifest.run_id == run_id
         if after_step is not None and same_run and checkpoint is not None and checkpoint.manifest.step <= after_step:
             continue

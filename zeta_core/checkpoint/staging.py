@@ -58,7 +58,7 @@ class Staging:
                 copies |= self.copy(prefix, {name: source})
                 continue
             copies[name] = self._buffer(f"{prefix}{name}", source)
-            target, source_bytes = _bytes_of(copies[name]), _bytes_of(source)
+            target, source_bytes = _as_bytes(copies[name]), _as_bytes(source)
             pieces = [
                 (target[start : start + _PIECE_BYTES], source_bytes[start : start + _PIECE_BYTES])
                 for start in range(0, len(source_bytes), _PIECE_BYTES)
@@ -102,7 +102,7 @@ class Staging:
         for name, tensor in tensors.items():
             if self._stop_reserving.is_set():
                 return
-            _bytes_of(self._buffer(f"{prefix}{name}", tensor.detach())).fill(0)
+            _as_bytes(self._buffer(f"{prefix}{name}", tensor.detach())).fill(0)
 
     def stop_reserving(self) -> None:
         """End `reserve`; the remaining buffers are allocated when they are first used."""
@@ -126,6 +126,6 @@ def times_written(tensor: torch.Tensor) -> int:
     return tensor._version
 
 
-def _bytes_of(tensor: torch.Tensor) -> Bytes:
+def _as_bytes(tensor: torch.Tensor) -> Bytes:
     """The memory of a contiguous tensor."""
     return tensor.view(-1).view(torch.uint8).numpy()

@@ -6,7 +6,7 @@
 | 2. rows | `rows` | `Source.units`, `Source.fields` | the bytes of a file → `Row` objects → values by standard names |
 | 3. documents | `documents` | `Renderer.render` | a row → texts, with the spans of characters that are trained on |
 | 4. tokens | `tokens` | `prepare_tokens` | all rows → a cached `TokenFile`: N ids of D documents, and statistics |
-| 5. sequences | `sequences` | `Sequences`, `sampler_of` | documents → sequences of at most T tokens, and their order |
+| 5. sequences | `sequences` | `Sequences`, `build_sampler` | documents → sequences of at most T tokens, in order |
 | 6. batches | `sequences` | `Sequences.batch` | the sequences of a micro-batch → a `Batch` of tensors of shape [B, T] |
 
 `zeta_core.run.inputs` runs stages 1 to 4, `zeta_core.run.decision` stage 5, and `zeta_core.train.accumulation` stage 6

@@ -7,7 +7,7 @@ import numpy as np
 from zeta_core.contract.job.data_report import DataReport, Lengths, SourceShare
 from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.printable import printable
-from zeta_core.data.sequences import Mixture, Sequences, sampler_of
+from zeta_core.data.sequences import Mixture, Sequences, build_sampler
 from zeta_core.data.sequences.packing import OverlongCounts
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.held_out import Overlap, RowClusters
@@ -56,7 +56,7 @@ def describe_data(tokens: TokenFile, sequences: Sequences, plan: Plan) -> DataRe
 
 
 def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceShare]:
-    sampler = sampler_of(sequences, plan.seed)
+    sampler = build_sampler(sequences, plan.seed)
     if tokens.mix is None or not isinstance(sampler, Mixture):
         return []
     total = plan.total_sequences

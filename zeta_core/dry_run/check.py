@@ -141,7 +141,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.memory.activations import activation_bytes
     from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
     from zeta_core.model.existing_adapter import without_peft_wrapper
-    from zeta_core.model.inspection import check_vocabulary, embedding_rows, facts_without_data
+    from zeta_core.model.inspection import check_vocabulary, embedding_rows, plan_inputs_without_data
     from zeta_core.model.preparation import prepare
     from zeta_core.model.quantization import require_bitsandbytes
     from zeta_core.model.sources import locate_model, locate_tokenizer
@@ -174,7 +174,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     with torch.device("meta"):
         base, trained_model = without_peft_wrapper(located.build()), without_peft_wrapper(located.build())
-    facts = facts_without_data(
+    plan_inputs = plan_inputs_without_data(
         base,
         pretrained=located.pretrained,
         world_size=file.processes,
@@ -183,14 +183,14 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     )
     finding = IsolationFinding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
-    plan = decide_plan(spec, replace(facts, packs=packs), None)
+    plan = decide_plan(spec, replace(plan_inputs, packs=packs), None)
     with torch.device("meta"):
         prepare(trained_model, located, plan)
     if spec.max_steps is not None:
         plan = with_length(plan, spec, 1)
     else:
         pending["total_steps"] = DATA_UNREAD
-    needs_data = spec.batch_size is None and not (facts.from_scratch and plan.pack)
+    needs_data = spec.batch_size is None and not (plan_inputs.from_scratch and plan.pack)
     if spec.max_steps is None or needs_data:
         pending["tokens"] = DATA_UNREAD
     stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
@@ -211,7 +211,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     rows, size = embedding_rows(base), len(tokenizer)
     numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
     left_out = _NOT_RESOLVED | (_BATCH if needs_data else frozenset())
-    if spec.pack is None and plan.pack and not facts.from_scratch:
+    if spec.pack is None and plan.pack and not plan_inputs.from_scratch:
         left_out |= {"pack"}
     known = {name: value for name, value in numbers.items() if name not in left_out}
     resolved = defaults.resolve(spec).updated(ResolvedSpec.model_validate(known))

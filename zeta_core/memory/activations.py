@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
-from zeta_core.objective.loss import cross_entropy_sum, logits_of, shifted
+from zeta_core.objective.loss import cross_entropy_sum, find_logits, shifted
 from zeta_core.plan import Plan
 
 
@@ -48,7 +48,7 @@ def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
     options = {"use_cache": False} if hasattr(model, "config") else {}
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        logits_BTV = logits_of(model(ids_BT, **options))
+        logits_BTV = find_logits(model(ids_BT, **options))
         if logits_BTV is None:
             return
         loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))

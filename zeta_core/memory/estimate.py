@@ -20,7 +20,7 @@ from zeta_core.contract.spec.options import Optimizer
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
 from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation_checkpointing import repeated_blocks
-from zeta_core.optim.roles import roles_of
+from zeta_core.optim.roles import parameter_roles
 from zeta_core.plan import Plan
 
 FLOAT32_BYTES = 4  # per trained weight, per gradient, and per value of the optimizer's state
@@ -76,7 +76,7 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
         case "adamw" | "sgd" | "lion":
             return minimum
         case "muon":
-            roles = roles_of(model, repeated_blocks(model))
+            roles = parameter_roles(model, repeated_blocks(model))
             named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
             matrices = sum(parameter.numel() for name, parameter in named if roles[name].is_orthogonalized)
             return minimum + FLOAT32_BYTES * (values - matrices)

@@ -31,7 +31,7 @@ from zeta_core.memory.estimate import (
 )
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
-from zeta_core.model.inspection import facts_without_data
+from zeta_core.model.inspection import plan_inputs_without_data
 from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.plan import Plan, decide_plan
 
@@ -41,7 +41,7 @@ LORA_HINT = (
 )
 
 
-def capacity_of(plan: Plan) -> int:
+def memory_capacity(plan: Plan) -> int:
     """The memory that one process can have, in bytes: its GPU's, or its share of the host's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -68,9 +68,9 @@ def check_before_loading(
         return
     with torch.device("meta"):
         model = located.build()
-    facts = facts_without_data(model, pretrained=located.pretrained, world_size=world_size)
-    plan = decide_plan(options, facts, None)
-    capacity = capacity or capacity_of(plan)
+    plan_inputs = plan_inputs_without_data(model, pretrained=located.pretrained, world_size=world_size)
+    plan = decide_plan(options, plan_inputs, None)
+    capacity = capacity or memory_capacity(plan)
     needed = _minimum_with_adapter(model, located, plan) if plan.lora is not None else _minimum(model, plan)
     if needed.total <= capacity:
         return
@@ -107,7 +107,7 @@ def check_before_training(
 
     With ``may_split``, the Trainer may use smaller micro-batches, so only a single sequence must fit.
     """
-    capacity = capacity or capacity_of(plan)
+    capacity = capacity or memory_capacity(plan)
     smallest = replace(plan, batch_size=1) if may_split else plan
     needed = minimum_memory(model, smallest, mean_length)
     if needed.total <= capacity:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
-from zeta_core.system.durable_files import part_of
+from zeta_core.system.durable_files import part_path
 from zeta_core.system.model_files import (
     ArchiveFiles,
     FolderFiles,
@@ -160,7 +160,7 @@ def _write_copy(files: ModelFiles, folder: str, target: Path, origin: Origin, lo
     with FileLock(f"{target}.lock"):
         if target.is_dir():
             return
-        part = part_of(target)
+        part = part_path(target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         for path, content in clean_files(files, folder, origin, weights=locations.weights):

@@ -14,7 +14,7 @@ from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.job.advice import Patch
 from zeta_core.environment import free_memory_bytes
 from zeta_core.failures import InvalidModel
-from zeta_core.plan import Facts
+from zeta_core.plan import PlanInputs
 
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "block_size")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "pos_emb", "pos_embedding", "position_embedding")
@@ -30,19 +30,19 @@ def num_positions(model: nn.Module) -> int | None:
     return None
 
 
-def facts_without_data(
+def plan_inputs_without_data(
     model: nn.Module,
     *,
     pretrained: bool,
     world_size: int,
     device: str | None = None,
     supports_bf16: bool = False,
-) -> Facts:
+) -> PlanInputs:
     """The facts that are known before the data is read; ``device`` defaults to the one of this process."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         supports_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Facts(
+    return PlanInputs(
         world_size=world_size,
         device=device,
         supports_bf16=supports_bf16,

@@ -17,7 +17,7 @@ from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
 from zeta_core.model.lora import add_adapter, modules_to_save
 from zeta_core.model.quantization import quantize
-from zeta_core.model.skeleton import skeleton_of
+from zeta_core.model.skeleton import build_skeleton
 from zeta_core.model.sources import LocatedModel
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
@@ -34,7 +34,7 @@ def prepare_model(
     the original weights of a quantized base.
     """
     dtype = _stored_precision(model, located)
-    skeleton = skeleton_of(model, dtype, tokens)
+    skeleton = build_skeleton(model, dtype, tokens)
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
     kept, aliases_of_kept = unique_weights(model.state_dict() if keep else {})
     adapter = prepare(model, located, plan)

@@ -1,6 +1,6 @@
 """The Hugging Face model without storage, used to write checkpoints, and its configuration files.
 
-Guarantees: `skeleton_of` returns configurations that can be saved and loaded again, or raises before the first step.
+Guarantees: `build_skeleton` returns configurations that can be saved and loaded again, or raises before the first step.
 The caller's model and its configurations are not changed.
 """
 
@@ -53,7 +53,7 @@ class Skeleton:
             self.generation.to_json_file(folder / GENERATION_CONFIG, use_diff=True, keys_to_pop=["compile_config"])
 
 
-def skeleton_of(model: nn.Module, dtype: torch.dtype, tokens: SpecialTokens | None = None) -> Skeleton | None:
+def build_skeleton(model: nn.Module, dtype: torch.dtype, tokens: SpecialTokens | None = None) -> Skeleton | None:
     """The skeleton of a Hugging Face model, or None for a plain module. Raises `CannotTrain`.
 
     ``tokens`` are set in its configurations; without them, those of the model are kept. The module tree is copied

@@ -23,7 +23,7 @@ from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import rewards_of
+from zeta_core.objective.preference import mean_rewards
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -83,7 +83,7 @@ class Evaluator:
         with self._without_side_effects() as model:
             loss, stop = self._mean_loss(model, micro_batch, requested_stop)
             measures = self._loss_function.take_metrics()
-            rewards = None if measures is None else rewards_of(self._engine.processes.sum(measures))
+            rewards = None if measures is None else mean_rewards(self._engine.processes.sum(measures))
             if stop is not None:
                 return stop
             if not math.isfinite(loss):

@@ -28,8 +28,8 @@ from torch import nn
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.isolation import Isolation, attention_spans
-from zeta_core.objective.loss import Convention, LossFunction, find_loss_function, parameters_of, undisturbed
-from zeta_core.objective.small_model import MAX_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, small_model, windows_of
+from zeta_core.objective.loss import Convention, LossFunction, find_loss_function, forward_parameters, undisturbed
+from zeta_core.objective.small_model import MAX_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, attention_windows, small_model
 
 DOCUMENT = 24  # tokens of a probed document: more than any short convolution looks back
 LONGEST = 256  # tokens of a probed sequence; models with longer windows are represented by a small model
@@ -65,7 +65,7 @@ def find_isolation(
     for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocabulary)):
         with undisturbed(subject.model, subject.device):
             try:
-                probe = _probe_of(subject)
+                probe = _build_probe(subject)
             except Exception as error:  # a copy may need a GPU, and the sizes of a small model may not fit together
                 if is_out_of_memory(error):
                     raise
@@ -106,7 +106,7 @@ class _Subject:
 
     @property
     def longest_window(self) -> int:
-        return max(windows_of(getattr(self.model, "config", None)).values(), default=0)
+        return max(attention_windows(getattr(self.model, "config", None)).values(), default=0)
 
 
 def _subjects(model: nn.Module, tokens: _Tokens) -> Iterator[_Subject]:
@@ -145,7 +145,7 @@ def _with_random_zeros(model: nn.Module) -> nn.Module:
 # --- The probe --------------------------------------------------------------------------------------------------------
 
 
-def _probe_of(subject: _Subject) -> _Probe:
+def _build_probe(subject: _Subject) -> _Probe:
     """The probe with the longest sequence that the model can process. Raises if even a short one fails."""
     length, tokens = subject.length, subject.tokens
     while True:
@@ -212,7 +212,7 @@ class _Probe:
 
     def _candidates(self) -> Iterator[Isolation]:
         """The ways to try. Positions alone come first: the model then builds its own masks, and needs no dense one."""
-        accepted = parameters_of(self.subject.model)
+        accepted = forward_parameters(self.subject.model)
         positions = [True, False] if "position_ids" in accepted else [False]
         if True in positions:
             yield Isolation(positions=True)
@@ -224,7 +224,7 @@ class _Probe:
         yield Isolation()  # a model that processes each token separately needs nothing
 
     def problem(self, *, is_verified: bool = True, is_changed: bool = False) -> str:
-        accepted = parameters_of(self.subject.model)
+        accepted = forward_parameters(self.subject.model)
         if "attention_mask" not in accepted and "position_ids" not in accepted:
             reason = "its forward accepts neither attention_mask nor position_ids"
         elif not is_verified:

@@ -78,13 +78,13 @@ class LossFunction:
         counting = batch.num_targets
         labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over no targets is NaN
         if self.convention is Convention.LABELS:
-            mean = loss_in(self.call(model, batch, labels=labels_BT))
+            mean = find_loss(self.call(model, batch, labels=labels_BT))
         elif self.convention is Convention.TARGETS:
-            mean = loss_in(self.call(model, batch, targets=shifted(labels_BT)))
+            mean = find_loss(self.call(model, batch, targets=shifted(labels_BT)))
         else:
             counts_B = (batch.labels_BT != IGNORED).any(1)
             shown = replace(batch, ids_BT=batch.ids_BT[counts_B]) if counting else batch
-            mean = loss_in(self.call(model, shown, return_loss=True))
+            mean = find_loss(self.call(model, shown, return_loss=True))
         assert mean is not None
         return mean.float() * counting, None
 
@@ -106,7 +106,7 @@ class LossFunction:
 
     def logits_in(self, output: Any) -> torch.Tensor | None:
         """The (B, K, V) logits in the result of a call, if there are any."""
-        return logits_of(output if self.logits_at is None else output[self.logits_at])
+        return find_logits(output if self.logits_at is None else output[self.logits_at])
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """The (B, K) targets of the logits that a call with this batch returns."""
@@ -129,7 +129,7 @@ def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tor
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
-def logits_of(output: Any) -> torch.Tensor | None:
+def find_logits(output: Any) -> torch.Tensor | None:
     """The (B, T, V) logits in a model's output, if there are any."""
     found = getattr(output, "logits", None)
     if found is None and isinstance(output, Mapping):
@@ -143,7 +143,7 @@ def logits_of(output: Any) -> torch.Tensor | None:
     return None
 
 
-def loss_in(output: Any) -> torch.Tensor | None:
+def find_loss(output: Any) -> torch.Tensor | None:
     """The scalar loss in a model's output, if there is one."""
     found = getattr(output, "loss", None)
     if found is None and isinstance(output, Mapping):
@@ -176,7 +176,7 @@ def find_loss_function(
     the data, whose largest is ``largest_id``, and if several results could be the logits. ``vocabulary`` is the number
     of ids for which the model has an embedding, if known.
     """
-    parameters = parameters_of(model)
+    parameters = forward_parameters(model)
     hugging_face = hasattr(model, "config") and "input_ids" in parameters
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     auxiliary = 0.0
@@ -216,7 +216,7 @@ def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
                 setattr(part, name, buffer.copy_(value))
 
 
-def parameters_of(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters
 
 
@@ -313,7 +313,7 @@ class _Probe:
                     found = logits is not None and logits.shape[:2] == self.ids_BT.shape
                     self._num_logits = logits.shape[-1] if logits is not None and found else None
                 else:
-                    found = loss_in(self._loss_output(loss_function)) is not None
+                    found = find_loss(self._loss_output(loss_function)) is not None
             except InvalidModel as error:
                 unclear = error  # unless the model returns its own loss
                 continue

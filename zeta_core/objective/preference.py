@@ -141,7 +141,7 @@ class DpoLoss(LossFunction):
         return taken
 
 
-def rewards_of(sums: list[float]) -> dict[str, float]:
+def mean_rewards(sums: list[float]) -> dict[str, float]:
     """The means over the pairs, from the sums of `DpoLoss.take_metrics` over all ranks."""
     chosen, rejected, prefers, num_pairs = sums
     mean = 1 / max(1.0, num_pairs)
@@ -169,7 +169,7 @@ def prepare_reference(
     given: Tensors = {} if stored is None else stored.fixed()
     for key, some in zip(_FILE_KEYS, pairs, strict=False):
         if stored is None:
-            some.reference_2P = reference_of(engine, loss_function, some, micro_batch)
+            some.reference_2P = compute_reference(engine, loss_function, some, micro_batch)
         elif key not in given or len(given[key]) != len(some.reference_2P):
             raise CannotResume("The checkpoint contains no reference for these pairs; start from its weights instead.")
         else:
@@ -178,7 +178,7 @@ def prepare_reference(
     return kept
 
 
-def reference_of(
+def compute_reference(
     engine: Engine, loss_function: DpoLoss, pairs: Pairs, micro_batch: int, *, which: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """The log-probabilities of all answers under the current model.

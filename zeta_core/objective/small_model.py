@@ -55,7 +55,7 @@ def small_model(model: nn.Module) -> nn.Module | None:
     return None
 
 
-def windows_of(config: Any) -> dict[str, int]:
+def attention_windows(config: Any) -> dict[str, int]:
     """The fields of a config, and of the configs nested in it, that limit how many tokens attention looks back."""
     return {name: value for part in _parts(config) for name, value in vars(part).items() if _is_window(name, value)}
 

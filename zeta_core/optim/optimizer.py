@@ -14,7 +14,7 @@ from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon
-from zeta_core.optim.roles import roles_of
+from zeta_core.optim.roles import parameter_roles
 
 # The usual values for language models (Brown et al. 2020, arXiv 2005.14165, appendix B).
 ADAM_BETAS = (0.9, 0.95)
@@ -32,7 +32,7 @@ class ParameterGroups:
     @staticmethod
     def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> ParameterGroups:
         """Raises `InvalidModel` if no parameter is trainable, `CannotTrain` if Muon has no matrix."""
-        roles = roles_of(model, blocks)
+        roles = parameter_roles(model, blocks)
         found = ParameterGroups([], [], [])
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:

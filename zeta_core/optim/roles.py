@@ -51,7 +51,7 @@ _NOT_A_WEIGHT = re.compile(r"bias|norm|scale|gamma|beta|alpha|decay|mix|time|gat
 _GATES = frozenset({"gate", "gating", "wg", "switch"})
 
 
-def roles_of(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, Role]:
+def parameter_roles(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, Role]:
     """The role of every parameter by name; tied ones occur once. ``blocks`` are the repeated blocks, or the model."""
     modules = dict(model.named_modules())
     in_blocks = {id(parameter) for block in blocks for parameter in block.parameters()}

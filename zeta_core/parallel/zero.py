@@ -22,7 +22,7 @@ from torch import nn
 
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState
-from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, stage_of
+from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, requested_zero_stage
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
@@ -42,7 +42,7 @@ def zero_config(option: bool | int | dict[str, Any] | str, plan: Plan) -> dict[s
     elif isinstance(option, dict):
         config = dict(option)
     else:
-        config = {"zero_optimization": {"stage": stage_of(option)}}
+        config = {"zero_optimization": {"stage": requested_zero_stage(option)}}
     planned: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.batch_size,
         "gradient_accumulation_steps": plan.gradient_accumulate_every,

@@ -31,8 +31,8 @@ def prepare_output_dir(request: RunRequest, resume_point: ResumePoint | None, pl
     after = None if manifest is None else manifest.step
     try:
         request.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint_files.clean(request.output_dir)
-        moved = checkpoint_files.set_aside(request.output_dir, after_step=after, run_id=run_id)
+        checkpoint_files.remove_partial_files(request.output_dir)
+        moved = checkpoint_files.set_checkpoints_aside(request.output_dir, after_step=after, run_id=run_id)
         checkpoint_files.write_plan(request.output_dir, run_id, plan.stored())
     except OSError as error:
         if is_disk_full(error):
@@ -90,7 +90,7 @@ def announced(
         report.log(engine.optimizer_groups)
         if engine.caution is not None:
             report.log(engine.caution)
-        if resume_point is None and (chosen := describe_defaults(options, plan, decision.facts)):
+        if resume_point is None and (chosen := describe_defaults(options, plan, decision.plan_inputs)):
             report.log(chosen)
         report_data(data, decision.training_data.tokens, decision.sequences, report)
         if decision.held_out is not None:

@@ -30,7 +30,7 @@ from zeta_core.run.request import RunRequest
 
 
 @contextmanager
-def engine_of(
+def prepared_engine(
     model: nn.Module, request: RunRequest, plan: Plan, processes: Processes, report: Reporter
 ) -> Generator[Engine]:
     """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end."""
@@ -100,9 +100,9 @@ def best_elsewhere(
     def find() -> tuple[bool, Checkpoint | None]:
         if folder.resolve() == request.output_dir.resolve():
             return True, None
-        found = checkpoint_files.read(folder / "best")
+        found = checkpoint_files.read_checkpoint(folder / "best")
         same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
-        if found is None or not same or checkpoint_files.damage(found) is not None:
+        if found is None or not same or checkpoint_files.find_damage(found) is not None:
             report.warn(
                 "no_best_checkpoint", f"The best checkpoint, of step {step}, is missing next to the one to resume."
             )
@@ -115,7 +115,7 @@ def best_elsewhere(
     return found
 
 
-def evaluator_of(
+def build_evaluator(
     request: RunRequest, inputs: Inputs, decision: Decision, engine: Engine, learner: Learner, report: Reporter
 ) -> Evaluator | None:
     """The evaluator, which computes the loss on held-out data and samples text; None if nothing is held out."""

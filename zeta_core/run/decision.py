@@ -18,19 +18,19 @@ from zeta_core.data.tokens.flat_files import IdType
 from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
 from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
-from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, facts_without_data
+from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
-from zeta_core.plan import Facts, Plan, SequenceStats, decide_plan, fits_on_cpu, seed_of, with_length
+from zeta_core.plan import Plan, PlanInputs, SequenceStats, decide_plan, fits_on_cpu, resolve_seed, with_length
 from zeta_core.run.inputs import Inputs, ResumePoint
 from zeta_core.run.request import RunRequest
 
 
 @dataclass(frozen=True)
-class Data:
-    """Tokens, and the sequences that they are cut into."""
+class DataSplit:
+    """The tokens of the training or held-out data, and the sequences that they are cut into."""
 
     tokens: TokenFile
     sequences: Sequences
@@ -40,11 +40,11 @@ class Data:
 class Decision:
     """The plan and the data. ``may_split`` allows smaller micro-batches when memory runs out."""
 
-    facts: Facts
+    plan_inputs: PlanInputs
     plan: Plan
     isolation: IsolationFinding
-    training_data: Data
-    held_out: Data | None
+    training_data: DataSplit
+    held_out: DataSplit | None
     overlap: Overlap
     may_split: bool
 
@@ -58,7 +58,7 @@ def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint |
 
     peft's wrapper is removed; the adapted model inside it shares its modules.
     """
-    torch.manual_seed(seed_of(request.options, resume_point.plan if resume_point else None))
+    torch.manual_seed(resolve_seed(request.options, resume_point.plan if resume_point else None))
     located = inputs.located
     model = without_peft_wrapper(
         located.mapped() if request.quantizes and located.mapped is not None else located.build()
@@ -71,13 +71,13 @@ def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint |
     return model
 
 
-def isolation_of(request: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
+def probe_isolation(request: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
     """How the model isolates documents that share a sequence. With DPO, each answer has its own sequence."""
     if request.options.method == "dpo":
         return IsolationFinding(None)
     return find_isolation(
         model,
-        sample_ids=sample_ids_of(inputs.tokens),
+        sample_ids=choose_sample_ids(inputs.tokens),
         largest_id=inputs.largest_id,
         vocabulary=embedding_rows(model),
     )
@@ -101,9 +101,9 @@ def decide(
     options = request.options
     num_documents = max(data.num_documents for data in (inputs.tokens, inputs.held_out) if data is not None)
     packs = isolation.isolates is not False or isolation.learns_padding or num_documents <= 1
-    facts = replace(_facts(request, inputs, model, rank), device_kind=device_kind, packs=packs)
+    plan_inputs = replace(_plan_inputs(request, inputs, model, rank), device_kind=device_kind, packs=packs)
     stored = resume_point.plan if resume_point else None
-    plan = decide_plan(options, facts, stored)
+    plan = decide_plan(options, plan_inputs, stored)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())
     tokens, held_out, overlap = inputs.tokens, inputs.held_out, Overlap()
     if plan.eval_split:
@@ -111,14 +111,14 @@ def decide(
         tokens, held_out, overlap = split.train, split.held_out, split.overlap
     elif held_out is not None:
         overlap = Overlap(num_trained=num_shared(tokens, held_out))
-    is_packing_decided = stored is not None or facts.from_scratch or isolation.learns_padding
+    is_packing_decided = stored is not None or plan_inputs.from_scratch or isolation.learns_padding
     is_packing_decided |= options.pack is not None or not plan.pack
     candidates = {plan.pack: _make_sequences(tokens, plan, options)}
-    if not is_packing_decided and _may_not_pack(candidates[True].sequences, facts):
+    if not is_packing_decided and _may_not_pack(candidates[True].sequences, plan_inputs):
         candidates[False] = _make_sequences(tokens, replace(plan, pack=False), options)
     stats = {pack: SequenceStats(len(data.sequences), data.sequences.longest) for pack, data in candidates.items()}
-    facts = replace(facts, stats_by_packing=stats)
-    plan = decide_plan(options, facts, stored)
+    plan_inputs = replace(plan_inputs, stats_by_packing=stats)
+    plan = decide_plan(options, plan_inputs, stored)
     training_data = candidates[plan.pack]
     held_out_data = None if held_out is None else _make_sequences(held_out, plan, options)
     if not len(training_data.sequences):
@@ -127,11 +127,11 @@ def decide(
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)
     may_split = rank.world_size == 1 and plan.strategy != "zero" and is_split_unset
-    return Decision(facts, plan, isolation, training_data, held_out_data, overlap, may_split)
+    return Decision(plan_inputs, plan, isolation, training_data, held_out_data, overlap, may_split)
 
 
-def _facts(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessRank) -> Facts:
-    known = facts_without_data(model, pretrained=inputs.located.pretrained, world_size=rank.world_size)
+def _plan_inputs(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessRank) -> PlanInputs:
+    known = plan_inputs_without_data(model, pretrained=inputs.located.pretrained, world_size=rank.world_size)
     data, overlong = inputs.tokens.fingerprint, request.options.overlong
     if overlong == "truncate" and inputs.tokens.whole_D.all():
         overlong = None  # conversations are always truncated
@@ -147,18 +147,18 @@ def _facts(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessR
     )
 
 
-def _may_not_pack(packed: Sequences | Pairs, facts: Facts) -> bool:
+def _may_not_pack(packed: Sequences | Pairs, plan_inputs: PlanInputs) -> bool:
     """Whether the defaults may decide against packing, so that the unpacked sequences are needed for the decision."""
-    return len(packed) < defaults.BATCHES_PER_EPOCH or not fits_on_cpu(facts, packed.longest)
+    return len(packed) < defaults.BATCHES_PER_EPOCH or not fits_on_cpu(plan_inputs, packed.longest)
 
 
-def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> Data:
+def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> DataSplit:
     if plan.beta is not None:
-        return Data(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
-    return Data(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))
+        return DataSplit(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
+    return DataSplit(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))
 
 
-def sample_ids_of(tokens: TokenFile) -> list[int]:
+def choose_sample_ids(tokens: TokenFile) -> list[int]:
     """A few ids of the data for calling the model, at least two of them distinct."""
     ids = [int(token) for token in tokens.ids[:64]]
     distinct = sorted(set(ids))

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from zeta_core.advice import Setup
+from zeta_core.advice import RunAdvisor
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.checkpoint.weights import load_weights
@@ -26,10 +26,10 @@ from zeta_core.plan import Plan
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, prepare_output_dir
-from zeta_core.run.assembly import begin_or_resume, best_elsewhere, engine_of, evaluator_of, reference_for
-from zeta_core.run.decision import Decision, build_model, decide, isolation_of
+from zeta_core.run.assembly import begin_or_resume, best_elsewhere, build_evaluator, prepared_engine, reference_for
+from zeta_core.run.decision import Decision, build_model, decide, probe_isolation
 from zeta_core.run.inputs import find_resume_point, read
-from zeta_core.run.learner import Learner, prepare, setup_of
+from zeta_core.run.learner import Learner, build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
 from zeta_core.train.accumulation import GradientAccumulator
 from zeta_core.train.checkpointing import Checkpointer
@@ -62,7 +62,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         resume_point = find_resume_point(request, processes, report)
         model = build_model(request, inputs, resume_point)
         kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
-        isolation = processes.from_main(lambda: isolation_of(request, inputs, model))
+        isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))
         decision = decide(
             request, inputs, model, isolation, resume_point, accelerate, rank, " + ".join(sorted(kinds)) or None
         )
@@ -77,28 +77,28 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         mean_length = decision.sequences.mean_length
         if not cuda and plan.use_activation_checkpointing:  # on a GPU, torch caches memory itself
             stack.enter_context(giving_freed_memory_back())
-        elif not cuda and has_plenty_of_memory(model, plan, mean_length, decision.facts.values_per_token):
+        elif not cuda and has_plenty_of_memory(model, plan, mean_length, decision.plan_inputs.values_per_token):
             stack.enter_context(keeping_freed_memory())
-        setup = setup_of(request, inputs, decision, learner)
+        advisor = build_advisor(request, inputs, decision, learner)
         if not plan.learning_rate:
-            found = _search(request, setup, decision, learner, processes, report, memory)
+            found = _search(request, advisor, decision, learner, processes, report, memory)
             if not isinstance(found, Plan):
                 return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=found)
             plan = memory.plan = found
-            decision, setup = replace(decision, plan=plan), replace(setup, plan=plan)
+            decision, advisor = replace(decision, plan=plan), replace(advisor, plan=plan)
             if rank.is_main:
                 checkpoint_files.write_plan(request.output_dir, run_id, plan.stored())
-        for advice in setup.advice():
+        for advice in advisor.advice():
             report.advise(advice)
 
         # FSDP and DeepSpeed modify a module permanently, so they get a copy. The caller's module gets the weights
         # at the end.
         trains_copy = inputs.located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if trains_copy else model
-        engine = stack.enter_context(engine_of(trained, request, plan, processes, report))
+        engine = stack.enter_context(prepared_engine(trained, request, plan, processes, report))
         reference = reference_for(engine, learner.loss_function, decision, resume_point, report)
         progress = begin_or_resume(request, engine, resume_point, plan, rank)
-        evaluator = evaluator_of(request, inputs, decision, engine, learner, report)
+        evaluator = build_evaluator(request, inputs, decision, engine, learner, report)
         stack.enter_context(
             announced(
                 request, run_id, decision, learner, engine, progress, resume_point, report, threads_set=threads_set
@@ -122,7 +122,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             plan, engine, learner.loss_function, decision.sequences, report, may_split=decision.may_split
         )
         meter = Meter(report, plan, len(decision.sequences), engine, data=accumulator.reading)
-        monitor = setup.divergence_monitor(report.advise)
+        monitor = advisor.divergence_monitor(report.advise)
         diagnosis = NonFiniteDiagnosis(monitor, accumulator, progress, meter, report)
         checkpointer = Checkpointer(
             accumulator,
@@ -151,7 +151,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
 
 def _search(
     request: RunRequest,
-    setup: Setup,
+    advisor: RunAdvisor,
     decision: Decision,
     learner: Learner,
     processes: Processes,
@@ -166,7 +166,7 @@ def _search(
         loss_function=learner.loss_function,
         sequences=decision.sequences,
         deepspeed=request.options.use_deepspeed,
-        usual=setup.usual_rates,
+        usual=advisor.usual_rates,
         report=report,
         requested_stop=request.stop,
         may_split=decision.may_split,

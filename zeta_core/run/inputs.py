@@ -87,7 +87,7 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
 
 def _started_on(request: RunRequest) -> date:
     """The day on which the run was first started. A resumed run continues with that day."""
-    stored = {} if request.resume_from is None else checkpoint_files.stored_plan(request.resume_from)
+    stored = {} if request.resume_from is None else checkpoint_files.read_plan(request.resume_from)
     if stored.get("template_date"):
         return date.fromisoformat(stored["template_date"])
     return request.started_on or datetime.now(UTC).date()
@@ -95,7 +95,7 @@ def _started_on(request: RunRequest) -> date:
 
 def _group_by(request: RunRequest) -> str | None:
     """The column of the groups that are held out together; a resumed run continues with the stored one."""
-    stored = {} if request.resume_from is None else checkpoint_files.stored_plan(request.resume_from)
+    stored = {} if request.resume_from is None else checkpoint_files.read_plan(request.resume_from)
     return request.options.group_by or stored.get("group_by")
 
 
@@ -171,7 +171,7 @@ def find_resume_point(request: RunRequest, processes: Processes, report: Reporte
 def _find_checkpoint(request: RunRequest, report: Reporter) -> Checkpoint | None:
     if request.resume_from is None:
         return None
-    found = checkpoint_files.find(request.resume_from, request.output_dir, report.warn)
+    found = checkpoint_files.find_resumable(request.resume_from, request.output_dir, report.warn)
     if found is None:
         report.warn(
             "no_checkpoint_yet", f"{request.output_dir} has no checkpoint yet, so the run starts from the beginning."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zeta_core.advice import Setup, padding_advice
+from zeta_core.advice import RunAdvisor, padding_advice
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
@@ -19,7 +19,7 @@ from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction, find_loss_function
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.reporter import Reporter
-from zeta_core.run.decision import Decision, sample_ids_of
+from zeta_core.run.decision import Decision, choose_sample_ids
 from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
 from zeta_core.run.request import RunRequest
 from zeta_core.run.resolved_spec import saves_merged
@@ -76,7 +76,7 @@ def prepare(
         load_weights(model, resume_point.checkpoint.directory, saved.names)
     loss_function = find_loss_function(
         model,
-        sample_ids=sample_ids_of(tokens),
+        sample_ids=choose_sample_ids(tokens),
         isolation=decision.isolation.isolation if plan.pack else None,
         largest_id=inputs.largest_id,
         vocabulary=embedding_rows(model),
@@ -93,12 +93,12 @@ def prepare(
     return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends)
 
 
-def setup_of(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> Setup:
+def build_advisor(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> RunAdvisor:
     """The properties of the run that advice is based on."""
-    return Setup(
+    return RunAdvisor(
         request.options,
         decision.plan,
-        decision.facts,
+        decision.plan_inputs,
         inputs.located,
         learner.model,
         learner.loss_function,

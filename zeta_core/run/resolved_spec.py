@@ -13,7 +13,7 @@ from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.data.documents.rendering import train_on_by_format
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.evaluation import stopped_early
-from zeta_core.plan import Facts, Plan, SequenceStats, fits_on_cpu
+from zeta_core.plan import Plan, PlanInputs, SequenceStats, fits_on_cpu
 from zeta_core.report.reporter import Reporter
 
 
@@ -43,24 +43,30 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
     return ResolvedSpec.model_validate(decided)
 
 
-def describe_defaults(options: TrainerOptions, plan: Plan, facts: Facts) -> str | None:
+def describe_defaults(options: TrainerOptions, plan: Plan, plan_inputs: PlanInputs) -> str | None:
     """One sentence with the defaults that were chosen by the kind of run and the amount of data, and why."""
-    kind = "DPO" if plan.beta is not None else "training from scratch" if facts.from_scratch else "fine-tuning"
+    kind = "DPO" if plan.beta is not None else "training from scratch" if plan_inputs.from_scratch else "fine-tuning"
     chosen: list[str] = []
     if options.epochs is None and plan.epochs is not None:
         chosen.append(f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'} ({kind})")
     if options.batch_size is None:
-        reason = kind if facts.from_scratch else _reason_of_batch(plan, facts.stats_by_packing[plan.pack].num_sequences)
+        reason = (
+            kind
+            if plan_inputs.from_scratch
+            else _reason_of_batch(plan, plan_inputs.stats_by_packing[plan.pack].num_sequences)
+        )
         chosen.append(f"a global batch of {plan.global_batch} ({reason})")
-    if options.pack is None and not plan.pack and True in facts.stats_by_packing:
-        chosen.append(f"one document per sequence ({_reason_not_to_pack(facts.stats_by_packing[True], facts)})")
+    if options.pack is None and not plan.pack and True in plan_inputs.stats_by_packing:
+        chosen.append(
+            f"one document per sequence ({_reason_not_to_pack(plan_inputs.stats_by_packing[True], plan_inputs)})"
+        )
     if not chosen:
         return None
     return f"Defaults: {'; '.join(chosen)}."
 
 
-def _reason_not_to_pack(packed: SequenceStats, facts: Facts) -> str:
-    if fits_on_cpu(facts, packed.longest):
+def _reason_not_to_pack(packed: SequenceStats, plan_inputs: PlanInputs) -> str:
+    if fits_on_cpu(plan_inputs, packed.longest):
         return f"packing would leave only {packed.num_sequences:,}"
     return f"one packed sequence of {packed.longest:,} tokens exceeds the memory for activations on a CPU"
 

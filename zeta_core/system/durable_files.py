@@ -17,7 +17,7 @@ from pathlib import Path
 PART_SUFFIX = ".part"  # of a file or directory that is not complete yet
 
 
-def part_of(target: Path) -> Path:
+def part_path(target: Path) -> Path:
     """The path next to ``target`` where its only writer prepares new content."""
     return target.with_name(target.name + PART_SUFFIX)
 
@@ -49,7 +49,7 @@ def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> 
 
     Two processes that may write the same file at the same time need different paths for ``part``.
     """
-    part = part or part_of(target)
+    part = part or part_path(target)
     with part.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -59,19 +59,19 @@ def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> 
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Create or replace a file atomically; a power failure may lose the new content. Raises `OSError`."""
-    part = part_of(target)
+    part = part_path(target)
     part.write_bytes(content)
     part.replace(target)
 
 
 def write_private_durably(target: Path, content: str) -> None:
     """Create or replace a file that only this user can read, durably. Raises `OSError`."""
-    with private_part_of(target, content) as part:
+    with private_part_file(target, content) as part:
         rename_durably(part, target)
 
 
 @contextmanager
-def private_part_of(target: Path, content: str) -> Generator[Path]:
+def private_part_file(target: Path, content: str) -> Generator[Path]:
     """A flushed file next to ``target`` with this content and mode 0600, removed on exit if it is still there."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # mode 0600 from the start
     part = Path(name)

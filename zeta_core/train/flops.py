@@ -34,10 +34,10 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """The device's peak FLOPs per second in this precision; None if unknown, as for any CPU."""
     if device.type != "cuda" or precision == "no":
         return None
-    return peak_flops_of(torch.cuda.get_device_name(device))
+    return peak_flops_by_name(torch.cuda.get_device_name(device))
 
 
-def peak_flops_of(name: str) -> float | None:
+def peak_flops_by_name(name: str) -> float | None:
     """The same, by the device name that the driver reports."""
     return next((flops for words, flops in PEAK_FLOPS if re.search(rf"\b{words}\b", name)), None)
 

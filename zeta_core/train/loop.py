@@ -14,7 +14,7 @@ import torch
 
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
-from zeta_core.data.sequences import sampler_of
+from zeta_core.data.sequences import build_sampler
 from zeta_core.objective.evaluation import Evaluator, stopped_early
 from zeta_core.optim.schedule import factor
 from zeta_core.parallel.processes import Engine
@@ -44,7 +44,7 @@ class TrainingLoop:
         self.checkpointer, self.evaluator, self.diagnosis = checkpointer, evaluator, diagnosis
         self.requested_stop = requested_stop
         self.sequences, self.loss_function = accumulator.sequences, accumulator.loss_function
-        self.sampler = sampler_of(self.sequences, self.plan.seed)
+        self.sampler = build_sampler(self.sequences, self.plan.seed)
         self.steps_trained = 0
         self.seconds_evaluating = 0.0
 
@@ -73,7 +73,7 @@ class TrainingLoop:
             loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, requested, due)
             measures = self.loss_function.take_metrics()
             if not math.isfinite(loss_sum):
-                raise self.diagnosis.of_loss(begins_here=not own_loss_sum.isfinite().item())
+                raise self.diagnosis.loss_error(begins_here=not own_loss_sum.isfinite().item())
             if not math.isfinite(norm):
                 self.diagnosis.reduce_loss_scale(window, num_targets)
                 stop = None  # the request is read again after the step has been repeated
@@ -81,7 +81,7 @@ class TrainingLoop:
             self.checkpointer.finish_copies()
             norm = engine.update(learning_rate) or norm
             if not math.isfinite(norm):  # DeepSpeed detects it during the update, which it then skips
-                raise self.diagnosis.of_gradient(begins_here=True)
+                raise self.diagnosis.gradient_error(begins_here=True)
 
             progress.step += 1
             progress.consumed_sequences += len(window)
@@ -136,7 +136,7 @@ class TrainingLoop:
         progress, names = self.progress, list[str]()
         if stop is None and self.evaluator is not None and self.evaluator.is_due(progress):
             started = time.monotonic()
-            micro_batch, not_finite = self.plan.batch_size, self.diagnosis.of_held_out_loss
+            micro_batch, not_finite = self.plan.batch_size, self.diagnosis.held_out_loss_error
             stop = self.evaluator.evaluate(progress, micro_batch, self.requested_stop, not_finite)
             self.seconds_evaluating += time.monotonic() - started
             self.meter.skip(time.monotonic() - started)

@@ -13,7 +13,7 @@ from types import TracebackType
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, NUM_DETAILED_STEPS, ProgressLine, StepFigures
 from zeta_core.memory.usage import MemoryUsage, peak_memory
-from zeta_core.objective.preference import rewards_of
+from zeta_core.objective.preference import mean_rewards
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -33,7 +33,7 @@ class Clock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.seconds += time.perf_counter() - self._since
 
-    def share_of(self, seconds: float) -> float | None:
+    def take_share(self, seconds: float) -> float | None:
         """The measured time as a share of ``seconds``, from 0 to 1. Resets the clock."""
         spent, self.seconds = self.seconds, 0.0
         return round(min(1.0, spent / seconds), 5) if seconds > 0 else None
@@ -97,7 +97,7 @@ class Meter:
             loss=loss_sum / max(1, num_targets),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            rewards=None if measures is None else rewards_of(measures),
+            rewards=None if measures is None else mean_rewards(measures),
         )
         if progress.step <= NUM_DETAILED_STEPS:
             self._each.append(self._newest)
@@ -114,7 +114,7 @@ class Meter:
         seconds = now - self._at
         speed = None if newest.tokens is None else self._speed(newest.tokens, seconds)
         at_peak = self._tokens_per_second_at_peak
-        data_wait, checkpoint_blocked = self.data.share_of(seconds), self.saving.share_of(seconds)
+        data_wait, checkpoint_blocked = self.data.take_share(seconds), self.saving.take_share(seconds)
         if self._first:
             self.memory = self._memory_parts()
         self._report.write(
@@ -134,7 +134,7 @@ class Meter:
                 checkpoint_blocked_share=checkpoint_blocked,
                 eta_seconds=round((self._plan.total_steps - newest.step) * self._seconds_per_step(now, newest.step), 1),
                 memory=peak_memory(),
-                rewards=None if self._measures is None else rewards_of(self._measures),
+                rewards=None if self._measures is None else mean_rewards(self._measures),
                 memory_parts=self.memory if self._first else None,
                 steps=None if self._each in ([], [newest]) else self._each,
             )

@@ -39,24 +39,24 @@ class NonFiniteDiagnosis:
             return
         engine.drop_gradients()
         self._accumulator.gradient(window, num_targets)
-        raise self.of_gradient(begins_here=bool(find_non_finite(engine.module.named_parameters())))
+        raise self.gradient_error(begins_here=bool(find_non_finite(engine.module.named_parameters())))
 
-    def of_loss(self, *, begins_here: bool) -> NonFiniteLoss:
+    def loss_error(self, *, begins_here: bool) -> NonFiniteLoss:
         # The gradients follow from the loss, so only the weights can be its cause.
         self._accumulator.engine.drop_gradients()
-        return self._of("loss", begins_here=begins_here)
+        return self._error("loss", begins_here=begins_here)
 
-    def of_gradient(self, *, begins_here: bool) -> NonFiniteLoss:
-        return self._of("gradient", begins_here=begins_here)
+    def gradient_error(self, *, begins_here: bool) -> NonFiniteLoss:
+        return self._error("gradient", begins_here=begins_here)
 
-    def of_held_out_loss(self) -> NonFiniteLoss:
+    def held_out_loss_error(self) -> NonFiniteLoss:
         """The error for an evaluation. Its loss is summed over all ranks, so each rank examines its own weights."""
         engine = self._accumulator.engine
         by_rank = engine.processes.gather(find_non_finite(engine.module.named_parameters()))
         tensors = next((names for names in by_rank if names), [])
         return self.monitor.held_out_not_finite(self._progress.step, tensors=tensors)
 
-    def _of(self, quantity: str, *, begins_here: bool) -> NonFiniteLoss:
+    def _error(self, quantity: str, *, begins_here: bool) -> NonFiniteLoss:
         engine = self._accumulator.engine
         self._meter.report_steps()
         by_rank = engine.processes.gather((begins_here, find_non_finite(engine.module.named_parameters())))

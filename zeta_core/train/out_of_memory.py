@@ -13,7 +13,7 @@ from torch import nn
 from zeta_core.contract.job.advice import NO_LESS_MEMORY, suggest_less_memory
 from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.memory.estimate import MemoryByPart
-from zeta_core.memory.limits import capacity_of, memory_options
+from zeta_core.memory.limits import memory_capacity, memory_options
 from zeta_core.memory.usage import num_bytes
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -64,7 +64,7 @@ def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
     if plan is None:
         return OutOfMemory("Memory ran out while the model was being built.", hint=NO_LESS_MEMORY, evidence=evidence)
     evidence |= memory_options(plan)
-    evidence["capacity_bytes"] = capacity_of(plan)
+    evidence["capacity_bytes"] = memory_capacity(plan)
     size = f"micro-batches of {plan.batch_size} sequences of {plan.seq_len} tokens"
     if context.training is None:
         message = f"Memory ran out before the first step, which needs {size}."

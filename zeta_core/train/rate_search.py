@@ -33,11 +33,11 @@ from zeta_core.checkpoint.random_state import get_random_state, restore_random_s
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.rate_search import MAX_SHARE, MIN_UPDATES, RateSearch, num_updates
-from zeta_core.data.sequences import Sequences, sampler_of
+from zeta_core.data.sequences import Sequences, build_sampler
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import DpoLoss, Pairs, reference_of
+from zeta_core.objective.preference import DpoLoss, Pairs, compute_reference
 from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
@@ -244,12 +244,12 @@ class _RangeTest:
         Raises `NonFiniteLoss` if the loss is not finite before any update.
         """
         engine, size = self.engine, self.plan.global_batch
-        sampler = sampler_of(self._sequences, self.plan.seed)
+        sampler = build_sampler(self._sequences, self.plan.seed)
         windows = [sampler.sequences(at * size, (at + 1) * size) for at in range(len(rates))]
         if isinstance(self._sequences, Pairs) and isinstance(self._loss_function, DpoLoss):
             which = np.unique(np.concatenate(windows))
             pairs, micro_batch = self._sequences, self.plan.batch_size
-            pairs.reference_2P = reference_of(engine, self._loss_function, pairs, micro_batch, which=which)
+            pairs.reference_2P = compute_reference(engine, self._loss_function, pairs, micro_batch, which=which)
         for index, window in enumerate(windows):
             if (stop := self._report_and_check_stop(index / (2 * len(rates)))) is not None:
                 return stop

@@ -95,7 +95,9 @@ class CheckpointSaver:
         newest = self.wait()
         if self._processes.is_main:
             assert newest is not None
-            self.newest = self._finish(checkpoint_files.copy_as(newest, self._output_dir, name, independent=True))
+            self.newest = self._finish(
+                checkpoint_files.copy_checkpoint(newest, self._output_dir, name, independent=True)
+            )
             self._copy_best()
 
     def close(self) -> None:
@@ -111,7 +113,7 @@ class CheckpointSaver:
 
     def _begin(self, name: str, snapshot: Snapshot) -> Path:
         """The directory to write into. Raises `DiskFull`."""
-        part = checkpoint_files.begin(self._output_dir, name)
+        part = checkpoint_files.begin_checkpoint(self._output_dir, name)
         needed, free = self._bytes_needed(snapshot), shutil.disk_usage(part).free
         if needed > free:
             part.rmdir()
@@ -159,9 +161,9 @@ class CheckpointSaver:
                 files=files,
             )
 
-        written = self._finish(checkpoint_files.publish(part, self._output_dir, manifest))
+        written = self._finish(checkpoint_files.publish_checkpoint(part, self._output_dir, manifest))
         for name in names[1:]:
-            self._finish(checkpoint_files.copy_as(written, self._output_dir, name))
+            self._finish(checkpoint_files.copy_checkpoint(written, self._output_dir, name))
         if "best" in names:
             self.best_elsewhere = None
         self._copy_best()
@@ -186,8 +188,8 @@ class CheckpointSaver:
 
     def _finish(self, published: Checkpoint) -> Checkpoint:
         """Update the pointer, remove the checkpoints that it replaces, and report it, in this order."""
-        checkpoint_files.point_at(published, self._output_dir)
-        checkpoint_files.prune(self._output_dir, self._run_id, self._keep)
+        checkpoint_files.write_pointer(published, self._output_dir)
+        checkpoint_files.prune_steps(self._output_dir, self._run_id, self._keep)
         self._report_checkpoint(published)
         return published
 
@@ -195,7 +197,7 @@ class CheckpointSaver:
         """Copy the best checkpoint from another output_dir, after saving one here so the run never resumes from it."""
         best, self.best_elsewhere = self.best_elsewhere, None
         if best is not None:
-            self._report_checkpoint(checkpoint_files.copy_as(best, self._output_dir, "best"))
+            self._report_checkpoint(checkpoint_files.copy_checkpoint(best, self._output_dir, "best"))
 
     def _report_checkpoint(self, published: Checkpoint) -> None:
         manifest = published.manifest

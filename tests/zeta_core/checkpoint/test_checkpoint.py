@@ -20,7 +20,7 @@ from zeta_core.failures import CannotResume
 def save(output_dir: Path, step: int, *, name: str | None = None, run_id: str = "run_1", keep: int = 2) -> None:
     """Save a checkpoint of two small files, update the pointer, and prune old checkpoints."""
     name = name or f"step-{step}"
-    part = checkpoint_files.begin(output_dir, name)
+    part = checkpoint_files.begin_checkpoint(output_dir, name)
     (part / "training_state").mkdir()
     (part / "model.safetensors").write_bytes(b"weights %d" % step)
     (part / "training_state" / "state.json").write_text(f'{{"step": {step}}}')
@@ -29,13 +29,13 @@ def save(output_dir: Path, step: int, *, name: str | None = None, run_id: str = 
         about = {"run_id": run_id, "name": name, "format": "module", "step": step, "tokens": step}
         return Manifest.model_validate({**about, "created_at": utc_now(), "files": files})
 
-    checkpoint_files.point_at(checkpoint_files.publish(part, output_dir, manifest), output_dir)
-    checkpoint_files.prune(output_dir, run_id, keep)
+    checkpoint_files.write_pointer(checkpoint_files.publish_checkpoint(part, output_dir, manifest), output_dir)
+    checkpoint_files.prune_steps(output_dir, run_id, keep)
 
 
 def find(given: Path, output_dir: Path) -> tuple[checkpoint_files.Checkpoint | None, list[str]]:
     warnings: list[str] = []
-    return checkpoint_files.find(given, output_dir, lambda code, _: warnings.append(code)), warnings
+    return checkpoint_files.find_resumable(given, output_dir, lambda code, _: warnings.append(code)), warnings
 
 
 def names(output_dir: Path) -> set[str]:
@@ -44,13 +44,13 @@ def names(output_dir: Path) -> set[str]:
 
 def test_the_manifest_names_every_file_with_size_hash_and_role(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    found = checkpoint_files.read(tmp_path / "step-1")
+    found = checkpoint_files.read_checkpoint(tmp_path / "step-1")
     assert found is not None
     assert {(file.path, file.size, file.role) for file in found.manifest.files} == {
         ("model.safetensors", 9, "weights"),
         ("training_state/state.json", 11, "state"),
     }
-    assert checkpoint_files.damage(found) is None
+    assert checkpoint_files.find_damage(found) is None
 
 
 def test_only_the_newest_of_this_run_are_kept(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -
 def test_a_new_run_moves_an_earlier_ones_checkpoints_aside(tmp_path: Path) -> None:
     save(tmp_path, 3)
     save(tmp_path, 3, name="final")
-    moved = checkpoint_files.set_aside(tmp_path, after_step=None, run_id=None)
+    moved = checkpoint_files.set_checkpoints_aside(tmp_path, after_step=None, run_id=None)
     assert moved == tmp_path / "earlier" / "run_1"
     assert names(tmp_path / "earlier" / "run_1") == {"step-3", "final"}
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -137,7 +137,7 @@ def test_a_new_run_moves_an_earlier_ones_checkpoints_aside(tmp_path: Path) -> No
 def test_resuming_from_an_older_checkpoint_moves_the_later_ones_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step, keep=5)
-    checkpoint_files.set_aside(tmp_path, after_step=2, run_id="run_1")
+    checkpoint_files.set_checkpoints_aside(tmp_path, after_step=2, run_id="run_1")
     assert names(tmp_path) == {"step-1", "step-2", "earlier"}
 
 
@@ -145,19 +145,19 @@ def test_a_new_final_keeps_the_older_one_as_a_step(tmp_path: Path) -> None:
     save(tmp_path, 3, name="final")
     save(tmp_path, 5, name="final")
     assert names(tmp_path) == {"step-3", "final"}
-    assert all(checkpoint_files.damage(found) is None for found in checkpoint_files.present(tmp_path))
+    assert all(checkpoint_files.find_damage(found) is None for found in checkpoint_files.list_checkpoints(tmp_path))
 
 
 def test_after_success_only_the_newest_step_and_final_keep_their_state(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path, step)
-    newest = checkpoint_files.read(tmp_path / "step-2")
+    newest = checkpoint_files.read_checkpoint(tmp_path / "step-2")
     assert newest is not None
-    checkpoint_files.copy_as(newest, tmp_path, "final", independent=True)
+    checkpoint_files.copy_checkpoint(newest, tmp_path, "final", independent=True)
     checkpoint_files.strip_old_states(tmp_path)
-    states = {found.directory.name: found.has_state for found in checkpoint_files.present(tmp_path)}
+    states = {found.directory.name: found.has_state for found in checkpoint_files.list_checkpoints(tmp_path)}
     assert states == {"final": True, "step-2": True, "step-1": False}
-    assert all(checkpoint_files.damage(found) is None for found in checkpoint_files.present(tmp_path))
+    assert all(checkpoint_files.find_damage(found) is None for found in checkpoint_files.list_checkpoints(tmp_path))
     assert not (tmp_path / "step-1" / "training_state").exists()
     with pytest.raises(CannotResume, match="contains only weights: after a run has succeeded"):
         find(tmp_path / "step-1", tmp_path)
@@ -212,7 +212,7 @@ def test_a_kill_at_any_file_operation_of_a_save_leaves_a_valid_checkpoint(tmp_pa
             assert found is not None
             assert found.manifest.step >= 2, "an older checkpoint is never lost"
             steps.add(found.manifest.step)
-        checkpoint_files.clean(output_dir)
+        checkpoint_files.remove_partial_files(output_dir)
         assert not [path for path in output_dir.iterdir() if ".part" in path.name or ".trash" in path.name]
         if not killed:
             break

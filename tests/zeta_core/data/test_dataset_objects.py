@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from tests.zeta_core.models import plain
 from zeta import Trainer
-from zeta_core.contract.data_files.file_types import suffixes_of
+from zeta_core.contract.data_files.file_types import file_suffixes
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.data.sources.dataset_objects import stored_dataset
 from zeta_core.system.data_folder import find_data_files
@@ -80,7 +80,7 @@ def test_a_saved_dataset_is_read_without_caches_and_earlier_files(tmp_path: Path
     dataset: Any = load_from_disk(saved)
     dataset.map(with_length, load_from_cache_file=False)
     dataset.map(with_length, cache_file_name=str(saved / "counted.arrow"))
-    found = find_data_files(saved, suffixes_of("auto"))
+    found = find_data_files(saved, file_suffixes("auto"))
     assert [path.name for path in found.used] == ["data-00000-of-00001.arrow"]
     assert {"counted.arrow": "not a file of the saved dataset"}.items() <= {
         skipped.path: skipped.reason for skipped in found.skipped

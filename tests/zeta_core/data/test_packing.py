@@ -13,7 +13,7 @@ from tests.zeta_core.data.token_files import random_documents, token_file
 from tests.zeta_core.models import VOCABULARY, llama
 from tests.zeta_core.objective.packed_loss import packed_loss_function
 from zeta_core.data.sequences import IGNORED, Sequences
-from zeta_core.objective.loss import logits_of
+from zeta_core.objective.loss import find_logits
 
 
 def test_packing_uses_every_token_and_pads_only_the_last_sequence() -> None:
@@ -109,8 +109,8 @@ def test_a_packed_document_gets_the_same_logits_as_alone(build: Any) -> None:
     assert loss_function.isolates
     model.eval()
     with torch.no_grad():
-        packed = logits_of(loss_function.call(model, sequences.batch(np.array([0]), 1)))
-        alone = logits_of(model(torch.tensor([second]), use_cache=False))
+        packed = find_logits(loss_function.call(model, sequences.batch(np.array([0]), 1)))
+        alone = find_logits(model(torch.tensor([second]), use_cache=False))
     assert packed is not None
     assert alone is not None
     torch.testing.assert_close(packed[0, len(first) :], alone[0], atol=2e-6, rtol=1e-5)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from zeta_core.data.rows.columns import layout_of
+from zeta_core.data.rows.columns import detect_layout
 from zeta_core.data.rows.formats import fault_in
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
 def format_of(row: dict[str, object], columns: dict[str, str], method: str = "sft") -> str | None:
-    layout = layout_of(row, columns, None, method)
+    layout = detect_layout(row, columns, None, method)
     return None if layout is None else layout.row_format
 
 

@@ -16,7 +16,7 @@ def test_a_stage_imports_only_from_earlier_stages() -> None:
         for file in files
         for found in imports_of(file, DIRECTORY.parent.parent)
         for name in (found.module, *(f"{found.module}.{one}" for one in found.names))
-        if (stage := stage_of(name)) is not None
+        if (stage := requested_zero_stage(name)) is not None
         and file.parent != DIRECTORY
         and ORDER.index(stage) > ORDER.index(file.relative_to(DIRECTORY).parts[0])
     ]
@@ -28,7 +28,7 @@ def test_every_module_belongs_to_a_stage() -> None:
     assert names == {"__init__", *ORDER}
 
 
-def stage_of(module: str) -> str | None:
+def requested_zero_stage(module: str) -> str | None:
     """The stage of a module of `zeta_core.data`, or None for another module."""
     parts = module.split(".")
     return parts[2] if parts[:2] == ["zeta_core", "data"] and len(parts) > 2 else None

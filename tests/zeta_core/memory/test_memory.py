@@ -29,7 +29,7 @@ from zeta_core.failures import OutOfMemory, explain
 from zeta_core.memory.estimate import MemoryByPart, has_plenty_of_memory, minimum_memory
 from zeta_core.memory.limits import check_before_loading, check_before_training
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
-from zeta_core.plan import Facts, decide_plan, with_length
+from zeta_core.plan import PlanInputs, decide_plan, with_length
 
 
 class Small(PlainModel):
@@ -178,7 +178,7 @@ def test_the_patch_of_a_rejected_run_fits() -> None:
     model = llama()
     options = TrainerOptions(batch_size=6, gradient_accumulate_every=2, seq_len=256, warmup_steps=0.03)
     plan = with_length(
-        decide_plan(options, Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), options, 1000
+        decide_plan(options, PlanInputs(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), options, 1000
     )
     needed = minimum_memory(model, plan, 256)
     num_parameters = sum(p.numel() for p in model.parameters())
@@ -251,7 +251,7 @@ def test_a_module_without_repeated_blocks_is_one_block() -> None:
 
 
 def test_freed_memory_is_kept_only_if_memory_is_plentiful() -> None:
-    facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
+    facts = PlanInputs(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
     options = TrainerOptions(seq_len=32, max_steps=1, warmup_steps=0.03)
     plan = with_length(decide_plan(options, facts, None), options, 100)
     assert has_plenty_of_memory(plain(), plan, 32, values_per_token=1_000)

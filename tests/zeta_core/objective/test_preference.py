@@ -26,7 +26,7 @@ from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
 from zeta_core.objective.loss import find_loss_function
-from zeta_core.objective.preference import DpoLoss, Pairs, rewards_of
+from zeta_core.objective.preference import DpoLoss, Pairs, mean_rewards
 from zeta_core.report.reporter import Reporter
 
 
@@ -190,7 +190,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
     assert whole.item() == pytest.approx(expected, abs=1e-4)
     measures = loss_function.take_metrics()
     assert measures is not None
-    rewards = rewards_of(measures.tolist())
+    rewards = mean_rewards(measures.tolist())
     assert rewards["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
     assert rewards["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
     assert rewards["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))

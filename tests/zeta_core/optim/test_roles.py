@@ -13,7 +13,7 @@ from tests.zeta_core.models import llama
 from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import ParameterGroups
-from zeta_core.optim.roles import Role, roles_of
+from zeta_core.optim.roles import Role, parameter_roles
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -98,7 +98,7 @@ def test_the_roles_in_a_family_of_transformers(family: str) -> None:
     config, expected = FAMILIES[family]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**config))
-    roles = roles_of(model, repeated_blocks(model))
+    roles = parameter_roles(model, repeated_blocks(model))
     assert roles.keys() == dict(model.named_parameters()).keys()
     for name, role in expected.items():
         assert next(r for full, r in roles.items() if full.endswith(name)) is role, name
@@ -139,7 +139,7 @@ class OwnModel(nn.Module):
 
 def test_the_roles_in_a_custom_module() -> None:
     model = OwnModel()
-    roles = roles_of(model, repeated_blocks(model))
+    roles = parameter_roles(model, repeated_blocks(model))
     block = {name.removeprefix("blocks.1."): role for name, role in roles.items() if name.startswith("blocks.1.")}
     assert {name for name, role in block.items() if role is Role.MATRIX} == {
         "attention.in_proj_weight",
@@ -163,7 +163,7 @@ def test_factors_of_an_adapter_decay_and_its_magnitudes_do_not() -> None:
 
     model = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"], use_dora=False))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    roles = {name: role for name, role in roles_of(model, repeated_blocks(model)).items() if name in trained}
+    roles = {name: role for name, role in parameter_roles(model, repeated_blocks(model)).items() if name in trained}
     assert {role for name, role in roles.items() if "q_proj" in name} == {Role.MATRIX}
     assert {role for name, role in roles.items() if "embed_tokens" in name} == {Role.EMBEDDING}
 

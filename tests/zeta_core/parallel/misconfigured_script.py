@@ -26,7 +26,7 @@ from zeta_core.failures import CannotTrain
 from zeta_core.parallel.processes import Processes, Replicated
 from zeta_core.parallel.sharded import Sharded
 from zeta_core.parallel.zero import Zero, zero_config
-from zeta_core.plan import Facts, decide_plan
+from zeta_core.plan import PlanInputs, decide_plan
 
 
 def new_accelerator(*args: Any, **kwargs: Any) -> Accelerator:
@@ -81,7 +81,7 @@ def result_of(build: Callable[[], object]) -> str:
 
 def main(result_file: str) -> None:
     options = parse(TrainerOptions, {"batch_size": 2, "gradient_accumulate_every": 1})
-    plan = decide_plan(options, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
+    plan = decide_plan(options, PlanInputs(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
     answers: dict[str, str] = {}
     with library_environment(deepspeed=why_no_deepspeed() is None, cuda=False):
         processes = Processes(ProcessRank.from_environment(), need_group=True)

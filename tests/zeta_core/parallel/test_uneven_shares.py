@@ -9,13 +9,13 @@ import pytest
 
 from tests.zeta_core.parallel.test_parallel import results
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.plan import Facts, Plan, decide_plan
+from zeta_core.plan import Plan, PlanInputs, decide_plan
 
 SPLIT: dict[str, Any] = {"batch_size": 2, "gradient_accumulate_every": 2}
 
 
 def plan(world_size: int, stored: Plan | None, **options: Any) -> Plan:
-    facts = Facts(world_size, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
+    facts = PlanInputs(world_size, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
     return decide_plan(TrainerOptions(**options), facts, None if stored is None else stored.stored())
 
 

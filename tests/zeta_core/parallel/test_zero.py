@@ -11,12 +11,12 @@ import pytest
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.zero import zero_config
-from zeta_core.plan import Facts, Plan, decide_plan
+from zeta_core.plan import Plan, PlanInputs, decide_plan
 
 
 def plan(**options: Any) -> Plan:
     given = TrainerOptions(batch_size=3, gradient_accumulate_every=2, **options)
-    return decide_plan(given, Facts(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
+    return decide_plan(given, PlanInputs(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
 
 
 @pytest.mark.parametrize(

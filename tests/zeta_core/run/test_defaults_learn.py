@@ -21,7 +21,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations
 from zeta_core.model.sources import locate_model, locate_tokenizer
-from zeta_core.plan import Facts, SequenceStats, decide_plan
+from zeta_core.plan import PlanInputs, SequenceStats, decide_plan
 from zeta_core.run.resolved_spec import describe_defaults
 
 DEFAULTS: dict[str, Any] = {
@@ -92,7 +92,9 @@ def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
 )
 def test_a_cpu_does_not_pack_more_than_fits_its_memory(device: str, unpacked_tokens: int, packs: bool) -> None:
     stats = {True: SequenceStats(100, 1024), False: SequenceStats(1000, unpacked_tokens)}
-    facts = Facts(1, device, False, 1, 1024, 1_000_000, 1 << 40, from_scratch=False, data="", stats_by_packing=stats)
+    facts = PlanInputs(
+        1, device, False, 1, 1024, 1_000_000, 1 << 40, from_scratch=False, data="", stats_by_packing=stats
+    )
     plan = decide_plan(parse(TrainerOptions, {}), facts, None)
     assert plan.pack is packs
     description = describe_defaults(parse(TrainerOptions, {}), plan, facts) or ""
@@ -102,7 +104,7 @@ def test_a_cpu_does_not_pack_more_than_fits_its_memory(device: str, unpacked_tok
 
 
 def test_a_resumed_run_keeps_its_epochs() -> None:
-    facts = Facts(1, "cpu", False, 1, 256, 1, 1 << 30, from_scratch=False, data="data")
+    facts = PlanInputs(1, "cpu", False, 1, 256, 1, 1 << 30, from_scratch=False, data="data")
     started = decide_plan(parse(TrainerOptions, {"epochs": 5}), facts, None)
     assert decide_plan(parse(TrainerOptions, {}), facts, started.stored()).epochs == 5
     assert decide_plan(parse(TrainerOptions, {"epochs": 6}), facts, started.stored()).epochs == 6

@@ -9,7 +9,7 @@ import torch
 
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import end_of, journal, make_run, start
-from zeta_core.checkpoint.checkpoint_files import read
+from zeta_core.checkpoint.checkpoint_files import read_checkpoint
 from zeta_core.checkpoint.weights import read_weights
 from zeta_core.contract.job.events import StatusLine, WarningLine
 
@@ -39,7 +39,7 @@ def kind_of(run_dir: Path) -> str:
     """The device kind in the resolved spec, which must equal that in the last checkpoint."""
     running = next(line for line in journal(run_dir) if isinstance(line, StatusLine) and line.resolved_spec)
     assert running.resolved_spec is not None
-    checkpoint = read(final(run_dir))
+    checkpoint = read_checkpoint(final(run_dir))
     assert checkpoint is not None
     assert checkpoint.manifest.device_kind == running.resolved_spec["device_kind"]
     return running.resolved_spec["device_kind"]

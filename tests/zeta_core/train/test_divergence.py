@@ -11,7 +11,7 @@ import pytest
 from zeta_core.contract.job.advice import Advice
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.optim.rates import UsualRates
-from zeta_core.plan import Facts, decide_plan, with_length
+from zeta_core.plan import PlanInputs, decide_plan, with_length
 from zeta_core.train.divergence import DivergenceMonitor
 
 STEPS = 1000
@@ -21,7 +21,7 @@ NOISE = random.Random(0)
 def advice_for(loss_at: Callable[[int], float], *, steps: int = STEPS, vocabulary: int | None = 50_000) -> list[Advice]:
     """The advice for a run with this loss after each step."""
     options = TrainerOptions(batch_size=1, learning_rate=1e-3, max_steps=steps, warmup_steps=0.03)
-    facts = Facts(1, "cpu", False, 1, 64, 1, 1 << 30, True, "data")
+    facts = PlanInputs(1, "cpu", False, 1, 64, 1, 1 << 30, True, "data")
     plan = with_length(decide_plan(options, facts, None), options, steps)
     advice: list[Advice] = []
     usual = UsualRates(1e-5, 1e-3, 1e-2)

@@ -16,7 +16,7 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import InvalidModel
 from zeta_core.parallel.processes import Processes, Replicated
-from zeta_core.plan import Facts, Plan, decide_plan
+from zeta_core.plan import Plan, PlanInputs, decide_plan
 
 KINDS = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
@@ -104,7 +104,7 @@ def _plan() -> Plan:
     options = TrainerOptions.model_validate(
         {"batch_size": 1, "gradient_accumulate_every": 1, "seq_len": 4, "max_steps": 1}
     )
-    facts = Facts(1, "cpu", False, 1, 4, 1, 1 << 30, True, "data")
+    facts = PlanInputs(1, "cpu", False, 1, 4, 1, 1 << 30, True, "data")
     return decide_plan(options, facts, None)
 
 

@@ -18,7 +18,7 @@ from zeta_core.memory.usage import MemoryUsage
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.reporter import Reporter
 from zeta_core.run import RunRequest, execute
-from zeta_core.train.flops import flops_per_token, peak_flops, peak_flops_of
+from zeta_core.train.flops import flops_per_token, peak_flops, peak_flops_by_name
 from zeta_core.train.meter import Clock
 
 
@@ -53,13 +53,13 @@ def test_a_module_without_a_config_counts_its_weights_and_a_cpu_has_no_peak() ->
     ],
 )
 def test_the_peak_of_a_device_is_looked_up_by_its_name(name: str, flops: float | None) -> None:
-    assert peak_flops_of(name) == flops
+    assert peak_flops_by_name(name) == flops
 
 
 def test_a_clock_returns_its_share_and_resets() -> None:
     clock = Clock()
     clock.seconds = 0.5
-    assert (clock.share_of(2.0), clock.share_of(2.0), clock.share_of(0.0)) == (0.25, 0.0, None)
+    assert (clock.take_share(2.0), clock.take_share(2.0), clock.take_share(0.0)) == (0.25, 0.0, None)
 
 
 def fresh_memory(size: int) -> mmap.mmap:

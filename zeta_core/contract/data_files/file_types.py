@@ -37,7 +37,7 @@ def file_type(name: str) -> FileType:
     return FileType(path.suffix)
 
 
-def suffixes_of(data_format: str | None, *, pretokenized: bool = False) -> tuple[str, ...]:
+def file_suffixes(data_format: str | None, *, pretokenized: bool = False) -> tuple[str, ...]:
     """The suffixes of the files that can contain data in a format of the spec, without compressions.
 
     ``auto`` and ``None`` mean text or rows.

@@ -162,7 +162,9 @@ _WHILE_RUNNING: dict[RequestedAction | None, Situation] = {
 }
 
 
-def situation_of(status: JobStatus, reason: StatusReason | None, requested_action: RequestedAction | None) -> Situation:
+def job_situation(
+    status: JobStatus, reason: StatusReason | None, requested_action: RequestedAction | None
+) -> Situation:
     """The situation of a job, which determines the effect of commands."""
     if status == JobStatus.RUNNING:
         return _WHILE_RUNNING[requested_action]

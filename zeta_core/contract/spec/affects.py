@@ -23,7 +23,7 @@ class Affects:
         self.effects = frozenset(effects)
 
 
-def effects_of(model: type[BaseModel], name: str) -> frozenset[Effect]:
+def field_effects(model: type[BaseModel], name: str) -> frozenset[Effect]:
     """The effects of a field. Raises `LookupError` if it is not annotated."""
     for metadata in model.model_fields[name].metadata:
         if isinstance(metadata, Affects):
@@ -33,4 +33,4 @@ def effects_of(model: type[BaseModel], name: str) -> frozenset[Effect]:
 
 def options_affecting(model: type[BaseModel], effect: Effect) -> tuple[str, ...]:
     """The names of the fields with this effect, in the order of the fields."""
-    return tuple(name for name in model.model_fields if effect in effects_of(model, name))
+    return tuple(name for name in model.model_fields if effect in field_effects(model, name))

@@ -20,7 +20,7 @@ ALLOWED_KEYS = (
 DEFAULT_STAGE = 2
 
 
-def stage_of(use_deepspeed: bool | int | dict[str, Any] | None) -> Any:
+def requested_zero_stage(use_deepspeed: bool | int | dict[str, Any] | None) -> Any:
     """The requested ZeRO stage, `DEFAULT_STAGE` if the value names none; ``None`` if DeepSpeed is not used."""
     if isinstance(use_deepspeed, dict):
         return (use_deepspeed.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)

@@ -37,7 +37,7 @@ def batch_split(options: TrainerOptions) -> tuple[int | None, int | None]:
     return options.batch_size, options.gradient_accumulate_every or 1
 
 
-def split_of(global_batch: int, accumulate: int, num_processes: int) -> int:
+def split_micro_batch(global_batch: int, accumulate: int, num_processes: int) -> int:
     """The micro-batch of each process that divides a global batch into ``accumulate`` parts; at least 1."""
     return max(1, global_batch // num_processes // accumulate)
 
@@ -103,7 +103,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     processes = spec.resources.num_processes
     default_batch = global_batch(None, processes, from_scratch=True) if from_scratch else None
     if default_batch is not None and batch_size is None and accumulate is not None:
-        batch_size = split_of(default_batch, accumulate, processes)
+        batch_size = split_micro_batch(default_batch, accumulate, processes)
     decided = {
         **spec.model_dump(mode="json"),
         "batch_size": batch_size,
@@ -120,7 +120,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     return ResolvedSpec.model_validate(decided)
 
 
-def save_total_limit_of(spec: Mapping[str, Any], resolved: ResolvedSpec) -> int:
+def num_kept_checkpoints(spec: Mapping[str, Any], resolved: ResolvedSpec) -> int:
     """The number of newest checkpoints that a job keeps; older versions may not have recorded it."""
     limit = resolved.save_total_limit or spec.get("save_total_limit")
     return limit if isinstance(limit, int) else int(TrainerOptions.model_fields["save_total_limit"].default)

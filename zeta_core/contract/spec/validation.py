@@ -78,7 +78,7 @@ def parse(model: type[ModelT], body: object, *, error_class: type[ZetaError] = I
         details = parsed.faults() if isinstance(parsed, ModelWithRules) else []
         if not details:
             return parsed
-    raise error_of(details, error_class, num_more=num_more) from None
+    raise error_from_details(details, error_class, num_more=num_more) from None
 
 
 def _faults_of_the_rest(model: type[ModelWithRules], body: Mapping[Any, Any], wrong: set[str]) -> list[ErrorDetail]:
@@ -91,7 +91,7 @@ def _faults_of_the_rest(model: type[ModelWithRules], body: Mapping[Any, Any], wr
     return [detail for detail in parsed.faults() if (detail.param or "").partition(".")[0] not in wrong]
 
 
-def error_of(
+def error_from_details(
     details: Sequence[ErrorDetail], error_class: type[ZetaError] = InvalidSpec, *, num_more: int = 0
 ) -> ZetaError:
     """One error with the message of the first detail and the number of the others.
@@ -161,12 +161,12 @@ def _details(faults: Sequence[Any], body: Mapping[Any, Any], model: type[BaseMod
         if len(details) >= MAX_DETAILS:
             return list(details.values()), len({other["loc"] for other in faults[index:]})
         search = len(details) < MAX_SUGGESTIONS
-        for detail in _details_of(fault, body, model, search=search):
+        for detail in _error_details(fault, body, model, search=search):
             _add(details, detail)
     return list(details.values()), 0
 
 
-def _details_of(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> list[ErrorDetail]:
+def _error_details(fault: Any, body: Mapping[Any, Any], model: type[BaseModel], *, search: bool) -> list[ErrorDetail]:
     if fault["type"] == NOT_ONE_KIND:
         return _kind_details(fault, body, model)
     return [_detail(fault, body, model, search=search)]

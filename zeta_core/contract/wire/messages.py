@@ -69,7 +69,7 @@ def new_incarnation(folder_id: str) -> str:
     return f"{folder_id}.{secrets.token_hex(8)}"
 
 
-def folder_id_of(incarnation: str) -> str | None:
+def parse_folder_id(incarnation: str) -> str | None:
     """The id of the worker's folder, which records its runs; ``None`` if an older worker does not report it."""
     folder_id, dot, _ = incarnation.partition(".")
     return folder_id if dot else None

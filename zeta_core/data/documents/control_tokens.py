@@ -45,7 +45,7 @@ def other_added_tokens(tokenizer: Any) -> frozenset[str]:
     return frozenset(token for token in added if not token.isspace())
 
 
-def pattern_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+def compile_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that matches any of the tokens, the longest one first."""
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -16,7 +16,7 @@ from zeta_core.data.documents.conversations import (
     turns_or_text,
 )
 from zeta_core.data.documents.template import Template, Unlearnable
-from zeta_core.data.rows.formats import RowFormat, messages_of, tools_of
+from zeta_core.data.rows.formats import RowFormat, messages_in, tools_in
 from zeta_core.data.sources import Source
 
 DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
@@ -80,11 +80,11 @@ class Renderer:
         ``fields`` are the values of `Source.fields`. Raises `Unlearnable` or `InvalidTurn`.
         """
         assert source.row_format is not None
-        tools = tools_of(fields)
+        tools = tools_in(fields)
         train_on = self._train_on or DEFAULT_TRAIN_ON[source.row_format]
         match source.row_format:
             case "messages":
-                messages = messages_of(fields, source.drop_fields)
+                messages = messages_in(fields, source.drop_fields)
                 allow = source.allow_control_tokens
                 return [conversation(self._used_template(), messages, tools, train_on, allow_control_tokens=allow)]
             case "prompt_completion":

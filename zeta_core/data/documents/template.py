@@ -242,14 +242,14 @@ class Template:
         others = control_tokens.other_added_tokens(self._tokenizer)
         templates = str(self._tokenizer.chat_template)
         written = {token for token in others if token in templates}
-        return control_tokens.pattern_of(control_tokens.special_tokens(self._tokenizer) | written)
+        return control_tokens.compile_pattern(control_tokens.special_tokens(self._tokenizer) | written)
 
     @cached_property
     def _control_tokens_of_output(self) -> Any:
         others = control_tokens.other_added_tokens(self._tokenizer)
         between = self._between_turns if others else ""
         bounds = {token for token in others if token in between}
-        return control_tokens.pattern_of(control_tokens.special_tokens(self._tokenizer) | bounds)
+        return control_tokens.compile_pattern(control_tokens.special_tokens(self._tokenizer) | bounds)
 
     @cached_property
     def _between_turns(self) -> str:

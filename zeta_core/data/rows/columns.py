@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from zeta_core.data.rows.formats import COLUMNS, RowFormat, column_in, formats_of, required
-from zeta_core.data.rows.shapes import SHAPE_COLUMNS, Shape, normalized, shape_of
+from zeta_core.data.rows.formats import COLUMNS, RowFormat, candidate_formats, column_in, required
+from zeta_core.data.rows.shapes import SHAPE_COLUMNS, Shape, detect_shape, normalized
 from zeta_core.data.rows.token_rows import may_mark_tokens
 
 Fields = Mapping[str, object]
@@ -38,26 +38,26 @@ class Layout:
     row_format: RowFormat
     shape: Shape | None = None
 
-    def columns_of(self, row: Fields, columns: Mapping[str, str]) -> dict[str, str]:
+    def used_columns(self, row: Fields, columns: Mapping[str, str]) -> dict[str, str]:
         """The used columns of a row, as a mapping from standard names to the names in the data."""
         if self.shape is not None:
-            return self.shape.columns_of(row)
+            return self.shape.used_columns(row)
         named = {name: column_in(row, name, columns) for name in COLUMNS[self.row_format]}
         return {name: column for name, column in named.items() if column in row}
 
 
-def layout_of(row: Fields, columns: Mapping[str, str], row_format: RowFormat | None, method: str) -> Layout | None:
+def detect_layout(row: Fields, columns: Mapping[str, str], row_format: RowFormat | None, method: str) -> Layout | None:
     """The layout of a row; ``row_format`` is the format that the spec names, or ``None`` for ``auto``."""
     if row_format == "tokens":
         return Layout("tokens")
-    formats = formats_of(columns, method) if row_format is None else (row_format,)
+    formats = candidate_formats(columns, method) if row_format is None else (row_format,)
     for one in formats:
         if all(column_in(row, name, columns) in row for name in required(one)):
             if one == "preference" and column_in(row, "prompt", columns) not in row:
-                shape = shape_of(row, ["preference"])  # its prompt has another name
+                shape = detect_shape(row, ["preference"])  # its prompt has another name
                 return Layout(one, shape)
             return Layout(one)
-    shape = shape_of(row, [one for one in formats if one in ("messages", "preference")])
+    shape = detect_shape(row, [one for one in formats if one in ("messages", "preference")])
     return None if shape is None else Layout(shape.row_format, shape)
 
 
@@ -74,13 +74,13 @@ def columns_to_read(
     """
     row: Fields = dict.fromkeys(names, "")
     if layout is not None and layout.row_format == "tokens":
-        used = set(layout.columns_of(row, columns).values())
+        used = set(layout.used_columns(row, columns).values())
         return [name for name in names if name not in drop and (name in used or may_mark_tokens(name, numeric))]
     if layout is None:
         known = {*columns.values(), *(name for several in COLUMNS.values() for name in several), "conversations"}
         used = {name for name in names if name in known or normalized(name) in SHAPE_COLUMNS}
     else:
-        used = set(layout.columns_of(row, columns).values())
+        used = set(layout.used_columns(row, columns).values())
         if layout.row_format == "messages" and layout.shape is None:
             used |= {"conversations"}  # stands for `messages` in rows without them
     return [name for name in names if name not in drop and (name in used or looks_used(name))]
@@ -118,10 +118,10 @@ def explain_lost(name: str, row: Fields, layout: Layout, used: Mapping[str, str]
     is_mask = _LOOKS_LIKE_MASK.fullmatch(normalized(name)) or normalized(name) == "label"
     role = "a mask or label" if is_mask else "a part of the prompt"
     standard = _standard_name(name, layout, used)
-    shape = None if layout.shape is not None else shape_of(row, [_SHAPES_FOR.get(layout.row_format, "")])
+    shape = None if layout.shape is not None else detect_shape(row, [_SHAPES_FOR.get(layout.row_format, "")])
     fixes = [f"--set '{at}.columns.{standard}={name}' to use it as {standard!r}"] if standard else []
     fixes.append(f"--set '{at}.drop_columns=[{name}]' to train without it")
-    if shape is not None and name in shape.columns_of(row).values():
+    if shape is not None and name in shape.used_columns(row).values():
         settings = f"--set '{at}.columns={{}}' --set '{at}.format={shape.row_format}'"
         fixes.append(f"{settings} to use all columns of {shape.name} rows")
     elif not standard and not is_mask:

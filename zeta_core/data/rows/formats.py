@@ -37,7 +37,7 @@ def required(row_format: RowFormat) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS[row_format] if name not in OPTIONAL)
 
 
-def formats_of(columns: Mapping[str, str], method: str) -> list[RowFormat]:
+def candidate_formats(columns: Mapping[str, str], method: str) -> list[RowFormat]:
     """The formats that ``auto`` may select, in order. ``columns`` maps the standard names to the names in the data.
 
     Formats with a mapped column come first, so a user can read chosen answers as completions.
@@ -89,12 +89,12 @@ def fault_in(
             return _fault_in_preference(values, shown, drop_fields)
 
 
-def tools_of(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
+def tools_in(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:
     """The tools of a row. Raises `InvalidTurn`."""
     return read_tools(fields.get("tools"), fields.get("functions"))
 
 
-def messages_of(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
+def messages_in(fields: Mapping[str, object], drop_fields: Sequence[str] = ()) -> list[Message]:
     """The conversation of a row of messages, with the system text of a separate column. Raises `InvalidTurn`."""
     turns = cast("list[object]", fields[column_in(fields, "messages", {})])
     messages = [read_turn(turn, drop_fields) for turn in turns]
@@ -169,7 +169,7 @@ def _fault_in_parallel(values: Mapping[str, object], drop_fields: Sequence[str])
 
 def _fault_in_tools(values: Mapping[str, object]) -> str | None:
     try:
-        tools_of(values)
+        tools_in(values)
     except InvalidTurn as error:
         return str(error)
     return None

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from zeta_core.data.rows.columns import layout_of
+from zeta_core.data.rows.columns import detect_layout
 from zeta_core.data.rows.compressed import open_stream
 from zeta_core.data.rows.formats import CONVERSATIONS
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit
@@ -99,7 +99,7 @@ def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple
             f"{buffer.name} contains {row_columns[0]!r} beside the array {array!r}, so it belongs to no row; add it to "
             "each row, or remove it."
         )
-    if array is None and not row_columns and layout_of(dict.fromkeys(others, ""), {}, None, "sft") is None:
+    if array is None and not row_columns and detect_layout(dict.fromkeys(others, ""), {}, None, "sft") is None:
         names = ", ".join(list(others)[:_MAX_NAMES]) or "none"
         raise InvalidData(
             f"{buffer.name} contains no array of rows (its fields: {names}); provide an array of objects."
@@ -110,7 +110,7 @@ def _rows_of_object(buffer: _Buffer, columns: Collection[str]) -> Iterator[tuple
 
 def _is_row(value: object) -> bool:
     """Whether an element of an array is a row with turns or a pair of texts."""
-    layout = layout_of(cast("dict[str, Any]", value), {}, None, "sft") if isinstance(value, dict) else None
+    layout = detect_layout(cast("dict[str, Any]", value), {}, None, "sft") if isinstance(value, dict) else None
     return layout is not None and layout.row_format != "text"
 
 

@@ -51,20 +51,20 @@ class Shape:
     optional: tuple[str, ...] = ()
     is_nested: bool = False  # the prompt is in an object, as in OpenAI's API
 
-    def columns_of(self, row: Fields) -> dict[str, str]:
+    def used_columns(self, row: Fields) -> dict[str, str]:
         """The columns of a row that the shape uses, as a mapping from normalized names to the names in the data."""
         known = {*self.required, *self.optional, self.context}
         return {normalized(name): name for name in row if normalized(name) in known}
 
     def fits(self, row: Fields) -> bool:
-        columns = self.columns_of(row)
+        columns = self.used_columns(row)
         if not all(name in columns for name in self.required):
             return False
         return not self.is_nested or isinstance(row[columns[self.required[0]]], Mapping)
 
     def convert(self, row: Fields) -> dict[str, object]:
         """The row in the format `row_format`. Raises `InvalidShape`."""
-        values = {name: row[column] for name, column in self.columns_of(row).items()}
+        values = {name: row[column] for name, column in self.used_columns(row).items()}
         for name in self.required:
             if values.get(name) is None:
                 raise InvalidShape(f"has no {name!r}, which {self.name} rows have.")
@@ -137,7 +137,7 @@ SHAPE_COLUMNS = frozenset(
 )
 
 
-def shape_of(row: Fields, row_formats: Sequence[str]) -> Shape | None:
+def detect_shape(row: Fields, row_formats: Sequence[str]) -> Shape | None:
     """The shape of a row that can be converted to one of ``row_formats``, tried in order."""
     for row_format in row_formats:
         for shape in SHAPES.values():

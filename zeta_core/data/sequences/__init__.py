@@ -5,6 +5,6 @@
 
 from zeta_core.data.sequences.batch import IGNORED, Batch, micro_batches
 from zeta_core.data.sequences.packing import Overlong, Sequences
-from zeta_core.data.sequences.sampler import Mixture, Sampler, sampler_of
+from zeta_core.data.sequences.sampler import Mixture, Sampler, build_sampler
 
-__all__ = ["IGNORED", "Batch", "Mixture", "Overlong", "Sampler", "Sequences", "micro_batches", "sampler_of"]
+__all__ = ["IGNORED", "Batch", "Mixture", "Overlong", "Sampler", "Sequences", "build_sampler", "micro_batches"]

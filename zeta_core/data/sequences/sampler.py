@@ -95,7 +95,7 @@ class Mixture(Sampler):
         return [epochs * count + more for count, more in zip(self.per_epoch, in_rest, strict=True)]
 
 
-def sampler_of(sequences: Sequences, seed: int) -> Sampler:
+def build_sampler(sequences: Sequences, seed: int) -> Sampler:
     """The order of a run over these sequences. Raises `InvalidData`."""
     if sequences.shares is None:
         return Sampler(len(sequences), seed)

@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zeta_core.checkpoint.checkpoint_files import sha256_of
+from zeta_core.checkpoint.checkpoint_files import file_sha256
 from zeta_core.contract.data_files.file_types import (
     DELIMITERS,
     LINE_SUFFIXES,
     TEXT_SUFFIXES,
     TOKEN_SUFFIXES,
+    file_suffixes,
     file_type,
     listed,
-    suffixes_of,
 )
 from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_first_bytes
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.confined import Position, confined
-from zeta_core.data.rows.columns import Layout, layout_of
+from zeta_core.data.rows.columns import Layout, detect_layout
 from zeta_core.data.rows.delimited import delimited_units
 from zeta_core.data.rows.formats import RowFormat
 from zeta_core.data.rows.json_documents import document_units
@@ -254,7 +254,7 @@ class _Reader:
     @property
     def suffixes(self) -> tuple[str, ...]:
         """The suffixes of the files that can contain data in this format."""
-        return suffixes_of(self.row_format, pretokenized=self.pretokenized)
+        return file_suffixes(self.row_format, pretokenized=self.pretokenized)
 
     @property
     def row_format(self) -> RowFormat | None:
@@ -275,7 +275,7 @@ class _Reader:
         with path.open("rb") as file:
             if fault := fault_in_first_bytes(name, file.read(FIRST_BYTES)):
                 raise InvalidData(f"{name} {fault}")
-        content = content or sha256_of(path)
+        content = content or file_sha256(path)
         columns, dtype = self.source.columns, self.source.dtype
         if suffix in TOKEN_SUFFIXES:
             if columns:
@@ -340,8 +340,8 @@ def _inspect(source: Source, method: str, position: Position) -> _FirstRow:
     first = next((row.fields for unit in source.units() for row in unit.rows()), None)
     if not isinstance(first, Mapping):
         return size, None, None, None
-    detected = layout_of(first, source.columns, None, method)
-    layout = detected if source.row_format is None else layout_of(first, source.columns, source.row_format, method)
+    detected = detect_layout(first, source.columns, None, method)
+    layout = detected if source.row_format is None else detect_layout(first, source.columns, source.row_format, method)
     first_format = None if detected is None else detected.row_format
     if layout is None:
         return size, first_format, None, None

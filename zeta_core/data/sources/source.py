@@ -95,7 +95,7 @@ class Source:
         if self.layout is None and self.is_detected:
             raise self._invalid(row, explain_unknown({**dict.fromkeys(row.unread), **row.fields}, self.at))
         present = dict(row.fields)
-        used = layout.columns_of(present, self.columns)
+        used = layout.used_columns(present, self.columns)
         columns = self.columns
         if layout.shape is not None:
             try:
@@ -134,13 +134,13 @@ class Source:
         """The columns of a row that are not used, including those that were not read."""
         yield from (name for name in row.unread if name != self.group_by)
         if self.layout is not None:
-            used = {self.group_by} | set(self.layout.columns_of(row.fields, self.columns).values())
+            used = {self.group_by} | set(self.layout.used_columns(row.fields, self.columns).values())
             yield from (str(name) for name in row.fields if name and name not in used)
 
     def mapped_columns(self, row: Row) -> Iterator[str]:
         """The columns of a row that are used because ``columns`` names them."""
         if self.columns and self.layout is not None:
-            used = set(self.layout.columns_of(row.fields, self.columns).values())
+            used = set(self.layout.used_columns(row.fields, self.columns).values())
             yield from (name for name in self.columns.values() if name in used)
 
     def check_columns(self, mapped: Collection[str], unused: Collection[str]) -> None:

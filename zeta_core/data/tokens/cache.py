@@ -42,7 +42,7 @@ from zeta_core.data.tokens.statistics import SECONDS_BETWEEN_LINES, TokenStatist
 from zeta_core.data.tokens.token_file import WHOLE_FORMATS, Ids, Mix, Origin, TokenFile
 from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
-from zeta_core.system.durable_files import flush, part_of, rename_durably
+from zeta_core.system.durable_files import flush, part_path, rename_durably
 
 FORMAT_VERSION = 9
 
@@ -254,7 +254,7 @@ def _write(
     limits: ProcessLimits | None,
     seconds_between_lines: float,
 ) -> None:
-    part = part_of(directory)
+    part = part_path(directory)
     for leftover in (part, directory):  # left by an interrupted process
         shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir()

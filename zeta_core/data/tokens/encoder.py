@@ -76,7 +76,7 @@ class Encoder:
         end = tokenizer.eos_token_id
         self._begin = np.array(_beginning(tokenizer), dtype=dtype)
         self._end = np.array([] if end is None else [end], dtype=dtype)
-        self._special = control_tokens.pattern_of(control_tokens.special_tokens(tokenizer))
+        self._special = control_tokens.compile_pattern(control_tokens.special_tokens(tokenizer))
         self._renderer = Renderer(
             tokenizer,
             train_on=train_on,

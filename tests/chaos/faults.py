@@ -44,7 +44,9 @@ class Fault:
 
 
 def training_killed(fleet: Fleet, rng: Random) -> Injection:
-    leaders = sorted((found for found in fleet.trainings() if found.rank is None), key=lambda found: found.job_id)
+    leaders = sorted(
+        (found for found in fleet.training_processes() if found.rank is None), key=lambda found: found.job_id
+    )
     if leaders:
         victim = rng.choice(leaders)
         victim.process.kill()
@@ -52,7 +54,7 @@ def training_killed(fleet: Fleet, rng: Random) -> Injection:
 
 
 def rank_killed(fleet: Fleet, rng: Random) -> Injection:
-    ranks = [found for found in fleet.trainings() if found.rank is not None]
+    ranks = [found for found in fleet.training_processes() if found.rank is not None]
     if ranks:
         victim = rng.choice(sorted(ranks, key=lambda found: (found.job_id, found.rank)))
         victim.process.kill()
@@ -60,9 +62,9 @@ def rank_killed(fleet: Fleet, rng: Random) -> Injection:
 
 
 def training_suspended(fleet: Fleet, rng: Random) -> Injection:
-    """The watchdog ends the training. Otherwise (during a save), it is resumed after the stall limit."""
+    """The watchdog ends the run. Otherwise (during a save), it is resumed after the stall limit."""
     job_states = fleet.database.job_states()
-    found = sorted(fleet.trainings(), key=lambda process: process.job_id)
+    found = sorted(fleet.training_processes(), key=lambda process: process.job_id)
     alone = [one for one in found if one.rank is None and sum(one.job_id == other.job_id for other in found) == 1]
     candidates = [one for one in alone if (job_states[one.job_id].last_step or 0) >= MIN_STEPS]
     if candidates:
@@ -74,22 +76,22 @@ def training_suspended(fleet: Fleet, rng: Random) -> Injection:
 
 
 def worker_killed(fleet: Fleet, rng: Random) -> Injection:
-    """The trainings continue or end without their worker."""
+    """The runs continue or end without their worker."""
     host = rng.choice(fleet.hosts)
     host.end(signal.SIGKILL)
     yield Impact(running(fleet, host), rng.uniform(0.0, SELF_STOP_SECONDS / 2))
     host.start()
 
 
-def command_to_adopted_training(fleet: Fleet, rng: Random) -> Injection:
-    """A training hangs and its worker is restarted; then its job is cancelled or paused, or the worker is drained."""
-    leaders = {found.job_id: found for host in fleet.hosts for found in host.trainings() if found.rank is None}
+def command_to_adopted_run(fleet: Fleet, rng: Random) -> Injection:
+    """A run hangs and its worker is restarted; then its job is cancelled or paused, or the worker is drained."""
+    leaders = {found.job_id: found for host in fleet.hosts for found in host.training_processes() if found.rank is None}
     if not leaders:
         return
     job_id = rng.choice(sorted(leaders))
     (host,) = [host for host in fleet.hosts if leaders[job_id].directory.is_relative_to(host.home)]
     host.end(signal.SIGKILL)
-    for found in host.trainings():
+    for found in host.training_processes():
         if found.job_id == job_id:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.process.suspend()
@@ -115,7 +117,7 @@ def worker_stopped(fleet: Fleet, rng: Random) -> Injection:
 
 
 def host_lost(fleet: Fleet, rng: Random) -> Injection:
-    """The host is lost permanently, with its trainings and its disk. Another one replaces it."""
+    """The host is lost permanently, with its runs and its disk. Another one replaces it."""
     host = rng.choice(fleet.hosts)
     jobs = running(fleet, host)
     host.vanish()
@@ -125,7 +127,7 @@ def host_lost(fleet: Fleet, rng: Random) -> Injection:
 
 
 def worker_lost(fleet: Fleet, rng: Random) -> Injection:
-    """The worker is lost permanently; its trainings run until they notice. Another host replaces it."""
+    """The worker is lost permanently; its runs continue until they notice. Another host replaces it."""
     host = rng.choice(fleet.hosts)
     jobs = running(fleet, host)
     host.end(signal.SIGKILL)
@@ -255,7 +257,7 @@ def store_full(fleet: Fleet, rng: Random) -> Injection:
 
 
 def clock_jumps(fleet: Fleet, rng: Random) -> Injection:
-    """Shift the wall clock of one server, or of one host with its worker and trainings, for some seconds."""
+    """Shift the wall clock of one server, or of one host with its worker and runs, for some seconds."""
     present = [*(server.home.name for server in fleet.servers), *(host.name for host in fleet.hosts)]
     name = rng.choice(present)
     if name in fleet.clocks:
@@ -272,11 +274,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("training killed (kill -9)", training_killed, 6),
     Fault("one rank of several killed (kill -9)", rank_killed, 3),
     Fault("training stopped (SIGSTOP)", training_suspended, 1),
-    Fault("worker killed (kill -9) and restarted while its trainings continue", worker_killed, 4),
-    Fault("commands to adopted trainings (one hangs, its worker was killed)", command_to_adopted_training, 2),
+    Fault("worker killed (kill -9) and restarted while its runs continue", worker_killed, 4),
+    Fault("commands to adopted runs (one hangs, its worker was killed)", command_to_adopted_run, 2),
     Fault("worker stopped (SIGTERM) and restarted", worker_stopped, 2),
     Fault("host lost, another one started", host_lost, 2),
-    Fault("worker lost, its trainings left behind", worker_lost, 2),
+    Fault("worker lost, its runs left behind", worker_lost, 2),
     Fault("network cut between a worker and Redis", network_cut, 2),
     Fault("network cut for longer than the lease", network_cut_for_longer_than_the_lease, 1),
     Fault("server killed (kill -9) and restarted", server_killed, 3),

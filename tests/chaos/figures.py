@@ -1,6 +1,6 @@
 """``python -m tests.chaos.figures``: measures recovery times with default settings, once each.
 
-The trainings are real (``python -m zeta_core``), on a fleet of one server, one Valkey, SQLite and two hosts. It prints
+The runs are real (``python -m zeta_core``), on a fleet of one server, one Valkey, SQLite and two hosts. It prints
 a table, and asserts only that each recovery happens; the times depend on the load of the machine.
 """
 
@@ -34,7 +34,7 @@ class Figure:
 
 
 class RecoveryMeasurements:
-    """One endless real training at a time."""
+    """One endless real run at a time."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -42,10 +42,10 @@ class RecoveryMeasurements:
         self._job_id = ""
 
     def begin(self) -> None:
-        """Cancel the previous training, start a new one, and wait for its first checkpoint."""
+        """Cancel the previous run, start a new one, and wait for its first checkpoint."""
         if self._job_id:
             wait_until(lambda: self._users.request("POST", f"/v1/jobs/{self._job_id}/cancel"), 30, "the cancel")
-            wait_until(lambda: not self.fleet.trainings(), 60, "the last training to end")
+            wait_until(lambda: not self.fleet.training_processes(), 60, "the last run to end")
         spec = spec_of("real", "") | {"max_steps": 10**6, "checkpointing_steps": CHECKPOINT_EVERY}
         posted = wait_until(
             lambda: self._users.submit(PlannedJob(f"figure-{time.monotonic()}", "real", spec)), 30, "a 201"
@@ -88,7 +88,7 @@ class RecoveryMeasurements:
 def training_killed(measurements: RecoveryMeasurements) -> list[Figure]:
     measurements.begin()
     before = measurements.job_state
-    (training,) = measurements.fleet.trainings()
+    (training,) = measurements.fleet.training_processes()
     training.process.kill()
     seconds = measurements.seconds_until_a_new_step(before, attempt=2)
     return [

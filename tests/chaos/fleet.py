@@ -5,7 +5,7 @@
                  `-> Valkey <------ artifact store        the store and each host's home are separate small disks,
                         ^             ^                   if the system allows mounting them
     a relay per host ->  |             |
-                     hosts: a worker of two slots each, with its trainings
+                     hosts: a worker of two slots each, with its runs
 
 Nothing is simulated: servers are ``python -m server``, and workers run the worker's `main` with real Celery. Time
 limits are short, set by the usual settings.
@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from tests.chaos.databases import FaultyDatabase
-from tests.chaos.processes import TrainingProcess, trainings
+from tests.chaos.processes import TrainingProcess, training_processes
 from tests.chaos.training import WITNESS_DIRECTORY
 from tests.harness.children import start_child
 from tests.harness.clocks import AdjustableClock, build_library
@@ -92,20 +92,20 @@ class Host:
         )
 
     def end(self, how: signal.Signals, timeout_seconds: float = 60) -> None:
-        """Send the worker a signal and wait until it exits; its trainings are not affected."""
+        """Send the worker a signal and wait until it exits; its runs are not affected."""
         assert self.worker is not None, "not started"
         self.worker.send_signal(how)
         self.worker.wait(timeout_seconds)
         self.worker = None
 
-    def trainings(self) -> list[TrainingProcess]:
-        return trainings(self.home)
+    def training_processes(self) -> list[TrainingProcess]:
+        return training_processes(self.home)
 
     def vanish(self) -> None:
         """Lose the machine: all its processes are killed, and its disk is not used again."""
         if self.worker is not None:
             self.end(signal.SIGKILL)
-        while left := self.trainings():
+        while left := self.training_processes():
             for found in left:
                 found.process.kill()
 
@@ -197,9 +197,9 @@ class Fleet:
 
         wait_until(is_answered, COMMAND_SECONDS, f"an answer to POST {path}")
 
-    def trainings(self) -> list[TrainingProcess]:
-        """Every process of every training of this fleet."""
-        return trainings(self.folder)
+    def training_processes(self) -> list[TrainingProcess]:
+        """Every process of every run of this fleet."""
+        return training_processes(self.folder)
 
     def run_directories(self) -> list[Path]:
         return sorted(self.folder.glob("host-*/home/workers/*/runs/*/attempt-*"))

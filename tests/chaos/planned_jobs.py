@@ -1,7 +1,7 @@
-"""The jobs that the users of the fault suite submit: real and small trainings, determined by the seed.
+"""The jobs that the users of the fault suite submit: real and small runs, determined by the seed.
 
-A real training is ``python -m zeta_core`` on a tiny model with dropout, as in production. Each kind is first run
-without faults on the same fleet, for comparison. A small training is also a real process with a run directory, a
+A real run is ``python -m zeta_core`` on a tiny model with dropout, as in production. Each kind is first run
+without faults on the same fleet, for comparison. A small run is also a real process with a run directory, a
 journal, checkpoints and a stop file, but without torch. It needs almost no CPU time, so many can run at once, and the
 weights of its undisturbed run can be computed.
 """
@@ -49,7 +49,7 @@ class PlannedJob:
 
     @property
     def computed_weights(self) -> str | None:
-        """The SHA-256 of the final weights of an undisturbed small training; ``None`` for a real one."""
+        """The SHA-256 of the final weights of an undisturbed small run; ``None`` for a real one."""
         if self.kind != "small":
             return None
         weights = b""
@@ -69,7 +69,7 @@ def plan_jobs(num_jobs: int, rng: Random, file_id: str, shares: Mapping[Kind, in
 
 
 def reference_jobs(planned: Sequence[PlannedJob], file_id: str) -> list[PlannedJob]:
-    """The undisturbed run of each kind of real training among these jobs."""
+    """The undisturbed run of each kind of real job among these."""
     kinds = {job.kind for job in planned}
     return [
         PlannedJob(f"reference-{kind}", kind, spec_of(kind, file_id) | {"max_retries": 0})

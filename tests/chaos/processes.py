@@ -1,4 +1,4 @@
-"""Finds the processes of trainings on this machine by their environment variables (Linux)."""
+"""Finds the processes of runs on this machine by their environment variables (Linux)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class TrainingProcess:
     directory: Path  # its working directory, which is the run directory
 
 
-def trainings(home: Path | None = None) -> list[TrainingProcess]:
+def training_processes(home: Path | None = None) -> list[TrainingProcess]:
     """The living training processes, of all workers or of those with this home."""
     return list(_marked(home))
 

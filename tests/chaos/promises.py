@@ -144,7 +144,7 @@ def events_are_complete(evidence: Evidence) -> Breaches:
 
 def nothing_is_left_behind(evidence: Evidence) -> Breaches:
     fleet = evidence.fleet
-    for found in fleet.trainings():
+    for found in fleet.training_processes():
         yield f"process {found.process.pid} of attempt {found.attempt} of {found.job_id} is alive"
     for directory in _runs(fleet):
         if not _is_unlocked(directory):

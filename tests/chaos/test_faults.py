@@ -60,7 +60,7 @@ class Scenario:
                 timeout_seconds,
                 "every job to end",
             )
-            wait_until(lambda: not self.fleet.trainings(), 60, "all trainings to end")
+            wait_until(lambda: not self.fleet.training_processes(), 60, "all runs to end")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.fleet.logs()}") from None
         evidence = Evidence(self.fleet, self.users)
@@ -79,7 +79,7 @@ def scenario(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathF
         database.close()
 
 
-def test_a_training_continues_when_one_server_and_then_both_are_killed(scenario: Scenario) -> None:
+def test_a_run_continues_when_one_server_and_then_both_are_killed(scenario: Scenario) -> None:
     job_id = scenario.submit(steps=100)
     scenario.wait_for_step(job_id, 3)
     first, second = scenario.fleet.servers
@@ -123,7 +123,7 @@ def test_jobs_continue_while_another_program_locks_the_database(scenario: Scenar
     scenario.wait_for_step(job_id, 3)
     server = scenario.fleet.servers[0]
     with scenario.fleet.database.locked(), server.http() as http:
-        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
+        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the run to continue")
         assert http.get("/healthz").status_code == 200
     assert scenario.check_promises(job_id) == ["completed"]
 
@@ -138,7 +138,7 @@ def test_a_database_outage_is_reported_and_costs_no_attempt(scenario: Scenario) 
         answer = http.post("/v1/jobs", json=spec_of("small", ""))
         assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
         assert http.get("/healthz").status_code == 200
-    wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
+    wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the run to continue")
     database.start_again()
     assert scenario.check_promises(job_id) == ["completed"]
 
@@ -163,7 +163,7 @@ def test_invalid_data_from_redis_costs_no_attempt_and_stops_no_loop(
     job_id = scenario.submit(steps=100)
     scenario.wait_for_step(job_id, 3)
     for _ in fault(scenario.fleet, Random(7)):
-        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the training to continue")
+        wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the run to continue")
     assert scenario.check_promises(job_id) == ["completed"]
 
 
@@ -181,7 +181,7 @@ def test_a_long_redis_outage_costs_an_attempt_but_no_step(scenario: Scenario) ->
     job_id = scenario.submit(steps=1000)
     scenario.wait_for_step(job_id, 3)
     scenario.fleet.valkey.stop()
-    wait_until(lambda: not scenario.fleet.trainings(), 60, "the training to save and exit")
+    wait_until(lambda: not scenario.fleet.training_processes(), 60, "the run to save and exit")
     assert len(_journal(scenario, job_id)) > 40, "it continued for some time"
     scenario.fleet.valkey.start()
     wait_until(lambda: _first_step(scenario, job_id, 2), 60, "a step of the next attempt")
@@ -192,13 +192,13 @@ def test_a_long_redis_outage_costs_an_attempt_but_no_step(scenario: Scenario) ->
     scenario.check_promises(job_id)
 
 
-def test_commands_to_adopted_trainings_that_hang_are_enforced(scenario: Scenario) -> None:
+def test_commands_to_adopted_runs_that_hang_are_enforced(scenario: Scenario) -> None:
     (host,) = scenario.fleet.hosts
     cancelled, handed_back = scenario.submit(steps=100), scenario.submit(steps=100)
     for job_id in (cancelled, handed_back):
         scenario.wait_for_step(job_id, 3)
     host.end(signal.SIGKILL)
-    for found in host.trainings():
+    for found in host.training_processes():
         found.process.suspend()
     host.start()
     scenario.fleet.command(f"/v1/workers/{host.name}/drain")
@@ -215,7 +215,7 @@ def test_commands_to_adopted_trainings_that_hang_are_enforced(scenario: Scenario
         )
     except AssertionError as error:
         raise AssertionError(f"{error}\n{scenario.fleet.logs()}") from None
-    assert not scenario.fleet.trainings(), "processes of an ended attempt are left"
+    assert not scenario.fleet.training_processes(), "processes of an ended attempt are left"
     scenario.fleet.command(f"/v1/workers/{host.name}/undrain")
     others = [scenario.submit(steps=20) for _ in range(2)]
     assert scenario.check_promises(handed_back) == ["handed_back", "completed"]

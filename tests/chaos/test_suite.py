@@ -12,7 +12,7 @@ from tests.chaos.suite import FaultSuite
 # Faults that last only seconds. The longer ones have separate tests, and `make chaos` includes all.
 MAIN_FAULTS = (
     "training killed (kill -9)",
-    "worker killed (kill -9) and restarted while its trainings continue",
+    "worker killed (kill -9) and restarted while its runs continue",
     "host lost, another one started",
     "network cut between a worker and Redis",
     "server killed (kill -9) and restarted",

@@ -4,7 +4,7 @@ For each start, it appends a line to the job's witness file: the attempt, and th
 attempts. An attempt without processes gets new ones only by another start. Therefore, two attempts never trained at
 once if no line lists another attempt and the attempt numbers only grow.
 
-``metadata.training`` selects the training: ``small`` (tests/worker/small_training.py, in this process) or real (this
+``metadata.training`` selects the run: ``small`` (tests/worker/small_training.py, in this process) or real (this
 process executes ``python -m zeta_core RUN_DIR``).
 """
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.processes import trainings
+from tests.chaos.processes import training_processes
 from tests.worker.small_training import SmallTraining
 from worker.training.launch import TRAINER_COMMAND, own_environment
 from zeta_core.contract.wire.run_directory import RUN_FILE, RunFile
@@ -25,7 +25,7 @@ WITNESS_DIRECTORY = "witness"  # beside the artifact store, one file of JSON lin
 
 def main(run_directory: Path) -> int:
     run = RunFile.model_validate_json((run_directory / RUN_FILE).read_text())
-    others = [found for found in trainings() if found.job_id == run.job_id and found.attempt != run.attempt]
+    others = [found for found in training_processes() if found.job_id == run.job_id and found.attempt != run.attempt]
     line = {
         "attempt": run.attempt,
         "pid": os.getpid(),

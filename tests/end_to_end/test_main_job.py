@@ -114,7 +114,7 @@ def test_the_command_line_submits_follows_downloads_and_verifies(service: Servic
 def test_cancel_ends_a_running_job_with_all_of_its_processes(http: httpx.Client, service: Service) -> None:
     job = submit(http, endless_job())
     path = f"/v1/jobs/{job['id']}"
-    wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the training to have started")
+    wait_until(lambda: step_of(http, job["id"]) > 1, 90, "the run to have started")
     assert processes_of_job(job["id"])
     response = http.post(f"{path}/cancel")
     assert (response.status_code, response.json()["requested_action"]) == (202, "cancel")

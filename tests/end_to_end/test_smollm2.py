@@ -67,7 +67,7 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     losses = _held_out_losses(_events(http, full))
     assert losses[1] > losses[2] > losses[3]
 
-    # The real next turn is preferred to a turn of another conversation. The training starts from the adapter's model.
+    # The real next turn is preferred to a turn of another conversation. The run starts from the adapter's model.
     pairs = [
         {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
         for one, other in zip(conversations[:6], conversations[6:12], strict=True)

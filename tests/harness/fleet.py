@@ -116,7 +116,7 @@ class SmallFleet:
         return worker
 
     def submit(self, *, spec: dict[str, Any] | None = None, max_retries: int = 3, **metadata: str) -> str:
-        """Store a queued job, as the API does. ``metadata`` controls the small training."""
+        """Store a queued job, as the API does. ``metadata`` controls the small run."""
         job_id = new_id("job")
         spec = spec or {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": metadata}
         self.loop.run(_insert(self.database, job_id, spec, max_retries))
@@ -193,7 +193,7 @@ class SmallFleet:
                 worker.kill()
                 worker.wait()
         for process in psutil.process_iter():
-            try:  # a failed test leaves no training behind
+            try:  # a failed test leaves no run behind
                 if str(self.settings.home) in " ".join(process.cmdline()):
                     process.kill()
             except psutil.Error:

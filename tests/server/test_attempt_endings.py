@@ -176,9 +176,7 @@ def test_a_full_disk_pauses_the_job_up_to_max_retries(
 @pytest.mark.parametrize(
     ("action", "end"), [(None, ("queued", "resumed")), ("cancel", ("cancelled", "cancelled_by_user"))]
 )
-def test_a_paused_training_follows_the_latest_request(
-    fleet: SmallFleet, action: str | None, end: tuple[str, str]
-) -> None:
+def test_a_paused_run_follows_the_latest_request(fleet: SmallFleet, action: str | None, end: tuple[str, str]) -> None:
     job_id = fleet.submit()
     attempt = start(fleet, job_id)
     request(fleet, job_id, action)

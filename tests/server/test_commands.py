@@ -203,7 +203,7 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
     rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec_json={**SPEC, "use_deepspeed": True})
     assert rerun(http, parent, patch={"use_deepspeed": 2}, **at("latest")).status_code == 201
     assert error_of(rerun(http, parent, patch={"use_deepspeed": 3}, **at("latest")))["param"] == "use_deepspeed"
-    # The evaluation schedule affects the best checkpoint and early stopping; the training rejects a change, too.
+    # The evaluation schedule affects the best checkpoint and early stopping; the run rejects a change, too.
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
     rows.change(parent, spec=evaluated, resolved_spec_json={**evaluated, "files": {}})
     answer = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))

@@ -45,7 +45,7 @@ def test_an_invalid_value_is_reported_and_a_secret_is_hidden() -> None:
     assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"
 
 
-def test_a_training_that_is_cut_off_saves_before_its_lease_ends() -> None:
+def test_a_run_that_is_cut_off_saves_before_its_lease_ends() -> None:
     def limits(**variables: str) -> tuple[float, float, float]:
         read = FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s", **variables})
         return read.self_stop_seconds, read.end_seconds, read.lease_seconds

@@ -1,4 +1,4 @@
-"""A real worker process whose trainings are `small_training`. The argument, if any, is `GuardLimits.hang_seconds`."""
+"""A real worker process whose runs are `small_training`. The argument, if any, is `GuardLimits.hang_seconds`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The state machine of one attempt, stepped by the test: stopping it before its training has started."""
+"""The state machine of one attempt, stepped by the test: stopping it before its run has started."""
 
 import os
 import threading

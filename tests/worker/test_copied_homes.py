@@ -1,4 +1,4 @@
-"""A restored backup, a cloned home and a renamed one: a worker touches its own home's trainings and no others."""
+"""A restored backup, a cloned home and a renamed one: a worker touches its own home's runs and no others."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ def check_undisturbed(production: SmallFleet, job_id: str, training: int) -> Non
     production.check_events(job_id)
 
 
-def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
+def test_a_restored_backup_beside_production_does_not_touch_its_runs(
     tmp_path: Path, redis_urls: tuple[str, str]
 ) -> None:
     with small_fleet(tmp_path / "production", redis_urls[0]) as production:
@@ -83,7 +83,7 @@ def test_a_restored_backup_beside_production_does_not_touch_its_trainings(
 
 
 @pytest.mark.parametrize("is_marked", [True, False])
-def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
+def test_a_cloned_home_neither_adopts_nor_changes_the_runs_of_the_original(
     tmp_path: Path, redis_urls: tuple[str, str], *, is_marked: bool
 ) -> None:
     with small_fleet(tmp_path / "production", redis_urls[0]) as production:
@@ -107,7 +107,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_the_original_s_trainings(
         check_undisturbed(production, job_id, training)
 
 
-def test_a_renamed_home_adopts_its_own_trainings(fleet: SmallFleet, tmp_path: Path) -> None:
+def test_a_renamed_home_adopts_its_own_runs(fleet: SmallFleet, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     store: dict[str, Any] = {"ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(ZETA_HOME=str(first), **store)
@@ -117,7 +117,7 @@ def test_a_renamed_home_adopts_its_own_trainings(fleet: SmallFleet, tmp_path: Pa
     worker.wait()
     first.rename(second)
     fleet.start_worker(ZETA_HOME=str(second), **store)
-    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
+    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the run to be adopted")
     assert processes_of_job(job_id)
     fleet.request(job_id, "cancel")
     assert fleet.wait_for_status(job_id, "cancelled").attempt == 1
@@ -182,7 +182,7 @@ def test_a_mark_follows_a_renamed_run_directory_but_not_a_copy(
     directory.mkdir(parents=True)
     process = start_training(WAITS, directory, {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
     ended.append(process)
-    wait_until(lambda: (directory / "train.log").read_bytes(), 30, "the training to be ready")
+    wait_until(lambda: (directory / "train.log").read_bytes(), 30, "the run to be ready")
     shutil.copytree(tmp_path / "home", tmp_path / "copy")
     (tmp_path / "home").rename(tmp_path / "renamed")
     identity = directory.relative_to(tmp_path / "home")
@@ -199,7 +199,7 @@ def test_a_mark_follows_a_renamed_run_directory_but_not_a_copy(
 
 
 @pytest.mark.parametrize("holds", ["working directory", "lock"])
-def test_a_training_of_an_older_worker_belongs_to_its_working_directory_or_lock(
+def test_a_run_of_an_older_worker_belongs_to_its_working_directory_or_lock(
     tmp_path: Path, ended: list[subprocess.Popen[bytes]], holds: str
 ) -> None:
     job_id = new_id("job")

@@ -49,9 +49,7 @@ print(torch.__version__)
     "variables",
     [{}, {"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "unknown", "MKL_CBWR": "COMPATIBLE"}],
 )
-def test_a_worker_announces_the_device_kind_that_its_training_computes_on(
-    tmp_path: Path, variables: dict[str, str]
-) -> None:
+def test_a_worker_announces_the_device_kind_that_its_run_computes_on(tmp_path: Path, variables: dict[str, str]) -> None:
     own = {**clean_environment(), **variables}
     settings = WorkerSettings(home=tmp_path, worker_secret="s", worker_slots=1)
     (slot,) = find_slots(settings, own)

@@ -1,6 +1,6 @@
-"""One fault per test, with short time limits: the reaction of the worker and its trainings, and the result of the job.
+"""One fault per test, with short time limits: the reaction of the worker and its runs, and the result of the job.
 
-The limits are scaled down: the lease is 6 s instead of 120 s, and trainings stop themselves after 4.5 s and have exited
+The limits are scaled down: the lease is 6 s instead of 120 s, and runs stop themselves after 4.5 s and have exited
 after 5.85 s. Each test checks the weights, which show whether a step was skipped or repeated.
 """
 
@@ -61,7 +61,7 @@ def check_finished(fleet: SmallFleet, job_id: str, *, steps: int, attempts: list
 
 
 def check_ended_before_the_next(fleet: SmallFleet, job_id: str) -> None:
-    """Check that the first training had ended by itself before the next attempt started."""
+    """Check that the first run had ended by itself before the next attempt started."""
     wait_until(lambda: fleet.job(job_id).attempt == 2, 60, "the next attempt")
     journal = fleet.settings.home / f"workers/w1/runs/{job_id}/attempt-1/events.jsonl"
     last = JOURNAL_LINE.validate_json(journal.read_text().splitlines()[-1])
@@ -70,15 +70,13 @@ def check_ended_before_the_next(fleet: SmallFleet, job_id: str) -> None:
     assert last.created_at < fleet.attempts(job_id)[1].started_at, "the next attempt started while the first one ran"
 
 
-def test_a_training_cut_off_from_the_server_ends_before_its_next_attempt_starts(
-    fleet: SmallFleet, relay: TcpRelay
-) -> None:
+def test_a_run_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet: SmallFleet, relay: TcpRelay) -> None:
     start_worker_behind(relay, fleet)
     job_id = fleet.submit(steps="240", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
     relay.cut()
     before = int((fleet.job(job_id).progress or {})["step"])
-    wait_until(lambda: journal_steps(fleet, job_id) > before + 30, 60, "the training to continue without Redis")
+    wait_until(lambda: journal_steps(fleet, job_id) > before + 30, 60, "the run to continue without Redis")
     relay.restore()
     fleet.wait_for_step(job_id, before + 30)
     assert fleet.job(job_id).attempt == 1
@@ -86,14 +84,14 @@ def test_a_training_cut_off_from_the_server_ends_before_its_next_attempt_starts(
     relay.cut()
     fleet.start_worker("w2", **SHORT)
     (training,) = processes_of_job(job_id)
-    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end by itself")
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the run to end by itself")
     check_ended_before_the_next(fleet, job_id)
     relay.restore()
     check_finished(fleet, job_id, steps=240, attempts=["worker_lost", "completed"])
     assert "Lost contact with worker w1" in str([event.fields for event in fleet.events(job_id)])
 
 
-def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) -> None:
+def test_a_run_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", **SHORT)
     running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     hanging = fleet.submit(steps="3", then="hang")
@@ -110,9 +108,7 @@ def test_a_training_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFl
     fleet.wait_for_status(hanging, "cancelled")
 
 
-def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itself(
-    fleet: SmallFleet, tmp_path: Path
-) -> None:
+def test_a_worker_restarted_in_another_home_leaves_its_old_run_to_end_itself(fleet: SmallFleet, tmp_path: Path) -> None:
     elsewhere: dict[str, Any] = {**SHORT, "ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
@@ -121,7 +117,7 @@ def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itsel
     worker.wait()
     fleet.start_worker(ZETA_HOME=str(tmp_path / "other"), **elsewhere)
     (training,) = processes_of_job(job_id)
-    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end by itself")
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the run to end by itself")
     check_ended_before_the_next(fleet, job_id)
     namesake = fleet.start_worker(ZETA_HOME=str(tmp_path / "third"), **elsewhere)
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
@@ -129,7 +125,7 @@ def test_a_worker_restarted_in_another_home_leaves_its_old_training_to_end_itsel
     assert "choose another name" in fleet.logs()
 
 
-def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_training(fleet: SmallFleet) -> None:
+def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     fleet.wait_for_step(job_id, 25)
@@ -149,19 +145,19 @@ def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_training(
     )
     with suppress(ProcessLookupError):
         os.kill(training, signal.SIGCONT)
-    wait_until(lambda: training not in processes_of_job(job_id), 60, "the training to end")
+    wait_until(lambda: training not in processes_of_job(job_id), 60, "the run to end")
     assert journal_steps(fleet, job_id) <= before + 1, "it continued beside the next attempt"
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
 
 
-def test_a_long_redis_outage_hands_trainings_back_and_they_resume_afterwards(
+def test_a_long_redis_outage_hands_runs_back_and_they_resume_afterwards(
     fleet: SmallFleet, own_valkey: ValkeyServer
 ) -> None:
     fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="120", seconds_per_step="0.05", checkpoint_every="50")
     fleet.wait_for_step(job_id, 25)
     own_valkey.kill()
-    wait_until(lambda: not processes_of_job(job_id), 60, "the training to end by itself")
+    wait_until(lambda: not processes_of_job(job_id), 60, "the run to end by itself")
     own_valkey.start()
     check_finished(fleet, job_id, steps=120, attempts=["handed_back", "completed"])
     assert fleet.job(job_id).lost_workers == 0
@@ -169,7 +165,7 @@ def test_a_long_redis_outage_hands_trainings_back_and_they_resume_afterwards(
     assert second.first_step == (first.last_step or 0) + 1
 
 
-def test_a_stalled_training_logs_its_stacks_and_is_retried(fleet: SmallFleet) -> None:
+def test_a_stalled_run_logs_its_stacks_and_is_retried(fleet: SmallFleet) -> None:
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="1", ZETA_STALL_FACTOR="2")
     job_id = fleet.submit(steps="3", then="hang", max_retries=1)  # too few to know the time of a step
     job = fleet.wait_for_status(job_id, "failed")
@@ -233,10 +229,10 @@ def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: SmallFleet,
         disk.close()
 
 
-def test_a_worker_killed_before_starting_the_training_hands_the_attempt_back(fleet: SmallFleet) -> None:
+def test_a_worker_killed_before_starting_the_run_hands_the_attempt_back(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(seconds_to_load="60")
-    wait_until(lambda: processes_of_job(job_id), 60, "the training")
+    wait_until(lambda: processes_of_job(job_id), 60, "the run")
     worker.kill()
     worker.wait()
     for training in processes_of_job(job_id):

@@ -95,7 +95,7 @@ def test_outages_long_passes_and_stopped_threads_end_no_worker(case: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_a_hanging_worker_exits_and_the_next_one_adopts_its_training(fleet: SmallFleet) -> None:
+def test_a_hanging_worker_exits_and_the_next_one_adopts_its_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(hang_seconds=3)
     job_id = fleet.submit(steps="100000", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)

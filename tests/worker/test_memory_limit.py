@@ -1,4 +1,4 @@
-"""A training that exceeds its memory limit is ended alone, and the error states the limit."""
+"""A run that exceeds its memory limit is ended alone, and the error states the limit."""
 
 import mmap
 import os
@@ -89,7 +89,7 @@ def test_a_job_over_its_memory_limit_ends_alone(fleet: SmallFleet) -> None:
     fleet.wait_for_status(other, "cancelled")
 
 
-def test_the_kernel_prefers_a_training_when_memory_runs_out(fleet: SmallFleet) -> None:
+def test_the_kernel_prefers_a_run_when_memory_runs_out(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
@@ -98,7 +98,7 @@ def test_the_kernel_prefers_a_training_when_memory_runs_out(fleet: SmallFleet) -
     def score(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
-    wait_until(lambda: [score(child.pid) for child in trainings] == [500], 30, "the training to be preferred")
+    wait_until(lambda: [score(child.pid) for child in trainings] == [500], 30, "the run to be preferred")
     assert score(worker.pid) < 500
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")

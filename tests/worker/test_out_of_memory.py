@@ -1,4 +1,4 @@
-"""A training killed by the kernel for memory is recognized by the kernel's counters, and its advice makes it fit."""
+"""A run killed by the kernel for memory is recognized by the kernel's counters, and its advice makes it fit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train_in_group(run_dir: Path, procs: Path) -> Training:
     environment |= {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"}
     training = Training(run_dir, job_id, 1, grace_seconds=5)
     training.start(["/bin/sh", "-c", join], environment)
-    wait_until(lambda: training.is_gone(has_ended=False, can_save=False), 120, "the training to end")
+    wait_until(lambda: training.is_gone(has_ended=False, can_save=False), 120, "the run to end")
     return training
 
 

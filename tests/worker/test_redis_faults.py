@@ -1,4 +1,4 @@
-"""Redis may lose its data or be unavailable: no event is lost or duplicated, and trainings continue."""
+"""Redis may lose its data or be unavailable: no event is lost or duplicated, and runs continue."""
 
 from collections.abc import Iterator
 from pathlib import Path

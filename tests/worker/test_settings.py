@@ -1,4 +1,4 @@
-"""The worker's settings, the slots that follow from them, and which variables of the worker a training gets."""
+"""The worker's settings, the slots that follow from them, and which variables of the worker a run gets."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_a_machine_with_gpus_offers_one_slot_for_each_visible_gpu() -> None:
     assert slots[0].memory_bytes > 2**30
 
 
-def test_a_training_s_environment_has_only_the_listed_variables() -> None:
+def test_the_environment_of_a_run_has_only_the_listed_variables() -> None:
     own = {
         "HOME": "/root",
         "PATH": "/usr/bin",

@@ -63,7 +63,7 @@ def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: Artifac
 def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
-    """Like a training: the older one is renamed, the newer one takes its name, and the older one is removed."""
+    """Like a run: the older one is renamed, the newer one takes its name, and the older one is removed."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 0, b"%08d" % 0, name="best")
     stop = threading.Event()
@@ -141,7 +141,7 @@ def test_pruning_keeps_the_newest_and_all_unpublished_checkpoints(store: Artifac
     store.prune("job_unknown", 2, published_step=10)
 
 
-def test_a_failing_store_is_retried_for_longer_after_the_training_has_ended(
+def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_uploads, "TRIES_SECONDS", 0.0)
@@ -171,7 +171,7 @@ def test_a_failing_store_is_retried_for_longer_after_the_training_has_ended(
 
 
 def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path: Path) -> None:
-    """A worker was cut off: the training continues, but the server has ended and deleted the job."""
+    """A worker was cut off: the run continues, but the server has ended and deleted the job."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 3)
     (output / "tensorboard").mkdir()

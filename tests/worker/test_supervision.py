@@ -1,4 +1,4 @@
-"""A worker's trainings from hand-over to their end: a real worker process, real trainings, a real engine and Valkey."""
+"""Runs of a worker from hand-over to their end, with real processes, a real engine and a real Valkey."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def test_cancel_ends_every_process_even_in_its_own_session_and_ignoring_sigterm(
     fleet.check_events(job_id)
 
 
-def test_cancel_ends_a_training_that_never_checks_for_a_stop_file(fleet: SmallFleet) -> None:
+def test_cancel_ends_a_run_that_never_checks_for_a_stop_file(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "cancel")
@@ -64,16 +64,16 @@ def test_cancel_ends_a_training_that_never_checks_for_a_stop_file(fleet: SmallFl
     assert not processes_of_job(job_id)
 
 
-def test_a_training_that_is_loading_gets_sigterm_immediately(fleet: SmallFleet) -> None:
+def test_a_run_that_is_loading_gets_sigterm_immediately(fleet: SmallFleet) -> None:
     job_id = fleet.submit(seconds_to_load="600")
-    wait_until(lambda: processes_of_job(job_id), 60, "the training to be started")
+    wait_until(lambda: processes_of_job(job_id), 60, "the run to be started")
     fleet.request(job_id, "pause")
     assert fleet.wait_for_status(job_id, "paused").status_reason == "paused_by_user"
     assert not processes_of_job(job_id)
     assert f"of {job_id} did not end" not in fleet.logs(), "the worker did not wait for a time limit"
 
 
-def test_pause_saves_and_ends_the_training(fleet: SmallFleet) -> None:
+def test_pause_saves_and_ends_the_run(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 3)
     fleet.request(job_id, "pause")
@@ -82,7 +82,7 @@ def test_pause_saves_and_ends_the_training(fleet: SmallFleet) -> None:
     assert len(fleet.checkpoints(job_id)) == 1
 
 
-def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: SmallFleet) -> None:
+def test_a_killed_run_is_restarted_from_its_newest_checkpoint(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
     wait_until(lambda: fleet.checkpoints(job_id), 60, "a checkpoint")
     (training,) = processes_of_job(job_id)
@@ -98,7 +98,7 @@ def test_a_killed_training_is_restarted_from_its_newest_checkpoint(fleet: SmallF
     fleet.check_events(job_id)
 
 
-def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: SmallFleet) -> None:
+def test_a_run_that_exits_silently_fails_with_its_exit_code_and_log(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="2", then="exit", max_retries=1)
     job = fleet.wait_for_status(job_id, "failed")
     assert (job.status_reason, job.attempt, job.failures) == ("train_error", 2, 2)
@@ -107,7 +107,7 @@ def test_a_training_that_exits_silently_fails_with_its_exit_code_and_log(fleet: 
     assert "attempt 2 begins" in job.error["evidence"]["log_tail"]
 
 
-def test_a_training_s_environment_has_its_marks_and_no_secrets(fleet: SmallFleet) -> None:
+def test_the_environment_of_a_run_has_its_marks_and_no_secrets(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
     (training,) = processes_of_job(job_id)
@@ -139,7 +139,7 @@ def test_a_long_step_may_finish_unless_the_worker_is_stopping(tmp_path: Path) ->
         wait_until(
             lambda ordered=training: ordered.is_gone(has_ended=False, can_save=True, needs_seconds=60),
             30,
-            "the training to end",
+            "the run to end",
         )
         ends.append(exit_error(training, has_journal=True).evidence)
     assert [(end.exit_code, end.signal) for end in ends] == [(0, None), (None, "SIGKILL")]

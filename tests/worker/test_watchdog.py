@@ -41,7 +41,7 @@ class SimulatedWatchdog:
         return False
 
 
-def test_a_training_stalls_after_a_multiple_of_its_median_step_time() -> None:
+def test_a_run_stalls_after_a_multiple_of_its_median_step_time() -> None:
     watched = SimulatedWatchdog(factor=10, floor_seconds=1)
     watched.train(20, seconds_per_step=2)
     assert not watched.wait(17)
@@ -50,7 +50,7 @@ def test_a_training_stalls_after_a_multiple_of_its_median_step_time() -> None:
     assert not watched.wait(19)
 
 
-def test_a_fast_training_gets_the_minimum_time_and_a_line_may_cover_many_steps() -> None:
+def test_a_fast_run_gets_the_minimum_time_and_a_line_may_cover_many_steps() -> None:
     watched = SimulatedWatchdog(factor=10, floor_seconds=30)
     for line in range(20):  # one line per second, each covering a hundred steps
         watched.report("training", 100 * line)
@@ -78,7 +78,7 @@ def test_a_save_may_take_longer_but_not_forever() -> None:
     assert watched.wait(2)
 
 
-def test_a_training_that_saves_after_every_line_has_a_step_time_too() -> None:
+def test_a_run_that_saves_after_every_line_also_has_a_step_time() -> None:
     watched = SimulatedWatchdog(floor_seconds=5)
     for step in (1, 20, 40):
         watched.report("training", step)

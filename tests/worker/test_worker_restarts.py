@@ -22,7 +22,7 @@ def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet
     fleet.check_events(job_id)
 
 
-def test_a_restarted_worker_adopts_the_training_of_its_killed_process(fleet: SmallFleet) -> None:
+def test_a_restarted_worker_adopts_the_run_of_its_killed_process(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100", seconds_per_step="0.05", checkpoint_every="50")
     fleet.wait_for_step(job_id, 3)
@@ -35,13 +35,13 @@ def test_a_restarted_worker_adopts_the_training_of_its_killed_process(fleet: Sma
     fleet.check_events(job_id)
 
 
-def test_a_training_that_ended_without_its_worker_is_published_by_the_next_one(fleet: SmallFleet) -> None:
+def test_a_run_that_ended_without_its_worker_is_published_by_the_next_one(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="20", seconds_per_step="0.05")
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    wait_until(lambda: not processes_of_job(job_id), 60, "the training to end")
+    wait_until(lambda: not processes_of_job(job_id), 60, "the run to end")
     fleet.start_worker()
     assert fleet.wait_for_status(job_id, "succeeded").attempt == 1
     assert fleet.checkpoints(job_id) == ["final"]

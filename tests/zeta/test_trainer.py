@@ -153,7 +153,7 @@ def test_the_second_example_resumes_a_killed_first_one(own_folder: Path) -> None
 
 
 @pytest.mark.timeout(600)
-def test_the_second_example_resumes_a_killed_llama_training(own_folder: Path) -> None:
+def test_the_second_example_resumes_a_killed_llama_run(own_folder: Path) -> None:
     process = _start(own_folder, ", checkpointing_steps=5", "llama()")
     wait_until((own_folder / "models" / "checkpoint.pt").exists, 180, "a checkpoint")
     process.kill()
@@ -258,7 +258,7 @@ def test_tied_embeddings_are_exported_once_and_loaded_tied() -> None:
     assert equal(state(loaded), state(model))
 
 
-def test_a_nonfinite_loss_stops_the_training_before_the_update() -> None:
+def test_a_nonfinite_loss_stops_the_run_before_the_update() -> None:
     model = plain()
     with torch.no_grad():
         model.embedding.weight[5, 0] = float("nan")
@@ -322,7 +322,7 @@ def test_a_run_restores_the_state_of_its_process() -> None:
 
     model, sharded = plain(dropout=0.1), plain()
     before = state_of_the_process()
-    with torch.no_grad():  # as a notebook may have set it; the training ignores it
+    with torch.no_grad():  # as a notebook may have set it; the run ignores it
         Trainer(model=model, output_dir="one", max_steps=1, **FAST)
     Trainer(model=sharded, output_dir="two", max_steps=1, use_fsdp=True, **FAST)
     assert state_of_the_process() == before

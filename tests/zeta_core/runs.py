@@ -38,7 +38,7 @@ class RecordedLines:
 
     @property
     def resolved_spec(self) -> ResolvedSpec:
-        """The resolved spec, as reported when the training begins."""
+        """The resolved spec, as reported when the run begins."""
         return next(line.resolved_spec for line in self.all if isinstance(line, StatusLine) and line.resolved_spec)
 
     @property

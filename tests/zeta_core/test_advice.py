@@ -1,4 +1,4 @@
-"""Each piece of advice is provoked by a real training; after applying its patch, it no longer appears."""
+"""Each piece of advice is provoked by a real run; after applying its patch, it no longer appears."""
 
 from __future__ import annotations
 

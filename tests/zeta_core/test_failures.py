@@ -1,4 +1,4 @@
-"""Every exception that can end a training has a reason of the contract."""
+"""Every exception that can end a run has a reason of the contract."""
 
 from __future__ import annotations
 

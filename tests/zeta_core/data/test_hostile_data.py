@@ -232,7 +232,7 @@ def test_an_arrow_file_with_inconsistent_buffers_is_refused(
     assert "crashed" not in refused.value.message, "the fault is found before a value is read"
 
 
-def test_a_damaged_arrow_file_never_crashes_the_training(tmp_path: Path) -> None:
+def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
     """Set each byte of a small file in turn to values that are dangerous in offsets and lengths."""
     batch = pa.record_batch(
         {

@@ -1,4 +1,4 @@
-"""Checking the rows of a dataset before a training: `zeta_core check` reads all of them, and tokenizes a sample."""
+"""Checking the rows of a dataset before a run: `zeta_core check` reads all of them, and tokenizes a sample."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_answer_describes_the_rows(tmp_path: Path) -> None:
     assert 100 <= data.sampled_rows <= 200
 
 
-def test_a_text_file_is_one_document_as_in_the_training(tmp_path: Path) -> None:
+def test_the_check_reads_a_text_file_as_one_document(tmp_path: Path) -> None:
     text = "One line of the text.\n" * 40_000  # several units
     data = data_of(answer_to(tmp_path, text.encode(), "book.txt"))
     assert (data.rows, data.tokens) == (1, data.longest_tokens)

@@ -52,7 +52,7 @@ def tokens_of(path: Path, *, train_on: TrainOn | None = None, **source: Any) -> 
 
 
 def trained_on(tokens: TokenFile) -> list[int]:
-    """The ids that the training computes a loss for."""
+    """The ids that the run computes a loss for."""
     sequences = Sequences(tokens, 64, pack=True)
     labels = sequences.batch(np.arange(len(sequences)), len(sequences)).labels_BT.flatten().tolist()
     return [label for label in labels if label != -100]

@@ -64,9 +64,7 @@ def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
     assert torch.allclose(kept, recomputed, atol=1e-6), "the same dropout in both passes"
 
 
-def test_compile_without_a_compiler_is_rejected_before_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_without_a_compiler_is_rejected_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert environment.compiler() is None

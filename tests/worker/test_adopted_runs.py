@@ -1,4 +1,4 @@
-"""Trainings that a restarted worker adopts: requests and time limits apply as for trainings that it started itself."""
+"""Runs that a restarted worker adopts: requests and time limits apply as for runs that it started itself."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ threading.Event().wait(60)
 
 @dataclass
 class EndingTraining:
-    """A training that ignores stop requests, and the times of SIGTERM, SIGKILL and its end."""
+    """A run that ignores stop requests, and the times of SIGTERM, SIGKILL and its end."""
 
     origin: Origin
     action: StopAction | None
@@ -67,7 +67,7 @@ class EndingTraining:
 
 @pytest.fixture
 def started() -> Iterator[list[Training]]:
-    """The started trainings, which are killed after the test."""
+    """The started runs, which are killed after the test."""
     trainings: list[Training] = []
     yield trainings
     for training in trainings:
@@ -76,13 +76,13 @@ def started() -> Iterator[list[Training]]:
 
 
 def start_training(folder: Path, started: list[Training], origin: Origin, program: str = IGNORES_SIGTERM) -> Training:
-    """Start a training, as seen by the worker that started it or by a restarted worker."""
+    """Start a run, as seen by the worker that started it or by a restarted worker."""
     folder.mkdir(parents=True)
     job_id = new_id("job")
     first = Training(folder, job_id, 1, GRACE_SECONDS)
     first.start((sys.executable, "-c", program), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
     started.append(first)
-    wait_until((folder / "ready").exists, 30, "the training to be ready")
+    wait_until((folder / "ready").exists, 30, "the run to be ready")
     if origin == "started":
         return first
     if origin == "adopted without a process file":
@@ -98,9 +98,7 @@ def step_all(endings: list[EndingTraining]) -> bool:
     return all(ending.is_gone for ending in endings)
 
 
-def test_every_stop_request_is_enforced_on_adopted_and_started_trainings(
-    tmp_path: Path, started: list[Training]
-) -> None:
+def test_every_stop_request_is_enforced_on_adopted_and_started_runs(tmp_path: Path, started: list[Training]) -> None:
     endings: list[EndingTraining] = []
     for origin in get_args(Origin):
         for action in (*STOP_ACTIONS, None):  # None: it keeps running after its last line
@@ -109,7 +107,7 @@ def test_every_stop_request_is_enforced_on_adopted_and_started_trainings(
                 training.stop(action)
             endings.append(EndingTraining(origin, action, training, time.monotonic()))
             endings[-1].step()
-    wait_until(lambda: step_all(endings), 60, "every training to be gone")
+    wait_until(lambda: step_all(endings), 60, "every run to be gone")
     for ending in endings:
         case = f"{ending.origin}, {ending.action}"
         assert GRACE_SECONDS - 0.1 <= ending.sigterm_after_seconds < ending.killed_after_seconds, case
@@ -124,7 +122,7 @@ def test_a_stop_request_from_before_the_restart_is_enforced_after_it(tmp_path: P
     adopted.adopt()
     assert adopted.stop_action == "pause"
     ending = EndingTraining("adopted", "pause", adopted, ordered)
-    wait_until(lambda: step_all([ending]), 60, "the training to be gone")
+    wait_until(lambda: step_all([ending]), 60, "the run to be gone")
     assert ending.sigterm_after_seconds >= GRACE_SECONDS - 0.1
 
 
@@ -148,7 +146,7 @@ def test_the_grace_period_counts_from_the_request_across_restarts(
     assert adopted.processes.alive(), "it was killed without time to save after SIGTERM"
 
 
-def test_processes_that_outlive_the_first_one_of_an_adopted_training_are_ended(
+def test_processes_that_outlive_the_first_one_of_an_adopted_run_are_ended(
     tmp_path: Path, started: list[Training]
 ) -> None:
     adopted = start_training(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
@@ -160,21 +158,19 @@ def test_processes_that_outlive_the_first_one_of_an_adopted_training_are_ended(
     assert (tmp_path / "run/sigterm").exists(), "it got SIGTERM before it was killed"
 
 
-def test_an_adopted_training_that_ends_silently_is_reported_with_its_log(
-    tmp_path: Path, started: list[Training]
-) -> None:
+def test_an_adopted_run_that_ends_silently_is_reported_with_its_log(tmp_path: Path, started: list[Training]) -> None:
     adopted = start_training(
         tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}"
     )
     adopted.processes.alive()[0].kill()
-    wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the training to be gone")
+    wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the run to be gone")
     error = exit_error(adopted, has_journal=True)
     assert error.code == "process_killed"
     assert "exit status is unknown, because its worker was restarted" in error.message
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
 
 
-def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: SmallFleet) -> None:
+def test_every_command_ends_a_hanging_run_of_a_restarted_worker(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="4")
     hanging: dict[str, Any] = {"steps": "3", "then": "hang"}
     spec = {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": hanging, "time_limit_seconds": 15}
@@ -190,7 +186,7 @@ def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Smal
     for process in stopped:
         process.suspend()  # like a hang in a driver: neither a stop file nor SIGTERM has an effect
     fleet.start_worker(ZETA_WORKER_SLOTS="4")
-    wait_until(lambda: fleet.logs().count("Adopted attempt") == len(jobs), 60, "the trainings to be adopted")
+    wait_until(lambda: fleet.logs().count("Adopted attempt") == len(jobs), 60, "the runs to be adopted")
     fleet.request(cancelled, "cancel")
     fleet.request(paused, "pause")
     assert fleet.wait_for_status(cancelled, "cancelled").status_reason == "cancelled_by_user"
@@ -204,7 +200,7 @@ def test_every_command_ends_a_hanging_training_of_a_restarted_worker(fleet: Smal
         fleet.check_events(job_id)
 
 
-def test_a_stopping_worker_ends_a_hanging_adopted_training(fleet: SmallFleet) -> None:
+def test_a_stopping_worker_ends_a_hanging_adopted_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="3", then="hang")
     fleet.wait_for_step(job_id, 3)
@@ -213,14 +209,14 @@ def test_a_stopping_worker_ends_a_hanging_adopted_training(fleet: SmallFleet) ->
     (training,) = map(psutil.Process, processes_of_job(job_id))
     training.suspend()
     restarted = fleet.start_worker()
-    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the training to be adopted")
+    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the run to be adopted")
     restarted.send_signal(signal.SIGTERM)
     assert restarted.wait(60) == 0
     assert not processes_of_job(job_id)
     assert fleet.wait_for_status(job_id, "queued").status_reason == "handed_back"
 
 
-def test_the_watchdog_ends_a_stalled_adopted_training(fleet: SmallFleet) -> None:
+def test_the_watchdog_ends_a_stalled_adopted_run(fleet: SmallFleet) -> None:
     short: dict[str, Any] = {"ZETA_STALL_MIN_SECONDS": "2", "ZETA_STALL_FACTOR": "2"}
     worker = fleet.start_worker(**short)
     job_id = fleet.submit(steps="3", then="hang", max_retries=0)

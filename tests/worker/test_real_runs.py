@@ -13,7 +13,7 @@ from zeta_core.contract.wire.run_directory import tensorboard_key
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(fleet: SmallFleet) -> None:
+def test_a_stopping_worker_hands_its_real_run_back_and_it_is_completed(fleet: SmallFleet) -> None:
     first = fleet.start_worker(small=False, ZETA_STOP_GRACE_SECONDS="30")
     job_id = fleet.submit(spec=tiny_job(max_steps=200, checkpointing_steps=100, report_to=["tensorboard"]))
     fleet.wait_for_step(job_id, 5, 120)
@@ -38,7 +38,7 @@ def test_a_stopping_worker_hands_its_real_training_back_and_it_is_completed(flee
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_job_warns_on_another_device_kind_and_an_exact_job_waits(fleet: SmallFleet) -> None:
-    """The second worker passes variables to its trainings that select other kernels."""
+    """The second worker passes variables to its runs that select other kernels."""
     first = fleet.start_worker("first", small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_WORKER_SLOTS="2")
     exact, free = (
         fleet.submit(spec=tiny_job(max_steps=300, checkpointing_steps=300, resources={"exact": exact}))

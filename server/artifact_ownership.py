@@ -58,13 +58,14 @@ def claim_store(settings: ServerSettings, service: str) -> None:
             service,
             extra={"action": "store_taken_over"},
         )
-    present = StoreOwner(service=service, host=socket.gethostname(), home=str(settings.home))
+    new_owner = StoreOwner(service=service, host=socket.gethostname(), home=str(settings.home))
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        write_durably(file, f"{present.model_dump_json(indent=2)}\n".encode(), part=part)
+        write_durably(file, f"{new_owner.model_dump_json(indent=2)}\n".encode(), part=part)
     except OSError as error:
         raise InvalidSettings(
-            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which cannot be written: {error.strerror}.",
+            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which cannot be written ({error.strerror}); make it writable, or "
+            "use another folder.",
             param="ZETA_ARTIFACTS_URL",
         ) from error
 

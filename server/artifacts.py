@@ -37,7 +37,7 @@ from zeta_core.system.durable_files import rename_durably
 logger = logging.getLogger(__name__)
 
 INCOMING = "incoming"  # unfinished uploads, on the same file system as the stored files
-_YOUNG_SECONDS = 60.0  # a temporary file may not be locked yet
+_YOUNG_SECONDS = 60.0  # a temporary file younger than this may not be locked yet
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class IncomingFile:
 
 
 class ArtifactFolder:
-    """The store's paths and its unfinished uploads."""
+    """Locates files in the store, and opens and removes its unfinished uploads."""
 
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self.root = root
@@ -112,11 +112,12 @@ class ArtifactFolder:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidSettings(
-                f"ZETA_ARTIFACTS_URL is {str(self.root)!r}, which cannot be written: {error.strerror}.",
+                f"ZETA_ARTIFACTS_URL is {str(self.root)!r}, which cannot be written ({error.strerror}); make it "
+                "writable, or use another folder.",
                 param="ZETA_ARTIFACTS_URL",
             ) from error
-        for left in (self.root / INCOMING).iterdir():
-            _remove_if_abandoned(left)
+        for path in (self.root / INCOMING).iterdir():
+            _remove_if_abandoned(path)
 
     def require_free(self, num_bytes: int) -> None:
         """Raise `Unavailable` if an upload of this size would use the disk's reserve."""
@@ -173,7 +174,9 @@ class ArtifactFolder:
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:
-            raise Unavailable(f"The manifest of checkpoint {name!r} of {job_id} is damaged.") from error
+            raise Unavailable(
+                f"The manifest of checkpoint {name!r} of {job_id} is damaged; use another one."
+            ) from error
         return StoredCheckpoint(manifest, content, directory)
 
     def _path(self, key: PurePosixPath) -> Path:

@@ -28,16 +28,16 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
     check_length(length, service.settings.max_upload_bytes)
     await asyncio.to_thread(service.store.require_free, max(0, announced))
     async with service.uploads.open(caller.project, max(0, announced)) as opened:
-        received = await receive(request, service.uploads, opened, service.settings)
+        fields = await receive(request, service.uploads, opened, service.settings)
         file_id, created_at = new_id_at("file")
         row = FileRow(
             id=file_id,
             project=caller.project,
             created_by=caller.key_id,
-            filename=received.filename,
+            filename=fields.filename,
             bytes=opened.incoming.num_bytes,
             sha256=opened.incoming.sha256,
-            purpose=received.purpose,
+            purpose=fields.purpose,
             created_at=created_at,
         )
         await service.uploads.store(opened, row)

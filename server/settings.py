@@ -87,7 +87,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     check_seconds: float = Field(default=30, gt=0, description="time to wait for a worker's check of a spec")
     claim_seconds: float = Field(
-        default=10, gt=0, description="time for a worker to claim a job before it is handed over again"
+        default=10, gt=0, description="time for a worker to claim an assigned job before it is assigned again"
     )
 
     @property

@@ -1,6 +1,6 @@
 """Lists workers from their heartbeats, and drains them.
 
-A draining worker gets no new jobs; its trainings save a checkpoint and hand their jobs back. The state is stored in the
+A draining worker gets no new jobs; its jobs save a checkpoint and move to other workers. The state is stored in the
 database, so it survives restarts of the worker and of the server until the worker is undrained.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m worker``: what ``zeta worker`` starts."""
+"""``python -m worker`` (``zeta worker``): runs a worker until SIGTERM or SIGINT."""
 
 import sys
 

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 def main(command: Sequence[str] = TRAINER_COMMAND, limits: GuardLimits = DEFAULT_LIMITS) -> int:
     """Run a worker with the settings of this process until it is stopped; returns the exit status.
 
-    ``command`` starts a training; the run directory is appended to it. ``limits`` define when a worker that
-    keeps failing or hangs gives up. Exits the process if a thread is stuck.
+    ``command`` starts a run; the run directory is appended to it. ``limits`` define when a worker that
+    keeps failing, or hangs, gives up. Exits the process if a thread is stuck.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # These log two lines per message, and one line per retry in an outage, which our own messages report once.
@@ -79,8 +79,8 @@ def _run(command: Sequence[str], limits: GuardLimits) -> int:
 def _lock_name(root: Path, name: str) -> tuple[int, str]:
     """The lock's descriptor, and the identifier of this worker's folder.
 
-    Two workers with the same name in one home would adopt each other's trainings. The identifier distinguishes this
-    folder from one with the same name elsewhere, whose worker doesn't know the trainings that were started here.
+    Two workers with the same name in one home would adopt each other's runs. The identifier distinguishes this
+    folder from one with the same name elsewhere, whose worker doesn't know the runs that were started here.
     """
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -89,24 +89,24 @@ def _lock_name(root: Path, name: str) -> tuple[int, str]:
     except BlockingIOError as error:
         os.close(descriptor)
         raise InvalidSettings(
-            f"ZETA_WORKER_NAME is {name!r}, and a worker of that name already runs in {root}; choose another name.",
+            f"ZETA_WORKER_NAME is {name!r}, but a worker with that name already runs in {root}; choose another name.",
             param="ZETA_WORKER_NAME",
         ) from error
     return descriptor, _folder_id(descriptor)
 
 
 def _folder_id(lock: int) -> str:
-    """The folder's identifier, from its lock file. A copied folder gets a new one, because it has no trainings."""
+    """The folder's identifier, from its lock file. A copied folder gets a new one, because it has no runs."""
     text = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
     folder_id, _, recorded = text.partition(" ")
-    here, known = FileIdentity.of(lock), FileIdentity.parse(recorded)
-    is_new = not folder_id or (known is not None and not known.is_same_file(here))
+    identity, earlier = FileIdentity.of(lock), FileIdentity.parse(recorded)
+    is_new = not folder_id or (earlier is not None and not earlier.is_same_file(identity))
     if is_new:
         folder_id = secrets.token_hex(8)
-    present = f"{folder_id} {here}"
-    if present != text:
+    content = f"{folder_id} {identity}"
+    if content != text:
         try:
-            os.ftruncate(lock, os.pwrite(lock, f"{present}\n".encode(), 0))
+            os.ftruncate(lock, os.pwrite(lock, f"{content}\n".encode(), 0))
         except OSError:
             if is_new:
                 raise

@@ -24,15 +24,13 @@ class WorkerSettings(FleetSettings):
         default=None, ge=1, le=1024, description="number of jobs at once; default: one per visible GPU, or 1"
     )
     worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
-    stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped training to save")
+    stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped run to save")
     stall_factor: float = Field(
-        default=20, ge=2, description="multiple of the median step time after which a training without a step is ended"
+        default=20, ge=2, description="multiple of the median step time after which a run without a step is ended"
     )
-    stall_min_seconds: float = Field(
-        default=300, gt=0, description="minimum time without a step before a training is ended"
-    )
+    stall_min_seconds: float = Field(default=300, gt=0, description="minimum time without a step before a run is ended")
     disk_min_free_bytes: int = Field(
-        default=512 * MEBIBYTE, ge=0, description="with less free disk space, trainings save and pause"
+        default=512 * MEBIBYTE, ge=0, description="with less free disk space, runs save and pause"
     )
     log_max_bytes: int = Field(
         default=64 * MEBIBYTE, ge=1024, description="maximum size of a job's log; beyond it, only its end is kept"
@@ -57,7 +55,7 @@ class WorkerSettings(FleetSettings):
         description="maximum size of the cache; the least recently used entries are deleted first",
     )
     job_env: tuple[str, ...] = Field(
-        default=(), description="names of additional environment variables to pass to trainings"
+        default=(), description="names of additional environment variables to pass to runs"
     )
     cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES, the GPUs to use")
 

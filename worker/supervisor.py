@@ -1,9 +1,9 @@
 """The supervising loop: it owns every attempt of this worker and handles shutdown.
 
-It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, a disk or a training. After either
-signal, nothing new is claimed, and every training must save and hand its job back; trainings that don't end
-within their grace period are killed. The process exits once the server has stored everything, or after a time limit,
-even if the artifact store hangs. The next start finds anything unpublished, including the trainings of a killed worker.
+It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, a disk or a run. After either signal,
+nothing new is claimed, and every run must save and hand its job back; runs that don't end within their grace period are
+killed. The process exits once the server has stored everything, or after a time limit,
+even if the artifact store hangs. The next start finds anything unpublished, including the runs of a killed worker.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Supervisor:
 
     def _begin_to_stop(self) -> float:
         """Accept no more jobs; returns the time when the process must exit (monotonic)."""
-        logger.info("Stopping: requesting %d training(s) to save and hand their jobs back.", len(self._attempts))
+        logger.info("Stopping: %d run(s) must save and hand their jobs back.", len(self._attempts))
         self._consumer.begin_to_stop()
         self._state = self._current_state()
         self._heartbeat.beat_now()

@@ -3,7 +3,7 @@
 Guarantees: no exception, not even `SystemExit` from a library, ends a `RetryingThread` before it is stopped. An outage
 is logged once when it begins (with a traceback unless it is an expected type) and once when it ends; meanwhile the
 heartbeat reports it. If a defect or a hanging pass persists, retrying would not help: `ProcessGuard` then exits the
-process, so that its supervisor starts a new one, which adopts the trainings.
+process, so that its supervisor starts a new one, which adopts the runs.
 """
 
 from __future__ import annotations

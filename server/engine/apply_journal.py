@@ -1,4 +1,4 @@
-"""Applies the lines of a training's journal to its job, each exactly once.
+"""Applies the lines of a run's journal to its job, each exactly once.
 
 A line is identified by job, attempt and line number, starting at 1. Under the job's row lock, only the next expected
 line is stored; a lower number is a repetition and a higher one a gap, and both are ignored. The acknowledgement tells
@@ -83,9 +83,9 @@ def parse_line(raw: dict[str, Any]) -> JournalLine:
     try:
         return JOURNAL_LINE.validate_python(sanitized(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = f"Invalid line in the training's journal ({field}: {first['msg']}): {str(raw)[:300]}"
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        message = f"Invalid line in the run's journal ({field}: {fault['msg']}): {str(raw)[:300]}"
         return WarningLine(code="unreadable_line", message=sanitized(message))
 
 

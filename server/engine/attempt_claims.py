@@ -30,7 +30,7 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     if job.attempt + 1 != claim.attempt:
         return _denied(claim, f"the next attempt is {job.attempt + 1}")
     if job.worker != claim.worker:
-        return _denied(claim, "the hand-over was withdrawn")
+        return _denied(claim, "the assignment was withdrawn")
     now = utc_now()
     job.attempt = claim.attempt
     job.started_at = job.started_at or now

@@ -54,7 +54,7 @@ class DatabaseClaim:
         self._known: deque[str] = deque(maxlen=NUM_TOKENS)  # tokens of servers on this Redis, including this server
         self._last: str | None = None  # the current claim
         self._own: str | None = None  # the last claim that this server stored
-        self._confirmed_at: float | None = None  # monotonic: when the claim was surely held
+        self._confirmed_at: float | None = None  # monotonic: when the claim was last known to be held
         self._read_at = 0.0  # monotonic: the last time that the stored claim was read
         self._refusal: str | None = None
         self._other: str | None = None  # the claim of a server on another Redis
@@ -84,8 +84,8 @@ class DatabaseClaim:
     async def release(self) -> None:
         """Release a claim that this server renewed last; other servers on this Redis claim the database again.
 
-        Otherwise a service that is moved to another Redis would wait `EXPIRY_SECONDS` at its start. The price is that a
-        server on another Redis that starts before the others' next renewal takes the database.
+        Otherwise a service that is moved to another Redis would wait `EXPIRY_SECONDS` at its start. In
+        return, a server on another Redis that starts before the others' next renewal takes the database.
         """
         if self._confirmed_at is not None and self._own is not None:
             self._confirmed_at = None
@@ -111,7 +111,7 @@ class DatabaseClaim:
         except RedisUnavailable:
             if claim is None or self._confirmed_at is None:
                 raise
-            new = f"{_token_of(claim)}{SUFFIX}{new}"
+            new = f"{_token(claim)}{SUFFIX}{new}"
         if not await self._replace(claim, new):
             return False
         self._own = self._last = new
@@ -120,7 +120,7 @@ class DatabaseClaim:
 
     async def _is_known(self, claim: str) -> bool:
         """Whether a server on this Redis stored the claim."""
-        token = _token_of(claim)
+        token = _token(claim)
         if token not in self._known:
             if token not in await self._tokens():
                 return False
@@ -161,12 +161,12 @@ class DatabaseClaim:
     async def _tokens(self) -> list[str]:
         with calling_redis():
             try:
-                found: list[Any] = await self._redis.lrange(DATABASE_KEY, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+                tokens: list[Any] = await self._redis.lrange(DATABASE_KEY, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
             except ResponseError as error:
                 if not await remove_wrong_type(self._redis, DATABASE_KEY, "list", error):
                     raise
                 return []
-        return [str_if_bytes(token) for token in found]
+        return [str_if_bytes(token) for token in tokens]
 
     async def _add(self, token: str) -> None:
         with calling_redis():
@@ -184,6 +184,6 @@ class DatabaseClaim:
             await pipeline.execute()
 
 
-def _token_of(claim: str) -> str:
+def _token(claim: str) -> str:
     """The token in Redis that identifies the group of the servers that made the claim."""
     return claim.partition(SUFFIX)[0]

@@ -17,8 +17,8 @@
 | lost worker                                                | queued, up to `MAX_LOST_WORKERS` consecutive ones;    |
 |                                                            |   not a failure                                       |
 
-A job has an ``error`` only if it has ended with it. The failure of an earlier attempt is in the event of its end, in
-the attempt's ``reason``, and in a warning.
+A job has an ``error`` only if it has ended with it. The failure of an earlier attempt is recorded in the attempt's last
+event, in its ``reason``, and in a warning.
 
 ``failures`` and ``lost_workers`` count consecutive failures and lost workers; a new checkpoint resets both. A user's
 request (cancel, pause) takes precedence over a retry and over a failure. There is no retry once the job has used up its
@@ -54,7 +54,7 @@ RETRIED = frozenset(
         StatusReason.OUT_OF_MEMORY,
     }
 )
-# Codes of errors in the spec, which every attempt would meet again.
+# Codes of errors in the spec, with which every attempt would fail.
 SPEC_ERRORS = frozenset({"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request"})
 _REASONS: dict[JobStatus, StatusReason] = {
     JobStatus.SUCCEEDED: StatusReason.COMPLETED,
@@ -97,7 +97,7 @@ async def lose_worker(session: AsyncSession, job: JobRow, *, message: str) -> No
 
 
 async def _end_unrequested_pause(session: AsyncSession, job: JobRow, last: StatusLine, line: int) -> None:
-    """The disk was full, or the pause was withdrawn or replaced by a cancellation while the training was stopping."""
+    """End an attempt that paused without a request: the disk is full, or the pause was withdrawn or replaced."""
     if last.reason == StatusReason.DISK_FULL and job.requested_action is None:
         await _apply(session, job, StatusChange(JobStatus.PAUSED, last.reason, message=last.message, line=line))
         return

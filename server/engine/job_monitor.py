@@ -1,10 +1,10 @@
 """Monitors running jobs: repeats stop requests until they take effect, and ends attempts whose worker is lost.
 
-An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the training, or
+An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the run, or
 gave up), or when its worker has been silent for ``lease_seconds`` while Redis was reachable. Only a worker process that
 runs in the same folder knows whether an attempt is gone. A worker with the same name in another folder (another disk or
-machine) may have replaced one whose training still runs, so in that case only the lease counts. If a worker still lists
-an attempt that has ended, it receives a fenced acknowledgement and kills the training.
+machine) may have replaced one whose run still continues, so in that case only the lease counts. If a worker still lists
+an attempt that has ended, it receives a fenced acknowledgement and kills the run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest,
 
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
-# Otherwise, a job whose checkpoint doesn't fit on a disk above its low-space threshold would restart continuously.
+# Without this pause, a job whose checkpoint doesn't fit would restart continuously on a disk that counts as free.
 DISK_REST_SECONDS = 10.0
 DISK_MESSAGE = "Disk space is available again."
 
@@ -208,7 +208,7 @@ async def resume_paused_by_disk(database: Database) -> list[str]:
     now = utc_now()
     queued: list[str] = []
 
-    async def consider(row: Any) -> None:
+    async def resume(row: Any) -> None:
         job_id, reason = row
         since = datetime.fromisoformat((reason or {})["since"])
         if now - timedelta(seconds=DISK_REST_SECONDS) < since <= now:  # a future time comes from another clock
@@ -221,5 +221,5 @@ async def resume_paused_by_disk(database: Database) -> list[str]:
             if await change_status(session, job, change, expect={JobStatus.PAUSED}, attempt=job.attempt):
                 queued.append(job_id)
 
-    raise_first(await try_each(rows, consider))
+    raise_first(await try_each(rows, resume))
     return queued

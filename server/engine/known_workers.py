@@ -124,7 +124,7 @@ class KnownWorkers:
         """How long this server has been connected to Redis without a heartbeat from the worker.
 
         If ``folder`` is given, only heartbeats from that folder count: a worker with the same name in another folder
-        doesn't know about the trainings of this one.
+        doesn't know about the runs in this one.
         """
         if self._connected_since is None:
             return 0.0

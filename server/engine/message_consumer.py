@@ -3,7 +3,7 @@
 Any number of servers may read the same stream: the consumer group delivers each message to one of them, and the job's
 row lock serializes them. Guarantees: a reply is sent only after the transaction was committed; a message that can't be
 applied is removed and counted, and doesn't block the others. Workers repeat messages that are lost with a server or
-with Redis, so nothing is waited for here.
+with Redis.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class MessageConsumer:
 
     async def _handle(self, message_id: bytes, fields: dict[bytes, bytes]) -> None:
         """Apply one message and reply. It stays in the stream only while the database is unavailable."""
-        answer: tuple[str, BaseModel] | None = None
+        reply: tuple[str, BaseModel] | None = None
         try:
-            answer = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
+            reply = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
         except BadMessage as error:
             self._dropped.invalid("stream", error)
         except DatabaseUnavailable as error:
@@ -164,8 +164,8 @@ class MessageConsumer:
                 error,
             )
         with calling_redis():
-            if answer is not None:
-                await send_to_worker(self._redis, *answer, self._secret)
+            if reply is not None:
+                await send_to_worker(self._redis, *reply, self._secret)
             await self._remove(message_id)
             if message_id == LAST_STREAM_ID:
                 await self._redis.unlink(SERVER_STREAM)

@@ -83,8 +83,8 @@ def choose(
     capable = [(candidate, needed) for candidate, needed in capable if candidate.heartbeat.cores >= threads]
     if not capable:
         message = (
-            f"The training started with {threads} threads, which its exact results depend on, and no connected worker "
-            "has that many cores; connect one that does."
+            f"The job started with {threads} threads, which its exact results depend on, and no connected worker has "
+            "that many cores; connect one that does."
         )
         return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message)
     if timed:
@@ -118,7 +118,7 @@ def choose(
         elif len(candidate.free) >= needed and not (resources.exact and device_kind is not None):
             fitting.append((False, candidate, candidate.free[:needed]))
     if fitting:
-        _, candidate, slots = max(fitting, key=lambda found: (found[0], len(found[1].free)))
+        _, candidate, slots = max(fitting, key=lambda option: (option[0], len(option[1].free)))
         return candidate, slots
     if other_kinds_are_free and device_kind is not None:
         return _wait_for_kind(WaitingCode.RESOURCES, device_kind, "all such workers are busy")

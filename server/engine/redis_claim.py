@@ -1,7 +1,7 @@
 """Claims a Redis database for one service, so that a second service refuses to use it.
 
 All key names in Redis are fixed, so two services on one Redis database would read each other's messages. If they
-shared a ``ZETA_WORKER_SECRET``, as a clone does, the second would end the trainings of the first. Every server renews
+shared a ``ZETA_WORKER_SECRET``, as a clone does, the second would end the runs of the first. Every server renews
 the claim with a new token every `RENEW_SECONDS`. A server that finds another service's claim waits to see whether it is
 renewed. If it is, the service that started later gives way; otherwise the claim is replaced.
 """
@@ -75,8 +75,8 @@ class RedisClaim:
         if self._is_held:
             self._is_held = False
             with calling_redis():
-                found = _parsed(await self._redis.get(SERVICE_KEY))
-                if found is not None and found.service == self._service:
+                claim = _parsed(await self._redis.get(SERVICE_KEY))
+                if claim is not None and claim.service == self._service:
                     await self._redis.delete(SERVICE_KEY)
 
     async def _claim(self) -> bool:
@@ -84,10 +84,10 @@ class RedisClaim:
         if self._refusal is not None:
             raise RedisUnavailable(self._refusal)
         with calling_redis():
-            found = _parsed(await self._read())
-        if found is not None and found.service == self._service:
-            self._since = min(self._since, found.since)
-        elif found is not None and not self._may_replace(found):
+            present = _parsed(await self._read())
+        if present is not None and present.service == self._service:
+            self._since = min(self._since, present.since)
+        elif present is not None and not self._may_replace(present):
             return False
         mine = _Claim(self._service, socket.gethostname(), self._since, secrets.token_hex(8))
         with calling_redis():

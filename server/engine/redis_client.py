@@ -1,8 +1,8 @@
 """The server's connection to Redis: creating clients, sending messages to workers, and removing invalid entries.
 
 Clients don't retry, because redis-py's retries can block a call for over half a minute when the network is cut. Every
-call ends within two seconds, and the loops retry instead. Replies stay bytes, so that an undecodable entry affects
-nothing but itself.
+call ends within two seconds, and the loops retry instead. Replies stay bytes, so that an entry that can't be
+decoded doesn't affect others.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class DroppedMessages:
         self._throttle = LogThrottle(logger, action="dropped")
 
     def invalid(self, source: str, reason: object) -> None:
-        """Count an invalid entry; ``source`` is one of a few."""
+        """Count an invalid entry of the stream or hash ``source``."""
         text = error_text(reason) if isinstance(reason, BaseException) else str(reason).rstrip(".")
         self._add(source, logging.WARNING, f"Removed an invalid entry from {source} in Redis: {text}", None)
 

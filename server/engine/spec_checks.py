@@ -74,9 +74,9 @@ class SpecChecks:
         deadline = time.monotonic() + self._limit_seconds
         while time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
-            found = await self._stored(check_id, now)
-            if found is not None:
-                return found
+            result = await self._stored(check_id, now)
+            if result is not None:
+                return result
         limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
         return f"Worker {worker.worker} did not answer within {limit}; try again."
 

@@ -1,4 +1,4 @@
-"""Determines which running trainings must stop: on a user's request, at the time limit, or on a drained worker.
+"""Determines which running jobs must stop: on a user's request, at the time limit, or on a drained worker.
 
 A stop request is due in every pass until its attempt has ended, so a lost one is repeated. Running time is measured
 with this process's monotonic clock, starting from the time in the database; see `database.time_limits`.
@@ -21,7 +21,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import StopRequest
 
-RECORD_SECONDS = 10.0  # the interval of recording running times, which a killed server loses at most
+RECORD_SECONDS = 10.0  # the interval of recording running times; a killed server loses at most this much
 Running = Any  # a row of `RUNNING`
 
 logger = logging.getLogger(__name__)

@@ -50,8 +50,8 @@ class EarlierJob:
     seconds: float
     memory: dict[str, Any] | None
 
-    def time_of(self, num_sequences: int, device: str) -> Seconds:
-        """The training time, without waiting, startup and evaluations."""
+    def training_time(self, num_sequences: int, device: str) -> Seconds:
+        """The estimated time for this many sequences, without waiting, startup and evaluations."""
         return Seconds(
             seconds=round(num_sequences * self.seconds / self.sequences, 1),
             meaning=f"of training, at the speed of {self.id} on the same kind of device ({device}); waiting, startup "
@@ -72,13 +72,13 @@ async def find_earlier(
     """The job and the name of its device, or why there is none; ``resolved`` is the spec as far as it is known."""
     beats = {beat.worker: beat for beat in engine.workers()}
     candidates = [Candidate(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
-    able = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
-    available = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in able}
+    capable = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
+    available = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in capable}
     if not available:
         return _NO_DEVICE
     requested = resolve(spec)
-    succeeded = await _succeeded(session, project, resolved.model)
-    comparable = [job for job in succeeded if _same_work(requested, resolved, job)]
+    succeeded = await _successful_jobs(session, project, resolved.model)
+    comparable = [job for job in succeeded if _has_same_workload(requested, resolved, job)]
     workers: dict[str, set[str]] = defaultdict(set)
     attempts = select(AttemptRow.job_id, AttemptRow.worker).where(AttemptRow.job_id.in_([job.id for job in comparable]))
     for job_id, worker in await session.execute(attempts):
@@ -100,12 +100,12 @@ def _device(beat: Heartbeat, gpus: int) -> str:
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
-async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[EarlierJob]:
+async def _successful_jobs(session: AsyncSession, project: str, model: Any) -> list[EarlierJob]:
     """The newest successful jobs of this model that started at the first step and have measurements."""
     columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json, JobRow.result, JobRow.progress)
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
     newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
-    found: list[EarlierJob] = []
+    jobs: list[EarlierJob] = []
     for job_id, spec_json, resolved_json, result, progress in await session.execute(newest):
         if resolved_json.get("model") != model or spec_json.get("resume_from_checkpoint"):
             continue
@@ -120,22 +120,22 @@ async def _succeeded(session: AsyncSession, project: str, model: Any) -> list[Ea
         except ValidationError:
             continue  # a spec of an earlier version
         memory = (result or {}).get("memory")
-        found.append(EarlierJob(job_id, requested, resolved, sequences, tokens, seconds, memory))
-    return found
+        jobs.append(EarlierJob(job_id, requested, resolved, sequences, tokens, seconds, memory))
+    return jobs
 
 
-def _same_work(requested: ResolvedSpec, resolved: ResolvedSpec, job: EarlierJob) -> bool:
+def _has_same_workload(requested: ResolvedSpec, resolved: ResolvedSpec, job: EarlierJob) -> bool:
     """Whether all options that affect the speed are equal, either as requested or as resolved."""
-    as_long_as_documents = not requested.pack or requested.value("method") == "dpo"
-    for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if as_long_as_documents else SPEED_OPTIONS:
-        now, then = _work(name, resolved), _work(name, job.resolved)
-        if _work(name, requested) != _work(name, job.requested) and (now is None or now != then):
+    is_unpacked = not requested.pack or requested.value("method") == "dpo"
+    for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if is_unpacked else SPEED_OPTIONS:
+        now, then = _speed_part(name, resolved), _speed_part(name, job.resolved)
+        if _speed_part(name, requested) != _speed_part(name, job.requested) and (now is None or now != then):
             return False
-    now, then = (one.resources and one.resources.num_processes for one in (requested, job.requested))
+    now, then = (options.resources and options.resources.num_processes for options in (requested, job.requested))
     return now == then
 
 
-def _work(name: str, options: ResolvedSpec) -> Any:
+def _speed_part(name: str, options: ResolvedSpec) -> Any:
     """The part of a value that affects the speed: ``lora.save_merged`` does not."""
     value = options.value(name)
     if name == "lora" and isinstance(value, dict):

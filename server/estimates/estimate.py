@@ -1,7 +1,7 @@
 """``POST /v1/jobs/validate``: validates a spec like a submission, without creating a job, and estimates its cost.
 
-A worker determines what needs torch and transformers (`engine.spec_checks`). Without one, the server reports only what
-follows from the spec, given configs, and earlier jobs. Each field that is null has its reason in ``pending``.
+A worker determines everything that needs torch and transformers (`engine.spec_checks`). Without one, the server reports
+only what follows from the spec, its configs, and earlier jobs. ``pending`` has the reason for each field that is null.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.estimates.earlier_jobs import find_earlier
 from server.estimates.parameter_counts import count_parameters
-from server.estimates.sequence_counts import find_sequence_count, global_batch_of, is_fixed, steps_of
+from server.estimates.sequence_counts import count_steps, default_global_batch, find_sequence_count, is_fixed
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.job.check import CheckAnswer
@@ -27,7 +27,9 @@ from zeta_core.contract.spec.sources import ConfigModel, JobModel, dataset_sourc
 from zeta_core.contract.spec.validation import error_from_details
 
 _MODEL_UNREAD = "Unknown until the model is loaded when the job starts."
-_CONFIG_OPEN = "Unknown, because the config relies on defaults of its model_type, or only a worker knows that type."
+_CONFIG_INCOMPLETE = (
+    "Unknown, because the config relies on defaults of its model_type, or only a worker knows that type."
+)
 _TRAINED_UNKNOWN = "Only a worker can determine which weights are trained."
 _DATA_UNREAD = (
     "Unknown until the data is counted when the job starts; no earlier job of this project has counted the same data. "
@@ -98,7 +100,7 @@ async def _with_earlier_jobs(service: Service, caller: Caller, spec: JobSpec, es
     else:
         job, device = earlier
         num_sequences = (estimate.steps or 0) * (estimate.resolved_spec.global_batch_size or 0)
-        reason, time = None, job.time_of(num_sequences, device)
+        reason, time = None, job.training_time(num_sequences, device)
     if memory is not None and not isinstance(earlier, str):
         memory = memory.model_copy(update={"measured": earlier[0].measured_memory})
     pending = {name: other for name, other in estimate.pending.items() if name != "time"}
@@ -113,12 +115,12 @@ def _is_length_known(estimate: Estimate) -> bool:
 def _with_count(estimate: Estimate, spec: JobSpec, job_id: str, num_sequences: int) -> Estimate:
     """Add the global batch, steps and tokens that follow from an earlier job's number of sequences."""
     resolved = estimate.resolved_spec
-    global_batch_size = resolved.global_batch_size or global_batch_of(num_sequences, spec)
+    global_batch_size = resolved.global_batch_size or default_global_batch(num_sequences, spec)
     if spec.max_steps is not None:
         steps, sequences = spec.max_steps, spec.max_steps * global_batch_size
     else:
         assert resolved.epochs is not None, "epochs or max_steps is set"
-        steps, sequences = steps_of(num_sequences, resolved.epochs, global_batch_size)
+        steps, sequences = count_steps(num_sequences, resolved.epochs, global_batch_size)
     assert resolved.seq_len is not None, "find_sequence_count compares it"
     update: dict[str, Any] = {
         "steps": steps,
@@ -148,18 +150,18 @@ def _with_answer(estimate: Estimate, answer: CheckAnswer, spec: JobSpec) -> Esti
         most = spec.save_total_limit + 1
         meaning = f"at most {most} checkpoints of {answer.checkpoint_bytes} bytes with their training state"
         values["disk"] = Bytes(bytes=answer.checkpoint_bytes * most, meaning=meaning)
-    known = {name: value for name, value in values.items() if value is not None}
+    reported = {name: value for name, value in values.items() if value is not None}
     reasons = estimate.pending | {_ESTIMATE_NAMES.get(name, name): why for name, why in answer.pending.items()}
-    pending = {name: why for name, why in reasons.items() if name not in known}
+    pending = {name: why for name, why in reasons.items() if name not in reported}
     resolved = estimate.resolved_spec
     if answer.resolved_spec is not None:
         resolved = resolved.updated(answer.resolved_spec).updated(ResolvedSpec(files=resolved.files))
-    return estimate.model_copy(update={**known, "pending": pending, "resolved_spec": resolved})
+    return estimate.model_copy(update={**reported, "pending": pending, "resolved_spec": resolved})
 
 
 async def _count_parameters(session: AsyncSession, spec: JobSpec) -> _ParameterCount:
     if isinstance(spec.model, ConfigModel):
-        return _ParameterCount(count_parameters(spec.model.config), _CONFIG_OPEN)
+        return _ParameterCount(count_parameters(spec.model.config), _CONFIG_INCOMPLETE)
     if isinstance(spec.model, JobModel):
         job = await session.get(JobRow, spec.model.job)
         counted = job.resolved_spec.num_parameters if job is not None and not job.spec.get("lora") else None

@@ -24,7 +24,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec, UploadedFile
 from zeta_core.contract.spec.sources import BuiltinSource, DatasetSource, FileSource, HubSource, dataset_sources
 
-# These are compared by what they refer to, or only where they matter; all others by their values.
+# These options are compared by what they refer to, or only where they matter; all others are compared by value.
 _COMPARED_SEPARATELY = frozenset({"model", "dataset", "tokenizer", "seq_len", "seed"})
 COMPARED_OPTIONS = tuple(name for name in options_affecting(JobSpec, "sequences") if name not in _COMPARED_SEPARATELY)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -53,13 +53,13 @@ async def find_sequence_count(
     return None
 
 
-def steps_of(num_sequences: int, epochs: float, global_batch_size: int) -> tuple[int, int]:
+def count_steps(num_sequences: int, epochs: float, global_batch_size: int) -> tuple[int, int]:
     """The number of steps and of sequences in all epochs, as `zeta_core.plan.with_length` counts them."""
     sequences = max(1, round(epochs * num_sequences))
     return math.ceil(sequences / global_batch_size), sequences
 
 
-def global_batch_of(num_sequences: int, spec: JobSpec) -> int:
+def default_global_batch(num_sequences: int, spec: JobSpec) -> int:
     """The default global batch, as `zeta_core.plan.decide_plan` chooses it, if ``batch_size`` is unset."""
     processes, accumulate = spec.resources.num_processes, spec.gradient_accumulate_every
     batch = global_batch(num_sequences, processes, from_scratch=is_from_scratch(spec.model))
@@ -79,7 +79,7 @@ def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | N
     for source in dataset_sources(spec.dataset):
         fields = source.model_dump(mode="json")
         if isinstance(source, FileSource):
-            fields["file"] = [_bytes_of(file_id, files) for file_id in source.file_ids]
+            fields["file"] = [_file_identity(file_id, files) for file_id in source.file_ids]
         elif not is_fixed(source):
             return None
         sources.append(fields)
@@ -88,7 +88,7 @@ def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | N
     return [sources, _tokenizer(requested, files), seed, *(requested.value(name) for name in COMPARED_OPTIONS)]
 
 
-def _bytes_of(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:
+def _file_identity(file_id: str, files: Mapping[str, UploadedFile]) -> list[str]:
     """The hash of an uploaded file, and the suffix of its name, which determines its format."""
     file = files.get(file_id)
     if file is None:
@@ -103,5 +103,5 @@ def _tokenizer(requested: ResolvedSpec, files: Mapping[str, UploadedFile]) -> An
         if "config" in named or "builtin" in named:
             return "bytes"
         if "file" in named:
-            return _bytes_of(str(named["file"]), files)
+            return _file_identity(str(named["file"]), files)
     return named

@@ -1,1 +1,1 @@
-"""HTTP plumbing below the routes: limits, request bodies, error responses, downloads, streaming and proxies."""
+"""HTTP plumbing below the routes: limits, request bodies, error responses, downloads, proxies and the request log."""

@@ -15,7 +15,7 @@ from fastapi import Request
 from zeta_core.contract.errors import InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
 from zeta_core.contract.strict_json import JsonFault, read_json
 
-BODY_SECONDS = 60.0  # until the whole body must have arrived
+BODY_SECONDS = 60.0  # for the whole body to arrive
 INLINE_BYTES = 8 * 1024  # larger bodies are checked in a thread
 
 

@@ -62,9 +62,9 @@ def serve(request: Request, content: Content) -> Response:
     status = 200
     range_header = request.headers.get("range") if request.method == "GET" else None
     if range_header is not None and request.headers.get("if-range", etag) == etag:
-        found = _range(range_header, num_bytes)
-        if found is not None:
-            (start, end), status = found, 206
+        byte_range = _range(range_header, num_bytes)
+        if byte_range is not None:
+            (start, end), status = byte_range, 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{num_bytes}"
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
@@ -87,7 +87,8 @@ def _range(header: str, num_bytes: int) -> tuple[int, int] | None:
             return None
     if start >= num_bytes or start == end:
         raise RangeNotSatisfiable(
-            f"Range is {shown(header)}, which is outside the {num_bytes} bytes of the content.", num_bytes
+            f"Range is {shown(header)}, which is outside the content of {num_bytes} bytes; use a range inside it.",
+            num_bytes,
         )
     return start, end
 

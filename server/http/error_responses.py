@@ -115,15 +115,15 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers = {"Allow": ", ".join(_allowed(request))}
-    return error_response(_of_http(request, error), headers)
+    return error_response(_to_zeta_error(request, error), headers)
 
 
-def _of_http(request: Request, error: HTTPException) -> ZetaError:
+def _to_zeta_error(request: Request, error: HTTPException) -> ZetaError:
     path = route_path(request)
     target = f"{cut(request.method)} {cut(path)}"
     if error.status_code == 404:
-        if (later := route_fault(request.method, path)) is not None:
-            return RouteNotFound(later, code="not_available_yet")
+        if (message := route_fault(request.method, path)) is not None:
+            return RouteNotFound(message, code="not_available_yet")
         return RouteNotFound(f"Not found: {target}. See /openapi.json for the available routes.")
     if error.status_code == 405:
         return MethodNotAllowed(f"Method not allowed: {target}. Allowed: {', '.join(_allowed(request))}.")
@@ -140,23 +140,23 @@ def _allowed(request: Request) -> list[str]:
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
     """Invalid path, query and header parameters, as reported by FastAPI."""
     assert isinstance(error, RequestValidationError)
-    known = known_parameters(request)
+    names = known_parameters(request)
     details: dict[str, ErrorDetail] = {}
     faults = error.errors()
     for fault in faults[:MAX_DETAILS]:
-        detail = _parameter_detail(fault, known, search=len(details) < MAX_SUGGESTIONS)
+        detail = _parameter_detail(fault, names, search=len(details) < MAX_SUGGESTIONS)
         details.setdefault(detail.param or detail.message, detail)
     return error_response(
         error_from_details(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS))
     )
 
 
-def _parameter_detail(fault: Mapping[str, Any], known: Sequence[str], *, search: bool) -> ErrorDetail:
+def _parameter_detail(fault: Mapping[str, Any], names: Sequence[str], *, search: bool) -> ErrorDetail:
     context = fault.get("ctx", {})
     param = cut(str(fault["loc"][1] if len(fault["loc"]) > 1 else context.get("name", "query")))
     if fault["type"] == "extra_forbidden":
-        close = closest(param, known) if search else None
-        fix = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(known) or 'none'}."
+        close = closest(param, names) if search else None
+        fix = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(names) or 'none'}."
         message = f"{param!r} is not a known parameter; {fix}"
         return ErrorDetail(param=param, message=message, code="unknown_parameter", suggestion=close)
     if "sentence" in context:
@@ -173,7 +173,7 @@ def known_parameters(request: Request) -> list[str]:
 
 
 def list_parameters(request: Request) -> set[str]:
-    """Those query parameters that may be given more than once."""
+    """The query parameters that may be given more than once."""
     return {parameter["name"] for parameter in _query_parameters(request) if parameter["schema"].get("type") == "array"}
 
 

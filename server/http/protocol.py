@@ -82,9 +82,9 @@ class ServerProtocol(HttpToolsProtocol):
         self._limit.busy(self)
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _head_too_large()
-            raise ValueError("the parser ends, and `data_received` sends the refusal")
+            raise ValueError("stop the parser; `data_received` then sends the refusal")
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise ValueError("the parser ends, and `send_400_response` closes the connection")
+            raise ValueError("stop the parser; `send_400_response` then closes the connection")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -110,9 +110,9 @@ class ServerProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         error = self._refusal or MalformedRequest("The request is not valid HTTP; send it again.", code="invalid_http")
-        answer = error_response(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
-        head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in answer.raw_headers)
-        self.transport.write(STATUS_LINE[answer.status_code] + head + b"\r\n" + bytes(answer.body))
+        response = error_response(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
+        head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in response.raw_headers)
+        self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

@@ -89,7 +89,7 @@ class ProxyMiddleware:
         prefix = _last(headers, "x-forwarded-prefix")
         forwarded = list(_forwarded(",".join(headers.getlist("forwarded"))))
         if forwarded:
-            origin = self._of_forwarded(forwarded, peer)
+            origin = self._forwarded_origin(forwarded, peer)
         else:
             addresses = ",".join(headers.getlist("x-forwarded-for")).split(",")
             origin = _Origin(
@@ -99,7 +99,7 @@ class ProxyMiddleware:
             )
         return replace(origin, prefix=_prefix(prefix))
 
-    def _of_forwarded(self, forwarded: list[dict[str, str]], peer: str) -> _Origin:
+    def _forwarded_origin(self, forwarded: list[dict[str, str]], peer: str) -> _Origin:
         client, reported = self._client(forwarded, peer)
         return _Origin(client, _scheme(reported.get("proto")), _host(reported.get("host")))
 
@@ -123,9 +123,9 @@ def _forwarded(header: str) -> Iterator[dict[str, str]]:
     """The elements of ``Forwarded``, the nearest proxy's last; invalid pairs are ignored."""
     for element in re.findall(r'(?:[^,"]|"[^"]*")+', header):
         pairs = (_PAIR.fullmatch(pair) for pair in re.findall(r'(?:[^;"]|"[^"]*")+', element))
-        found = {pair.group(1).lower(): pair.group(2) or pair.group(3) or "" for pair in pairs if pair is not None}
-        if found:
-            yield found
+        parameters = {pair.group(1).lower(): pair.group(2) or pair.group(3) or "" for pair in pairs if pair is not None}
+        if parameters:
+            yield parameters
 
 
 def _last(headers: Headers, name: str) -> str | None:

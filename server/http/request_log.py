@@ -66,10 +66,10 @@ class RequestLogMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-Id"] = request_id
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-Id"] = request_id
                 if status >= 400 and not body_is_read and _has_large_body(headers):
-                    answer["Connection"] = "close"
+                    response_headers["Connection"] = "close"
             await send(message)
 
         try:

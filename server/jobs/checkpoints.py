@@ -47,9 +47,12 @@ async def list_checkpoints(
         elif (step := step_of(after)) is not None:  # the checkpoint was removed; continue by its step number
             rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
         else:
-            raise InvalidRequest(f"after is {shown(after)}, which is not a checkpoint of {job_id}.", param="after")
-    found = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
-    data = [stored.manifest for stored in found if stored is not None]
+            raise InvalidRequest(
+                f"after is {shown(after)}, which is not a checkpoint of {job_id}; use the last_id of an earlier page.",
+                param="after",
+            )
+    checkpoints = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
+    data = [checkpoint.manifest for checkpoint in checkpoints if checkpoint is not None]
     return Page(
         data=data,
         has_more=len(rest) > limit,

@@ -38,10 +38,10 @@ def require_accepted(row: JobRow, command: Command) -> Accepted:
     reason = StatusReason(row.status_reason) if row.status_reason else None
     action = row.requested_action
     assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
-    answer = COMMAND_TABLE[job_situation(JobStatus(row.status), reason, action)][command]
-    if isinstance(answer, Accepted):
-        return answer
-    raise Conflict(answer.sentence.format(id=row.id, status=row.status), code=answer.code)
+    rule = COMMAND_TABLE[job_situation(JobStatus(row.status), reason, action)][command]
+    if isinstance(rule, Accepted):
+        return rule
+    raise Conflict(rule.sentence.format(id=row.id, status=row.status), code=rule.code)
 
 
 async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: Effect) -> None:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
-from server.http.streaming import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.events import UntypedEvent
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import ENDED, JobStatus
+
+IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 COMMENT_SECONDS = 15.0
 BATCH = 500

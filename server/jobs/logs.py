@@ -19,7 +19,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from server.database.tables import AttemptRow, JobRow
-from server.http.streaming import IsDisconnected
+from server.jobs.event_stream import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job.status import ENDED, JobStatus
@@ -49,7 +49,11 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
     if attempt is not None:
         rows = [row for row in rows if row.attempt == attempt]
         if not rows:
-            raise NotFound(f"Job {job_id} has no attempt {attempt}.", code="attempt_not_found", param="attempt")
+            raise NotFound(
+                f"Job {job_id} has no attempt {attempt}; `zeta job {job_id}` lists its attempts.",
+                code="attempt_not_found",
+                param="attempt",
+            )
         has_ended = has_ended or rows[0].finished_at is not None
     return [_logged(service, row) for row in rows], has_ended
 
@@ -90,7 +94,7 @@ async def read(
                 if logged.number <= last:
                     continue
                 last = logged.number
-                if head := skip.rest_of(between + logged.header):
+                if head := skip.drop_from(between + logged.header):
                     yield head
                 between = b""
                 start = starts.get(logged.number, 0)
@@ -100,7 +104,7 @@ async def read(
                     if chunk:
                         offset += len(chunk)
                         between = b"" if chunk.endswith(b"\n") else b"\n"
-                        if rest := skip.rest_of(chunk):
+                        if rest := skip.drop_from(chunk):
                             yield rest
                             idle.reset()
                     elif not selection.follow or logged.is_over or service.stopping.requested:
@@ -112,7 +116,7 @@ async def read(
                         if idle.needs_keep_alive():
                             yield KEEP_ALIVE
                         now, has_ended = await read_attempts(service, job_id, selection.attempt)
-                        logged = next((one for one in now if one.number == logged.number), logged)
+                        logged = next((current for current in now if current.number == logged.number), logged)
             if not selection.follow or has_ended or service.stopping.requested:
                 return
             await subscription.wait(POLL_SECONDS)
@@ -129,7 +133,8 @@ class _Skip:
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
 
-    def rest_of(self, piece: bytes) -> bytes:
+    def drop_from(self, piece: bytes) -> bytes:
+        """The part of ``piece`` that the reader does not have yet."""
         rest = piece[self._num_bytes :]
         self._num_bytes -= len(piece) - len(rest)
         return rest
@@ -185,8 +190,8 @@ def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
     """The offset of the last ``lines`` lines by attempt; earlier attempts are omitted."""
     starts: dict[int, int] = {}
     for logged in reversed(attempts):
-        starts[logged.number], found = _last_lines(logged.path, lines)
-        lines -= found
+        starts[logged.number], num_lines = _last_lines(logged.path, lines)
+        lines -= num_lines
         if lines <= 0:
             break
     return starts

@@ -52,8 +52,8 @@ class JobQuery(PageQuery):
 
     @property
     def metadata(self) -> dict[str, str]:
-        found = ((_METADATA.match(name), value) for name, value in (self.model_extra or {}).items())
-        return {match.group(1): str(value) for match, value in found if match}
+        matches = ((_METADATA.match(name), value) for name, value in (self.model_extra or {}).items())
+        return {match.group(1): str(value) for match, value in matches if match}
 
 
 def _matching(project: str, filters: JobQuery) -> Select[JobRow]:

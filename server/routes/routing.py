@@ -35,8 +35,8 @@ class Router(APIRouter):
     ) -> None:
         super().add_api_route(path, endpoint, methods=list(methods or ("GET",)), **options)
         if methods is None or "GET" in methods:
-            undescribed: dict[str, Any] = {**options, "include_in_schema": False}
-            super().add_api_route(path, endpoint, methods=["HEAD"], **undescribed)
+            hidden: dict[str, Any] = {**options, "include_in_schema": False}
+            super().add_api_route(path, endpoint, methods=["HEAD"], **hidden)
 
 
 def _service(request: Request) -> Service:

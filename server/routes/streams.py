@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
 
 from server.database.pagination import DEFAULT_LIMIT, MAX_LIMIT
-from server.http.streaming import LiveResponse
 from server.jobs import event_stream, logs, training_curves
 from server.jobs.queries import require_job
 from server.routes.routing import Router, TheCaller, TheService
@@ -20,6 +21,21 @@ router = Router(prefix="/v1/jobs/{job_id}", tags=["job output"])
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENT_STREAM = "text/event-stream"
+
+
+class LiveResponse(StreamingResponse):
+    """A streaming response that isn't cancelled when the client disconnects; for HEAD, it ends after the headers.
+
+    Starlette would cancel the task of the response, possibly within a database statement, which loses the connection.
+    Instead, the generator of the body checks after each wait whether the client has disconnected.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self.stream_response(send)
 
 
 class EventQuery(BaseModel):
@@ -107,5 +123,5 @@ async def read_metrics(
 ) -> Curves | Response:
     """Return the training curves as arrays of equal length, or as CSV with `Accept: text/csv`."""
     await require_job(service, caller, job_id)
-    found = await training_curves.read_curves(service, job_id, query.max_points)
-    return Response(training_curves.as_csv(found), media_type="text/csv") if "text/csv" in accept else found
+    curves = await training_curves.read_curves(service, job_id, query.max_points)
+    return Response(training_curves.as_csv(curves), media_type="text/csv") if "text/csv" in accept else curves

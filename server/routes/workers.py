@@ -22,7 +22,7 @@ async def get_workers(service: TheService, caller: TheCaller, query: Annotated[P
 
 @router.post("/{name}/drain")
 async def drain_worker(service: TheService, caller: TheCaller, name: str) -> Worker:
-    """Stop assigning jobs to the worker; its trainings save a checkpoint and hand their jobs back (scope `admin`)."""
+    """Stop assigning jobs to the worker; its jobs save a checkpoint and move to other workers (scope `admin`)."""
     return await workers.set_draining(service, caller, name, True)
 
 

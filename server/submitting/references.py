@@ -15,7 +15,7 @@ from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
 from server.settings import ServerSettings
-from server.uploads.formats import unreadable
+from server.uploads.file_checks import unreadable
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN

@@ -72,14 +72,14 @@ def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, obje
             continue
         old_resolved, old_requested = resolved.value(name), old.get(name)
         unknown = old_resolved is None and name not in _ALWAYS_COMPARED  # the worker hasn't resolved it yet
-        then = [_training_part(name, value) for value in (old_resolved, old_requested)]
-        if not unknown and _training_part(name, now[name]) not in then:
+        then = [_results_part(name, value) for value in (old_resolved, old_requested)]
+        if not unknown and _results_part(name, now[name]) not in then:
             yield name, now[name], old_requested if old_resolved is None else old_resolved
     yield from _changed_global_batch(spec, resolved)
 
 
-def _training_part(name: str, value: Any) -> Any:
-    """The part of a value that affects the training: DeepSpeed's stage, and an adapter without ``save_merged``."""
+def _results_part(name: str, value: Any) -> Any:
+    """The part of a value that affects the results: DeepSpeed's stage, and an adapter without ``save_merged``."""
     if name == "use_deepspeed":
         return requested_zero_stage(value)
     if name == "lora" and value is not None:

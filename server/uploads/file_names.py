@@ -29,8 +29,8 @@ MAX_LENGTH = 255
 _PARAMETER = re.compile(rb';[ \t]*([^=;"\s]+)[ \t]*=[ \t]*(?:"((?:\\"(?![ \t]*\Z)|[^"])*)"|([^;]*))')
 _CONTINUED = re.compile(rb"filename\*(\d{1,3})(\*?)\Z")
 _ENCODED_WORDS = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s+=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
-# The modules of Python's `encodings` for the character sets that clients use. Others are programs (`idna`,
-# `unicode_escape`) or fail in ways of their own (`undefined`), and looking up an unknown name is never forgotten.
+# The modules of Python's `encodings` for the character sets that clients use. Others are no character sets (`idna`,
+# `unicode_escape`) or raise other errors (`undefined`), and Python caches every failed lookup without limit.
 _CHARSETS = frozenset(
     [
         *("ascii", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le", "latin_1"),
@@ -45,12 +45,12 @@ _WINDOWS_PATH = re.compile(r"(?:[A-Za-z]:\\|\\\\)(?:.*\\)?")
 
 def parameters(disposition: bytes) -> dict[bytes, bytes]:
     """The parameters of a Content-Disposition header by lower-case name, unquoted."""
-    found: dict[bytes, bytes] = {}
+    values: dict[bytes, bytes] = {}
     for match in _PARAMETER.finditer(disposition):
         name, quoted, token = match.groups()
         value = token.strip() if quoted is None else quoted.replace(b'\\"', b'"').replace(b"\\\\", b"\\")
-        found.setdefault(name.lower(), value)
-    return found
+        values.setdefault(name.lower(), value)
+    return values
 
 
 def file_name(options: dict[bytes, bytes]) -> str | None:
@@ -87,8 +87,8 @@ def _extended(options: dict[bytes, bytes]) -> str | None:
 
 def _decoded(value: bytes) -> str:
     """``charset'language'percent-encoded`` as text."""
-    charset, found, rest = value.partition(b"'")
-    if not found:
+    charset, separator, rest = value.partition(b"'")
+    if not separator:
         return _text(unquote_to_bytes(value), "utf-8")
     return _text(unquote_to_bytes(rest.partition(b"'")[2]), charset.decode("ascii", "replace") or "utf-8")
 

@@ -18,9 +18,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.settings import ServerSettings
+from server.uploads.file_checks import SUFFIXES, check_beginning, check_model, check_name
 from server.uploads.file_names import file_name, parameters
-from server.uploads.formats import SUFFIXES, check_beginning, check_name
-from server.uploads.model_check import check_model
 from server.uploads.quota import OpenUpload, OpenUploads
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
@@ -35,31 +34,31 @@ FIELDS = ("file", "purpose")
 
 
 @dataclass(frozen=True)
-class Received:
+class UploadFields:
     """The form fields of a complete upload."""
 
     filename: str
     purpose: FilePurpose
 
 
-async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings) -> Received:
+async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings) -> UploadFields:
     """Read the multipart body into the upload's temporary file.
 
     Raises `TooLarge`, `MalformedRequest`, `InvalidRequest`, `RequestTimeout`, `QuotaExceeded` or `Unavailable`.
     """
     boundary = _boundary(request.headers.get("content-type", ""))
-    form = _Form(settings.max_upload_bytes)
+    form = _MultipartForm(settings.max_upload_bytes)
     await _read(_in_time(request.stream(), settings), form, boundary, uploads, upload)
-    received = _complete(form)
-    if received.purpose == "model":
-        await check_model(upload.incoming.path, received.filename)
-    return received
+    fields = _complete_fields(form)
+    if fields.purpose == "model":
+        await check_model(upload.incoming.path, fields.filename)
+    return fields
 
 
 async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> AsyncGenerator[bytes]:
     """The chunks of the body. Raises `RequestTimeout` when the idle timeout or the total timeout expires."""
-    idle, longest = settings.upload_idle_seconds, settings.upload_max_seconds
-    deadline = time.monotonic() + longest
+    idle, total = settings.upload_idle_seconds, settings.upload_max_seconds
+    deadline = time.monotonic() + total
     while True:
         left = deadline - time.monotonic()
         try:
@@ -68,7 +67,7 @@ async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> Asyn
         except TimeoutError as error:
             if left <= idle:
                 raise RequestTimeout(
-                    f"The upload took longer than {longest:g} s (ZETA_UPLOAD_MAX_SECONDS); send a smaller file, or "
+                    f"The upload took longer than {total:g} s (ZETA_UPLOAD_MAX_SECONDS); send a smaller file, or "
                     "send it over a faster connection.",
                     code="upload_timeout",
                 ) from error
@@ -82,7 +81,7 @@ async def _in_time(body: AsyncIterator[bytes], settings: ServerSettings) -> Asyn
 
 
 async def _read(
-    body: AsyncIterable[bytes], form: _Form, boundary: bytes, uploads: OpenUploads, upload: OpenUpload
+    body: AsyncIterable[bytes], form: _MultipartForm, boundary: bytes, uploads: OpenUploads, upload: OpenUpload
 ) -> None:
     """Parse the body while a thread hashes and writes the previous batch; at most two batches are in memory."""
     writing: asyncio.Task[None] | None = None
@@ -115,11 +114,15 @@ async def _read(
         )
 
 
-def _complete(form: _Form) -> Received:
+def _complete_fields(form: _MultipartForm) -> UploadFields:
     purpose = form.purpose()
     details: list[ErrorDetail] = []
     if form.filename is None:
-        details.append(ErrorDetail(param="file", message="file is required; send it as a file.", code="missing_field"))
+        details.append(
+            ErrorDetail(
+                param="file", message="file is required; send it as a part with a file name.", code="missing_field"
+            )
+        )
     if purpose is None:
         message = "purpose is required; it must be 'dataset' or 'model'."
         details.append(ErrorDetail(param="purpose", message=message, code="missing_field"))
@@ -129,7 +132,7 @@ def _complete(form: _Form) -> Received:
     assert purpose is not None
     check_name(form.filename, purpose)
     check_beginning(form.filename, bytes(form.beginning))
-    return Received(form.filename, purpose)
+    return UploadFields(form.filename, purpose)
 
 
 def _boundary(content_type: str) -> bytes:
@@ -155,18 +158,17 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 
 def _check_encoding(encoding: str) -> None:
-    """Refuse encoded bytes, which would be stored as they are (RFC 7578, section 4.7, deprecates the header)."""
+    """Reject encoded bytes, because nothing decodes them (RFC 7578, section 4.7, deprecates the header)."""
     if encoding.lower() not in ("", "7bit", "8bit", "binary"):
         raise InvalidRequest(
-            f"A part's Content-Transfer-Encoding is {shown(encoding)}; "
-            "send the bytes as they are, without this header.",
+            f"A part's Content-Transfer-Encoding is {shown(encoding)}; send the bytes unencoded, without this header.",
             code="invalid_value",
             param="Content-Transfer-Encoding",
         )
 
 
 @dataclass
-class _Form:
+class _MultipartForm:
     """The parser's state; ``pending`` are bytes of the file that are not written yet."""
 
     max_bytes: int
@@ -194,8 +196,8 @@ class _Form:
         }
 
     def take(self) -> list[memoryview]:
-        taken, self.pending, self.pending_bytes = self.pending, [], 0
-        return taken
+        pieces, self.pending, self.pending_bytes = self.pending, [], 0
+        return pieces
 
     def purpose(self) -> FilePurpose | None:
         """Raises `InvalidRequest` for an unknown purpose."""
@@ -214,7 +216,10 @@ class _Form:
         if self.num_bytes > self.max_bytes:
             raise _too_large(self.max_bytes)
         if self._form_bytes > MAX_FORM_BYTES:
-            raise MalformedRequest("The form fields other than the file are too long.", code="invalid_multipart")
+            raise MalformedRequest(
+                f"The form fields other than the file exceed {MAX_FORM_BYTES} bytes; shorten them.",
+                code="invalid_multipart",
+            )
         if self.filename is not None and "purpose" in self._fields and self._part != "purpose":
             purpose = self.purpose()
             assert purpose is not None
@@ -223,9 +228,9 @@ class _Form:
     def _begin(self) -> None:
         self._disposition, self._part = b"", ""
 
-    def _add_header(self, which: int, text: bytes) -> None:
+    def _add_header(self, index: int, text: bytes) -> None:
         self._form_bytes += len(text)
-        self._header[which].extend(text)
+        self._header[index].extend(text)
 
     def _end_header(self) -> None:
         name = bytes(self._header[0]).lower()
@@ -239,21 +244,23 @@ class _Form:
         options = parameters(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         if self._part not in FIELDS:
-            meant = nearest(self._part, FIELDS)
+            suggestion = nearest(self._part, FIELDS)
             raise InvalidRequest(
                 f"{self._part[:60]!r} is not a known field; send 'file' and 'purpose'.",
                 code="unknown_field",
                 param=self._part[:60],
-                suggestion=meant,
+                suggestion=suggestion,
             )
         if self._part in self._fields or (self._part == "file" and self.filename is not None):
-            raise InvalidRequest(f"{self._part} is given twice; send one.", code="invalid_value", param=self._part)
+            raise InvalidRequest(f"{self._part} is given twice; send it once.", code="invalid_value", param=self._part)
         if self._part == "purpose":
             self._fields["purpose"] = bytearray()
             return
         name = file_name(options)
         if name is None:
-            raise InvalidRequest("file has no file name; send it as a file.", code="missing_field", param="file")
+            raise InvalidRequest(
+                "file has no file name; send it as a part with a file name.", code="missing_field", param="file"
+            )
         self.filename = name
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:

@@ -80,7 +80,7 @@ def test_an_estimate_uses_the_longest_comparable_job_on_the_same_device(
 
         found = estimate_source()
         assert isinstance(found, EarlierJob)
-        time = found.time_of(1280, "1 CPU core")
+        time = found.training_time(1280, "1 CPU core")
         assert (time.job, time.seconds, time.tokens_per_second) == (longest, 40.0, 2000.0)
         assert longest in time.meaning
         assert found.measured_memory is not None

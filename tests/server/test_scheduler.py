@@ -380,7 +380,7 @@ def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
         prompt = SimulatedWorker(client, SECRET, "prompt")
         wait_until(lambda: handed_to(prompt), 15, "the second hand-over")
         denied = late.claim(job_id)
-        assert (denied.granted, denied.reason) == (False, "the hand-over was withdrawn")
+        assert (denied.granted, denied.reason) == (False, "the assignment was withdrawn")
         assert prompt.claim(job_id).granted
         assert late.claim(job_id).reason == "the attempt was started by another process"
 

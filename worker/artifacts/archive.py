@@ -1,6 +1,6 @@
 """Stores an attempt's log while it runs, and the rest of its files once all its processes have exited.
 
-The rest is the end of the log, TensorBoard's files, and checkpoints that the training changed at its end. A failing
+The rest is the end of the log, TensorBoard's files, and checkpoints that the run changed at its end. A failing
 store (a full disk, a lost mount) is retried for a minute; after that, the attempt ends without the missing files.
 Nothing is stored for a job that was deleted while its worker was cut off.
 """
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Archive:
-    """``output`` is the folder of the training's checkpoints."""
+    """``output`` is the folder of the run's checkpoints."""
 
     def __init__(self, store: ArtifactStore, executor: Executor, job_id: str, output: Path, log: JobLog) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class Archive:
         now = time.monotonic()
         if self._is_working() or now < self._next_try:
             return
-        self._take_in()  # a failure ends by itself or recurs; the log is completed before the last line is published
+        self._collect_result()  # a failure recurs or ends by itself; `complete` stores the whole log later
         self._next_try = now + LOG_SECONDS
         self._work = self._executor.submit(self._copy_log)
 
@@ -54,12 +54,12 @@ class Archive:
         """Store the remaining files; returns whether this is done, or has been tried for long enough.
 
         The checkpoints in ``keep`` stay unchanged in the store: other jobs resume from them, with the optimizer state
-        that the training removed from its own copies.
+        that the run removed from its own copies.
         """
         if self._is_working():
             return False
         now = time.monotonic()
-        is_stored = self._take_in() and self._completing
+        is_stored = self._collect_result() and self._completing
         if is_stored:
             return True
         self._began = self._began or now
@@ -74,8 +74,8 @@ class Archive:
     def _is_working(self) -> bool:
         return self._work is not None and not self._work.done()
 
-    def _take_in(self) -> bool:
-        """Whether there was finished work, and it succeeded."""
+    def _collect_result(self) -> bool:
+        """Whether a transfer has finished and succeeded."""
         work, self._work = self._work, None
         if work is None:
             return False
@@ -93,7 +93,7 @@ class Archive:
             self._log.copy()
 
     def _complete(self, succeeded: bool, keep: frozenset[str]) -> None:
-        """Store the complete log, the curves, and the checkpoints as the training left them (it strips some)."""
+        """Store the complete log, the curves, and the checkpoints as the run left them (it strips some)."""
         if self._store.is_deleted(self._job_id):
             logger.info("%s was deleted; its remaining files are not stored.", self._job_id)
             return

@@ -1,9 +1,9 @@
 """Stores the checkpoints of one attempt in the artifact store, in the journal's order, as soon as they are reported.
 
-Uploads don't wait until earlier lines are published: during an outage of Redis, the training continues to save and to
+Uploads don't wait until earlier lines are published: during an outage of Redis, the run continues to save and to
 remove its old checkpoints. A failing store (a full disk, a lost mount) is retried for a minute, or for ten minutes once
-the training is over. After that, a warning with the reason is published instead of the checkpoint's line. A training
-without its final checkpoint did not succeed: it is paused until the disk has free space, or it has failed.
+the run is over. After that, a warning with the reason is published instead of the checkpoint's line. A run
+without its final checkpoint did not succeed: its job is paused until the disk has free space, or it has failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
 TRIES_SECONDS = 60.0
-LAST_TRIES_SECONDS = 600.0  # for the checkpoints of an ended training: its device is free, and its work would be lost
+LAST_TRIES_SECONDS = 600.0  # for the checkpoints of an ended run: its device is free, and its work would be lost
 REST_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class CheckpointUploads:
     def step(self, *, is_over: bool = False) -> None:
         """Continue with the current checkpoint or start the next one; returns immediately.
 
-        ``is_over`` means that the training has no processes left, so a failing store is retried for longer, unless it
+        ``is_over`` means that the run has no processes left, so a failing store is retried for longer, unless it
         is full.
         """
         if not self._waiting:
@@ -63,7 +63,7 @@ class CheckpointUploads:
         number, name = self._waiting[0]
         now = time.monotonic()
         if not NAME_PATTERN.match(name):
-            self._give_up(number, name, f"The training reported a checkpoint with the invalid name {name[:100]!r}.")
+            self._give_up(number, name, f"The run reported a checkpoint with the invalid name {name[:100]!r}.")
         elif self._work is None:
             if now >= self._next_try:
                 self._began = self._began or now
@@ -116,7 +116,7 @@ class CheckpointUploads:
     def _give_up(self, number: int, name: str, message: str, error: BaseException | None = None) -> None:
         self._done()
         if step_of(name) is not None and isinstance(error, BrokenCheckpoint) and not (self._output / name).exists():
-            replaced = f"{name} was removed by the training, which had newer ones, before it could be stored."
+            replaced = f"The run removed {name} before it could be stored, because it had newer checkpoints."
             self._replaced[number] = LogLine(message=replaced).model_dump(mode="json")
             return
         logger.error("%s", message, extra={"action": "store", "job_id": self._job_id})

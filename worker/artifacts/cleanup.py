@@ -15,8 +15,8 @@ from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PUBLISHED_FIL
 
 INTERVAL_SECONDS, LOW_DISK_INTERVAL_SECONDS, DELETED_INTERVAL_SECONDS = 3600.0, 60.0, 30.0
 RUN_RETENTION_SECONDS = 86_400.0  # run directories, which are small text files by then, for people to read
-CACHE_RETENTION_SECONDS = 7 * 86_400.0  # a training touches the entries that it uses, and keeps their files open
-CACHE_IN_USE_SECONDS = 3600.0  # a training may have found a younger entry without having opened it yet
+CACHE_RETENTION_SECONDS = 7 * 86_400.0  # a run touches the entries that it uses, and keeps their files open
+CACHE_IN_USE_SECONDS = 3600.0  # a run may have found a younger entry without having opened it yet
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Copies a training's log to the artifact store while it grows, and limits the size of both files.
+"""Copies a run's log to the artifact store while it grows, and limits the size of both files.
 
 The stored log contains the beginning, up to the limit, and the last `TAIL_BYTES`, which are added when the attempt is
 over; a line between them marks the gap. Beyond the limit, the file in the run directory is repeatedly truncated to its
-end, so that a verbose training can't fill the disk; only output written during a truncation is lost. The sizes of the
+end, so that a verbose run can't fill the disk; only output written during a truncation is lost. The sizes of the
 files determine where to continue, so a restarted worker continues like the one before it.
 """
 
@@ -21,7 +21,7 @@ CUT_LINE = b"\n--- The log reached its limit (ZETA_LOG_MAX_BYTES): what follows 
 
 
 class JobLog:
-    """``log`` is the file that the training writes, ``stored`` its copy beside those of the job's other attempts.
+    """``log`` is the file that the run writes, ``stored`` its copy beside those of the job's other attempts.
 
     The folder of the logs is created, but never the job's folder: the log of a deleted job stays deleted.
     """

@@ -22,7 +22,7 @@ from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key,
 from zeta_core.system.durable_files import rename_durably, write_durably
 
 COPY_BYTES = 4 * 2**20
-# Links are refused across file systems, by some network file systems, and beyond a file system's own limit.
+# Linking fails between file systems, on some network file systems, and beyond a file system's own limit.
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
 
 
@@ -91,9 +91,9 @@ class ArtifactStore:
     def forget_after(
         self, job_id: str, name: str | None, check_cancelled: Callable[[], None] = _never_cancelled
     ) -> None:
-        """Remove every ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, or all of them.
+        """Remove each ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, if given.
 
-        Raises `BrokenCheckpoint` where ``name`` has no manifest, and `TransferCancelled` as `fetch_checkpoint` does.
+        Raises `BrokenCheckpoint` if ``name`` has no manifest, and `TransferCancelled` as `fetch_checkpoint` does.
         """
         last = -1 if name is None else self._manifest(job_id, name).step
         folder = self.checkpoint(job_id, "final").parent
@@ -115,14 +115,15 @@ class ArtifactStore:
     def prune(
         self, job_id: str, save_total_limit: int, *, published_step: int, keep: Collection[str] = frozenset()
     ) -> None:
-        """Remove the ``step-N`` beyond the newest ``save_total_limit`` up to ``published_step``, not ``keep``.
+        """Remove all but the newest ``save_total_limit`` checkpoints ``step-N``, except those in ``keep``.
 
-        Later ones may be here already, but until the server knows them the earlier ones are what it resumes from.
+        Checkpoints above ``published_step`` are neither counted nor removed: the server resumes from the earlier ones
+        until it knows them.
         """
         folder = self.checkpoint(job_id, "final").parent
         entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        known = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
-        for name in surplus_checkpoints(known, save_total_limit):
+        published = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
+        for name in surplus_checkpoints(published, save_total_limit):
             if name not in keep:
                 _remove(folder / name)
 
@@ -135,7 +136,7 @@ def _transfer(source: Path, target: Path, check_cancelled: Callable[[], None]) -
     manifest = _manifest_bytes(source)
     check_cancelled()
     if manifest is None:
-        raise BrokenCheckpoint(f"{source.name} is not there or has no {MANIFEST_NAME}.")
+        raise BrokenCheckpoint(f"{source.name} is missing or has no {MANIFEST_NAME}.")
     if manifest == _manifest_bytes(target):
         return
     files = _parsed(manifest, source).files
@@ -151,7 +152,7 @@ def _transfer(source: Path, target: Path, check_cancelled: Callable[[], None]) -
                 raise
         if _manifest_bytes(source) != manifest:
             _remove(partial)
-            return _transfer(source, target, check_cancelled)  # the training replaced `best` meanwhile
+            return _transfer(source, target, check_cancelled)  # the run replaced `best` meanwhile
         write_durably(partial / MANIFEST_NAME, manifest)
     except OSError:
         check_cancelled()
@@ -211,7 +212,7 @@ def _parsed(manifest: bytes, directory: Path) -> Manifest:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a checkpoint so that no half of it is ever seen under its name."""
+    """Remove a checkpoint so that an incomplete one never appears under its name."""
     if not directory.exists():
         return
     if directory.name.startswith("."):

@@ -1,1 +1,1 @@
-"""Checks specs for the server, in a process beside the trainings."""
+"""Checks specs for the server, in a process of their own."""

@@ -1,6 +1,6 @@
-"""Answers the server's check requests for specs, one at a time and with limits, in parallel to trainings.
+"""Answers the server's check requests for specs, one at a time and with limits, while jobs run.
 
-Guaranteed: a check has the environment of a training (no secrets of the service) and no GPU, and every failure becomes
+Guaranteed: a check has the environment of a run (no secrets of the service) and no GPU, and every failure becomes
 a result. See `CheckProcess` for the lifetime of its process.
 """
 
@@ -126,5 +126,5 @@ class SpecCheckRunner:
                 return self._failed(request, reason)
         return CheckResult(check_id=request.check_id, worker=settings.worker_name, answer=answer)
 
-    def _failed(self, request: CheckRequest, why: str) -> CheckResult:
-        return CheckResult(check_id=request.check_id, worker=self._settings.worker_name, failure=why)
+    def _failed(self, request: CheckRequest, reason: str) -> CheckResult:
+        return CheckResult(check_id=request.check_id, worker=self._settings.worker_name, failure=reason)

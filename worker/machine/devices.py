@@ -1,6 +1,6 @@
 """The resources of this machine: slots (one per visible GPU, or the CPU), cores and memory, without using torch.
 
-NVML numbers the GPUs by their position on the bus and ignores ``CUDA_VISIBLE_DEVICES``; a training therefore gets
+NVML numbers the GPUs by their position on the bus and ignores ``CUDA_VISIBLE_DEVICES``; a run therefore gets
 ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` beside its devices.
 """
 
@@ -21,14 +21,14 @@ from pydantic import JsonValue
 from worker.settings import WorkerSettings
 from zeta_core.system.device_kind import cpu_kind, gpu_kind
 
-FIRST_WITH_BF16 = 8  # major compute capability, Ampere: what torch.cuda.is_bf16_supported looks at
+FIRST_WITH_BF16 = 8  # major compute capability, Ampere, as in torch.cuda.is_bf16_supported
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The resources for one training: ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
+    """The resources for one run: ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
 
     slot: int
     kind: Literal["cuda", "cpu"]
@@ -52,7 +52,7 @@ class _Gpu:
 def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list[Slot]:
     """The slots, numbered from 0. More slots than GPUs share them in turn; fewer leave the last GPUs unused.
 
-    ``environment`` is the worker's: its variables that select kernels reach every training.
+    ``environment`` is the worker's: its variables that select kernels reach every run.
     """
     gpus = _gpus(settings.cuda_visible_devices)
     if not gpus:
@@ -92,9 +92,9 @@ def memory_bytes() -> int:
 
 
 def memory_holders(devices: Sequence[str]) -> set[int]:
-    """The processes that hold memory on these GPUs, by the numbers that the driver knows them by.
+    """The process ids, according to the driver, that hold memory on these GPUs.
 
-    In a container with its own PID namespace they are the host's ids, which mean nothing here.
+    In a container with its own PID namespace, these are the host's ids, which have no meaning here.
     """
     try:
         pynvml.nvmlInit()
@@ -125,7 +125,7 @@ def _gpus(visible: str | None) -> list[_Gpu]:
         return []  # no driver: a machine without NVIDIA GPUs
     try:
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        known = {
+        gpus_by_name = {
             word: _Gpu(
                 word,
                 _text(pynvml.nvmlDeviceGetName(gpu)),
@@ -139,9 +139,9 @@ def _gpus(visible: str | None) -> list[_Gpu]:
         if visible is not None:
             words = [word.strip() for word in visible.split(",") if word.strip()]
         for word in words:
-            if word not in known and word != "-1":
-                logger.warning("CUDA_VISIBLE_DEVICES names %r, which the driver does not show; it is left out.", word)
-        return [known[word] for word in words if word in known]
+            if word not in gpus_by_name and word != "-1":
+                logger.warning("CUDA_VISIBLE_DEVICES names %r, which the driver does not report; it is ignored.", word)
+        return [gpus_by_name[word] for word in words if word in gpus_by_name]
     finally:
         pynvml.nvmlShutdown()
 

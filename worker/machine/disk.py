@@ -1,7 +1,7 @@
 """Monitors the free disk space of the worker's folder and of the artifact store.
 
-A small file is kept as a reserve. When the disk is completely full, it is removed, so that the last lines of the
-trainings, which report the full disk, can still be written.
+A small file is kept as a reserve. When the disk is completely full, it is removed, so that the runs can still write
+their last lines, which report the full disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.threads import Outage
 
 LOOK_SECONDS = 2.0
 RESERVE_BYTES = 2**20
-ENOUGH_AGAIN = 1.25  # low until this many times the mark is free: a job is not paused and resumed again and again
+ENOUGH_AGAIN = 1.25  # low until this many times the mark is free, so that jobs are not paused and resumed repeatedly
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class DiskSpace:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                return 0  # bytes are free, but no inode is, or this user's share is used up
+                return 0  # bytes are free, but no inode is, or this user's quota is used up
         return free
 
     def _judge(self, free_bytes: int | None) -> None:
@@ -76,7 +76,7 @@ class DiskSpace:
         self.is_low = free_bytes < (mark * ENOUGH_AGAIN if was_low else mark)
         if self.is_low and not was_low:
             logger.warning(
-                "Only %d MB are free, less than ZETA_DISK_MIN_FREE_BYTES: trainings save and pause.",
+                "Only %d MB are free, less than ZETA_DISK_MIN_FREE_BYTES: runs save and pause.",
                 free_bytes // 10**6,
                 extra={"action": "disk_low"},
             )
@@ -87,10 +87,10 @@ class DiskSpace:
 
 
 def _least_free(folders: Sequence[Path]) -> int | None:
-    """The least that is free on the file systems of the folders, or of the nearest of their parents that exist."""
+    """The least free space of the folders' file systems; a missing folder counts as its nearest existing parent."""
     free: list[int] = []
     for folder in folders:
-        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-        if there is not None:
-            free.append(shutil.disk_usage(there).free)
+        existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        if existing is not None:
+            free.append(shutil.disk_usage(existing).free)
     return min(free, default=None)

@@ -2,8 +2,8 @@
 
 Messages are acknowledged early, because a late acknowledgement would start a long task again when the broker's
 visibility timeout expires (celery issue 5935), and they are never prefetched behind a busy task. The server repeats
-hand-overs that are lost with this process, so nothing is put back into the queue either: an invalid entry is removed
-for good. The consumer runs in a thread, so that only the main thread's supervising loop handles signals.
+hand-overs that are lost with this process, so nothing is returned to the queue, and an invalid entry is removed
+permanently. The consumer runs in a thread, so that only the main thread's supervising loop handles signals.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sends heartbeats from a thread with its own connection, so that a slow claim or upload never looks like a crash.
 
 Each beat also reads the entry that it replaces, and so detects another worker with the same name. Two such workers
-would receive each other's messages, and the server couldn't know whose training is lost. The one that started later
+would receive each other's messages, and the server couldn't know whose run is lost. The one that started later
 gives way. A starting worker that finds the last beat of another folder first waits to see whether another one follows.
 """
 
@@ -147,7 +147,7 @@ class HeartbeatSender:
         return earlier
 
     def _other(self, entry: bytes | None) -> Heartbeat | None:
-        """The beat of another process of this name."""
+        """The beat of another process with this name."""
         if entry is None:
             return None
         try:
@@ -158,11 +158,11 @@ class HeartbeatSender:
 
     def _meet(self, other: Heartbeat) -> None:
         """Give way to another process with this name, if it is still sending heartbeats and started earlier."""
-        goes_on = other.beat > self._met.get(other.incarnation, other.beat)
+        is_active = other.beat > self._met.get(other.incarnation, other.beat)
         self._met[other.incarnation] = other.beat
-        if goes_on and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):
+        if is_active and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):
             self.taken = InvalidSettings(
-                f"ZETA_WORKER_NAME is {other.worker!r}, and a worker of that name already runs on {other.host}; "
+                f"ZETA_WORKER_NAME is {other.worker!r}, but a worker with that name already runs on {other.host}; "
                 "choose another name.",
                 param="ZETA_WORKER_NAME",
             )

@@ -2,7 +2,8 @@
 
 The supervising loop never waits for Redis: it posts messages and reads its inbox. A posted message replaces an unsent
 one with the same key, so messages don't accumulate during an outage; senders repeat theirs until they are answered.
-Invalid entries are removed with a warning. Replies stay bytes, so that an undecodable entry affects nothing but itself.
+Invalid entries are removed with a warning. Replies stay bytes, so that an entry that can't be decoded doesn't affect
+others.
 """
 
 from __future__ import annotations

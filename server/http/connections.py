@@ -29,7 +29,7 @@ class ConnectionLimit:
         self._idle: dict[Closable, None] = {}  # waiting for a complete request head; the longest wait is first
 
     def opened(self, connection: Closable) -> bool:
-        """Register a new connection. Returns whether it may stay: the limit is reached and all others are busy."""
+        """Register a new connection. Returns false if the limit is reached and all others are busy."""
         if len(self._open) >= self.max_connections:
             longest = next(iter(self._idle), None)
             if longest is None:
@@ -58,10 +58,10 @@ def connection_limit() -> ConnectionLimit:
     """The limit that this process's file descriptors allow, after raising the soft limit to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        wanted = MAX_CONNECTIONS + RESERVED_FILES if hard == resource.RLIM_INFINITY else hard
+        new_soft = MAX_CONNECTIONS + RESERVED_FILES if hard == resource.RLIM_INFINITY else hard
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
+            resource.setrlimit(resource.RLIMIT_NOFILE, (new_soft, hard))
+            soft = new_soft
         except (ValueError, OSError):
             pass  # macOS reports a hard limit that it does not accept
     files = MAX_CONNECTIONS + RESERVED_FILES if soft == resource.RLIM_INFINITY else soft

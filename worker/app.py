@@ -22,7 +22,7 @@ from zeta_core.system.distribution import version
 from zeta_core.system.file_identity import FileIdentity
 
 EX_USAGE = 2
-LEAVE_SECONDS = 3.0
+THREAD_EXIT_SECONDS = 3.0  # for the threads to end before the process exits
 DEFAULT_LIMITS = GuardLimits()
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def end_stuck_threads(status: int) -> None:
     A thread can be stuck in a hanging artifact store (a network file system whose server is down) or in a check. It is
     safe to interrupt it, as a power failure would: the next start detects incomplete work.
     """
-    deadline = time.monotonic() + LEAVE_SECONDS
+    deadline = time.monotonic() + THREAD_EXIT_SECONDS
     others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))

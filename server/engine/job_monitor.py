@@ -34,7 +34,7 @@ from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest,
 # A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
 # Without this pause, a job whose checkpoint doesn't fit would restart continuously on a disk that counts as free.
-DISK_REST_SECONDS = 10.0
+DISK_PAUSE_SECONDS = 10.0
 DISK_MESSAGE = "Disk space is available again."
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ _LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line)
 
 
 async def resume_paused_by_disk(database: Database) -> list[str]:
-    """Queue the jobs that a full disk paused at least `DISK_REST_SECONDS` ago; returns their ids.
+    """Queue the jobs that a full disk paused at least `DISK_PAUSE_SECONDS` ago; returns their ids.
 
     Call it only when a worker has free space.
     """
@@ -211,7 +211,7 @@ async def resume_paused_by_disk(database: Database) -> list[str]:
     async def resume(row: Any) -> None:
         job_id, reason = row
         since = datetime.fromisoformat((reason or {})["since"])
-        if now - timedelta(seconds=DISK_REST_SECONDS) < since <= now:  # a future time comes from another clock
+        if now - timedelta(seconds=DISK_PAUSE_SECONDS) < since <= now:  # a future time comes from another clock
             return
         async with database.write() as session:
             job = await lock_job(session, job_id)

@@ -130,7 +130,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: SmallFl
 def test_a_job_paused_by_a_full_disk_resumes_automatically(
     fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.job_monitor.DISK_REST_SECONDS", 0.0)
+    monkeypatch.setattr("server.engine.job_monitor.DISK_PAUSE_SECONDS", 0.0)
     worker = SimulatedWorker(client, SECRET)
     job_id = fleet.submit()
     worker.start(fleet, job_id)

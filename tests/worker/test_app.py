@@ -14,7 +14,7 @@ from pathlib import Path
 from worker import app
 
 logging.basicConfig()
-app.LEAVE_SECONDS = 0.2
+app.THREAD_EXIT_SECONDS = 0.2
 executor = ThreadPoolExecutor(1, thread_name_prefix="store")
 executor.submit(Path(sys.argv[1]).read_bytes)
 executor.shutdown(wait=False, cancel_futures=True)

@@ -144,8 +144,8 @@ def test_pruning_keeps_the_newest_and_all_unpublished_checkpoints(store: Artifac
 def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_uploads, "TRIES_SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint_uploads, "REST_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoint_uploads, "MAX_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_uploads, "RETRY_PAUSE_SECONDS", 0.01)
     (tmp_path / "store").write_text("no folder")
     make_checkpoint(tmp_path / "output", 5)
     line = {"type": "checkpoint", "name": "step-5", "step": 5}

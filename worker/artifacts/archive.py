@@ -20,8 +20,8 @@ from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
 
 LOG_SECONDS = 1.0
-TRIES_SECONDS = 60.0
-REST_SECONDS = 2.0
+MAX_RETRY_SECONDS = 60.0
+RETRY_PAUSE_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ class Archive:
         if is_stored:
             return True
         self._began = self._began or now
-        if now - self._began > TRIES_SECONDS:
+        if now - self._began > MAX_RETRY_SECONDS:
             logger.error("The log of %s could not be completed in the artifact store.", self._job_id)
             return True
         if not self._completing or now >= self._next_try:
-            self._completing, self._next_try = True, now + REST_SECONDS
+            self._completing, self._next_try = True, now + RETRY_PAUSE_SECONDS
             self._work = self._executor.submit(self._complete, succeeded, frozenset(keep))
         return False
 

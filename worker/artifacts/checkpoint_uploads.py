@@ -23,9 +23,9 @@ from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
-TRIES_SECONDS = 60.0
-LAST_TRIES_SECONDS = 600.0  # for the checkpoints of an ended run: its device is free, and its work would be lost
-REST_SECONDS = 2.0
+MAX_RETRY_SECONDS = 60.0
+FINAL_RETRY_SECONDS = 600.0  # for the checkpoints of an ended run: its device is free, and its work would be lost
+RETRY_PAUSE_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class CheckpointUploads:
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)
             elif not isinstance(error, OSError):
                 raise error
-            elif now - self._began < (LAST_TRIES_SECONDS if is_over and not _is_full(error) else TRIES_SECONDS):
+            elif now - self._began < (FINAL_RETRY_SECONDS if is_over and not _is_full(error) else MAX_RETRY_SECONDS):
                 self._trouble.begin(error)
-                self._next_try = now + REST_SECONDS
+                self._next_try = now + RETRY_PAUSE_SECONDS
             else:
                 self._give_up(number, name, f"The checkpoint {name} could not be stored: {error}", error)
 

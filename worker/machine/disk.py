@@ -16,9 +16,9 @@ from pathlib import Path
 
 from worker.threads import Outage
 
-LOOK_SECONDS = 2.0
+CHECK_SECONDS = 2.0
 RESERVE_BYTES = 2**20
-ENOUGH_AGAIN = 1.25  # low until this many times the mark is free, so that jobs are not paused and resumed repeatedly
+RECOVERY_FACTOR = 1.25  # low until this many times the mark is free, so that jobs are not paused and resumed repeatedly
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class DiskSpace:
         self._reserve = reserve
         self._min_free_bytes = min_free_bytes
         self._executor = executor
-        self._look: Future[int | None] | None = None
-        self._next_look = 0.0
+        self._check: Future[int | None] | None = None
+        self._next_check = 0.0
         self.outage = Outage("The free disk space cannot be determined", name="disk")
         self.free_bytes: int | None = None
         self.is_low = False
@@ -41,23 +41,23 @@ class DiskSpace:
     def step(self) -> None:
         """Apply the result of the last check and start the next one; never waits for a hanging disk."""
         now = time.monotonic()
-        if self._look is not None and self._look.done():
-            look, self._look = self._look, None
-            error = look.exception()
+        if self._check is not None and self._check.done():
+            check, self._check = self._check, None
+            error = check.exception()
             if error is None:
                 self.outage.end()
-                self._judge(look.result())
+                self._update(check.result())
             else:
                 self.outage.begin(error)  # a missing mount, for example; the last known state remains
-        if self._look is None and now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
-            self._look = self._executor.submit(self._find_out)
+        if self._check is None and now >= self._next_check:
+            self._next_check = now + CHECK_SECONDS
+            self._check = self._executor.submit(self._measure)
 
     def release_reserve(self) -> None:
         """Free the reserve on a full disk, so that a few lines can be written."""
         self._reserve.unlink(missing_ok=True)
 
-    def _find_out(self) -> int | None:
+    def _measure(self) -> int | None:
         free = _least_free(self._folders)
         if free is not None and free > max(RESERVE_BYTES, self._min_free_bytes) and not self._reserve.exists():
             try:
@@ -68,12 +68,12 @@ class DiskSpace:
                 return 0  # bytes are free, but no inode is, or this user's quota is used up
         return free
 
-    def _judge(self, free_bytes: int | None) -> None:
+    def _update(self, free_bytes: int | None) -> None:
         self.free_bytes = free_bytes
         if free_bytes is None:
             return
         was_low, mark = self.is_low, self._min_free_bytes
-        self.is_low = free_bytes < (mark * ENOUGH_AGAIN if was_low else mark)
+        self.is_low = free_bytes < (mark * RECOVERY_FACTOR if was_low else mark)
         if self.is_low and not was_low:
             logger.warning(
                 "Only %d MB are free, less than ZETA_DISK_MIN_FREE_BYTES: runs save and pause.",

@@ -26,9 +26,9 @@ def test_fine_tune_an_adapter_on_conversations(client: Client, finished_job: Job
     job = client.submit(
         {
             "model": {"job": finished_job.id},  # or a Hub id, or a local folder
-            "dataset": chats,  # uploaded first, once
+            "dataset": chats,  # a local file, which the client uploads
             "lora": {"r": 4},
-            "eval_split": 0.2,  # the loss on held-out conversations chooses the checkpoint "best"
+            "eval_split": 0.2,  # 20 % of the conversations are held out; the lowest loss on them is kept as "best"
             "max_steps": 4,
         }
     )
@@ -47,14 +47,14 @@ def test_validate_a_spec_and_its_rows_before_you_submit(client: Client, tmp_path
     assert (estimate.data.rows, estimate.data.formats) == (10, ["messages"])
 
 
-def test_a_fault_in_a_row_is_reported_with_its_line(client: Client, tmp_path: Path) -> None:
+def test_find_a_faulty_row_by_its_line(client: Client, tmp_path: Path) -> None:
     no_answer: dict[str, object] = {"messages": [{"role": "user", "content": "What is 1 plus 1?"}]}
     chats = write_rows(tmp_path / "chats.jsonl", [conversation(1), no_answer])
     with pytest.raises(InvalidRequest, match="line 2"):
         client.validate({**SPEC, "dataset": chats})
 
 
-def test_every_invalid_field_is_reported_at_once(client: Client) -> None:
+def test_find_every_invalid_field_at_once(client: Client) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         client.submit({**SPEC, "learning_rate": -1, "num_train_epochs": 3})
     assert {detail.param: detail.suggestion for detail in refusal.value.details} == {

@@ -14,20 +14,25 @@ MODEL: dict[str, Any] = {"config": TINY_LLAMA}  # or an nn.Module, a Hub id, a l
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the cache of tokens in this test's folder."""
+    """Keep the cache of tokenized data in the folder of the test."""
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
 
 
-def test_one_call_trains_and_returns_the_result(tmp_path: Path) -> None:
+def weights(checkpoint: Path | None) -> bytes:
+    assert checkpoint is not None
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_train_with_one_call(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The tide follows the moon.\n" * 500)
     result = Trainer(model=MODEL, dataset=tmp_path / "text.txt", seq_len=64, max_steps=3, output_dir=tmp_path / "out")
     assert result.steps == 3
     assert result.checkpoint == tmp_path / "out" / "final"
 
 
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_resume_a_run_with_a_bit_identical_result(tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": MODEL, "seq_len": 64, "batch_size": 2, "checkpointing_steps": 2}
-    in_one_go = Trainer(**options, max_steps=4, lr_scheduler="constant", output_dir=tmp_path / "one")
+    uninterrupted = Trainer(**options, max_steps=4, lr_scheduler="constant", output_dir=tmp_path / "one")
     Trainer(**options, max_steps=2, lr_scheduler="constant", output_dir=tmp_path / "two")
     resumed = Trainer(
         **options,
@@ -37,12 +42,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
         output_dir=tmp_path / "two",
     )
     assert resumed.steps_trained == 2
-    assert weights(in_one_go.checkpoint) == weights(resumed.checkpoint)
-
-
-def weights(checkpoint: Path | None) -> bytes:
-    assert checkpoint is not None
-    return (checkpoint / "model.safetensors").read_bytes()
+    assert weights(uninterrupted.checkpoint) == weights(resumed.checkpoint)
 
 
 def test_train_on_token_ids(tmp_path: Path) -> None:

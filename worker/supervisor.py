@@ -37,6 +37,7 @@ from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, HandOver
 from zeta_core.system.device_kind import cpu_kind
 
 TICK_SECONDS = 0.1
+QUICK_TICK_SECONDS = 0.01  # while an attempt waits for a short piece of work, such as the upload of its log
 PUBLISH_SECONDS = 10.0  # after the grace period, for the last acknowledgements
 
 logger = logging.getLogger(__name__)
@@ -149,8 +150,9 @@ class Supervisor:
 
     def _handle_messages(self) -> None:
         """Wait up to one tick for a message, then handle all available messages."""
+        tick_seconds = QUICK_TICK_SECONDS if self._attempts.expect_change else TICK_SECONDS
         try:
-            self._handle(self._inbox.get(timeout=TICK_SECONDS))
+            self._handle(self._inbox.get(timeout=tick_seconds))
             while True:
                 self._handle(self._inbox.get_nowait())
         except Empty:

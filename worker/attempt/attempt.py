@@ -32,6 +32,7 @@ from zeta_core.contract.wire.run_directory import RunFile, run_directory
 
 CLAIM_REPEAT_SECONDS = 1.0
 CLAIM_GIVE_UP_SECONDS = 60.0
+QUICK_SECONDS = 2.0  # for which a new stage is expected to end soon, before something must be slow
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,8 @@ class LocalAttempt:
         self._output = AttemptOutput(resources, run_file, self.directory, self._monitor.watchdog.record_progress)
         self._launch_failure: StatusLine | None = None
         self._last_contact = time.monotonic()
+        self._stage: tuple[Phase, bool] = (phase, False)  # the second value: whether the journal has its last line
+        self._stage_since = time.monotonic()
         self._may_store = True  # false once the worker was cut off for so long that the attempt may be over
 
     @classmethod
@@ -128,8 +131,22 @@ class LocalAttempt:
         at = self._training.last_contact()
         return 0.0 if at is None else time.monotonic() - at
 
+    @property
+    def expects_change(self) -> bool:
+        """Whether file transfers or the end of a process probably let it advance within moments."""
+        phase, has_ended = self._stage
+        is_short = phase in (Phase.PREPARING, Phase.PUBLISHING) or has_ended
+        return is_short and time.monotonic() - self._stage_since < QUICK_SECONDS
+
     def step(self) -> list[BaseModel]:
         """Advance as far as possible without blocking; returns the messages to send."""
+        messages = self._advance()
+        stage = (self.phase, self._output.journal.last_line is not None)
+        if stage != self._stage:
+            self._stage, self._stage_since = stage, time.monotonic()
+        return messages
+
+    def _advance(self) -> list[BaseModel]:
         if self._output.is_published and self.phase != Phase.OVER:
             self._leave()
             return []

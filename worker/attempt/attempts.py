@@ -48,6 +48,11 @@ class Attempts:
     def active_jobs(self) -> set[str]:
         return {attempt.job_id for attempt in self._attempts.values()}
 
+    @property
+    def expect_change(self) -> bool:
+        """Whether one of them can probably advance within moments."""
+        return any(attempt.expects_change for attempt in self._attempts.values())
+
     def adopt(self) -> None:
         """Adopt the attempts that an earlier process of this worker left running or unpublished."""
         settings = self._resources.settings

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import faulthandler
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -280,6 +281,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
         from zeta_core.data.sources import SourceLocations
         from zeta_core.run import RunRequest, execute
 
+    gc.freeze()  # libraries stay until the exit; each collection would take half a second to examine their objects
     output_dir = Path(file.output_dir).absolute()
     request = RunRequest(
         options=spec,

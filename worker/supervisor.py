@@ -94,8 +94,8 @@ class Supervisor:
         self._connect()
         deadline = float("inf")
         while not (self._stopping and (not self._attempts or time.monotonic() > deadline)):
-            if self._heartbeat.taken is not None and not self._stopping:
-                logger.error("%s", self._heartbeat.taken.message, extra={"action": "name_taken"})
+            if self._heartbeat.name_conflict is not None and not self._stopping:
+                logger.error("%s", self._heartbeat.name_conflict.message, extra={"action": "name_taken"})
                 self._stopping = True
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
@@ -104,8 +104,8 @@ class Supervisor:
                 with outage.catching_errors():
                     step()
         self._shut_down()
-        if self._heartbeat.taken is not None:
-            raise self._heartbeat.taken
+        if self._heartbeat.name_conflict is not None:
+            raise self._heartbeat.name_conflict
         return 0
 
     # --- Starting and stopping ---------------------------------------------------------------------------------------
@@ -114,10 +114,10 @@ class Supervisor:
         """Send heartbeats, and receive messages once no other worker uses this name. Raises `InvalidSettings`."""
         self._state = self._current_state()
         self._heartbeat.start()
-        while not self._stopping and not self._heartbeat.is_sure.wait(TICK_SECONDS):
+        while not self._stopping and not self._heartbeat.is_name_checked.wait(TICK_SECONDS):
             pass  # don't receive messages that may be for another worker with this name
-        if self._heartbeat.taken is not None:
-            raise self._heartbeat.taken
+        if self._heartbeat.name_conflict is not None:
+            raise self._heartbeat.name_conflict
         self._link.start()
         self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, self._num_slots)

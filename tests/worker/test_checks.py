@@ -11,7 +11,7 @@ import pytest
 from tests.harness.waiting import wait_until
 from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.run_directories import ROOT, SPEC
-from worker.checks.process import CheckProcess, Unanswered
+from worker.checks.process import CheckFailed, CheckProcess
 from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
@@ -140,7 +140,7 @@ def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: 
         ("flood", "answer exceeded 4 MiB"),
         ("write", "file too large: 27"),
     ):
-        with pytest.raises(Unanswered, match=message):
+        with pytest.raises(CheckFailed, match=message):
             check(does)
         assert json.loads(check("answer"))["num_parameters"] == 5, f"after {does}"
     process.end()
@@ -158,6 +158,6 @@ def test_a_model_that_takes_too_much_memory_to_check_is_reported(tmp_path: Path)
             answer = CheckAnswer.model_validate_json(process.check(tmp_path / "run.json", limit_seconds=120))
             assert answer.ok, answer.details
         else:
-            with pytest.raises(Unanswered, match=message):
+            with pytest.raises(CheckFailed, match=message):
                 process.check(tmp_path / "run.json", limit_seconds=300)
     process.end()

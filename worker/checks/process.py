@@ -26,7 +26,7 @@ from typing import IO
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT
 
 MEBIBYTE = 2**20
-ENDING_SECONDS = 5.0  # between the end of its output and its exit
+EXIT_SECONDS = 5.0  # from the end of its output to its exit
 MAX_ANSWERS = 100  # restarting frees what libraries cache about the checked models
 MAX_ANSWER_BYTES = 4 * MEBIBYTE
 MAX_FILE_BYTES = 1024 * MEBIBYTE  # configs, tokenizers and error output are far smaller
@@ -36,7 +36,7 @@ ARGUMENT = "checks"
 _ALLOCATION_FAILED = (b"bad_alloc", b"memory allocation of", b"MemoryError", b"can't allocate memory")
 
 
-class Unanswered(Exception):
+class CheckFailed(Exception):
     """The reason why a check has no result, in one sentence."""
 
 
@@ -53,7 +53,7 @@ class CheckProcess:
         self._num_answers = 0
 
     def check(self, file: Path, *, limit_seconds: float) -> bytes:
-        """The result for the run file. Raises `Unanswered`, and `OSError` if no process can be started."""
+        """The result for the run file. Raises `CheckFailed`, and `OSError` if no process can be started."""
         deadline = time.monotonic() + limit_seconds
         try:
             answer = self._exchange(file, deadline) if self._process is not None else b""
@@ -63,15 +63,15 @@ class CheckProcess:
                 answer = self._exchange(file, deadline)
         except TimeoutError:
             self.end()
-            raise Unanswered(
+            raise CheckFailed(
                 f"The check exceeded its limit of {limit_seconds:g} s and was ended; a larger ZETA_CHECK_SECONDS on "
                 "the server gives it more time."
             ) from None
         except _AnswerTooLarge:
             self.end()
-            raise Unanswered(f"The check's answer exceeded {MAX_ANSWER_BYTES // MEBIBYTE} MiB, its limit.") from None
+            raise CheckFailed(f"The check's answer exceeded {MAX_ANSWER_BYTES // MEBIBYTE} MiB, the limit.") from None
         if not answer:
-            raise Unanswered(self._failure_reason())
+            raise CheckFailed(self._failure_reason())
         self._num_answers += 1
         if self._num_answers >= MAX_ANSWERS:
             self.end()
@@ -83,7 +83,7 @@ class CheckProcess:
         error_output, self._error_output = self._error_output, None
         if process is None or error_output is None:
             return b""
-        with error_output, process:  # which closes the pipes and waits
+        with error_output, process:  # leaving the block closes the pipes and waits
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             error_output.seek(max(0, error_output.seek(0, os.SEEK_END) - ERROR_OUTPUT_BYTES))
@@ -92,7 +92,7 @@ class CheckProcess:
     def _failure_reason(self) -> str:
         assert self._process is not None
         try:
-            status = self._process.wait(timeout=ENDING_SECONDS)
+            status = self._process.wait(timeout=EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             status = 0  # it closed its standard output but keeps running
         error_output = self.end()
@@ -103,7 +103,7 @@ class CheckProcess:
                 "larger ZETA_CHECK_MEMORY_BYTES on the worker gives it more."
             )
         if status == -signal.SIGXFSZ:
-            return f"The check wrote a file of more than {MAX_FILE_BYTES // MEBIBYTE:,} MiB, its limit."
+            return f"The check wrote a file of more than {MAX_FILE_BYTES // MEBIBYTE:,} MiB, the limit."
         if status < 0:
             return f"The check crashed with {signal.Signals(-status).name}; the model or tokenizer may be damaged."
         lines = error_output.decode("utf-8", "replace").strip().splitlines() or ["nothing"]

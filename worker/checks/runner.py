@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.checks.process import CheckProcess, Unanswered
+from worker.checks.process import CheckFailed, CheckProcess
 from worker.machine.devices import Slot, count_cores, uses_gpus
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
@@ -120,9 +120,9 @@ class SpecCheckRunner:
             try:
                 out = self._process.check(file, limit_seconds=request.limit_seconds)
                 answer = CheckAnswer.model_validate_json(out)
-            except (Unanswered, ValidationError) as error:
+            except (CheckFailed, ValidationError) as error:
                 logger.warning("A check failed: %s", error)
-                reason = str(error) if isinstance(error, Unanswered) else "The check returned an invalid result."
+                reason = str(error) if isinstance(error, CheckFailed) else "The check returned an invalid result."
                 return self._failed(request, reason)
         return CheckResult(check_id=request.check_id, worker=settings.worker_name, answer=answer)
 

@@ -73,9 +73,9 @@ class HeartbeatSender:
         self._beat = 0
         self._now = threading.Event()
         self.last_contact = time.monotonic()  # when the last beat accepted by Redis was begun (monotonic)
-        self.is_sure = threading.Event()  # set once it is known whether another worker uses this name
-        self.taken: InvalidSettings | None = None  # why this worker must give way to another one
-        self._met: dict[str, int] = {}  # the last beat of each other process with this name
+        self.is_name_checked = threading.Event()  # set once it is known whether another worker uses this name
+        self.name_conflict: InvalidSettings | None = None  # why this worker must give way to another one
+        self._other_beats: dict[str, int] = {}  # the last beat of each other process with this name
         self._client = connect(settings.redis_url)
         self.thread = RetryingThread("heartbeat", "The heartbeat cannot be sent", self._one_pass)
 
@@ -91,17 +91,17 @@ class HeartbeatSender:
         self.thread.stopped.set()
         self._now.set()
         self.thread.stop(HEARTBEAT_SECONDS * 2)
-        if self.is_sure.is_set() and self.taken is None:
+        if self.is_name_checked.is_set() and self.name_conflict is None:
             with suppress(RedisUnavailable):
                 self._send()
         self._client.close()
 
     def _one_pass(self) -> None:
         """Send one beat, then wait until the next. Raises `RedisUnavailable`."""
-        if not self.is_sure.is_set():
-            self._wait_for_another()
-            self.is_sure.set()
-            if self.taken is not None:
+        if not self.is_name_checked.is_set():
+            self._wait_for_other_worker()
+            self.is_name_checked.set()
+            if self.name_conflict is not None:
                 self.thread.stopped.set()
                 return
         self._now.clear()
@@ -115,21 +115,21 @@ class HeartbeatSender:
             earlier = self._replace(sign_heartbeat(self._heartbeat(), self._settings.worker_secret))
         self.last_contact = begun
         if other := self._other(earlier):
-            self._meet(other)
+            self._give_way_if_later(other)
 
-    def _wait_for_another(self) -> None:
+    def _wait_for_other_worker(self) -> None:
         """Wait until it is known whether the worker that last used this name is still alive."""
         deadline = time.monotonic() + EXPIRY_SECONDS
-        while self.taken is None and time.monotonic() < deadline:
+        while self.name_conflict is None and time.monotonic() < deadline:
             try:
                 with calling_redis():
                     entry: Any = self._client.hget(WORKERS_HASH, self._settings.worker_name)
             except RedisUnavailable:
-                return  # each beat looks again
+                return  # each beat checks again
             other = self._other(entry)
             if other is None or parse_folder_id(other.incarnation) in (parse_folder_id(self._incarnation), None):
                 return
-            self._meet(other)
+            self._give_way_if_later(other)
             if self.thread.stopped.wait(POLL_SECONDS):
                 return
 
@@ -156,12 +156,12 @@ class HeartbeatSender:
             return None  # the server ignores it, too
         return None if other.incarnation == self._incarnation else other
 
-    def _meet(self, other: Heartbeat) -> None:
-        """Give way to another process with this name, if it is still sending heartbeats and started earlier."""
-        is_active = other.beat > self._met.get(other.incarnation, other.beat)
-        self._met[other.incarnation] = other.beat
+    def _give_way_if_later(self, other: Heartbeat) -> None:
+        """Give way to another process with this name if it is active and started earlier."""
+        is_active = other.beat > self._other_beats.get(other.incarnation, other.beat)
+        self._other_beats[other.incarnation] = other.beat
         if is_active and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):
-            self.taken = InvalidSettings(
+            self.name_conflict = InvalidSettings(
                 f"ZETA_WORKER_NAME is {other.worker!r}, but a worker with that name already runs on {other.host}; "
                 "choose another name.",
                 param="ZETA_WORKER_NAME",

@@ -23,7 +23,7 @@ RANKS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 
 def pytest_configure() -> None:
-    """Clear this process's environment before any test module reads it; children inherit what is left."""
+    """Clear this process's environment before any test module reads it; children inherit the remaining variables."""
     os.umask(0o022)  # programs that the tests copy are run by other accounts
     for name in list(os.environ):  # noqa: TID251 - the tests' own environment
         if name.startswith(FOREIGN) or name.upper() in PROXIES or name in RANKS:

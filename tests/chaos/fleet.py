@@ -118,7 +118,7 @@ class Host:
 
 
 class Fleet:
-    """The fleet of `running_fleet`. ``hosts`` are in service; ``gone`` are lost, but still examined at the end."""
+    """The fleet of `running_fleet`. ``hosts`` are in service; ``gone`` are lost, and examined at the end."""
 
     def __init__(
         self,

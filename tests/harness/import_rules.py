@@ -17,7 +17,7 @@ PROJECT = frozenset({"zeta", "zeta_core", "server", "worker", "migrations", "tes
 
 @dataclass(frozen=True)
 class Package:
-    """The import rules of one package, except for its sub-packages with rules of their own."""
+    """The import rules of one package, except for sub-packages that have separate rules."""
 
     name: str  # dotted
     internal: frozenset[str]  # modules of this project that it may import besides its own, with their submodules

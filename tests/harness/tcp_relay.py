@@ -80,5 +80,5 @@ class TcpRelay:
 
 def _hang_up(one: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked on it, which close alone does not
+        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked on it, unlike `close`
     one.close()

@@ -1,4 +1,4 @@
-"""How a job continues after each kind of end of an attempt; on the database alone, without Redis."""
+"""How a job continues after each kind of end of an attempt; on the database, without Redis."""
 
 from collections.abc import Iterator
 from pathlib import Path

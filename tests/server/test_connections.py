@@ -205,7 +205,7 @@ def test_pipelined_bodies_do_not_count_as_request_heads(server: ServerProcess) -
     post = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 60000\r\n\r\n".encode() + b" " * 60_000
     get = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     status, _, rest = exchange(server, post * 3 + get)
-    assert status == b"HTTP/1.1 400 Bad Request"  # white space alone is not JSON
+    assert status == b"HTTP/1.1 400 Bad Request"  # white space is not JSON
     assert rest.count(b"HTTP/1.1 400") == 2
     assert b'"status":"ok"' in rest
 

@@ -270,7 +270,7 @@ def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path)
 
 
 def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> None:
-    """The client sends as long as it can; the server only receives what fits into buffers."""
+    """The client sends until the buffers are full; the server reads nothing of the body."""
     sent = 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
@@ -318,7 +318,7 @@ def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, r
         assert unfinished_uploads(server) == []
         assert upload(http).status_code == 201
         folder = tmp_path / "home" / "artifacts" / "incoming"
-        folder.rename(folder.with_name("away"))  # as a mount that is gone, or read-only, refuses
+        folder.rename(folder.with_name("away"))  # like a mount that is missing or read-only
         answer = upload(http)
         assert (answer.status_code, error_of(answer)["code"]) == (503, "storage_unavailable")
 

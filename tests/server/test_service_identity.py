@@ -91,7 +91,7 @@ def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_ur
         assert "Give each service its own Redis database" in message
         first.end(signal.SIGKILL)
         second.process = None
-        second.start()  # the claim of a service that is gone expires
+        second.start()  # the claim of a killed service expires
         second.end()
         first.start()  # a service that stops releases its claim
 

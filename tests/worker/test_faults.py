@@ -238,7 +238,7 @@ def test_a_worker_killed_before_starting_the_run_hands_the_attempt_back(fleet: S
     for training in processes_of_job(job_id):
         os.kill(training, signal.SIGKILL)
     run = fleet.settings.home / f"workers/w1/runs/{job_id}"
-    for file in (run / "attempt-1").iterdir():  # as if it had only written run.json
+    for file in (run / "attempt-1").iterdir():  # like a worker that had only written run.json
         if file.name not in ("run.json", "alive"):
             file.unlink()
     shutil.copytree(run / "attempt-1", run / "attempt-7")

@@ -154,7 +154,7 @@ def test_stripped_turns_and_tokens_across_turn_bounds_are_marked_correctly(
     tokenizer = byte_tokenizer(chat_templates.CHATML, merges=((newline, newline),))
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "\nHey"}]
     tokens = tokens_of(tmp_path, [{"messages": messages}], tokenizer)
-    # "assistant\n" and "\nHey" share a token, which is not there when the prompt is given alone.
+    # "assistant\n" and "\nHey" share a token, which does not exist if only the prompt is tokenized.
     assert documents(tokens, tokenizer)[0][1] == ["Hey<|im_end|>\n"]
 
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_without_a_template_gets_the_default_one_with_a_warning(tmp_
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
     learned = documents(first, tokenizer)[0][1]
     assert [part.replace("</s>", "") for part in learned] == ["Hey!<|im_end|>", "So long.<|im_end|>"]
-    # The second run finds the cached tokens, and a tokenizer that knows nothing of the template yet.
+    # The second run finds the cached tokens, and a tokenizer that does not have the template yet.
     again = ByT5Tokenizer()
     assert tokens_of(tmp_path, [{"messages": WITH_SYSTEM}], again, report=report).fingerprint == first.fingerprint
     assert again.chat_template == DEFAULT_TEMPLATE

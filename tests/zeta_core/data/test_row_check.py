@@ -75,7 +75,7 @@ def data_of(answer: CheckAnswer) -> CheckedData:
     return answer.data
 
 
-LATE = 1500  # rows before the faulty one: it is neither among the first rows nor chosen from the whole data
+LATE = 1500  # rows before the faulty one, which is therefore not in the sample
 
 
 def _late(*rows: dict[str, Any]) -> list[dict[str, Any]]:

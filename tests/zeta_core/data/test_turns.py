@@ -1,4 +1,4 @@
-"""Every accepted form of a conversation becomes the same messages, and nothing of a turn is lost silently."""
+"""Every accepted form of a conversation becomes the same messages, and no part of a turn is lost silently."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_a_config_that_cannot_be_saved_is_rejected_before_the_first_step(tmp_pat
 
 
 class Scaled(LlamaForCausalLM):
-    """Cannot be built from its config alone, or copied."""
+    """Needs more than its config to be built, and cannot be copied."""
 
     def __init__(self, config: LlamaConfig, scale: float) -> None:
         super().__init__(config)

@@ -40,7 +40,7 @@ def test_each_convention_gives_the_same_loss(kind: type[models.PlainModel], conv
     assert loss_function.convention is convention
     found, _ = loss_function(_module(kind), batch)
     reference, _ = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)(_module(models.PlainModel), batch)
-    # Each sequence starts within the one document, so whole sequences and targets are the same tokens here.
+    # Every sequence lies within a single document, so its tokens and its targets are the same.
     torch.testing.assert_close(found, reference, rtol=1e-6, atol=0)
 
 

@@ -43,7 +43,7 @@ def test_adapters_and_evaluations_equal_those_of_one_process(tmp_path: Path) -> 
         straight, parts = tmp_path / f"{name}-lora" / "final", tmp_path / f"{name}-parts" / "final"
         files = [folder / "adapter_model.safetensors" for folder in (straight, parts)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
-        # The state is that of the adapter alone, and the merged model was gathered whole.
+        # The state contains only the adapter, and the merged model is complete.
         largest = max(file.stat().st_size for file in (parts / "training_state").rglob("*") if file.is_file())
         assert largest < 12 * files[0].stat().st_size, name
         shapes = {key: tensor.shape for key, tensor in load_file(straight / "merged" / "model.safetensors").items()}

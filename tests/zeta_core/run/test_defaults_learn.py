@@ -1,4 +1,4 @@
-"""Fine-tuning with default settings alone learns from little data: invented facts, taught to a real model."""
+"""Fine-tuning with default settings teaches invented facts to a real model, from little data."""
 
 from __future__ import annotations
 

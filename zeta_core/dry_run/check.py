@@ -144,7 +144,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.model.inspection import check_vocabulary, embedding_rows, plan_inputs_without_data
     from zeta_core.model.preparation import prepare
     from zeta_core.model.quantization import require_bitsandbytes
-    from zeta_core.model.sources import locate_model, locate_tokenizer
+    from zeta_core.model.sources import locate_model
+    from zeta_core.model.tokenizer import locate_tokenizer
     from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
     from zeta_core.parallel.zero import zero_config
     from zeta_core.plan import decide_plan, with_length

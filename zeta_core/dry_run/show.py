@@ -33,7 +33,8 @@ from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.inspection import num_positions
-from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
+from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
 
 MAX_TOKENS = 20_000  # of a document that are shown
 MAX_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
@@ -235,7 +236,7 @@ def _notes(encoded: Encoded, source: Source) -> Iterator[str]:
     if encoded.num_split:
         yield "The template renders earlier turns differently once later ones follow, so each answer is a document."
     if encoded.num_untrained:
-        yield "No token of this row is trained on, so the row is left out."
+        yield "No token of this row is trained on, so a run drops the row."
     if encoded.num_padding:
         yield f"{encoded.num_padding} padding tokens are removed."
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
@@ -54,6 +55,10 @@ class IgnoredCode:
 
 
 OnIgnored = Callable[[IgnoredCode], None]
+
+
+def ignore_code(_: IgnoredCode) -> None:
+    """An `OnIgnored` that reports nothing."""
 
 
 def upload_copy(file_id: str, locations: SourceLocations, cache: Path) -> Path:
@@ -188,3 +193,14 @@ def _fingerprint(directory: Path, files: FolderFiles) -> str:
     for name, size in files.sizes.items():
         seen.append(f"{name} {size} {files.source(name).stat().st_mtime_ns} {files.source(name)}")
     return hashlib.sha256("\n".join(seen).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def lfs_pointer_fault(directory: Path) -> str | None:
+    """The fault of a folder with a Git LFS pointer instead of a file; libraries would report a damaged file."""
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.stat().st_size < FIRST_BYTES and is_lfs_pointer(file.read_bytes()):
+            return (
+                f"cannot be loaded, because {file.name} is a Git LFS pointer and not the file itself; download the "
+                "files with `git lfs pull`."
+            )
+    return None

@@ -216,7 +216,7 @@ def _move_generation_settings(config: Any, generation: Any, notes: list[str]) ->
 def _loadable(given: Any, notes: list[str]) -> Any:
     """A copy of a generation config that transformers can load.
 
-    Settings that ``generate()`` ignores are kept, because other programs read them. Invalid ones are left out.
+    Settings that ``generate()`` ignores are kept, because other programs read them. Invalid ones are omitted.
     """
     generation = copy.copy(given)
     for name, value in vars(given).items():

@@ -1,4 +1,4 @@
-"""Locating a model source and building it as an ``nn.Module`` in float32, with its tokenizer.
+"""Locating a model source and building it as an ``nn.Module`` in float32.
 
 Modules, callables and local directories passed by a script are trusted, and so are builders installed on this machine.
 Everything that a job names or that comes from the Hub is untrusted: weights are read only from safetensors, nothing is
@@ -9,26 +9,34 @@ the files that `folders` created, which refers to nothing outside it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
-from zeta_core.contract.data_files.signatures import FIRST_BYTES, is_lfs_pointer
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_json.faults import JsonLocation
 from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
+from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, MERGED_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
-from zeta_core.model.folders import IgnoredCode, OnIgnored, folder_copy, hub_copy, report_ignored_code, upload_copy
-from zeta_core.model.gguf import gguf_tokenizer, is_gguf, load_gguf
+from zeta_core.model.folders import (
+    OnIgnored,
+    folder_copy,
+    hub_copy,
+    ignore_code,
+    lfs_pointer_fault,
+    report_ignored_code,
+    upload_copy,
+)
+from zeta_core.model.gguf import is_gguf, load_gguf
 from zeta_core.system.model_files import InvalidModelFiles, clean_config
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,12 +72,8 @@ class LocatedModel:
         return own is not None and (is_gguf(own) or any((own / name).is_file() for name in TOKENIZER_FILES))
 
 
-def _ignore(_: IgnoredCode) -> None:
-    pass
-
-
 def locate_model(
-    model: object, locations: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
+    model: object, locations: SourceLocations, cache: Path, *, on_ignored: OnIgnored = ignore_code
 ) -> LocatedModel:
     """Locate a model, and fetch or unpack its files if needed. Raises `InvalidModel`.
 
@@ -129,85 +133,6 @@ def locate_model(
             )
 
 
-def locate_tokenizer(
-    source: object, located: LocatedModel, locations: SourceLocations, cache: Path, *, on_ignored: OnIgnored = _ignore
-) -> Any:
-    """Load the named tokenizer, or the model's own, or the byte-level one. Raises `InvalidModel`.
-
-    ``on_ignored`` is called if the files of a named tokenizer refer to code, which is never run.
-    """
-    from transformers import ByT5Tokenizer
-
-    directory: Path | None = None
-    match source:
-        case None:
-            directory = located.directory if located.has_tokenizer else None
-        case str():
-            local = Path(source).expanduser()
-            if locations.any_path and local.is_dir():
-                report_ignored_code(local, source, on_ignored)
-                directory = local
-            else:
-                directory, _ = hub_copy(source, locations, cache, on_ignored, what="tokenizer")
-        case _ if hasattr(source, "file"):
-            directory = upload_copy(cast(Any, source).file, locations, cache)
-        case _ if hasattr(source, "builtin"):
-            directory = None
-        case _ if hasattr(source, "get_vocab") and callable(source):
-            return source  # a tokenizer object from a script
-        case _:
-            raise InvalidModel(
-                f"tokenizer is {source!r:.200}; pass a tokenizer of transformers, its local directory or Hub id, or "
-                '{"builtin": "bytes"}.'
-            )
-    if directory is None:
-        return ByT5Tokenizer()
-    from transformers import AutoTokenizer
-
-    if is_gguf(directory):
-        return gguf_tokenizer(directory)
-    try:
-        if _is_byte_level(directory):  # for some model families, AutoTokenizer would select another class
-            return ByT5Tokenizer.from_pretrained(directory)
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        reason = _lfs_fault(directory) or _missing_package(directory) or f"cannot be loaded: {error}"
-        raise InvalidModel(f"The tokenizer in {directory.name} {reason}") from error
-
-
-def _lfs_fault(directory: Path) -> str | None:
-    """The fault of a folder with a Git LFS pointer instead of a file; libraries would report a damaged file."""
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.stat().st_size < FIRST_BYTES and is_lfs_pointer(file.read_bytes()):
-            return (
-                f"cannot be loaded, because {file.name} is a Git LFS pointer and not the file itself; download the "
-                "files with `git lfs pull`."
-            )
-    return None
-
-
-def _missing_package(directory: Path) -> str | None:
-    """The fault of a tokenizer that only consists of a SentencePiece model, such as Llama 2's original one."""
-    if find_spec("sentencepiece") is not None or (directory / "tokenizer.json").is_file():
-        return None
-    for file in sorted(directory.iterdir()):
-        if file.suffix in (".model", ".spm") and file.is_file():
-            with file.open("rb") as opened:
-                is_protobuf = opened.read(1) == b"\x0a"  # tiktoken's files are text
-            if is_protobuf:
-                return (
-                    f"is a SentencePiece model ({file.name}), which requires the package sentencepiece; install it: "
-                    "pip install sentencepiece"
-                )
-    return None
-
-
-def _is_byte_level(directory: Path) -> bool:
-    """Whether the tokenizer in this directory is the byte-level one."""
-    config = directory / "tokenizer_config.json"
-    return config.is_file() and json.loads(config.read_bytes()).get("tokenizer_class") == "ByT5Tokenizer"
-
-
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +146,7 @@ def _from_config(config: dict[str, Any]) -> LocatedModel:
     try:
         resolved = AutoConfig.for_model(model_type, **values)
     except Exception as error:
-        raise InvalidModel(f"model.config is not a valid {model_type} config: {str(error)[:300]}") from error
+        raise InvalidModel(_config_fault(model_type, values, error)) from error
     if getattr(resolved, "auto_map", None):  # possible in a config object from a script
         raise InvalidModel("model.config has an auto_map; custom model code never runs here, so remove it.")
 
@@ -229,6 +154,21 @@ def _from_config(config: dict[str, Any]) -> LocatedModel:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
 
     return LocatedModel(lambda: _built(build), model_type)
+
+
+_FIELD_ERROR = re.compile(r"Validation error for field '(?P<name>\w+)':\s+\w+: Field '\w+' expected (?P<type>\w+)")
+_TYPES = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
+
+
+def _config_fault(model_type: str, values: dict[str, Any], error: Exception) -> str:
+    """One sentence about a config that transformers rejects, which reports a field or a rule in several lines."""
+    text = str(error)
+    field = _FIELD_ERROR.match(text)
+    if field is not None and field["name"] in values:
+        name, expected = field["name"], _TYPES.get(field["type"], f"of type {field['type']}")
+        return f"model.config.{name} is {shown(values[name])}; it must be {expected}."
+    reason = re.sub(r"^Class validation error[^\n]*\n\s*\w+: ", "", text).replace("\n", " ")
+    return f"model.config is not a valid {model_type} config: {reason[:300].rstrip('.')}; correct it."
 
 
 def _from_files(
@@ -380,7 +320,9 @@ def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = tor
             output_loading_info=True,
         )
     except Exception as error:
-        raise InvalidModel(f"The model {name} {_lfs_fault(directory) or f'cannot be loaded: {error}'}") from error
+        raise InvalidModel(
+            f"The model {name} {lfs_pointer_fault(directory) or f'cannot be loaded: {error}'}"
+        ) from error
     model, about = loaded
     missing = sorted(about["missing_keys"])
     if missing:

@@ -28,7 +28,8 @@ from torch import nn
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.isolation import Isolation, attention_spans
-from zeta_core.objective.loss import Convention, LossFunction, find_loss_function, forward_parameters, undisturbed
+from zeta_core.objective.loss import Convention, LossFunction
+from zeta_core.objective.loss_probe import find_loss_function, forward_parameters, undisturbed
 from zeta_core.objective.small_model import MAX_VALUES, SMALL_VOCABULARY, SMALL_WINDOW, attention_windows, small_model
 
 DOCUMENT = 24  # tokens of a probed document: more than any short convolution looks back
@@ -145,7 +146,7 @@ def _with_random_zeros(model: nn.Module) -> nn.Module:
 # --- The probe --------------------------------------------------------------------------------------------------------
 
 
-def _build_probe(subject: _Subject) -> _Probe:
+def _build_probe(subject: _Subject) -> _IsolationProbe:
     """The probe with the longest sequence that the model can process. Raises if even a short one fails."""
     length, tokens = subject.length, subject.tokens
     while True:
@@ -157,7 +158,7 @@ def _build_probe(subject: _Subject) -> _Probe:
                 largest_id=tokens.largest_id,
                 vocabulary=tokens.vocabulary,
             )
-            probe = _Probe(
+            probe = _IsolationProbe(
                 subject,
                 replace(loss_function, supports_logit_positions=False),
                 torch.tensor([ids], device=subject.device),
@@ -174,7 +175,7 @@ def _build_probe(subject: _Subject) -> _Probe:
 
 
 @dataclass(frozen=True)
-class _Probe:
+class _IsolationProbe:
     subject: _Subject
     loss_function: LossFunction
     ids_BT: torch.Tensor

@@ -24,7 +24,8 @@ from zeta_core.failures import CannotTrain
 from zeta_core.memory.limits import check_before_loading
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.quantization import require_bitsandbytes
-from zeta_core.model.sources import LocatedModel, locate_model, locate_tokenizer
+from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.parallel.processes import Processes
 from zeta_core.report.reporter import Reporter
 from zeta_core.report.trackers import require as require_trackers
@@ -81,7 +82,7 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
     if options.eval_dataset is not None:
         held_out = _read_dataset(request, options.eval_dataset, tokenizer, day, rank, report, split="held_out")
     if options.chat_template is not None and not (tokens.is_templated or (held_out and held_out.is_templated)):
-        raise CannotTrain("chat_template is set, but the data contains no conversations; leave it out.")
+        raise CannotTrain("chat_template is set, but the data contains no conversations; remove it.")
     return Inputs(located, tokenizer, tokens, held_out, day)
 
 

@@ -16,7 +16,8 @@ from zeta_core.model.inspection import embedding_rows
 from zeta_core.model.lora_coverage import unadapted_weights
 from zeta_core.model.preparation import prepare_model
 from zeta_core.model.special_tokens import SpecialTokens
-from zeta_core.objective.loss import LossFunction, find_loss_function
+from zeta_core.objective.loss import LossFunction
+from zeta_core.objective.loss_probe import find_loss_function
 from zeta_core.objective.preference import DpoLoss
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, choose_sample_ids

@@ -11,7 +11,8 @@ from tests.zeta_core.models import LLAMA_CONFIG
 from tests.zeta_core.runs import train
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import SourceLocations
-from zeta_core.model.sources import locate_model, locate_tokenizer
+from zeta_core.model.sources import locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from zeta_core.objective.isolation_probe import find_isolation
-from zeta_core.objective.loss import LossFunction, find_loss_function
+from zeta_core.objective.loss import LossFunction
+from zeta_core.objective.loss_probe import find_loss_function
 
 
 def packed_loss_function(model: nn.Module, sample_ids: list[int]) -> LossFunction:

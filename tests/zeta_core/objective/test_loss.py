@@ -15,7 +15,8 @@ from tests.zeta_core.data.token_files import random_documents
 from tests.zeta_core.objective.packed_loss import packed_loss_function
 from zeta_core.data.sequences import Sequences, micro_batches
 from zeta_core.failures import InvalidModel
-from zeta_core.objective.loss import Convention, find_loss_function
+from zeta_core.objective.loss import Convention
+from zeta_core.objective.loss_probe import find_loss_function
 
 SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12]
 

@@ -25,7 +25,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
-from zeta_core.objective.loss import find_loss_function
+from zeta_core.objective.loss_probe import find_loss_function
 from zeta_core.objective.preference import DpoLoss, Pairs, mean_rewards
 from zeta_core.report.reporter import Reporter
 

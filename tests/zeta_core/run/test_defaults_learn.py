@@ -20,7 +20,8 @@ from zeta_core.contract.job.events import LogLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations
-from zeta_core.model.sources import locate_model, locate_tokenizer
+from zeta_core.model.sources import locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.plan import PlanInputs, SequenceStats, decide_plan
 from zeta_core.run.resolved_spec import describe_defaults
 

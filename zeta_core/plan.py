@@ -346,4 +346,4 @@ def _mismatch(name: str, then: object, now: object) -> str:
     if name == "strategy":
         before = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
         return f"{shown} is {now!r}, but the run was started with {before}; use the same again, or {fix}."
-    return f"{shown} is {now!r}, but the run was started with {then!r}; leave it out, or {fix}."
+    return f"{shown} is {now!r}, but the run was started with {then!r}; omit it, or {fix}."

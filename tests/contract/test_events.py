@@ -15,6 +15,7 @@ from zeta_core.contract.job.events import (
     StatusEvent,
     UntypedEvent,
     WarningEvent,
+    describe_perplexity,
 )
 from zeta_core.contract.job.status import JobStatus
 
@@ -83,3 +84,8 @@ def test_the_schema_selects_the_class_by_type() -> None:
     assert typed["discriminator"]["propertyName"] == "type"
     assert set(typed["discriminator"]["mapping"]) == {fields["type"] for fields in FIELDS.values()}
     assert "created_at" in schema["$defs"]["ProgressEvent"]["required"]
+
+
+def test_a_perplexity_of_hundreds_of_digits_is_not_shown_to_people() -> None:
+    assert describe_perplexity(12.3456) == "12.35"
+    assert describe_perplexity(1.014e304) == "over 1,000,000"

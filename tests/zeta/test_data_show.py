@@ -117,7 +117,7 @@ def test_a_spec_names_the_data_and_options_override_it(tmp_path: Path) -> None:
         (["data.jsonl", "--model", "broken.json"], "model: broken.json is not valid JSON"),
         (["data.jsonl", "--model", "twice.json"], "model: twice.json contains 'model_type' twice"),
         (["twice-spec.json"], "twice-spec.json contains 'seq_len' twice"),
-        (["deep.json"], "deep.json, line 1: is not valid JSON (it is nested too deeply)"),
+        (["deep.json"], "deep.json, line 1 is not valid JSON (it is nested too deeply)"),
         (["data.jsonl", "--model", "@last"], "run `zeta download @last -o DIR`, then use --model DIR"),
         (["data.jsonl", "--model", "job_01kb/step-4"], "run `zeta download job_01kb -o DIR`, then use --model DIR"),
         (["job.json"], "run `zeta download job_00000000000000000001 -o DIR`, then use --model DIR"),
@@ -171,7 +171,7 @@ def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Pat
     assert "so a run drops it" in dropped.stdout
     refused = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=error")
     assert refused.returncode == 1
-    assert "data.jsonl, line 1: has 19 tokens, more than the 8 of seq_len." in refused.stdout
+    assert "data.jsonl, line 1 has 19 tokens, more than the 8 of seq_len." in refused.stdout
 
 
 def test_a_text_file_is_shown_as_one_document(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def test_a_full_disk_is_recognized_whichever_library_reports_it() -> None:
 
 
 def test_our_errors_keep_their_message_and_others_their_traceback() -> None:
-    reason, error = explain(InvalidData("x.jsonl, line 3: is not JSON."))
-    assert (reason, error.code, error.message) == ("invalid_data", "invalid_data", "x.jsonl, line 3: is not JSON.")
+    reason, error = explain(InvalidData("x.jsonl, line 3 is not JSON."))
+    assert (reason, error.code, error.message) == ("invalid_data", "invalid_data", "x.jsonl, line 3 is not JSON.")
     reason, error = explain(KeyError("weight"))
     assert reason == "train_error"
     assert "KeyError" in (error.evidence.log_tail or "")

@@ -19,7 +19,7 @@ from zeta.cli.output import duration, notice, print_json, print_text
 from zeta.client import Client
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.advice import advice_text
-from zeta_core.contract.job.events import Event
+from zeta_core.contract.job.events import Event, describe_perplexity
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.printable import printable
@@ -199,7 +199,7 @@ def _figures(fields: dict[str, Any]) -> str:
     if fields.get("eval_loss") is not None:
         words.append(f"held-out loss {fields['eval_loss']:.4f}")
     if fields.get("perplexity") is not None:
-        words.append(f"perplexity {fields['perplexity']:.4g}")
+        words.append(f"perplexity {describe_perplexity(fields['perplexity'])}")
     if fields.get("loss") is not None:
         words.append(f"loss {fields['loss']:.4f}")
     if fields.get("tokens_per_second") is not None:

@@ -116,7 +116,7 @@ def find_resumable(given: Path, output_dir: Path, warn: Callable[[str, str], Non
     else:
         raise CannotResume(
             f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint directory, an "
-            f"output_dir or its {POINTER}, or leave it out to start a new run."
+            f"output_dir or its {POINTER}, or omit it to start a new run."
         )
     for checkpoint in candidates:
         if not checkpoint.has_state:
@@ -136,7 +136,7 @@ def find_resumable(given: Path, output_dir: Path, warn: Callable[[str, str], Non
         return None
     raise CannotResume(
         f"resume_from_checkpoint is {str(given)!r}, which has no complete checkpoint with a {TRAINING_STATE_NAME}; "
-        "leave it out to start a new run."
+        "omit it to start a new run."
     )
 
 
@@ -148,7 +148,7 @@ def _pointed_at(pointer: Path, output_dir: Path) -> list[Checkpoint]:
             return list_checkpoints(folder)
         raise CannotResume(
             f"resume_from_checkpoint is {str(pointer)!r}, which does not exist; name a checkpoint directory or an "
-            "output_dir, or leave it out to start a new run."
+            "output_dir, or omit it to start a new run."
         )
     try:
         content = torch.load(pointer, weights_only=True)

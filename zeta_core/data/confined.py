@@ -203,7 +203,7 @@ def _run(
             resource.setrlimit(resource.RLIMIT_DATA, allowed)
             raise limits.exceeded_memory(*position.read()) from None
         except RecursionError:
-            raise InvalidData(f"{position.read()[0]}: is nested too deeply; write it with fewer levels.") from None
+            raise InvalidData(f"{position.read()[0]} is nested too deeply; write it with fewer levels.") from None
     except InvalidData as error:
         send_message(pipe, kind="invalid", message=error.message, code=error.code)
     except BrokenPipeError:

@@ -51,9 +51,7 @@ def zero_config(option: bool | int | dict[str, Any] | str, plan: Plan) -> dict[s
     }
     for name, value in planned.items():
         if config.get(name, "auto") not in ("auto", value):
-            raise CannotTrain(
-                f"use_deepspeed sets {name} to {config[name]}, but the Trainer uses {value}; leave it out."
-            )
+            raise CannotTrain(f"use_deepspeed sets {name} to {config[name]}, but the Trainer uses {value}; omit it.")
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise CannotTrain(f"use_deepspeed has a section {name!r}; remove it, and pass its settings to the Trainer.")

@@ -21,6 +21,7 @@ from zeta_core.contract.job.events import (
     SampleLine,
     StatusLine,
     WarningLine,
+    describe_perplexity,
 )
 
 
@@ -67,7 +68,7 @@ class Console:
     def _progress(self, line: ProgressLine) -> str | None:
         if line.eval_loss is not None:
             self._phase = line.phase
-            more = "" if line.perplexity is None else f", perplexity {line.perplexity:.4g}"
+            more = "" if line.perplexity is None else f", perplexity {describe_perplexity(line.perplexity)}"
             return f"Evaluated after step {line.step}: loss {line.eval_loss:.4f}{more}"
         if line.step is None or line.loss is None:
             entered = line.phase if line.phase != self._phase else None

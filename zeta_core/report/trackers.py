@@ -75,7 +75,7 @@ class Trackers:
             self._errors.append(f"{', '.join(openers)} did not start within {START_SECONDS:.0f} s")
         if self._errors and required:
             self.close()
-            raise CannotTrain(f"report_to: {self._errors[0]}; fix this, or leave it out.")
+            raise CannotTrain(f"report_to: {self._errors[0]}; fix this, or omit it.")
         for error in self._errors:
             self._warn("tracker_failed", f"report_to: {error}; the run continues without it.")
 

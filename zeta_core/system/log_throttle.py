@@ -10,7 +10,7 @@ LOG_SECONDS = 60.0
 
 
 class LogThrottle:
-    """Logs at most one message a minute per source; the next one gives the number of those left out."""
+    """Logs at most one message a minute per source; the next one gives the number of suppressed messages."""
 
     def __init__(self, logger: logging.Logger, *, action: str) -> None:
         """``action`` is the ``action`` field of the log records."""

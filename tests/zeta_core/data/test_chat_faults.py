@@ -29,9 +29,9 @@ from zeta_core.failures import InvalidData
         (
             chat_templates.CHATML,
             {"messages": [{"role": "user", "content": 3}]},
-            "message 1 has 'content' of type int, not text",
+            "message 1 has 'content' that is a number, not text",
         ),
-        (chat_templates.CHATML, {"messages": "Hi"}, "'messages' is of type str; give a list of messages"),
+        (chat_templates.CHATML, {"messages": "Hi"}, "'messages' is text; give a list of messages"),
         (chat_templates.CHATML, {"messages": []}, "'messages' is empty"),
         (chat_templates.CHATML, {"messages": TWO_TURNS[:1]}, "has no assistant turn to train on; remove the row"),
         (
@@ -74,7 +74,7 @@ from zeta_core.failures import InvalidData
         (
             chat_templates.CHATML,
             {"messages": [{"role": "assistant", "content": None}]},
-            "message 1 has no 'content', and no 'tool_calls' in its place",
+            "message 1 has neither 'content' nor 'tool_calls'",
         ),
         (
             chat_templates.CHATML,

@@ -90,7 +90,7 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
 def test_overlong_error_refuses_a_conversation_longer_than_a_sequence(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(chat_templates.CHATML))
     with pytest.raises(
-        InvalidData, match=r"^chat\.jsonl, line 2: has 52 tokens, more than the 40 of seq_len, as 1 of 2"
+        InvalidData, match=r"^chat\.jsonl, line 2 has 52 tokens, more than the 40 of seq_len, as 1 of 2"
     ):
         Sequences(tokens, 40, pack=True, overlong="error")
 

@@ -143,7 +143,7 @@ def test_a_lost_part_of_the_prompt_is_an_error_with_a_cure(
     row: dict[str, Any], method: str, source: dict[str, Any], column: str, fix: str, tmp_path: Path
 ) -> None:
     good = {name: value for name, value in row.items() if name != column}
-    with pytest.raises(InvalidData, match="line 2: has the column") as caught:
+    with pytest.raises(InvalidData, match="line 2 has the column") as caught:
         tokens_of([good, row], tmp_path, method, **source)
     assert caught.value.code == "unused_column"
     message = str(caught.value)
@@ -258,7 +258,7 @@ def test_conversations_in_csv_are_json_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": USER, "output": 3}, "'output' is of type int; it must be text"),
+        ({"instruction": USER, "output": 3}, "'output' is a number; it must be text"),
         ({"instruction": USER, "output": " "}, "'output' is empty"),
         ({"instruction": USER, "output": ANSWER, "history": ["Hi"]}, r"'history' that is not a list of pairs"),
         ({"instruction": USER, "output": None}, "has no 'output', which Alpaca rows have"),

@@ -142,7 +142,7 @@ def test_a_row_without_its_group_is_refused(value: Any, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": "one", "group": "a"}, {"text": "two", "group": value}]
     if value == "absent":
         del rows[1]["group"]
-    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2: has no text or number in 'group', which gr"):
+    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2 has no text or number in 'group', which gr"):
         tokens_of(tmp_path / "rows.jsonl", rows, group_by="group")
 
 

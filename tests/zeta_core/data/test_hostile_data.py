@@ -143,7 +143,7 @@ def test_a_json_row_that_takes_many_times_its_size_is_refused(tmp_path: Path) ->
 def test_a_json_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zeta_core.data.rows.text_files.LONGEST_ROW", 3 * MEBIBYTE)
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "' + "a " * 2 * MEBIBYTE)
-    with pytest.raises(InvalidData, match=r"a\.jsonl, line 2: is longer than 3 MiB, the limit for one row"):
+    with pytest.raises(InvalidData, match=r"a\.jsonl, line 2 is longer than 3 MiB, the limit for one row"):
         tokens_of(tmp_path / "a.jsonl")
 
 
@@ -160,7 +160,7 @@ def test_json_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -
 
 def test_token_ids_beyond_every_integer_type_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"input_ids": [1, 2]}}\n{{"input_ids": [{10**300}]}}\n')
-    with pytest.raises(InvalidData, match=r"a\.jsonl, line 2: contains token ids of more than 32 bits"):
+    with pytest.raises(InvalidData, match=r"a\.jsonl, line 2 contains token ids of more than 32 bits"):
         tokens_of(tmp_path / "a.jsonl", pretokenized=True)
 
 

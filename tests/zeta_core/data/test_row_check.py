@@ -90,7 +90,7 @@ def _late(*rows: dict[str, Any]) -> list[dict[str, Any]]:
         ({"conversation": []}, "has no 'messages'"),
         ({"messages": []}, "is empty"),
         ({"messages": [{"role": "user", "content": "Only a question"}]}, "no assistant turn to train on"),
-        ({"messages": chat(1)["messages"], "system": 3}, "'system' is of type int"),
+        ({"messages": chat(1)["messages"], "system": 3}, "'system' is a number"),
         ({"messages": [*chat(1)["messages"], {"role": "assistant", "content": "", "tool_calls": [CALL]}]}, "'weather'"),
         ({"messages": [{**turn, "reasoning": "Because"} for turn in chat(1)["messages"]]}, "has 'reasoning'"),
     ],
@@ -108,7 +108,7 @@ def test_the_first_of_several_faults_is_reported(tmp_path: Path) -> None:
     rows[56], rows[80] = unknown, chat(1, answer="")
     assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 57: ")
     rows[20] = chat(1, answer="")
-    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 21: has an empty assistant turn")
+    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 21 has an empty assistant turn")
 
 
 def test_the_first_fault_is_reported_if_several_processes_read_the_data(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_the_first_fault_is_reported_if_several_processes_read_the_data(tmp_path
     [
         (gzip.compress(b'{"text": "a"}\n'), "data.jsonl", "gzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "data.jsonl", "Git LFS"),
-        (b'{"text": "a"}\n' * 9000 + b'{"text": "a"', "data.jsonl", "line 9001: is not valid JSON"),
-        (b"A line\n" * 90000 + b"\xff\n", "data.txt", "line 90001: is not UTF-8"),
+        (b'{"text": "a"}\n' * 9000 + b'{"text": "a"', "data.jsonl", "line 9001 is not valid JSON"),
+        (b"A line\n" * 90000 + b"\xff\n", "data.txt", "line 90001 is not UTF-8"),
         (b"text\n" + b"a\n" * 9000 + b"a,b\n", "data.csv", "9002"),
     ],
     ids=["gzip", "lfs-pointer", "last-line", "utf-8", "csv"],
@@ -304,7 +304,7 @@ def test_a_row_without_its_group_is_found(tmp_path: Path) -> None:
     options: dict[str, Any] = {"group_by": "topic", "eval_split": 0.1}
     assert data_of(answer_to(tmp_path, rows, **options)).unused_columns == []
     fault = fault_of(answer_to(tmp_path, [*rows, chat(1)], **options))
-    assert fault.startswith(f"data.jsonl, line {LATE + 1}: has no text or number in 'topic'")
+    assert fault.startswith(f"data.jsonl, line {LATE + 1} has no text or number in 'topic'")
 
 
 def test_a_fault_in_the_held_out_data_names_its_field(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_the_first_row_without_a_mask_is_named_with_any_number_of_processes(tmp_
     with_labels: dict[str, Any] = {"input_ids": [5, 6] * 2000, "labels": [-100, 6] * 2000}
     rows = [with_labels] * 10 + [{"input_ids": with_labels["input_ids"]}] * 1500
     answer = answer_to(tmp_path, rows, use_pretokenized=True, chat_template=None)
-    assert "line 11: has no 'labels'" in fault_of(answer)
+    assert "line 11 has no 'labels'" in fault_of(answer)
 
 
 def test_an_exceeded_limit_is_not_cached(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_first_fault_in_the_data_is_reported(several_sources: list[Path], tm
         lines[number] = b"not json\n"
     (tmp_path / "bad.jsonl").write_bytes(b"".join(lines))
     for processes in (1, 3):
-        with pytest.raises(InvalidData, match=r"bad\.jsonl, line 1101: is not valid JSON"):
+        with pytest.raises(InvalidData, match=r"bad\.jsonl, line 1101 is not valid JSON"):
             prepare([tmp_path / "bad.jsonl"], tmp_path / "cache", processes=processes)
 
 

@@ -6,13 +6,16 @@ import json
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
+from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
-from zeta_core.model.sources import locate_model, locate_tokenizer
+from zeta_core.model.sources import locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.system.model_files import InvalidModelFiles, check_archive
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0f1e" * 16 + b"\nsize 987654\n"
@@ -56,6 +59,24 @@ def test_the_error_of_a_sentencepiece_tokenizer_names_the_package(folder: Path, 
     located = locate_model(str(folder), LOCATIONS, tmp_path / "cache")
     with pytest.raises(InvalidModel, match=r"SentencePiece model \(tokenizer\.model\).*pip install sentencepiece"):
         locate_tokenizer(None, located, LOCATIONS, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": "two"}, "model.config.num_hidden_layers is 'two'; it must be a whole number."),
+        ({"hidden_act": 4}, "model.config.hidden_act is 4; it must be text."),
+        (
+            {"hidden_size": 30, "num_attention_heads": 4},
+            "model.config is not a valid llama config: The hidden size (30) is not a multiple of the number of attention "
+            "heads (4); correct it.",
+        ),
+    ],
+)
+def test_an_invalid_config_is_explained_in_one_sentence(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel) as caught:
+        locate_model(ConfigModel(config={"model_type": "llama", **fields}), LOCATIONS, tmp_path)
+    assert caught.value.message == message
 
 
 def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason", "message"),
     [
-        ({"dataset": {"path": "bad.jsonl"}}, "invalid_data", r"bad.jsonl, line 2: is not valid JSON"),
+        ({"dataset": {"path": "bad.jsonl"}}, "invalid_data", r"bad.jsonl, line 2 is not valid JSON"),
         ({"model": {"config": {"model_type": "nothing"}}}, "invalid_model", "not a valid nothing config"),
         ({"model": {"config": {**LLAMA_CONFIG, "vocab_size": 64}}}, "invalid_model", "embedding has 64 rows"),
         ({"model": "org/name"}, "invalid_model", "ZETA_HUB is off"),

@@ -28,6 +28,7 @@ Phase = Literal[
 
 
 LOSS_WINDOW_STEPS = 50  # of `recent_loss`
+MAX_READABLE_PERPLEXITY = 1_000_000  # larger ones are not shown to people
 NUM_DETAILED_STEPS = 1000  # the first steps of a run, which are all reported; later ones are combined
 
 
@@ -104,7 +105,7 @@ class ProgressLine(_Line):
     loss: float | None = None
     recent_loss: float | None = None
     eval_loss: float | None = None
-    perplexity: float | None = None
+    perplexity: float | None = None  # at most e^700, which a float can represent
     learning_rate: float | None = None
     grad_norm: float | None = None
     tokens_per_second: float | None = None
@@ -229,3 +230,8 @@ _TypedEvent = Annotated[
 ]
 Event = TypeAliasType("Event", Annotated[_TypedEvent | UntypedEvent, Field(union_mode="left_to_right")])
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def describe_perplexity(value: float) -> str:
+    """A perplexity for people: a model that has not learned yet can have one with hundreds of digits."""
+    return f"{value:.4g}" if value < MAX_READABLE_PERPLEXITY else f"over {MAX_READABLE_PERPLEXITY:,}"

@@ -26,7 +26,7 @@ class JsonLocation:
     """A JSON object in a model's files.
 
     ``siblings`` are the names of the files in the same folder. ``ignored`` collects the keys that refer to code and are
-    left out.
+    omitted.
     """
 
     file: str
@@ -39,7 +39,7 @@ class JsonLocation:
         return replace(self, path=(*self.path, key))
 
     def ignore(self, key: str) -> None:
-        """Record a key that is left out because it refers to code."""
+        """Record a key that is omitted because it refers to code."""
         self.ignored.append(".".join((*self.path, key)))
 
     def reject(self, key: str, value: object, why: str) -> NoReturn:

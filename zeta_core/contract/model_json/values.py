@@ -23,7 +23,7 @@ FILE_KEYS = frozenset(
 )
 # Keys whose values are arbitrary text: OPT's prefix is "</s>".
 TEXT_KEYS = frozenset({"prefix", "suffix", "stop_strings", "id2label", "label2id"})
-# Records of the origin of the files, which no library reads. They are left out.
+# Records of the origin of the files, which no library reads. They are omitted.
 RECORD_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "_model_name_or_path", "special_tokens_map_file", "_commit_hash"}
 )
@@ -96,7 +96,7 @@ def is_text(key: str, value: object) -> bool:
 
 
 def is_left_out(location: JsonLocation, key: str, value: object) -> bool:
-    """Whether a value is left out of the file that libraries see, although it was not rejected."""
+    """Whether a value is omitted from the file that libraries see, although it was not rejected."""
     if key in CODE_KEYS or key in RECORD_KEYS:
         return True
     if is_text(key, value):

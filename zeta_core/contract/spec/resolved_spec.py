@@ -31,7 +31,7 @@ from zeta_core.contract.spec.sources import JobModel
 
 
 class _Recorded(BaseModel):
-    """Frozen; unset fields are left out when it is written, and unknown fields are kept."""
+    """Frozen; unset fields are omitted when it is written, and unknown fields are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=False)
 

@@ -37,7 +37,7 @@ def delimited_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Un
         for number, record in enumerate(records, 1):
             if len(record) != len(columns):
                 raise InvalidData(
-                    f"{name}, row {number} (it ends in line {reader.line_num}): has {len(record)} fields, but the "
+                    f"{name}, row {number} (it ends in line {reader.line_num}) has {len(record)} fields, but the "
                     f"header has {len(columns)}; put fields with separators or line breaks in double quotes."
                 )
             fields = {column: value for column, value in zip(columns, record, strict=True) if column in chosen}
@@ -55,10 +55,10 @@ def _lines(stream: ByteStream, name: str) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), 1):
         if len(line) == LONGEST_LINE:
             raise InvalidData(
-                f"{name}, line {number}: is longer than {LONGEST_LINE >> 20} MiB, the limit; check its line breaks."
+                f"{name}, line {number} is longer than {LONGEST_LINE >> 20} MiB, the limit; check its line breaks."
             )
         if b"\0" in line:
-            raise InvalidData(f"{name}, line {number}: contains a NUL byte, so it is not text; remove it.")
+            raise InvalidData(f"{name}, line {number} contains a NUL byte, so it is not text; remove it.")
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -75,7 +75,7 @@ def _records(reader: Iterator[list[str]], name: str) -> Iterator[list[str]]:
         except csv.Error as error:
             line = getattr(reader, "line_num", 0)
             raise InvalidData(
-                f"{name}, line {line}: is not valid CSV ({error}); put fields that contain quotes, separators or line "
+                f"{name}, line {line} is not valid CSV ({error}); put fields that contain quotes, separators or line "
                 "breaks in double quotes, and double the quotes in them."
             ) from error
         if record:

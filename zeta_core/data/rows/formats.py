@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from zeta_core.data.rows.row import describe_type
 from zeta_core.data.rows.token_rows import MASKS
 from zeta_core.data.rows.turns import InvalidTurn, Message, read_tools, read_turn
 
@@ -111,7 +112,7 @@ def _missing(row: Fields, name: str, columns: Mapping[str, str]) -> str:
 
 
 def _fault_in_text(value: object, shown: str) -> str | None:
-    return None if isinstance(value, str) else f"{shown} is {_type_name(value)}; it must be text."
+    return None if isinstance(value, str) else f"{shown} is {describe_type(value)}; it must be text."
 
 
 def _fault_in_turns(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
@@ -122,7 +123,7 @@ def _fault_in_turns(value: object, shown: str, drop_fields: Sequence[str]) -> st
         value = [cast(Fields, value)]
     if isinstance(value, list):
         return _fault_in_messages(cast(object, value), shown, drop_fields)
-    return f"{shown} is {_type_name(value)}; give text, or a list of messages."
+    return f"{shown} is {describe_type(value)}; give text, or a list of messages."
 
 
 def _fault_in_preference(
@@ -137,7 +138,7 @@ def _fault_in_preference(
 
 def _fault_in_messages(value: object, shown: str, drop_fields: Sequence[str]) -> str | None:
     if not isinstance(value, list):
-        return f"{shown} is {_type_name(value)}; give a list of messages."
+        return f"{shown} is {describe_type(value)}; give a list of messages."
     if not value:
         return f"{shown} is empty; give at least one message."
     for number, message in enumerate(cast(list[object], value), 1):
@@ -152,7 +153,7 @@ def _fault_in_system(values: Mapping[str, object], drop_fields: Sequence[str]) -
     """The fault in a conversation with a separate system text."""
     system = values["system"]
     if not isinstance(system, str):
-        return None if system is None else f"'system' is {_type_name(system)}; give text."
+        return None if system is None else f"'system' is {describe_type(system)}; give text."
     first = read_turn(cast("list[object]", values["messages"])[0], drop_fields)
     double = bool(system) and first["role"] in ("system", "developer")
     return "has both a 'system' column and a system turn; provide one of them." if double else None
@@ -173,8 +174,3 @@ def _fault_in_tools(values: Mapping[str, object]) -> str | None:
     except InvalidTurn as error:
         return str(error)
     return None
-
-
-def _type_name(value: object) -> str:
-    """A user-friendly name for the type of a value."""
-    return "null" if value is None else f"of type {type(value).__name__}"

@@ -241,12 +241,12 @@ class _Buffer:
 
     def _too_long(self) -> InvalidData:
         return InvalidData(
-            f"{self.name}, line {self._line}: a row is longer than {LONGEST_ROW >> 20} MiB, the limit; split it."
+            f"{self.name}, line {self._line} starts a row of more than {LONGEST_ROW >> 20} MiB, the limit; split it."
         )
 
     def _fault(self, message: str, position: int) -> InvalidData:
         line = self._line + self._text.count("\n", 0, position)
-        return InvalidData(f"{self.name}, line {line}: is not valid JSON ({message}).")
+        return InvalidData(f"{self.name}, line {line} is not valid JSON ({message}).")
 
 
 def _end_of_space(text: str, start: int) -> int:

@@ -33,6 +33,32 @@ class Unit:
     position: int
 
 
+def at_location(location: str, fault: str) -> str:
+    """One sentence about a row. A fault without a subject, such as "has no 'text'.", gets the location as subject."""
+    return f"{location} {fault}" if fault.startswith(("has ", "is ", "contains ")) else f"{location}: {fault}"
+
+
+def describe_type(value: object) -> str:
+    """The type of a value in the words of JSON, as in "is a number"."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "an object"
+        case bytes():
+            return "binary data"
+        case _:
+            return f"a {type(value).__name__}"
+
+
 def parsed_list(value: object) -> object:
     """The value of a column of lists, parsed if it is JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from zeta_core.data.rows.row import describe_type
+
 Fields = Mapping[str, object]
 ShapeFormat = Literal["messages", "preference"]
 
@@ -190,7 +192,7 @@ def _answer(value: object) -> object:
 def _text(values: Mapping[str, object], name: str) -> str:
     value = values[name]
     if not isinstance(value, str):
-        raise InvalidShape(f"{name!r} is of type {type(value).__name__}; it must be text.")
+        raise InvalidShape(f"{name!r} is {describe_type(value)}; it must be text.")
     if not value.strip():
         raise InvalidShape(f"{name!r} is empty.")
     return value

@@ -36,7 +36,7 @@ def table_units(batches: Batches, name: str) -> Iterator[Unit]:
                     raise _not_utf8(name, first, first + part.num_rows - 1, f" (byte {byte:#04x})") from error
                 except (ValueError, OverflowError) as error:  # for example, a date that Python cannot represent
                     raise InvalidData(
-                        f"{name}, from row {first}: contains a value that cannot be read: {error}."
+                        f"{name} contains a value in row {first} or later that cannot be read: {error}."
                     ) from error
                 for index in range(part.num_rows):
                     fields = {column: values[index] for column, values in columns.items()}
@@ -166,7 +166,7 @@ def _raise_memory_error(error: Exception) -> None:
 
 def _not_utf8(name: str, first: int, last: int, which: str = "") -> InvalidData:
     return InvalidData(
-        f"{name}, rows {first} to {last}: contain text that is not UTF-8{which}; write the table with UTF-8 text."
+        f"{name}, rows {first} to {last} contain text that is not UTF-8{which}; write the table with UTF-8 text."
     )
 
 

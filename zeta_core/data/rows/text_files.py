@@ -86,7 +86,7 @@ def text_units(path: Path, name: str) -> Iterator[Unit]:
         def load(block: _Block = block) -> Iterator[Row]:
             if (nul := block.content.find(0)) >= 0:
                 line = block.number + block.content.count(b"\n", 0, nul)
-                raise InvalidData(f"{name}, line {line}: contains a NUL byte, so it is not text; remove it.")
+                raise InvalidData(f"{name}, line {line} contains a NUL byte, so it is not text; remove it.")
             try:
                 text = block.content.decode("utf-8-sig" if block.is_first else "utf-8")
                 yield Row(0, {"text": text}, ends_document=block.is_last, begins_document=block.is_first)
@@ -103,7 +103,7 @@ def json_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
         if not block.is_last and not block.content.endswith(b"\n"):
             line = block.number + block.content.count(b"\n")
             raise InvalidData(
-                f"{name}, line {line}: is longer than {LONGEST_ROW >> 20} MiB, the limit for one row; split the row."
+                f"{name}, line {line} is longer than {LONGEST_ROW >> 20} MiB, the limit for one row; split the row."
             )
 
         def load(block: _Block = block) -> Iterator[Row]:
@@ -121,7 +121,7 @@ def json_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
                     raise not_utf8(name, number, raw[error.start]) from error
                 except (ValueError, RecursionError) as error:
                     fix = _RENAME if number == 1 and line in ("{", "[") else ""
-                    raise InvalidData(f"{name}, line {number}: is not valid JSON ({error}).{fix}") from error
+                    raise InvalidData(f"{name}, line {number} is not valid JSON ({error}).{fix}") from error
 
         yield Unit(load, block.position)
 
@@ -153,9 +153,9 @@ def check_surrogates(row: object, text: str, choose: ChooseColumns, location: st
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise InvalidData(
-            f"{location}: contains {half}, an unpaired surrogate; write the complete character."
+            f"{location} contains {half}, an unpaired surrogate; write the complete character."
         ) from error
 
 
 def not_utf8(name: str, line: int, byte: int) -> InvalidData:
-    return InvalidData(f"{name}, line {line}: is not UTF-8 text (byte {byte:#04x}); save it as UTF-8.")
+    return InvalidData(f"{name}, line {line} is not UTF-8 text (byte {byte:#04x}); save it as UTF-8.")

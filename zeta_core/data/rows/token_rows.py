@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.data.rows.row import parsed_list
+from zeta_core.data.rows.row import describe_type, parsed_list
 
 # The columns that are honoured, as written by Hugging Face's data collators (`labels`, `attention_mask`), by TRL
 # (`completion_mask`, `assistant_masks`) and by `apply_chat_template(return_assistant_tokens_mask=True)`.
@@ -68,7 +68,7 @@ def read_token_row(
     if (needed := _TRAIN_ON_MASKS.get(train_on or "", "")) and needed not in given:
         instead = f"; {' and '.join(given)} determine what is trained on" if given else ""
         raise InvalidTokenRow(
-            f"has no {needed!r}, and train_on is {train_on!r}{instead}. Leave train_on out, or add {needed!r}."
+            f"has no {needed!r}, and train_on is {train_on!r}{instead}. Remove train_on, or add {needed!r}."
         )
     trained_N = np.ones(len(ids_N), dtype=np.bool_)
     kept = slice(0, len(ids_N))
@@ -170,8 +170,7 @@ def _are_numbers(value: object) -> bool:
 def _per_token(value: object, column: str, num_ids: int) -> NDArray[Any]:
     """The values of a column as integers. Raises `InvalidTokenRow` unless there is one for each id."""
     if not isinstance(value, list):
-        kind = "null" if value is None else f"of type {type(value).__name__}"
-        raise InvalidTokenRow(f"{column!r} is {kind}; provide a list of one number per token id.")
+        raise InvalidTokenRow(f"{column!r} is {describe_type(value)}; provide a list of one number per token id.")
     values = cast("list[object]", value)
     if len(values) != num_ids:
         raise InvalidTokenRow(f"{column!r} has {len(values)} values for {num_ids} token ids; provide one per id.")

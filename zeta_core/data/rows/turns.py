@@ -11,6 +11,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+from zeta_core.data.rows.row import describe_type
+
 Message = dict[str, Any]
 
 # The roles of chat templates, by the names that data uses for them. The names that are not OpenAI's come from ShareGPT
@@ -107,7 +109,8 @@ def _list_of_objects(name: str, value: object) -> list[Mapping[str, Any]]:
     if not value:
         return []
     if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in cast("list[object]", value)):
-        raise InvalidTurn(f"{name!r} is of type {type(value).__name__}; provide a list of objects.")
+        given = "a list with other values" if isinstance(value, list) else describe_type(value)
+        raise InvalidTurn(f"{name!r} is {given}; provide a list of objects.")
     return cast("list[Mapping[str, Any]]", value)
 
 
@@ -121,7 +124,7 @@ def _read_content(content: object) -> Message:
     if isinstance(content, str):
         return {"content": content}
     if not isinstance(content, list):
-        raise InvalidTurn(f"has 'content' of type {type(content).__name__}, not text.")
+        raise InvalidTurn(f"has 'content' that is {describe_type(content)}, not text.")
     found: dict[str, list[str]] = {"text": [], "refusal": [], "thinking": []}
     for part in cast("list[object]", content):
         fields = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
@@ -143,7 +146,7 @@ def _add_reasoning(message: Message, fields: Message) -> None:
         raise InvalidTurn("has reasoning both in a part of 'content' and in a field; provide it once.")
     for name in REASONING:
         if fields.get(name) and not isinstance(fields[name], str):
-            raise InvalidTurn(f"has {name!r} of type {type(fields[name]).__name__}, not text.")
+            raise InvalidTurn(f"has {name!r} that is {describe_type(fields[name])}, not text.")
 
 
 def _read_calls(fields: Message) -> list[Any]:
@@ -155,7 +158,7 @@ def _read_calls(fields: Message) -> list[Any]:
     if isinstance(calls, str):
         calls = _json("'tool_calls'", calls)
     if calls is not None and not isinstance(calls, list):
-        raise InvalidTurn(f"has 'tool_calls' of type {type(calls).__name__}; provide a list.")
+        raise InvalidTurn(f"has 'tool_calls' that is {describe_type(calls)}; provide a list.")
     return [_read_call(call) for call in cast("list[object]", calls or [])]
 
 
@@ -199,4 +202,4 @@ def _check_content(message: Message, content: object) -> None:
     if "audio" in message:
         raise InvalidTurn("has 'audio'; only text can be trained on, so remove the field, or the row.")
     if content is None and not (message["content"] or message.keys() & {"tool_calls", *REASONING}):
-        raise InvalidTurn("has no 'content', and no 'tool_calls' in its place.")
+        raise InvalidTurn("has neither 'content' nor 'tool_calls'.")

@@ -247,7 +247,7 @@ def _fit_to_length(
     first = int(np.argmax(too_long))
     if overlong == "error" and too_long.any():
         raise InvalidData(
-            f"{tokens.location(first)}: has {ends[first] - starts[first]} tokens, more than the {seq_len} of seq_len, "
+            f"{tokens.location(first)} has {ends[first] - starts[first]} tokens, more than the {seq_len} of seq_len, "
             f"as {int(too_long.sum())} of {len(starts)} documents.",
             hint="Raise seq_len, or set overlong to 'truncate' or 'drop'.",
             patch={"overlong": "truncate"},

@@ -88,7 +88,7 @@ def open_sources(
                 found = _from_hub(reader, source, locations)
         option = "columns" if source.columns else "drop_columns" if source.drop_columns else None
         if option is not None and not any(one.columns or one.drop_columns for one in found):
-            raise InvalidData(f"{at}.{option} is given, but the data has no columns; leave it out.")
+            raise InvalidData(f"{at}.{option} is given, but the data has no columns; remove it.")
         sources += [_as_requested(one, source, number) for one in found]
     return sources
 
@@ -279,10 +279,10 @@ class _Reader:
         columns, dtype = self.source.columns, self.source.dtype
         if suffix in TOKEN_SUFFIXES:
             if columns:
-                raise InvalidData(f"{name} is a flat file of ids without columns; leave dataset.columns out.")
+                raise InvalidData(f"{name} is a flat file of ids without columns; remove dataset.columns.")
             return Source(name, f"{content} {suffix}", size, lambda _: iter(()), "tokens", flat=path, dtype=dtype)
         if dtype is not None:
-            raise InvalidData(f"dataset.dtype is {dtype!r}, but {name} is not a .bin file of ids; leave dtype out.")
+            raise InvalidData(f"dataset.dtype is {dtype!r}, but {name} is not a .bin file of ids; remove dtype.")
         if suffix in TEXT_SUFFIXES:
             about = f"{content} {suffix} None {_renamed(columns)}"
             return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size, is_one_document=True)

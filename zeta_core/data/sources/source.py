@@ -10,7 +10,7 @@ from typing import cast
 
 from zeta_core.data.rows.columns import Layout, columns_to_read, explain_lost, explain_unknown, lost_column
 from zeta_core.data.rows.formats import COLUMNS, JSON_LISTS, RowFormat, column_in, fault_in
-from zeta_core.data.rows.row import ChooseColumns, Row, Unit, parsed_list
+from zeta_core.data.rows.row import ChooseColumns, Row, Unit, at_location, parsed_list
 from zeta_core.data.rows.shapes import InvalidShape
 from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.failures import InvalidData
@@ -164,8 +164,8 @@ class Source:
         if columns.inconsistent is not None:
             name, number = columns.inconsistent
             raise InvalidData(
-                f"{self.location(number)}: has no {name!r}, which other rows have; add it to every row, or to none."
+                f"{self.location(number)} has no {name!r}, which other rows have; add it to every row, or to none."
             )
 
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:
-        return InvalidData(f"{self.location(row.number)}: {fault}", code=code)
+        return InvalidData(at_location(self.location(row.number), fault), code=code)

@@ -117,10 +117,10 @@ def refuse_for_flat(sources: Sequence[Source], *, train_on: TrainOn | None, meth
     """Raise `InvalidData` for options that flat files of ids do not support."""
     _refuse_method(["tokens"], method)
     if any(source.group_by is not None for source in sources):
-        raise InvalidData("group_by names a column, but flat files of ids have none; leave it out.")
+        raise InvalidData("group_by names a column, but flat files of ids have none; remove it.")
     if train_on not in (None, "all"):
         raise InvalidData(
-            f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; leave it out, or "
+            f"train_on is {train_on!r}, but flat files of ids do not mark what is trained on; remove it, or "
             "provide rows of input_ids with labels."
         )
 
@@ -133,7 +133,8 @@ def no_trained_token_error(sources: Sequence[Source], num_untrained: int, masks:
             f"{names}: no token is trained on in any of the {num_untrained:,} rows; their {' and '.join(masks)} "
             "exclude all tokens (the first token of a row is never trained on)."
         )
-    return InvalidData(f"{names}: contains no text to train on; provide at least one document with some words.")
+    contain = "contains" if len(sources) == 1 else "contain"
+    return InvalidData(f"{names} {contain} no text to train on; provide at least one document with some words.")
 
 
 def _set_template(tokenizer: Any, added_beginning: str, report: Reporter) -> None:

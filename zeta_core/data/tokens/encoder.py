@@ -22,7 +22,7 @@ from zeta_core.data.documents.control_tokens import NotText, PlainTextEncoder
 from zeta_core.data.documents.conversations import Text, TrainOn
 from zeta_core.data.documents.rendering import Renderer
 from zeta_core.data.documents.template import Unlearnable
-from zeta_core.data.rows.row import Row
+from zeta_core.data.rows.row import Row, at_location
 from zeta_core.data.rows.token_rows import InvalidTokenRow, MaskPresence, TokenRow, read_token_row
 from zeta_core.data.rows.turns import InvalidTurn
 from zeta_core.data.sources import Source
@@ -120,7 +120,7 @@ class Encoder:
             try:
                 found.append(read_token_row(row.fields, source.columns, self._train_on, self.dtype))
             except InvalidTokenRow as error:
-                raise InvalidData(f"{source.location(row.number)}: {error}") from error
+                raise InvalidData(at_location(source.location(row.number), str(error))) from error
             columns.add(row.number, row.fields, source.columns)
         trained = [(one, row) for one, row in zip(found, rows, strict=True) if one.is_trained_on]
         supervised_N = None
@@ -218,7 +218,7 @@ class Encoder:
             try:
                 rendered = self._renderer.render(source, fields)
             except (Unlearnable, InvalidTurn) as error:
-                raise InvalidData(f"{source.location(row.number)}: {error}") from error
+                raise InvalidData(at_location(source.location(row.number), str(error))) from error
             found = [text for one in rendered for text in one.texts]
             num_split += source.row_format != "preference" and len(found) > 1
             num_with_unused_turns += any(one.has_unused_turns for one in rendered)
@@ -238,8 +238,7 @@ class Encoder:
         for row, (ids, trained) in zip(owners, tokenized, strict=True):
             if not trained[1:].any():  # the first token has no context to be predicted from
                 raise InvalidData(
-                    f"{source.location(row.number)}: has no answer tokens to train on; remove the row, "
-                    "or add an answer."
+                    f"{source.location(row.number)} has no answer tokens to train on; remove the row, or add an answer."
                 )
             trained[0] = False
             arrays.append(ids)
@@ -298,7 +297,7 @@ def _slice(text: Text, start: int, end: int) -> tuple[str, tuple[tuple[int, int]
 
 def _not_text_error(location: str, error: NotText) -> InvalidData:
     return InvalidData(
-        f"{location}: contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
+        f"{location} contains {str(error)!r}, which this tokenizer cannot encode as text; remove it, or set "
         '"allow_control_tokens": true in the source.'
     )
 

@@ -82,7 +82,7 @@ def flat_tokens(sources: list[Source], report: Reporter, deadline: float = math.
     if Path(name).suffix.lower() == ".npy":
         ids = _numpy_array(path, name)
         if source.dtype is not None and ids.dtype != np.dtype(source.dtype):
-            raise InvalidData(f"dataset.dtype is {source.dtype!r}, but {name} contains {ids.dtype}; leave dtype out.")
+            raise InvalidData(f"dataset.dtype is {source.dtype!r}, but {name} contains {ids.dtype}; remove dtype.")
     else:
         layout = _layout(path, name, source.dtype, deadline)
         ids, given = _mapped(path, name, layout), layout.offsets
@@ -195,7 +195,7 @@ def _layout(path: Path, name: str, requested: str | None, deadline: float) -> _L
     if found is not None:
         if requested is not None and found.dtype != np.dtype(requested).newbyteorder("<"):
             raise InvalidData(
-                f"dataset.dtype is {requested!r}, but {found.reason} of {name} means {found.dtype}; leave dtype out."
+                f"dataset.dtype is {requested!r}, but {found.reason} of {name} means {found.dtype}; remove dtype."
             )
         return found
     contents = _Contents.of(path, deadline)

@@ -87,7 +87,7 @@ def model_folder(files: ModelFiles) -> str:
 def clean_files(files: ModelFiles, folder: str, origin: Origin, *, weights: bool) -> Iterator[tuple[str, bytes | None]]:
     """The paths of the files in ``folder`` that libraries may open, and the new content of those that are rewritten.
 
-    Raises `InvalidModelFiles`. Without ``weights``, the weights and their index are left out.
+    Raises `InvalidModelFiles`. Without ``weights``, the weights and their index are omitted.
     """
     root = PurePosixPath(folder)
     for name in files.sizes:
@@ -137,7 +137,7 @@ def ignored_code(files: ModelFiles) -> dict[str, list[str]]:
 def cleaned_json(files: ModelFiles, name: str, origin: Origin, *, ignored: list[str] | None = None) -> bytes | None:
     """The rewritten content of a JSON file; ``None`` if libraries see the file itself, or do not see it.
 
-    The keys that are left out because they refer to code are appended to ``ignored``.
+    The keys that are omitted because they refer to code are appended to ``ignored``.
     """
     path = PurePosixPath(name)
     if path.name in _RECORDS:

@@ -68,8 +68,8 @@ def test_the_error_of_a_sentencepiece_tokenizer_names_the_package(folder: Path, 
         ({"hidden_act": 4}, "model.config.hidden_act is 4; it must be text."),
         (
             {"hidden_size": 30, "num_attention_heads": 4},
-            "model.config is not a valid llama config: The hidden size (30) is not a multiple of the number of attention "
-            "heads (4); correct it.",
+            "model.config is not a valid llama config: The hidden size (30) is not a multiple of the number of "
+            "attention heads (4); correct it.",
         ),
     ],
 )

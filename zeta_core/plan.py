@@ -151,7 +151,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
     """
     pack = _packs(options, inputs, stored)
     batch_size, accumulate, global_batch = _split(options, inputs, stored, pack=pack)
-    wanted = Plan(
+    plan = Plan(
         seed=resolve_seed(options, stored),
         seq_len=defaults.seq_len(options, inputs.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
         pack=pack,
@@ -188,7 +188,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         base=inputs.base if _trains_adapter(options, inputs, stored) else None,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
-    return wanted if stored is None else _resumed(wanted, options, stored)
+    return plan if stored is None else _resumed(plan, options, stored)
 
 
 def _adapter_settings(lora: Lora) -> dict[str, Any]:
@@ -262,9 +262,11 @@ def _split(
         return batch_size, accumulate, batch_size * accumulate * world_size
     if stored is not None and accumulate is None:
         return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
-    cut = inputs.stats_by_packing.get(pack)
+    stats = inputs.stats_by_packing.get(pack)
     global_batch = (
-        defaults.global_batch(None if cut is None else cut.num_sequences, world_size, from_scratch=inputs.from_scratch)
+        defaults.global_batch(
+            None if stats is None else stats.num_sequences, world_size, from_scratch=inputs.from_scratch
+        )
         if stored is None
         else int(stored["global_batch"])
     )
@@ -307,26 +309,26 @@ _OPTION_NAMES = {
 }
 
 
-def _resumed(wanted: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
-    given = {name for name in options.model_fields_set if getattr(options, name) is not None}
+def _resumed(plan: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Plan:
+    set_options = {name for name in options.model_fields_set if getattr(options, name) is not None}
     if options.learning_rate == FIND:
-        given.remove("learning_rate")  # it was found or given when the run started
-    given |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
+        set_options.remove("learning_rate")  # it was found or given when the run started
+    set_options |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in FIXED_PLAN_FIELDS:
         if name not in stored:  # saved by a version without this field
             continue
-        then, now = stored[name], getattr(wanted, name)
-        if name in given or _OPTION_NAMES.get(name) in given:
-            if now != then:
-                raise CannotResume(_mismatch(name, then, now))
+        stored_value, value = stored[name], getattr(plan, name)
+        if name in set_options or _OPTION_NAMES.get(name) in set_options:
+            if value != stored_value:
+                raise CannotResume(_mismatch(name, stored_value, value))
         else:
-            values[name] = then
+            values[name] = stored_value
     # Bit-identical results need the same number of threads, whatever this machine's default is.
-    return replace(wanted, **values, threads=stored["threads"])
+    return replace(plan, **values, threads=stored["threads"])
 
 
-def _mismatch(name: str, then: object, now: object) -> str:
+def _mismatch(name: str, stored_value: object, value: object) -> str:
     shown = _OPTION_NAMES.get(name, name)
     fix = (
         "start from the weights instead: use the checkpoint's directory as model (or load its model.safetensors into "
@@ -342,8 +344,8 @@ def _mismatch(name: str, then: object, now: object) -> str:
             f"tokenizer, train_on or overlong), so its order cannot be continued; use the same again, or {fix}."
         )
     if name == "global_batch":
-        return f"The global batch is {now} sequences, but the run was started with {then}; keep it, or {fix}."
+        return f"The global batch is {value} sequences, but the run was started with {stored_value}; keep it, or {fix}."
     if name == "strategy":
-        before = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(then), "neither of them")
-        return f"{shown} is {now!r}, but the run was started with {before}; use the same again, or {fix}."
-    return f"{shown} is {now!r}, but the run was started with {then!r}; omit it, or {fix}."
+        before = {"fsdp2": "use_fsdp", "zero": "use_deepspeed"}.get(str(stored_value), "neither of them")
+        return f"{shown} is {value!r}, but the run was started with {before}; use the same again, or {fix}."
+    return f"{shown} is {value!r}, but the run was started with {stored_value!r}; omit it, or {fix}."

@@ -65,9 +65,9 @@ def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
     """The checkpoints of an output directory, the newest first."""
     if not output_dir.is_dir():
         return []
-    found = [read_checkpoint(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
+    checkpoints = [read_checkpoint(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
     return sorted(
-        (checkpoint for checkpoint in found if checkpoint is not None),
+        (checkpoint for checkpoint in checkpoints if checkpoint is not None),
         key=lambda checkpoint: (checkpoint.manifest.step, checkpoint.directory.name == "final"),
         reverse=True,
     )
@@ -93,49 +93,49 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_resumable(given: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
+def find_resumable(path: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:
     """The newest valid checkpoint that ``resume_from_checkpoint`` refers to. Warns of each newer one that is damaged.
 
-    ``given`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. Returns None if the run of this
+    ``path`` is a checkpoint directory, an output directory, or its ``checkpoint.pt``. Returns None if the run of this
     ``output_dir`` was started but has no checkpoint yet, so it starts again. Raises `CannotResume`.
     """
-    if given.name == POINTER or given.is_file():
-        candidates = _pointed_at(given, output_dir)
-    elif (given / MANIFEST_NAME).exists() or (_NAME.match(given.name) and not (given / PLAN).is_file()):
-        if not given.is_dir():
-            raise CannotResume(f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint.")
-        named = read_checkpoint(given)
+    if path.name == POINTER or path.is_file():
+        candidates = _pointed_at(path, output_dir)
+    elif (path / MANIFEST_NAME).exists() or (_NAME.match(path.name) and not (path / PLAN).is_file()):
+        if not path.is_dir():
+            raise CannotResume(f"resume_from_checkpoint is {str(path)!r}, which does not exist; name a checkpoint.")
+        named = read_checkpoint(path)
         if named is None:
-            warn("damaged_checkpoint", f"{given.name} has no readable manifest; using the previous checkpoint.")
-        newest = list_checkpoints(given.parent)
+            warn("damaged_checkpoint", f"{path.name} has no readable manifest; using the previous checkpoint.")
+        newest = list_checkpoints(path.parent)
         candidates = [c for c in newest if named is None or c.manifest.step <= named.manifest.step]
         if named is not None:
-            candidates = [named, *(c for c in candidates if c.directory.resolve() != given.resolve())]
-    elif given.is_dir():
-        candidates = list_checkpoints(given)
+            candidates = [named, *(c for c in candidates if c.directory.resolve() != path.resolve())]
+    elif path.is_dir():
+        candidates = list_checkpoints(path)
     else:
         raise CannotResume(
-            f"resume_from_checkpoint is {str(given)!r}, which does not exist; name a checkpoint directory, an "
+            f"resume_from_checkpoint is {str(path)!r}, which does not exist; name a checkpoint directory, an "
             f"output_dir or its {POINTER}, or omit it to start a new run."
         )
     for checkpoint in candidates:
         if not checkpoint.has_state:
             continue
-        wrong = find_damage(checkpoint)
-        if wrong is None:
+        problem = find_damage(checkpoint)
+        if problem is None:
             return checkpoint
-        warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {wrong}. Using the previous checkpoint.")
-    folder = given.parent if given.name == POINTER else given
+        warn("damaged_checkpoint", f"{checkpoint.directory.name} is damaged: {problem}. Using the previous checkpoint.")
+    folder = path.parent if path.name == POINTER else path
     if candidates and not any(checkpoint.has_state for checkpoint in candidates):
         raise CannotResume(
-            f"resume_from_checkpoint is {str(given)!r}, which contains only weights: after a run has succeeded, only "
+            f"resume_from_checkpoint is {str(path)!r}, which contains only weights: after a run has succeeded, only "
             f"final, best and the newest step keep their {TRAINING_STATE_NAME}. Resume from one of them, or use this "
             "directory as model to start from its weights."
         )
     if not candidates and folder.resolve() == output_dir.resolve() and (output_dir / PLAN).is_file():
         return None
     raise CannotResume(
-        f"resume_from_checkpoint is {str(given)!r}, which has no complete checkpoint with a {TRAINING_STATE_NAME}; "
+        f"resume_from_checkpoint is {str(path)!r}, which has no complete checkpoint with a {TRAINING_STATE_NAME}; "
         "omit it to start a new run."
     )
 
@@ -243,9 +243,9 @@ def write_plan(output_dir: Path, run_id: str, plan: dict[str, Any]) -> None:
     write_durably(output_dir / PLAN, json.dumps({"run_id": run_id, **plan}, indent=1).encode())
 
 
-def read_plan(given: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> dict[str, Any]:
     """The plan of the run that ``resume_from_checkpoint`` refers to, read without its weights; empty if missing."""
-    files = (given / TRAINING_STATE_NAME / "state.json", given / PLAN, given.parent / PLAN)
+    files = (path / TRAINING_STATE_NAME / "state.json", path / PLAN, path.parent / PLAN)
     for file in files:
         try:
             content = json.loads(file.read_text())

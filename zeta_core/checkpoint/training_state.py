@@ -49,10 +49,10 @@ class TrainingProgress:
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics in a checkpoint of this step; an evaluation is included only if it was after this step."""
-        found = {"train_loss": self.train_loss}
+        metrics = {"train_loss": self.train_loss}
         if self.eval_loss is not None and self.evaluated_step == self.step:
-            found |= {"eval_loss": self.eval_loss, "perplexity": perplexity(self.eval_loss)}
-        return {name: value for name, value in found.items() if value is not None}
+            metrics |= {"eval_loss": self.eval_loss, "perplexity": perplexity(self.eval_loss)}
+        return {name: value for name, value in metrics.items() if value is not None}
 
 
 def perplexity(loss: float) -> float:

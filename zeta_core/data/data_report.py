@@ -62,24 +62,24 @@ def _shares(tokens: TokenFile, sequences: Sequences, plan: Plan) -> list[SourceS
     total = plan.total_sequences
     of_origins = list(zip(tokens.mix.source_of, tokens.origins, strict=True))
     bounds = tokens.source_bounds
-    found: list[SourceShare] = []
+    shares: list[SourceShare] = []
     for number, seen in enumerate(sampler.seen(total)):
         names = [origin.name for source, origin in of_origins if source == number]
         first, last = bounds[number : number + 2]
-        held = int(np.diff(sampler.bounds)[number])
-        found.append(
+        num_sequences = int(np.diff(sampler.bounds)[number])
+        shares.append(
             SourceShare(
                 name=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
                 documents=int(last - first),
                 tokens=int(tokens.offsets[last] - tokens.offsets[first]),
-                sequences=held,
+                sequences=num_sequences,
                 share=round(tokens.mix.shares[number], 6),
                 seen=seen,
                 seen_share=round(seen / total, 6),
-                passes=round(seen / held, 4),
+                passes=round(seen / num_sequences, 4),
             )
         )
-    return found
+    return shares
 
 
 def nothing_to_train_error(tokens: TokenFile, sequences: Sequences) -> InvalidData:

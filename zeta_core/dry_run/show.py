@@ -55,12 +55,12 @@ def main() -> int:
 
 def show(request: ShowRequest) -> ShownRows:
     """The requested rows. A row that is rejected has its error; other faults are raised."""
-    given = dict(request.spec)
-    model, named = given.pop("model", None), given.get("tokenizer")
+    spec = dict(request.spec)
+    model, named = spec.pop("model", None), spec.get("tokenizer")
     if isinstance(model, dict):
         model = parse(NamedModel, {"model": model}).model
     only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
-    options = parse(TrainerOptions, {name: value for name, value in given.items() if name not in only_of_jobs})
+    options = parse(TrainerOptions, {name: value for name, value in spec.items() if name not in only_of_jobs})
     locations, cache = SourceLocations(any_path=True, weights=False), home() / "cache"
     located = None if model is None else locate_model(model, locations, cache)
     tokenizer = _tokenizer(options.tokenizer, located, locations)
@@ -127,8 +127,8 @@ def _positions(located: LocatedModel | None) -> int:
 def _open(options: TrainerOptions) -> list[Source]:
     dataset = dataset_sources(options.dataset or defaults.DATASET)
     locations = SourceLocations(any_path=True)
-    found = open_sources(dataset, locations, pretokenized=options.use_pretokenized, method=options.method)
-    return [replace(source, group_by=options.group_by) for source in found]
+    sources = open_sources(dataset, locations, pretokenized=options.use_pretokenized, method=options.method)
+    return [replace(source, group_by=options.group_by) for source in sources]
 
 
 def _rows(

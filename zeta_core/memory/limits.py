@@ -71,13 +71,13 @@ def check_before_loading(
     plan_inputs = plan_inputs_without_data(model, pretrained=located.pretrained, world_size=world_size)
     plan = decide_plan(options, plan_inputs, None)
     capacity = capacity or memory_capacity(plan)
-    needed = _minimum_with_adapter(model, located, plan) if plan.lora is not None else _minimum(model, plan)
-    if needed.total <= capacity:
+    minimum = _minimum_with_adapter(model, located, plan) if plan.lora is not None else _minimum(model, plan)
+    if minimum.total <= capacity:
         return
     may_adapt = located.pretrained and plan.lora is None and not plan.freeze
     if may_adapt and _minimum_with_adapter(model, located, plan).total <= capacity:
-        raise _error(needed, capacity, hint=LORA_HINT, patch={"lora": {}})
-    raise _error(needed, capacity, hint=NO_LESS_MEMORY)
+        raise _error(minimum, capacity, hint=LORA_HINT, patch={"lora": {}})
+    raise _error(minimum, capacity, hint=NO_LESS_MEMORY)
 
 
 def _minimum(model: nn.Module, plan: Plan) -> MemoryByPart:
@@ -109,15 +109,15 @@ def check_before_training(
     """
     capacity = capacity or memory_capacity(plan)
     smallest = replace(plan, batch_size=1) if may_split else plan
-    needed = minimum_memory(model, smallest, mean_length)
-    if needed.total <= capacity:
+    minimum = minimum_memory(model, smallest, mean_length)
+    if minimum.total <= capacity:
         return
     patch = _patch_that_fits(model, smallest, mean_length, capacity)
     with_reserve = _patch_that_fits(model, smallest, mean_length, capacity // 2)
     if with_reserve is not None and with_reserve.keys() <= {"batch_size", "gradient_accumulate_every"}:
         patch = with_reserve  # half of the memory remains for the activations
     hint = NO_LESS_MEMORY if patch is None else "With the patch, the minimum fits; activations are not included."
-    raise _error(needed, capacity, hint=hint, patch=patch)
+    raise _error(minimum, capacity, hint=hint, patch=patch)
 
 
 def memory_options(plan: Plan) -> dict[str, JsonValue]:

@@ -116,16 +116,16 @@ def adapter_files(model: nn.Module, name: str, *, with_embeddings: bool = False)
         first.setdefault(id(parameter), own)
     canonical = {own: first[id(p)] for own, p in model.named_parameters(remove_duplicate=False)}
     # peft's default, "auto", would ask the Hub whether the embeddings were resized.
-    found: Tensors = get_peft_model_state_dict(
+    tensors: Tensors = get_peft_model_state_dict(
         model, state_dict=state, adapter_name=name, save_embedding_layers=with_embeddings
     )
-    if unknown := [file_name for file_name, tensor in found.items() if id(tensor) not in names]:
+    if unknown := [file_name for file_name, tensor in tensors.items() if id(tensor) not in names]:
         raise CannotTrain(
             f"The model has an adapter whose weight {unknown[0]!r} is not one of the model's own weights.",
             hint="Pass the base model without an adapter, and set lora.",
             param="model",
         )
-    owned = {file_name: names[id(tensor)] for file_name, tensor in found.items()}
+    owned = {file_name: names[id(tensor)] for file_name, tensor in tensors.items()}
     return {file_name: canonical.get(own, own) for file_name, own in owned.items()}
 
 

@@ -88,11 +88,11 @@ def embedding_rows(model: nn.Module) -> int | None:
     getter = getattr(model, "get_input_embeddings", None)
     if callable(getter):
         try:
-            found = getter()
+            embedding = getter()
         except NotImplementedError:
-            found = None
-        if isinstance(found, nn.Embedding):
-            return found.num_embeddings
+            embedding = None
+        if isinstance(embedding, nn.Embedding):
+            return embedding.num_embeddings
     named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
     token = [part for name, part in named if "pos" not in name.lower()]
     return token[0].num_embeddings if token else None

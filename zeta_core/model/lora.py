@@ -111,12 +111,12 @@ def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) 
                 f"lora.target_modules is {wanted!r}, which matches the full name of no layer", adaptable
             )
     else:
-        found = {last: [name for name in modules if name == last or name.endswith(f".{last}")] for last in wanted}
-        if missing := [last for last, names in found.items() if not names]:
+        matches = {last: [name for name in modules if name == last or name.endswith(f".{last}")] for last in wanted}
+        if missing := [last for last, names in matches.items() if not names]:
             raise _invalid_targets(
                 f"lora.target_modules names {missing[0]!r}, which is not in {type(model).__name__}", adaptable
             )
-        chosen = list(dict.fromkeys(name for names in found.values() for name in names))
+        chosen = list(dict.fromkeys(name for names in matches.values() for name in names))
     for name in chosen:
         if name not in adaptable:
             kind = type(modules[name]).__name__
@@ -142,15 +142,15 @@ def _modules_to_save(model: nn.Module, lora: Lora) -> _Saved:
     modules = {name: part for name, part in model.named_modules(remove_duplicate=False) if name}
     chosen: list[str] = []
     for wanted in lora.modules_to_save:
-        found = [name for name in modules if name == wanted or name.endswith(f".{wanted}")]
-        if not found:
+        matches = [name for name in modules if name == wanted or name.endswith(f".{wanted}")]
+        if not matches:
             last = sorted({name.rpartition(".")[2] for name in modules})
             raise _not_saved(wanted, f"is not in {type(model).__name__}; its modules are: {', '.join(last[:30])}")
-        for name in found:
+        for name in matches:
             no_weights = next(modules[name].parameters(), None) is None
             if no_weights or isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
                 raise _not_saved(wanted, f"is a {type(modules[name]).__name__}, which cannot be trained as a whole")
-        chosen += found
+        chosen += matches
     note, resized = None, resized_embeddings(model)
     if resized is not None:
         ends = [name for name, part in modules.items() if part is _input(model) or is_output_layer(part, model)]

@@ -32,13 +32,13 @@ def require_bitsandbytes() -> None:
     """Raise `CannotTrain` if bitsandbytes is not installed, or is too old."""
     first = ".".join(map(str, FIRST_VERSION))
     try:
-        found = version("bitsandbytes")
+        installed = version("bitsandbytes")
     except PackageNotFoundError:
         problem = "which is not installed"
     else:
-        if tuple(int(part) for part in found.split(".")[:2]) >= FIRST_VERSION:
+        if tuple(int(part) for part in installed.split(".")[:2]) >= FIRST_VERSION:
             return
-        problem = f"but {found} is installed"
+        problem = f"but {installed} is installed"
     raise CannotTrain(
         f"{PARAM} is 'nf4', which requires bitsandbytes {first} or newer, {problem}.",
         hint="Run pip install 'zeta-train[quantize]', or remove lora.quantize to keep the base's precision.",

@@ -331,11 +331,13 @@ def _load(directory: Path, name: str, dtype: torch.dtype | Literal["auto"] = tor
 
 
 def _from_builder(source: BuilderModel) -> LocatedModel:
-    found = tuple(entry_points(group="zeta.models", name=source.builder))
-    if not found:
-        known = ", ".join(sorted(entry_points(group="zeta.models").names)) or "none"
-        raise InvalidModel(f"model.builder is {source.builder!r}, which is not installed here (installed: {known}).")
-    return LocatedModel(lambda: _built(lambda: found[0].load()(**source.arguments)), source.builder)
+    builders = tuple(entry_points(group="zeta.models", name=source.builder))
+    if not builders:
+        installed = ", ".join(sorted(entry_points(group="zeta.models").names)) or "none"
+        raise InvalidModel(
+            f"model.builder is {source.builder!r}, which is not installed here (installed: {installed})."
+        )
+    return LocatedModel(lambda: _built(lambda: builders[0].load()(**source.arguments)), source.builder)
 
 
 def _built(build: Callable[[], object]) -> nn.Module:

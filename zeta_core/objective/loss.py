@@ -129,11 +129,11 @@ def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tor
 
 def find_logits(output: Any) -> torch.Tensor | None:
     """The (B, T, V) logits in a model's output, if there are any."""
-    found = getattr(output, "logits", None)
-    if found is None and isinstance(output, Mapping):
-        found = cast(Mapping[str, Any], output).get("logits")
-    candidates: Iterable[Any] = (found,)
-    if found is None:
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = cast(Mapping[str, Any], output).get("logits")
+    candidates: Iterable[Any] = (logits,)
+    if logits is None:
         candidates = cast("Iterable[Any]", output) if isinstance(output, tuple | list) else (output,)
     for candidate in candidates:
         if isinstance(candidate, torch.Tensor) and candidate.dim() == 3 and candidate.is_floating_point():
@@ -143,11 +143,11 @@ def find_logits(output: Any) -> torch.Tensor | None:
 
 def find_loss(output: Any) -> torch.Tensor | None:
     """The scalar loss in a model's output, if there is one."""
-    found = getattr(output, "loss", None)
-    if found is None and isinstance(output, Mapping):
-        found = cast(Mapping[str, Any], output).get("loss")
-    candidates: Iterable[Any] = (found,)
-    if found is None:
+    loss = getattr(output, "loss", None)
+    if loss is None and isinstance(output, Mapping):
+        loss = cast(Mapping[str, Any], output).get("loss")
+    candidates: Iterable[Any] = (loss,)
+    if loss is None:
         candidates = cast("Iterable[Any]", output) if isinstance(output, tuple | list) else (output,)
     for candidate in candidates:
         if isinstance(candidate, torch.Tensor) and candidate.numel() == 1 and candidate.is_floating_point():

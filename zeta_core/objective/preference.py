@@ -186,15 +186,15 @@ def compute_reference(
     With ``which``, only those of these pairs are computed, and the others are 0. Each rank computes its share.
     """
     processes = engine.processes
-    found = np.zeros(2 * len(pairs), dtype=np.float64)
+    log_probs = np.zeros(2 * len(pairs), dtype=np.float64)
     every = np.arange(len(pairs)) if which is None else which
     shares = micro_batches(every, micro_batch=micro_batch, world_size=processes.world_size, rank=processes.rank)
     with engine.evaluating() as model:
         for rows, num_counting in shares:
             batch = pairs.batch(rows, num_counting, isolate=loss_function.isolates).to(engine.device)
             log_probs_R = loss_function.log_probabilities(model, batch).double().cpu().numpy()
-            found[_answers(rows[:num_counting])] = np.concatenate(
+            log_probs[_answers(rows[:num_counting])] = np.concatenate(
                 [part[:num_counting] for part in np.split(log_probs_R, 2)]
             )
-    total = engine.processes.sum(torch.from_numpy(found).to(engine.device))
+    total = engine.processes.sum(torch.from_numpy(log_probs).to(engine.device))
     return np.array(total, dtype=np.float32)

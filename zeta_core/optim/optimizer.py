@@ -33,20 +33,20 @@ class ParameterGroups:
     def of(model: nn.Module, blocks: Sequence[nn.Module], optimizer: Optimizer) -> ParameterGroups:
         """Raises `InvalidModel` if no parameter is trainable, `CannotTrain` if Muon has no matrix."""
         roles = parameter_roles(model, blocks)
-        found = ParameterGroups([], [], [])
+        groups = ParameterGroups([], [], [])
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             role = roles[name]
             if optimizer == "muon" and role.is_orthogonalized:
-                found.orthogonalized.append(parameter)
+                groups.orthogonalized.append(parameter)
             else:
-                (found.decayed if role.decays else found.not_decayed).append(parameter)
-        if not (found.orthogonalized or found.decayed or found.not_decayed):
+                (groups.decayed if role.decays else groups.not_decayed).append(parameter)
+        if not (groups.orthogonalized or groups.decayed or groups.not_decayed):
             raise InvalidModel("The model has no trainable parameter; set requires_grad for at least one.")
-        if optimizer == "muon" and not found.orthogonalized:
+        if optimizer == "muon" and not groups.orthogonalized:
             raise CannotTrain("optimizer is 'muon', but the model has no matrix in its blocks to train; use 'adamw'.")
-        return found
+        return groups
 
     def for_torch(self, weight_decay: float) -> list[dict[str, Any]]:
         """The parameters that are not orthogonalized, as groups of a torch optimizer."""

@@ -59,7 +59,7 @@ def parameter_roles(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, 
     embedded = {id(weight) for weight in embeddings}
     rows = {weight.shape[0] for weight in embeddings} if model in blocks else set[int]()
     heads = _output_weights(model)
-    found: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     for name, parameter in model.named_parameters():
         role = _role(name, parameter, modules)
         if id(parameter) in embedded:
@@ -68,8 +68,8 @@ def parameter_roles(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, 
             id(parameter) in heads or id(parameter) not in in_blocks or parameter.shape[0] in rows
         ):
             role = Role.HEAD
-        found[name] = role
-    return found
+        roles[name] = role
+    return roles
 
 
 def _role(name: str, parameter: nn.Parameter, modules: dict[str, nn.Module]) -> Role:

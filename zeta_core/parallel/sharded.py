@@ -249,7 +249,7 @@ class _ShardFiles:
                 overlap = range(max(start, wanted.start), min(start + held.get_shape()[0], wanted.stop))
                 if len(overlap):
                     pieces.append(held[overlap.start - start : overlap.stop - start])
-        found = torch.cat(pieces) if pieces else torch.empty_like(like, device="cpu")
-        if found.shape != like.shape:
-            raise CannotResume(f"{key} has {found.shape[0]} of the {like.shape[0]} rows that this process needs.")
-        return found.to(like.device)
+        tensor = torch.cat(pieces) if pieces else torch.empty_like(like, device="cpu")
+        if tensor.shape != like.shape:
+            raise CannotResume(f"{key} has {tensor.shape[0]} of the {like.shape[0]} rows that this process needs.")
+        return tensor.to(like.device)

@@ -100,14 +100,14 @@ def best_elsewhere(
     def find() -> tuple[bool, Checkpoint | None]:
         if folder.resolve() == request.output_dir.resolve():
             return True, None
-        found = checkpoint_files.read_checkpoint(folder / "best")
-        same = found is not None and (found.manifest.run_id, found.manifest.step) == (run_id, step)
-        if found is None or not same or checkpoint_files.find_damage(found) is not None:
+        best = checkpoint_files.read_checkpoint(folder / "best")
+        same = best is not None and (best.manifest.run_id, best.manifest.step) == (run_id, step)
+        if best is None or not same or checkpoint_files.find_damage(best) is not None:
             report.warn(
                 "no_best_checkpoint", f"The best checkpoint, of step {step}, is missing next to the one to resume."
             )
             return False, None
-        return True, found
+        return True, best
 
     is_valid, found = processes.from_main(find)
     if not is_valid:

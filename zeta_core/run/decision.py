@@ -131,19 +131,19 @@ def decide(
 
 
 def _plan_inputs(request: RunRequest, inputs: Inputs, model: nn.Module, rank: ProcessRank) -> PlanInputs:
-    known = plan_inputs_without_data(model, pretrained=inputs.located.pretrained, world_size=rank.world_size)
+    before_data = plan_inputs_without_data(model, pretrained=inputs.located.pretrained, world_size=rank.world_size)
     data, overlong = inputs.tokens.fingerprint, request.options.overlong
     if overlong == "truncate" and inputs.tokens.whole_D.all():
         overlong = None  # conversations are always truncated
     return replace(
-        known,
-        threads=request.threads or known.threads,
+        before_data,
+        threads=request.threads or before_data.threads,
         data=data if overlong is None else f"{data} {overlong}",
         eval_data=None if inputs.held_out is None else inputs.held_out.fingerprint,
         base=base_fingerprint(model),
         template_date=inputs.started_on.isoformat(),
         has_adapter=has_adapter(model),
-        from_scratch=known.from_scratch and not has_adapter(model),
+        from_scratch=before_data.from_scratch and not has_adapter(model),
     )
 
 

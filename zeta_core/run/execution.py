@@ -81,10 +81,10 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             stack.enter_context(keeping_freed_memory())
         advisor = build_advisor(request, inputs, decision, learner)
         if not plan.learning_rate:
-            found = _search(request, advisor, decision, learner, processes, report, memory)
-            if not isinstance(found, Plan):
-                return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=found)
-            plan = memory.plan = found
+            result = _search(request, advisor, decision, learner, processes, report, memory)
+            if not isinstance(result, Plan):
+                return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=result)
+            plan = memory.plan = result
             decision, advisor = replace(decision, plan=plan), replace(advisor, plan=plan)
             if rank.is_main:
                 checkpoint_files.write_plan(request.output_dir, run_id, plan.stored())

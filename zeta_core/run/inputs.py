@@ -72,8 +72,8 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
         check_before_loading(request.model, options, request.locations, request.cache, world_size=rank.world_size)
     ignored: list[IgnoredCode] = []
     located = locate_model(request.model, request.locations, request.cache, on_ignored=ignored.append)
-    wanted = request.tokenizer if request.tokenizer is not None else options.tokenizer
-    tokenizer = locate_tokenizer(wanted, located, request.locations, request.cache, on_ignored=ignored.append)
+    tokenizer_source = request.tokenizer if request.tokenizer is not None else options.tokenizer
+    tokenizer = locate_tokenizer(tokenizer_source, located, request.locations, request.cache, on_ignored=ignored.append)
     _warn_of_ignored_code(ignored, report)
     set_template(tokenizer, options.chat_template)
     day = _started_on(request)
@@ -165,16 +165,16 @@ class ResumePoint:
 
 def find_resume_point(request: RunRequest, processes: Processes, report: Reporter) -> ResumePoint | None:
     """The checkpoint to resume from, which the first rank chooses and every rank reads; None for a new run."""
-    found = processes.from_main(lambda: _find_checkpoint(request, report))
-    return None if found is None else ResumePoint(found, read_training_state(found.directory))
+    checkpoint = processes.from_main(lambda: _find_checkpoint(request, report))
+    return None if checkpoint is None else ResumePoint(checkpoint, read_training_state(checkpoint.directory))
 
 
 def _find_checkpoint(request: RunRequest, report: Reporter) -> Checkpoint | None:
     if request.resume_from is None:
         return None
-    found = checkpoint_files.find_resumable(request.resume_from, request.output_dir, report.warn)
-    if found is None:
+    checkpoint = checkpoint_files.find_resumable(request.resume_from, request.output_dir, report.warn)
+    if checkpoint is None:
         report.warn(
             "no_checkpoint_yet", f"{request.output_dir} has no checkpoint yet, so the run starts from the beginning."
         )
-    return found
+    return checkpoint

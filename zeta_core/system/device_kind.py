@@ -102,8 +102,8 @@ def _torch_version() -> str | None:
         text = Path(torch.origin).with_name("version.py").read_text()
     except OSError:
         return None
-    found = re.search(r"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
-    return None if found is None else found[1]
+    match = re.search(r"^__version__ = ['\"](.+?)['\"]", text, re.MULTILINE)
+    return None if match is None else match[1]
 
 
 @cache

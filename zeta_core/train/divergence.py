@@ -179,14 +179,14 @@ class DivergenceMonitor:
 
 def find_non_finite(named: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
     """The first weights and gradients with values that are not finite, such as ``gradient of lm_head.weight``."""
-    found: list[str] = []
+    names: list[str] = []
     for name, parameter in named:
         for kind, tensor in ((_WEIGHT, parameter.detach()), ("gradient of ", parameter.grad)):
             if tensor is not None and not _is_finite(tensor):
-                found.append(f"{kind}{name}")
-        if len(found) >= MAX_NAMES:
+                names.append(f"{kind}{name}")
+        if len(names) >= MAX_NAMES:
             break
-    return found[:MAX_NAMES]
+    return names[:MAX_NAMES]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -48,11 +48,11 @@ def global_batch(num_sequences: int | None, num_processes: int, *, from_scratch:
     An epoch of few sequences then has about 64 steps. It is a multiple of the processes. ``None`` stands for plenty of
     sequences.
     """
-    wanted = MAX_GLOBAL_BATCH if from_scratch or num_sequences is None else round(num_sequences / BATCHES_PER_EPOCH)
-    wanted = min(max(wanted, 1), MAX_GLOBAL_BATCH)
-    if wanted > 8:
-        wanted = 4 * round(wanted / 4)  # a number that can be split into equal micro-batches
-    return num_processes * math.ceil(wanted / num_processes)
+    batch = MAX_GLOBAL_BATCH if from_scratch or num_sequences is None else round(num_sequences / BATCHES_PER_EPOCH)
+    batch = min(max(batch, 1), MAX_GLOBAL_BATCH)
+    if batch > 8:
+        batch = 4 * round(batch / 4)  # a number that can be split into equal micro-batches
+    return num_processes * math.ceil(batch / num_processes)
 
 
 def packs(num_packed: int, num_unpacked: int, *, from_scratch: bool) -> bool:

@@ -192,9 +192,9 @@ def _kind_details(fault: Any, body: Mapping[Any, Any], model: type[BaseModel]) -
     """For an object with several kinds, name them; for one without a kind, suggest a field or list the kinds."""
     location, value, kinds = _location(fault["loc"], body), fault["input"], fault["msg"].split()
     param = ".".join(location)
-    found = [kind for kind in kinds if kind in value]
-    if found:
-        message = f"{param} has {' and '.join(repr(kind) for kind in found)}; keep one of them."
+    given_kinds = [kind for kind in kinds if kind in value]
+    if given_kinds:
+        message = f"{param} has {' and '.join(repr(kind) for kind in given_kinds)}; keep one of them."
         return [ErrorDetail(param=param, message=message, code="invalid_value")]
     unknown = [
         ErrorDetail(

@@ -96,9 +96,9 @@ class Unmarked:
 
 
 def unmark(text: str) -> Unmarked:
-    found = Unmarked(without_marks(text), (), tuple(match.start() for match in _MARK.finditer(text)))
-    ranges = tuple((found.position(m.start(1)), found.position(m.end(1))) for m in _MARKED.finditer(text))
-    return Unmarked(found.text, ranges, found.marks)
+    unmarked = Unmarked(without_marks(text), (), tuple(match.start() for match in _MARK.finditer(text)))
+    ranges = tuple((unmarked.position(m.start(1)), unmarked.position(m.end(1))) for m in _MARKED.finditer(text))
+    return Unmarked(unmarked.text, ranges, unmarked.marks)
 
 
 class PlainTextEncoder:

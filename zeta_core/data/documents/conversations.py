@@ -108,9 +108,9 @@ def _for_template(message: Message, template: Template) -> Message:
 
 
 def _unmarked(text: Text) -> Text:
-    found = control_tokens.unmark(text.text)
-    spans = tuple((found.position(start), found.position(end)) for start, end in text.spans)
-    return replace(text, text=found.text, spans=spans, literals=found.literals)
+    unmarked = control_tokens.unmark(text.text)
+    spans = tuple((unmarked.position(start), unmarked.position(end)) for start, end in text.spans)
+    return replace(text, text=unmarked.text, spans=spans, literals=unmarked.literals)
 
 
 def _trained_turns(messages: Sequence[Message], train_on: TrainOn, after: int) -> list[int] | None:
@@ -280,10 +280,10 @@ def prompt_and_completion(
             raise Unlearnable("has tools, which plain text does not support; use messages instead of texts.")
         if train_on == "assistant":
             raise Unlearnable("is plain text, which has no assistant turns; use train_on 'completion' or 'all'.")
-        found = control_tokens.find(text, special)
-        literals = () if allow_control_tokens else found
+        ranges = control_tokens.find(text, special)
+        literals = () if allow_control_tokens else ranges
         start = 0 if train_on == "all" else len(prompt)
-        return Conversation([Text(text, ((start, len(text)),), plain=True, literals=literals)], len(found))
+        return Conversation([Text(text, ((start, len(text)),), plain=True, literals=literals)], len(ranges))
     question, answered = as_turns(prompt, "user"), as_turns(completion, "assistant")
     after = 0 if train_on != "completion" else len(question)
     return conversation(

@@ -140,26 +140,26 @@ def check_rows(
         "train_on": train_on,
         "method": method,
     }
-    kept = cache / f"rows-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
-    found = _read(kept)
-    if found is None:
+    cache_file = cache / f"rows-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
+    result = _read(cache_file)
+    if result is None:
         with variables(TOKENIZERS_PARALLELISM="false"):  # the tokenizer's threads do not survive a fork
-            found = _check(sources, encoder, seconds)
-        if found.get("complete", True):
+            result = _check(sources, encoder, seconds)
+        if result.get("complete", True):
             cache.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(found))
-    if "error" in found:
-        raise InvalidData(found["error"], code=found["code"])
-    return CheckedRows(**found)
+            cache_file.write_text(json.dumps(result))
+    if "error" in result:
+        raise InvalidData(result["error"], code=result["code"])
+    return CheckedRows(**result)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: object = json.loads(path.read_text())
+        content: object = json.loads(path.read_text())
         path.touch()  # the worker's cache evicts the least recently used entries
     except (OSError, ValueError):
         return None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else None
 
 
 def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _result(process: Confined) -> dict[str, Any]:
 
 def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:
     """The results of several processes as one. Raises `InvalidData` if only some rows of a source have a mask."""
-    found = CheckedRows(
+    checked = CheckedRows(
         formats=sorted({str(source.row_format) for source in sources}),
         shapes=sorted({source.shape for source in sources if source.shape}),
     )
@@ -217,29 +217,29 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
     seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
     for result in results:
         one = CheckedRows(**result["found"])
-        found.complete &= one.complete
-        found.rows += one.rows
-        found.sampled_rows += one.sampled_rows
-        found.sampled_tokens += one.sampled_tokens
-        found.trained_tokens += one.trained_tokens
-        found.tokens += one.tokens
-        found.largest_id = max(found.largest_id, one.largest_id)
-        found.untrained_rows += one.untrained_rows
-        found.lengths += one.lengths
+        checked.complete &= one.complete
+        checked.rows += one.rows
+        checked.sampled_rows += one.sampled_rows
+        checked.sampled_tokens += one.sampled_tokens
+        checked.trained_tokens += one.trained_tokens
+        checked.tokens += one.tokens
+        checked.largest_id = max(checked.largest_id, one.largest_id)
+        checked.untrained_rows += one.untrained_rows
+        checked.lengths += one.lengths
         text_tokens = [sum(both) for both in zip(text_tokens, result["text_tokens"], strict=True)]
         for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
             of_source.merge(rows_with, rows_without)
         for kind, number, name in result["seen"]:
             seen[kind, number][name] = None
     unused = dict.fromkeys(name for (kind, _), names in seen.items() if kind == "unused" for name in names)
-    found.unused_columns = list(unused)[:MAX_COLUMNS]
-    found.lengths += [length for length in text_tokens if length]
+    checked.unused_columns = list(unused)[:MAX_COLUMNS]
+    checked.lengths += [length for length in text_tokens if length]
     for source, of_source in zip(sources, columns, strict=True):
         source.check_masks(of_source)
-        if found.complete and all(result["all_seen"] for result in results):
+        if checked.complete and all(result["all_seen"] for result in results):
             source.check_columns(seen["mapped", source.number], seen["unused", source.number])
-    num_tokens = max(found.tokens, found.sampled_tokens)  # an estimate, and the number that was counted
-    if found.complete and (num_tokens < 2 or all(result["blank"] for result in results)):
+    num_tokens = max(checked.tokens, checked.sampled_tokens)  # an estimate, and the number that was counted
+    if checked.complete and (num_tokens < 2 or all(result["blank"] for result in results)):
         masks = dict.fromkeys(name for of_source in columns for name in of_source.masks)
-        raise no_trained_token_error(sources, found.untrained_rows, list(masks))
-    return found
+        raise no_trained_token_error(sources, checked.untrained_rows, list(masks))
+    return checked

@@ -63,16 +63,16 @@ def read_token_row(
     if max(ids, default=0) > np.iinfo(dtype).max:
         raise InvalidTokenRow("contains token ids of more than 32 bits; use ids of the model's vocabulary.")
     ids_N = np.asarray(ids, dtype=dtype)
-    given = masks_in(row, columns)
+    masks = masks_in(row, columns)
     _refuse_other_marks(row, columns, len(ids))
-    if (needed := _TRAIN_ON_MASKS.get(train_on or "", "")) and needed not in given:
-        instead = f"; {' and '.join(given)} determine what is trained on" if given else ""
+    if (needed := _TRAIN_ON_MASKS.get(train_on or "", "")) and needed not in masks:
+        instead = f"; {' and '.join(masks)} determine what is trained on" if masks else ""
         raise InvalidTokenRow(
             f"has no {needed!r}, and train_on is {train_on!r}{instead}. Remove train_on, or add {needed!r}."
         )
     trained_N = np.ones(len(ids_N), dtype=np.bool_)
     kept = slice(0, len(ids_N))
-    for name, column in given.items():
+    for name, column in masks.items():
         values_N = _per_token(row[column], column, len(ids_N))
         if name == "labels":
             trained_N &= _labelled(values_N, ids_N, column)
@@ -90,7 +90,7 @@ def read_token_row(
         everything = len(ids_N) > 0 or not num_padding
         return TokenRow(ids_N, None if everything else trained_N, num_padding)
     if train_on == "all":
-        names = " and ".join(repr(column) for name, column in given.items() if name != "attention_mask")
+        names = " and ".join(repr(column) for name, column in masks.items() if name != "attention_mask")
         raise InvalidTokenRow(f"{names} excludes tokens, but train_on is 'all'; leave train_on or the column out.")
     trained_N[:1] = False
     return TokenRow(ids_N, trained_N, num_padding)
@@ -125,9 +125,9 @@ class MaskPresence:
     rows_without: dict[str, int] = field(default_factory=dict[str, int])
 
     def add(self, number: int, row: Mapping[str, object], columns: Mapping[str, str]) -> None:
-        given = masks_in(row, columns)
+        masks = masks_in(row, columns)
         for name in MASKS:
-            (self.rows_with if name in given else self.rows_without).setdefault(name, number)
+            (self.rows_with if name in masks else self.rows_without).setdefault(name, number)
 
     def merge(self, rows_with: Mapping[str, int], rows_without: Mapping[str, int]) -> None:
         """Add the columns of other rows."""

@@ -89,8 +89,8 @@ def read_tools(tools: object, functions: object = None) -> list[dict[str, Any]] 
     They are a list of objects, or the same as JSON text, because a table has no other way to store it. ``functions`` is
     OpenAI's older name for tools.
     """
-    found = [*_list_of_objects("tools", tools), *_list_of_objects("functions", functions)]
-    return [_wrapped(tool) for tool in found] or None
+    objects = [*_list_of_objects("tools", tools), *_list_of_objects("functions", functions)]
+    return [_wrapped(tool) for tool in objects] or None
 
 
 def _wrapped(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _read_content(content: object) -> Message:
         return {"content": content}
     if not isinstance(content, list):
         raise InvalidTurn(f"has 'content' that is {describe_type(content)}, not text.")
-    found: dict[str, list[str]] = {"text": [], "refusal": [], "thinking": []}
+    texts: dict[str, list[str]] = {"text": [], "refusal": [], "thinking": []}
     for part in cast("list[object]", content):
         fields = cast("Mapping[str, Any]", part) if isinstance(part, Mapping) else {}
         kind = fields.get("type", "text" if isinstance(fields.get("text"), str) else "unknown")
@@ -136,9 +136,9 @@ def _read_content(content: object) -> Message:
                 f"has a part of 'content' that is not text (type {str(kind)[:40]!r}); only text can be trained on, so "
                 "remove the part, or the row."
             )
-        found[name].append(value)
-    message: Message = {"content": "".join(found["text"])}
-    return message | {name: "".join(found[name]) for name in ("refusal", "thinking") if found[name]}
+        texts[name].append(value)
+    message: Message = {"content": "".join(texts["text"])}
+    return message | {name: "".join(texts[name]) for name in ("refusal", "thinking") if texts[name]}
 
 
 def _add_reasoning(message: Message, fields: Message) -> None:
@@ -171,8 +171,8 @@ def _calls_in_text(content: str) -> list[Any]:
 
 def _read_call(call: object) -> Any:
     """A tool call with its arguments as an object, parsed if they are JSON text as in OpenAI's API."""
-    given = cast("Mapping[str, Any]", call) if isinstance(call, Mapping) else {}
-    read = {name: value for name, value in given.items() if value is not None}
+    fields = cast("Mapping[str, Any]", call) if isinstance(call, Mapping) else {}
+    read = {name: value for name, value in fields.items() if value is not None}
     inner = read.get("function", read)
     if not isinstance(inner, Mapping) or not isinstance(cast("Mapping[str, Any]", inner).get("name"), str):
         raise InvalidTurn('has a tool call without a name; use {"function": {"name": "...", "arguments": {...}}}.')

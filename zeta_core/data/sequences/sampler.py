@@ -80,12 +80,12 @@ class Mixture(Sampler):
 
     def _drawn(self, epoch: int) -> NDArray[np.int64]:
         generator = _generator(*self._seed, _MIXTURE_DRAW, epoch)
-        found: list[NDArray[np.int64]] = []
+        parts: list[NDArray[np.int64]] = []
         positions: list[NDArray[np.float64]] = []
         for source, first, count in zip(self._sources, self.bounds, self.per_epoch, strict=False):
-            found.append(first + source.sequences(epoch * count, (epoch + 1) * count))
+            parts.append(first + source.sequences(epoch * count, (epoch + 1) * count))
             positions.append((np.arange(count) + generator.random(count)) / count)
-        return np.concatenate(found)[np.argsort(np.concatenate(positions), kind="stable")]
+        return np.concatenate(parts)[np.argsort(np.concatenate(positions), kind="stable")]
 
     def seen(self, num_sequences: int) -> list[int]:
         """The number of sequences of each source among the first ``num_sequences`` of a run."""

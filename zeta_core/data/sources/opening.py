@@ -126,14 +126,14 @@ def _python_docs() -> Source:
 
 
 def _uploaded(reader: _Reader, file_id: str, locations: SourceLocations) -> Source:
-    known = locations.files.get(file_id)
-    if known is None or locations.artifacts_root is None:
+    upload = locations.files.get(file_id)
+    if upload is None or locations.artifacts_root is None:
         raise InvalidData(f"dataset names {file_id}, which does not exist in this service; upload the file again.")
     path = locations.artifacts_root / file_key(file_id)
-    name = known.filename
+    name = upload.filename
     if not path.is_file():
         raise InvalidData(f"The file {name} ({file_id}) is no longer in the artifact store; upload it again.")
-    return reader.open(path, name, content=known.sha256)
+    return reader.open(path, name, content=upload.sha256)
 
 
 def _matching(
@@ -141,18 +141,18 @@ def _matching(
 ) -> list[Path]:
     """The files that a path, folder or glob selects, sorted by name. Links that leave the data root are rejected."""
     if locations.any_path:
-        root, given = Path.cwd(), Path(pattern).expanduser()
+        root, path = Path.cwd(), Path(pattern).expanduser()
     elif locations.data_root is not None:
-        root, given = locations.data_root.resolve(), Path(pattern)
+        root, path = locations.data_root.resolve(), Path(pattern)
     else:
         raise InvalidData(
             f"dataset.path is {pattern!r}, but this worker has no data folder; set ZETA_DATA_ROOT on the worker."
         )
     boundary = None if locations.any_path else root
-    base, rest = root / given, None
+    base, rest = root / path, None
     try:
         if not base.exists():
-            prefix, rest = split_glob(str(given))
+            prefix, rest = split_glob(str(path))
             base = root / prefix
         if boundary is not None and not base.resolve().is_relative_to(boundary):
             raise _leaves(pattern)
@@ -160,15 +160,15 @@ def _matching(
             return [base]
         if not base.is_dir():
             raise _no_file(pattern, suffixes)
-        found = find_data_files(base, suffixes, split=split, pattern=rest, boundary=boundary)
+        files = find_data_files(base, suffixes, split=split, pattern=rest, boundary=boundary)
     except OSError as error:
         raise InvalidData(f"dataset.path is {pattern!r}, which cannot be read: {error.strerror}.") from error
-    if found.leaves_boundary:
+    if files.leaves_boundary:
         raise _leaves(pattern)
-    if not found.used:
-        raise _no_file(pattern, suffixes, found.skipped_summary())
-    on_folder(found.summary(pattern))
-    return list(found.used)
+    if not files.used:
+        raise _no_file(pattern, suffixes, files.skipped_summary())
+    on_folder(files.summary(pattern))
+    return list(files.used)
 
 
 def _leaves(pattern: str) -> InvalidData:
@@ -176,8 +176,8 @@ def _leaves(pattern: str) -> InvalidData:
 
 
 def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> InvalidData:
-    found = f"dataset.path is {pattern!r}, which matches no data file; name a {listed(suffixes)} file."
-    return InvalidData(f"{found} {skipped}".rstrip())
+    problem = f"dataset.path is {pattern!r}, which matches no data file; name a {listed(suffixes)} file."
+    return InvalidData(f"{problem} {skipped}".rstrip())
 
 
 def _from_hub(reader: _Reader, source: HubSource, locations: SourceLocations) -> list[Source]:
@@ -208,17 +208,17 @@ def _sliced(source: HubSource, dataset: HubDataset, splits: Mapping[str, Sequenc
     num_rows: dict[str, list[int]] = confined(
         lambda position: {split: [_last_row(one, position) for one in opened] for split, opened in splits.items()}
     )
-    found: list[Source] = []
+    selected: list[Source] = []
     for split, first, last in dataset.slices({split: sum(each) for split, each in num_rows.items()}):
         before = 0  # rows of the split's earlier files
         for one, num in zip(splits[split], num_rows[split], strict=True):
             start, end = max(first - before, 0), min(last - before, num)
             if start < end:
-                found.append(one if (start, end) == (0, num) else _with_rows(one, start, end))
+                selected.append(one if (start, end) == (0, num) else _with_rows(one, start, end))
             before += num
-    if not found:
+    if not selected:
         raise InvalidData(f"dataset.split is {source.split!r}, which contains no rows; request a larger slice.")
-    return found
+    return selected
 
 
 def _last_row(source: Source, position: Position) -> int:
@@ -320,11 +320,11 @@ def _with_first_rows(sources: list[Source], method: str) -> list[Source]:
         return [_inspect(source, method, position) for source in sources]
 
     found_rows: list[_FirstRow] = confined(inspect) if sources else []
-    found: list[Source] = []
+    measured: list[Source] = []
     for source, (size, first_format, row_format, shape) in zip(sources, found_rows, strict=True):
         layout = None if row_format is None else Layout(row_format, None if shape is None else SHAPES[shape])
-        found.append(replace(source, size=size, first_format=first_format, layout=layout))
-    return found
+        measured.append(replace(source, size=size, first_format=first_format, layout=layout))
+    return measured
 
 
 # The size of a source, the format that `auto` means, and the format and the name of the shape of its first row.

@@ -261,30 +261,30 @@ def _write(
     part.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
     ids_given = any(source.row_format == "tokens" for source in sources)
-    written = TokenStatistics(sources, supervised or ids_given, report, seconds_between_lines)
+    statistics = TokenStatistics(sources, supervised or ids_given, report, seconds_between_lines)
     with (part / "tokens.bin").open("wb") as ids, (part / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
-            trained_N = written.add(number, position, encoded)
+            trained_N = statistics.add(number, position, encoded)
             if supervised or ids_given:
                 mask.write(trained_N.tobytes())
-    written.check_columns()
-    if written.num_tokens < 2 or written.blank:
-        raise no_trained_token_error(sources, written.num_untrained, written.masks)
-    supervised = supervised or written.masked
+    statistics.check_columns()
+    if statistics.num_tokens < 2 or statistics.blank:
+        raise no_trained_token_error(sources, statistics.num_untrained, statistics.masks)
+    supervised = supervised or statistics.masked
     if not supervised:
         (part / "supervised.bin").unlink()
-    np.save(part / "offsets.npy", written.offsets)
-    np.save(part / "rows.npy", written.rows)
-    np.save(part / "hashes.npy", written.hashes)
+    np.save(part / "offsets.npy", statistics.offsets)
+    np.save(part / "rows.npy", statistics.rows)
+    np.save(part / "hashes.npy", statistics.hashes)
     grouped = any(source.group_by is not None for source in sources)
-    np.save(part / "groups.npy", written.groups if grouped else np.empty(0, np.uint64))
-    meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **written.meta()}
+    np.save(part / "groups.npy", statistics.groups if grouped else np.empty(0, np.uint64))
+    meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **statistics.meta()}
     (part / "meta.json").write_text(json.dumps(meta))
     for file in part.iterdir():
         flush(file)
     flush(part)
     rename_durably(part, directory)
-    written.report_progress(1.0)
-    documents = "1 document" if written.num_documents == 1 else f"{written.num_documents:,} documents"
-    report.log(f"Tokenized {documents} into {written.num_tokens:,} tokens.")
+    statistics.report_progress(1.0)
+    documents = "1 document" if statistics.num_documents == 1 else f"{statistics.num_documents:,} documents"
+    report.log(f"Tokenized {documents} into {statistics.num_tokens:,} tokens.")

@@ -113,23 +113,23 @@ class Encoder:
     # --- text and ids ---
 
     def _ids(self, source: Source, rows: list[Row]) -> Encoded:
-        found: list[TokenRow] = []
+        token_rows: list[TokenRow] = []
         columns = MaskPresence()
         for row in rows:
             source.fields(row)  # checks the ids
             try:
-                found.append(read_token_row(row.fields, source.columns, self._train_on, self.dtype))
+                token_rows.append(read_token_row(row.fields, source.columns, self._train_on, self.dtype))
             except InvalidTokenRow as error:
                 raise InvalidData(at_location(source.location(row.number), str(error))) from error
             columns.add(row.number, row.fields, source.columns)
-        trained = [(one, row) for one, row in zip(found, rows, strict=True) if one.is_trained_on]
+        trained = [(one, row) for one, row in zip(token_rows, rows, strict=True) if one.is_trained_on]
         supervised_N = None
         if any(one.trained_N is not None for one, _ in trained):
             supervised_N = np.concatenate([one.supervised_N for one, _ in trained])
         return replace(
             self._documents([one.ids_N for one, _ in trained], [row for _, row in trained], supervised_N),
-            num_untrained=len(found) - len(trained),
-            num_padding=sum(one.num_padding for one in found),
+            num_untrained=len(token_rows) - len(trained),
+            num_padding=sum(one.num_padding for one in token_rows),
             rows_with=columns.rows_with,
             rows_without=columns.rows_without,
         )
@@ -141,9 +141,9 @@ class Encoder:
                 "conversations or pairs of prompt and completion."
             )
         texts = [cast(str, source.fields(row)["text"]) for row in rows]
-        found = [control_tokens.find(text, self._special) for text in texts]
-        first = next((source.location(row.number) for row, some in zip(rows, found, strict=True) if some), "")
-        literals = [()] * len(found) if source.allow_control_tokens else found
+        control_ranges = [control_tokens.find(text, self._special) for text in texts]
+        first = next((source.location(row.number) for row, some in zip(rows, control_ranges, strict=True) if some), "")
+        literals = [()] * len(control_ranges) if source.allow_control_tokens else control_ranges
         try:
             bodies = self._bytes(texts) if self._is_bytes_only(source) else self._encode(texts, literals)
         except NotText as error:
@@ -155,7 +155,7 @@ class Encoder:
         return replace(
             self._documents(arrays, rows),
             blank=not any(map(str.strip, texts)),
-            num_control_tokens=sum(map(len, found)),
+            num_control_tokens=sum(map(len, control_ranges)),
             first_control_token=first,
         )
 
@@ -219,14 +219,14 @@ class Encoder:
                 rendered = self._renderer.render(source, fields)
             except (Unlearnable, InvalidTurn) as error:
                 raise InvalidData(at_location(source.location(row.number), str(error))) from error
-            found = [text for one in rendered for text in one.texts]
-            num_split += source.row_format != "preference" and len(found) > 1
+            row_texts = [text for one in rendered for text in one.texts]
+            num_split += source.row_format != "preference" and len(row_texts) > 1
             num_with_unused_turns += any(one.has_unused_turns for one in rendered)
             count = sum(one.num_control_tokens for one in rendered)
             first_control_token = first_control_token or (source.location(row.number) if count else "")
             num_control_tokens += count
-            texts += found
-            owners += [row] * len(found)
+            texts += row_texts
+            owners += [row] * len(row_texts)
         if owners:
             position.move(source.location(owners[0].number), "tokenizing")
         arrays: list[NDArray[Any]] = []

@@ -78,14 +78,14 @@ def flat_tokens(sources: list[Source], report: Reporter, deadline: float = math.
         )
     path, name, digest = source.flat, source.name, source.fingerprint
     assert path is not None
-    given: NDArray[np.int64] | None = None
+    starts: NDArray[np.int64] | None = None
     if Path(name).suffix.lower() == ".npy":
         ids = _numpy_array(path, name)
         if source.dtype is not None and ids.dtype != np.dtype(source.dtype):
             raise InvalidData(f"dataset.dtype is {source.dtype!r}, but {name} contains {ids.dtype}; remove dtype.")
     else:
         layout = _layout(path, name, source.dtype, deadline)
-        ids, given = _mapped(path, name, layout), layout.offsets
+        ids, starts = _mapped(path, name, layout), layout.offsets
         report.log(f"{name} is read as {len(ids):,} ids of type {layout.dtype}, known from {layout.reason}.")
         if layout.dtype != np.uint16 or layout.start_bytes:
             digest += f" {layout.dtype.str} {layout.start_bytes}"
@@ -105,7 +105,7 @@ def flat_tokens(sources: list[Source], report: Reporter, deadline: float = math.
             "the file was written with."
         )
     offsets = _offsets(path, name, len(ids))
-    offsets = given if offsets is None else offsets
+    offsets = starts if offsets is None else offsets
     if offsets is None:
         offsets = np.array([0, len(ids)], dtype=np.int64)
     else:
@@ -191,13 +191,13 @@ def _offsets(path: Path, name: str, num_ids: int) -> NDArray[np.int64] | None:
 
 def _layout(path: Path, name: str, requested: str | None, deadline: float) -> _Layout:
     """Find out how a ``.bin`` file is read. Raises `InvalidData` if that is not certain."""
-    found = _from_header(path, name) or _from_index(path, name)
-    if found is not None:
-        if requested is not None and found.dtype != np.dtype(requested).newbyteorder("<"):
+    declared = _from_header(path, name) or _from_index(path, name)
+    if declared is not None:
+        if requested is not None and declared.dtype != np.dtype(requested).newbyteorder("<"):
             raise InvalidData(
-                f"dataset.dtype is {requested!r}, but {found.reason} of {name} means {found.dtype}; remove dtype."
+                f"dataset.dtype is {requested!r}, but {declared.reason} of {name} means {declared.dtype}; remove dtype."
             )
-        return found
+        return declared
     contents = _Contents.of(path, deadline)
     if requested is not None:
         dtype = np.dtype(requested).newbyteorder("<")

@@ -132,7 +132,7 @@ def test_a_column_can_be_named_as_a_mask(tmp_path: Path) -> None:
 )
 def test_a_wrong_or_unknown_mask_is_refused_with_its_row(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     rows = [{"input_ids": IDS}, {"input_ids": IDS, **row}]
-    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2: " + message):
+    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2:? " + message):
         tokens_of(write(tmp_path / "rows.jsonl", rows))
 
 
@@ -207,7 +207,7 @@ def test_a_mask_of_some_rows_only_is_refused(tmp_path: Path) -> None:
 def test_train_on_must_not_contradict_the_columns(
     train_on: TrainOn, columns: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 1: .*" + message):
+    with pytest.raises(InvalidData, match=r"rows\.jsonl, line 1:? .*" + message):
         tokens_of(write(tmp_path / "rows.jsonl", [{"input_ids": IDS, **columns}]), train_on=train_on)
 
 

@@ -248,7 +248,7 @@ def test_content_and_calls_that_the_template_loses_are_errors(
     ],
 )
 def test_a_turn_that_cannot_be_used_is_named_with_the_cure(row: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line 1: .*{message}"):
+    with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line 1:? .*{message}"):
         read(tmp_path, row)
 
 

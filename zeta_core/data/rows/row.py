@@ -33,9 +33,13 @@ class Unit:
     position: int
 
 
+# Verbs with which a fault without a subject begins.
+_VERBS = ("has ", "is ", "contains ", "starts ", "calls ")
+
+
 def at_location(location: str, fault: str) -> str:
     """One sentence about a row. A fault without a subject, such as "has no 'text'.", gets the location as subject."""
-    return f"{location} {fault}" if fault.startswith(("has ", "is ", "contains ")) else f"{location}: {fault}"
+    return f"{location} {fault}" if fault.startswith((X)) else f"{location}: {fault}"
 
 
 def describe_type(value: object) -> str:

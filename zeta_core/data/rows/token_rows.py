@@ -91,7 +91,7 @@ def read_token_row(
         return TokenRow(ids_N, None if everything else trained_N, num_padding)
     if train_on == "all":
         names = " and ".join(repr(column) for name, column in masks.items() if name != "attention_mask")
-        raise InvalidTokenRow(f"{names} excludes tokens, but train_on is 'all'; leave train_on or the column out.")
+        raise InvalidTokenRow(f"{names} excludes tokens, but train_on is 'all'; remove train_on or the column.")
     trained_N[:1] = False
     return TokenRow(ids_N, trained_N, num_padding)
 

@@ -39,7 +39,7 @@ _VERBS = ("has ", "is ", "contains ", "starts ", "calls ")
 
 def at_location(location: str, fault: str) -> str:
     """One sentence about a row. A fault without a subject, such as "has no 'text'.", gets the location as subject."""
-    return f"{location} {fault}" if fault.startswith((X)) else f"{location}: {fault}"
+    return f"{location} {fault}" if fault.startswith(_VERBS) else f"{location}: {fault}"
 
 
 def describe_type(value: object) -> str:

@@ -74,7 +74,7 @@ class Mixture(Sampler):
             if not taken:
                 raise InvalidData(
                     f"dataset.{number}.weight is a share of {share:.2g}, less than one of the {self.num_sequences} "
-                    "sequences of an epoch; raise it, or leave the source out."
+                    "sequences of an epoch; raise it, or remove the source."
                 )
         self._sources = [Sampler(int(held), seed, number) for number, held in enumerate(np.diff(bounds))]
 

@@ -35,7 +35,7 @@ SAVES = 2  # in each round; only the first one allocates buffers
 SAVE_STATE = "accelerator.save_state"
 
 
-def model_of(size: Size) -> nn.Module:
+def build_model(size: Size) -> nn.Module:
     shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
     return work.llama(size, **shape, vocab_size=VOCABULARY, tie_word_embeddings=True)
 
@@ -87,7 +87,7 @@ def run_zeta(size: Size, folder: Path, tokens: Path) -> SaveTimings:
     timings = SaveTimings()
     with timings.timing():
         work.train_zeta(
-            model_of(size),
+            build_model(size),
             folder,
             dataset=tokens,
             seq_len=SEQ_LEN,
@@ -104,7 +104,7 @@ def save_state(size: Size, folder: Path, tokens: Path) -> SaveTimings:
 
     batches = work.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=_steps(size))
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model = model_of(size)
+    model = build_model(size)
     model, optimizer = accelerator.prepare(model, work.adamw(model))
     timings = SaveTimings()
     model.train()

@@ -65,18 +65,18 @@ def without_password(url: str) -> str:
 
     Everything up to the last ``@`` is masked, because an unquoted password may contain any character.
     """
-    return _CREDENTIALS.sub(lambda found: f"{found['scheme'] or ''}***@", url, count=1)
+    return _CREDENTIALS.sub(lambda match: f"{match['scheme'] or ''}***@", url, count=1)
 
 
 def parse_host_port(text: str) -> HostPort:
     """Parse ``host``, ``host:port`` or ``[ipv6]:port``. Raises `ValueError` with the reason."""
-    found = _AUTHORITY.fullmatch(text)
-    if found is None:
+    match = _AUTHORITY.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is not a host, or host:port (an IPv6 address needs brackets)")
-    port = found["port"]
+    port = match["port"]
     if port and not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise ValueError(f"the port {port!r} is not a number from 1 to 65535")
-    return HostPort(_checked_host(found["host"]), int(port) if port else None)
+    return HostPort(_checked_host(match["host"]), int(port) if port else None)
 
 
 def parse_ip(host: str) -> IpAddress | None:

@@ -136,7 +136,7 @@ class Client:
         return self._command(job_id, "cancel")
 
     def pause(self, job_id: str) -> Job:
-        """Request a job to save a checkpoint and free its device; its status then changes to ``paused``."""
+        """Ask a job to save a checkpoint and free its device; its status then changes to ``paused``."""
         return self._command(job_id, "pause")
 
     def resume(self, job_id: str) -> Job:

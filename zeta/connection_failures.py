@@ -131,9 +131,9 @@ def _redirected(response: httpx.Response, base_url: str) -> Unreachable:
     begins = f"{base_url} redirects ({_status(response.status_code)})"
     target = request.join(response.headers["Location"]).copy_with(query=None, fragment=None, userinfo=b"")
     path = request.path.removeprefix(httpx.URL(base_url).path.rstrip("/"))
-    found = target.path.rstrip("/")
-    if found.endswith(path):
-        base = str(target.copy_with(path=found.removesuffix(path) or "/")).rstrip("/")
+    target_path = target.path.rstrip("/")
+    if target_path.endswith(path):
+        base = str(target.copy_with(path=target_path.removesuffix(path) or "/")).rstrip("/")
         if base != base_url:
             return Unreachable(f"{begins} to {base}; set ZETA_URL to {base}.")
     return Unreachable(
@@ -174,8 +174,8 @@ def _gateway_name(response: httpx.Response, proxy: Proxy | None) -> str:
     if proxy is not None:
         return f"The proxy {proxy} ({proxy.variable})"
     program = response.headers.get("Server", "").split("/")[0].split(" ")[0]
-    known = f" ({program})" if program.isprintable() and program.lower() not in ("", _SERVER_PROGRAM) else ""
-    return f"Something between this machine and the server{known}"
+    program_name = f" ({program})" if program.isprintable() and program.lower() not in ("", _SERVER_PROGRAM) else ""
+    return f"Something between this machine and the server{program_name}"
 
 
 def _status(status: int) -> str:

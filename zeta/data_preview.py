@@ -52,8 +52,8 @@ def local_spec(source: str, model: str | None, tokenizer: str | None, settings: 
     for name in DATA_FIELDS:
         if spec.get(name) is not None:
             several = isinstance(spec[name], list)
-            found = [_local_source(name, one) for one in (spec[name] if several else [spec[name]])]
-            sources = [one for each in found for one in each]
+            expanded_sources = [_local_source(name, one) for one in (spec[name] if several else [spec[name]])]
+            sources = [one for each in expanded_sources for one in each]
             spec[name] = sources if several or len(sources) > 1 else sources[0]
     spec["model"] = _local_model(spec.get("model"))
     spec["chat_template"] = template_text(spec.get("chat_template"))
@@ -114,15 +114,15 @@ def _is_data(file: Path) -> bool:
     return not isinstance(value, dict) or not value.keys() & {"dataset", "model"}
 
 
-def _local_source(name: str, given: Any) -> list[Any]:
+def _local_source(name: str, value: Any) -> list[Any]:
     """A source with its local files as paths, each of which is a source."""
-    if isinstance(given, str):
-        given = source_object(given)
-    if not isinstance(given, dict) or "file" not in given:
-        return [given]
-    source = cast("dict[str, Any]", given)
+    if isinstance(value, str):
+        value = source_object(value)
+    if not isinstance(value, dict) or "file" not in value:
+        return [value]
+    source = cast("dict[str, Any]", value)
     files: Any = source["file"]
-    found: list[Any] = []
+    sources: list[Any] = []
     for file in cast("list[Any]", files if isinstance(files, list) else [files]):
         if not isinstance(file, str):
             raise InvalidRequest(
@@ -136,9 +136,9 @@ def _local_source(name: str, given: Any) -> list[Any]:
                 code="invalid_value",
             )
         path = existing(file, name)
-        rest = {field: value for field, value in source.items() if field != "file"}
-        found.append({**rest, "path": os.path.abspath(path)})
-    return found
+        rest = {field: content for field, content in source.items() if field != "file"}
+        sources.append({**rest, "path": os.path.abspath(path)})
+    return sources
 
 
 def _local_model(model: Any) -> Any:

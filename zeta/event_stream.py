@@ -48,7 +48,7 @@ def follow(
     ``deadline`` is a `time.monotonic` time; ``on_interruption`` is called once per outage. Raises `Unreachable` after
     `PATIENCE_SECONDS` without a server, `WaitTimeout` at the deadline, and the server's own errors.
     """
-    reader = _Reader(transport, job_id, after, deadline)
+    reader = _EventReader(transport, job_id, after, deadline)
     backoff = transport.backoff(PATIENCE_SECONDS)
     first_backoff = transport.backoff()  # if the server has never responded, give up sooner
     was_reported = False
@@ -85,8 +85,8 @@ def stored(transport: HttpTransport, job_id: str, *, after: int, limit: int | No
     """Yield the events that are stored now, oldest first."""
     num_left = limit
     while num_left is None or num_left > 0:
-        wanted = PAGE_SIZE if num_left is None else min(PAGE_SIZE, num_left)
-        response = transport.request("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": wanted})
+        page_size = PAGE_SIZE if num_left is None else min(PAGE_SIZE, num_left)
+        response = transport.request("GET", f"/v1/jobs/{job_id}/events", params={"after": after, "limit": page_size})
         page = parse_response(Page[Event], response)
         yield from page.data
         if not page.has_more or not page.data:
@@ -95,7 +95,7 @@ def stored(transport: HttpTransport, job_id: str, *, after: int, limit: int | No
         num_left = None if num_left is None else num_left - len(page.data)
 
 
-class _Reader:
+class _EventReader:
     """Reads one job's events from the live stream, or from the stored events if a gateway buffers the stream."""
 
     def __init__(self, transport: HttpTransport, job_id: str, after: int, deadline: float | None) -> None:

@@ -46,13 +46,13 @@ def choose_proxy(server_url: str, variables: Mapping[str, str]) -> Proxy | None:
     url = httpx.URL(server_url)
     if is_this_machine(url.host):
         return None
-    found = _variable(variables, f"{url.scheme}_proxy") or _variable(variables, "all_proxy")
-    if found is None:
+    variable = _variable(variables, f"{url.scheme}_proxy") or _variable(variables, "all_proxy")
+    if variable is None:
         return _system_proxy(url)
     _, no_proxy = _variable(variables, "no_proxy") or ("", "")
     if _is_excluded(url, no_proxy):
         return None
-    return _usable(*found, host=url.host)
+    return _usable(*variable, host=url.host)
 
 
 def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str] | None:

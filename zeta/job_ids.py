@@ -33,13 +33,13 @@ def full_id(client: JobLister, text: str) -> str:
             raise NotFound("@last does not exist, because there are no jobs yet; submit one with `zeta submit`.")
         return newest[0].id
     beginning = text if text.startswith("job_") else f"job_{text}"
-    found = [job.id for job in client.jobs(limit=None) if job.id.startswith(beginning)] if text else []
-    if not found:
+    matching = [job.id for job in client.jobs(limit=None) if job.id.startswith(beginning)] if text else []
+    if not matching:
         raise NotFound(f"No job id starts with {text!r}; `zeta jobs` lists the jobs.")
-    if len(found) > 1:
-        shown = ", ".join(found[:3]) + (" ..." if len(found) > 3 else "")
-        raise InvalidRequest(f"{len(found)} job ids start with {text!r} ({shown}); give more characters.")
-    return found[0]
+    if len(matching) > 1:
+        shown = ", ".join(matching[:3]) + (" ..." if len(matching) > 3 else "")
+        raise InvalidRequest(f"{len(matching)} job ids start with {text!r} ({shown}); give more characters.")
+    return matching[0]
 
 
 def with_full_job(client: JobLister, spec: dict[str, Any]) -> dict[str, Any]:

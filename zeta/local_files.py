@@ -20,14 +20,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     If there is no such user, an existing file with the literal name is used. Raises `InvalidRequest` if there is
     neither.
     """
-    given = Path(path)
+    literal = Path(path)
     try:
-        return given.expanduser()
+        return literal.expanduser()
     except RuntimeError as error:
-        if exists(given):
-            return given
+        if exists(literal):
+            return literal
         raise InvalidRequest(
-            f"{shown_path(given)} names the home directory of a user that does not exist here; write ./ before a name "
+            f"{shown_path(literal)} names the home directory of a user that does not exist here; write ./ before a name "
             "that begins with ~.",
             code="no_such_file",
         ) from error

@@ -75,8 +75,8 @@ class _DataUploader:
             source = cast("dict[str, Any]", value)
             files: Any = source["file"]
             if isinstance(files, str | os.PathLike | list):
-                given = cast("list[Any]", files if isinstance(files, list) else [files])
-                ids = [one for item in given for one in self._file_ids(item, source.get("format"))]
+                items = cast("list[Any]", files if isinstance(files, list) else [files])
+                ids = [one for item in items for one in self._file_ids(item, source.get("format"))]
                 return {**source, "file": ids if isinstance(files, list) or len(ids) > 1 else ids[0]}
         return value
 
@@ -121,21 +121,21 @@ class _DataUploader:
         if path.is_dir():
             suffixes = file_suffixes(data_format, pretokenized=self.pretokenized)
             try:
-                found = find_data_files(path, suffixes, split=self.split)
+                selection = find_data_files(path, suffixes, split=self.split)
             except OSError as error:
                 raise InvalidRequest(
                     f"The folder {shown_path(path)} cannot be read: {error.strerror}.", code="unreadable_file"
                 ) from error
-            if not found.used:
+            if not selection.used:
                 raise InvalidRequest(
                     f"{self.name} is the folder {shown_path(path)}, which contains no data file "
                     f"({listed(suffixes)}). "
-                    f"{found.skipped_summary()}".rstrip(),
+                    f"{selection.skipped_summary()}".rstrip(),
                     param=self.name,
                     code="no_such_file",
                 )
-            self.report(found.summary(text))
-            files = found.used
+            self.report(selection.summary(text))
+            files = selection.used
         ids: list[str] = []
         for number, file in enumerate(files, 1):
             stored = self.upload(file, "dataset")

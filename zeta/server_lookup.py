@@ -61,9 +61,9 @@ def find_server(
     login = read_login(variables)
     here = _running_here(Home(settings.home)) if settings.home.is_absolute() else None
     if address is not None:
-        known = [candidate for candidate in (here, login) if candidate is not None and candidate.url == address]
-        key = next((candidate.api_key for candidate in known), None)
-        return Target(url=address, api_key=key, source="ZETA_URL", is_local=here is not None and here in known)
+        candidates = [candidate for candidate in (here, login) if candidate is not None and candidate.url == address]
+        key = next((candidate.api_key for candidate in candidates), None)
+        return Target(url=address, api_key=key, source="ZETA_URL", is_local=here is not None and here in candidates)
     home_is_named = bool(variables.get("ZETA_HOME", "").strip()) or home is not None
     if here is not None and (home_is_named or login is None):
         key = settings.api_key or here.api_key

@@ -46,11 +46,11 @@ class _Constructor(SafeConstructor):
     """Constructs only JSON types. Scalars outside YAML 1.2's core schema are strings; other tags are errors."""
 
 
-def _text_of(_constructor: _Constructor, node: Any) -> str:
+def _construct_text(_constructor: _Constructor, node: Any) -> str:
     return str(node.value)
 
 
-def _number_of(_constructor: _Constructor, node: Any) -> int | float | str:
+def _construct_number(_constructor: _Constructor, node: Any) -> int | float | str:
     """A number of the core schema. Numbers that only YAML 1.1 has (``1_000``, ``1:30``, ``0b1``) are strings."""
     text = str(node.value)
     if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):
@@ -67,10 +67,10 @@ def _number_of(_constructor: _Constructor, node: Any) -> int | float | str:
 _known = cast("dict[str | None, Any]", SafeConstructor.yaml_constructors)
 _Constructor.yaml_constructors = {
     **{f"{_TAG}{name}": _known[f"{_TAG}{name}"] for name in _CORE_TAGS},
-    f"{_TAG}int": _number_of,
-    f"{_TAG}float": _number_of,
-    f"{_TAG}timestamp": _text_of,
-    f"{_TAG}value": _text_of,  # the plain scalar "="
+    f"{_TAG}int": _construct_number,
+    f"{_TAG}float": _construct_number,
+    f"{_TAG}timestamp": _construct_text,
+    f"{_TAG}value": _construct_text,  # the plain scalar "="
     None: SafeConstructor.construct_undefined,
 }
 
@@ -276,7 +276,7 @@ def _check_size(root: Node, name: str) -> None:
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
-    def size_of(node: Node, depth: int) -> int:
+    def expanded_size(node: Node, depth: int) -> int:
         key = id(node)
         if key in sizes:
             return sizes[key]
@@ -297,11 +297,11 @@ def _check_size(root: Node, name: str) -> None:
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, SequenceNode):
             children = list(node.value)
-        sizes[key] = 1 + sum(size_of(child, depth + 1) for child in children)
+        sizes[key] = 1 + sum(expanded_size(child, depth + 1) for child in children)
         open_nodes.discard(key)
         return sizes[key]
 
-    if size_of(root, 0) > MAX_VALUES:
+    if expanded_size(root, 0) > MAX_VALUES:
         raise _invalid(f"{name} has more than {MAX_VALUES:,} values after its aliases are expanded; reduce them.")
 
 

@@ -109,56 +109,56 @@ def Trainer(
     more["chat_template"] = template_text(more.get("chat_template"))
     notes: list[str] = []
     for name in _SOURCES:
-        given = more.get(name)
-        if isinstance(given, list):
-            more[name] = [_source(one, name, notes) for one in cast("list[Any]", given)]
+        value = more.get(name)
+        if isinstance(value, list):
+            more[name] = [_source(one, name, notes) for one in cast("list[Any]", value)]
         else:
-            more[name] = _source(given, name, notes)
+            more[name] = _source(value, name, notes)
     if isinstance(more.get("lora"), bool):
         more["lora"] = {} if more["lora"] else None
-    options = parse(TrainerOptions, _given_options({**documented, **more}))
+    options = parse(TrainerOptions, _set_options({**documented, **more}))
     if faults := availability.faults(options):
         raise error_from_details(faults)
     directory = _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir)
     return _train(options, model, tokenizer, directory, notes)
 
 
-def _source(given: Any, name: str, notes: list[str]) -> Any:
+def _source(value: Any, name: str, notes: list[str]) -> Any:
     """A source of the spec. A dataset object of `datasets` is stored as a file, which a note describes."""
-    if isinstance(given, str | os.PathLike):
-        return {"path": os.fspath(cast("str | os.PathLike[str]", given))}
-    is_object = isinstance(given, dict) and not type(given).__module__.startswith("datasets")
-    source = cast("dict[str, Any]", given) if is_object else {"path": given}
+    if isinstance(value, str | os.PathLike):
+        return {"path": os.fspath(cast("str | os.PathLike[str]", value))}
+    is_object = isinstance(value, dict) and not type(value).__module__.startswith("datasets")
+    source = cast("dict[str, Any]", value) if is_object else {"path": value}
     if type(source.get("path")).__module__.split(".")[0] != "datasets":
-        return given
+        return value
     from zeta_core.data.sources.dataset_objects import is_dataset_object, stored_dataset
     from zeta_core.environment import home
 
     if not is_dataset_object(source["path"]):
-        return given
+        return value
     path, note = stored_dataset(source["path"], home() / "cache", name, _SOURCES[name])
     notes.append(note)
     return {**source, "path": str(path)}
 
 
-def _directory(given: object) -> Path:
-    if not isinstance(given, str | os.PathLike) or not os.fspath(cast("str | os.PathLike[str]", given)):
-        raise InvalidSpec(f"output_dir is {shown(given)}; it must be a path.", param="output_dir")
-    return _path(cast("str | os.PathLike[str]", given))
+def _directory(value: object) -> Path:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(cast("str | os.PathLike[str]", value)):
+        raise InvalidSpec(f"output_dir is {shown(value)}; it must be a path.", param="output_dir")
+    return _path(cast("str | os.PathLike[str]", value))
 
 
-def _path(given: str | os.PathLike[str]) -> Path:
+def _path(path: str | os.PathLike[str]) -> Path:
     """The absolute path, with ``~`` and ``~user`` expanded."""
-    return expanded(given).absolute()
+    return expanded(path).absolute()
 
 
-def _given_options(keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that were given, with paths as text and numpy integers as ``int``.
+def _set_options(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that the caller has set, with paths as text and numpy integers as ``int``.
 
-    ``None`` counts as not given, and so does a switch that is off, because it does not request a change of a resumed
+    ``None`` counts as not set, and so does a switch that is off, because it does not request a change of a resumed
     run. Unknown keywords are included, so that `parse` reports them.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in keywords.items():
         if name in TrainerOptions.model_fields and (value is None or (value is False and name in _SWITCHES)):
             continue
@@ -166,8 +166,8 @@ def _given_options(keywords: dict[str, Any]) -> dict[str, Any]:
             value = os.fspath(value)
         elif isinstance(value, Integral) and not isinstance(value, int):
             value = int(value)
-        given[name] = value
-    return given
+        options[name] = value
+    return options
 
 
 def _train(options: TrainerOptions, model: Any, tokenizer: Any, output_dir: Path, notes: list[str]) -> TrainResult:

@@ -93,7 +93,7 @@ def _send(
     on_bytes: Callable[[int, int], None] | None,
 ) -> StoredFile:
     backoff = transport.backoff()
-    form = _Form.of(purpose, name)
+    form = _UploadForm.of(purpose, name)
     while True:
         stream.seek(0)
         try:
@@ -133,7 +133,7 @@ def _sent_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Form:
+class _UploadForm:
     """A multipart form with the purpose and one file.
 
     httpx's own forms escape only some characters of a file name, and servers disagree on how to unescape them. This
@@ -147,7 +147,7 @@ class _Form:
     end: bytes
 
     @classmethod
-    def of(cls, purpose: FilePurpose, name: str) -> _Form:
+    def of(cls, purpose: FilePurpose, name: str) -> _UploadForm:
         boundary = secrets.token_hex(16)
         name = _sent_name(name)
         browser_name = name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import FileRow, JobRow
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.identifiers import IdPrefix, is_id, time_of
+from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.spec.validation import shown
 
@@ -73,7 +73,7 @@ async def _position(session: AsyncSession, table: type[RowT], after: str) -> tup
     if not is_id(after, _PREFIXES[table]):
         return None
     row = await session.get(table, after)
-    time = time_of(after) if row is None else row.created_at
+    time = creation_time(after) if row is None else row.created_at
     return None if time is None else (time, after)
 
 

@@ -23,9 +23,9 @@ from server.http.downloads import Content, FilePart, Part
 from server.jobs.queries import find_job
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, NotFound
-from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest, ManifestFile, step_of
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest, ManifestFile, checkpoint_step
 from zeta_core.contract.job.responses import Page
-from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
@@ -44,7 +44,7 @@ async def list_checkpoints(
             rest = names
         elif after in names:
             rest = names[names.index(after) + 1 :]
-        elif (step := step_of(after)) is not None:  # the checkpoint was removed; continue by its step number
+        elif (step := checkpoint_step(after)) is not None:  # the checkpoint was removed; continue by its step number
             rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
         else:
             raise InvalidRequest(
@@ -82,6 +82,8 @@ def _missing(job_id: str, name: str, status: str, *, has_any: bool) -> str:
         )
     if status in ENDED:
         return f"Job {job_id} ended ({status}) before it saved a checkpoint; start it again with `zeta rerun {job_id}`."
+    if status == JobStatus.PAUSED:
+        return f"Job {job_id} is paused and has no checkpoint yet; continue it with `zeta resume {job_id}`."
     return f"Job {job_id} is {status} and has no checkpoint yet; `zeta wait {job_id}` waits until it has ended."
 
 

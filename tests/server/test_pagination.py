@@ -7,7 +7,7 @@ import pytest
 
 from tests.server.rows import Rows
 from tests.server.server_process import SPEC, error_of
-from zeta_core.contract.identifiers import new_id_at, time_of
+from zeta_core.contract.identifiers import creation_time, new_id_at
 from zeta_core.contract.job.checkpoint import FileRole
 from zeta_core.contract.job.status import JobStatus
 
@@ -75,4 +75,4 @@ def test_ids_sort_by_creation_and_contain_their_time() -> None:
     made = [new_id_at("job") for _ in range(2000)]
     assert made == sorted(made)
     assert [at for _, at in made] == sorted({at for _, at in made})
-    assert all(time_of(id_) == at for id_, at in made)
+    assert all(creation_time(id_) == at for id_, at in made)

@@ -7,7 +7,7 @@ from tests.end_to_end.specs import tiny_job
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
-from zeta_core.contract.job.checkpoint import step_of
+from zeta_core.contract.job.checkpoint import checkpoint_step
 from zeta_core.contract.wire.run_directory import tensorboard_key
 
 
@@ -113,4 +113,4 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
 
 
 def newest_of(fleet: SmallFleet, job_id: str) -> int:
-    return max((step_of(name) or 0 for name in fleet.checkpoints(job_id)), default=0)
+    return max((checkpoint_step(name) or 0 for name in fleet.checkpoints(job_id)), default=0)

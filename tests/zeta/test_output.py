@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from zeta.cli.estimate_display import estimate_rows
 from zeta.cli.follow import PlainView, TerminalView, event_text
-from zeta.cli.job_display import data_of, eval_cell, loss_cell, model_of, outcome_text, status_of, time_cell
+from zeta.cli.job_display import data_cell, eval_cell, loss_cell, model_cell, outcome_text, status_cell, time_cell
 from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
 from zeta.cli.table import Column, cut_middle, table_lines
@@ -136,7 +136,7 @@ def test_model_data_and_reason_are_described_briefly() -> None:
         ({"file": "file_2"}, "model.tar"),
         ({"builder": "mine"}, "mine"),
     ):
-        assert model_of(job(spec={"model": model}), names) == expected
+        assert model_cell(job(spec={"model": model}), names) == expected
     for dataset, expected in (
         ({"file": "file_1"}, "rows.jsonl"),
         ({"file": ["file_1", "file_deleted"]}, "rows.jsonl, file_deleted"),
@@ -144,12 +144,12 @@ def test_model_data_and_reason_are_described_briefly() -> None:
         ({"builtin": "python-docs"}, "python-docs"),
         (None, None),
     ):
-        assert data_of(job(spec={"dataset": dataset}), names) == expected
+        assert data_cell(job(spec={"dataset": dataset}), names) == expected
     waiting = {"code": "no_worker", "message": "m", "since": datetime.now(UTC)}
-    assert status_of(job(waiting_reason=waiting)) == "queued (no_worker)"
-    assert status_of(job(status="failed", status_reason="out_of_memory")) == "failed (out_of_memory)"
-    assert status_of(job(status="paused", status_reason="paused_by_user")) == "paused"
-    assert status_of(job(status="succeeded", status_reason="completed")) == "succeeded"
+    assert status_cell(job(waiting_reason=waiting)) == "queued (no_worker)"
+    assert status_cell(job(status="failed", status_reason="out_of_memory")) == "failed (out_of_memory)"
+    assert status_cell(job(status="paused", status_reason="paused_by_user")) == "paused"
+    assert status_cell(job(status="succeeded", status_reason="completed")) == "succeeded"
 
 
 def test_losses_of_jobs_are_means_over_windows_of_equal_length() -> None:

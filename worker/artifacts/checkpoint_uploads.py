@@ -18,7 +18,7 @@ from typing import Any
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.threads import Outage, log_failure
-from zeta_core.contract.job.checkpoint import NAME_PATTERN, step_of
+from zeta_core.contract.job.checkpoint import NAME_PATTERN, checkpoint_step
 from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -104,7 +104,7 @@ class CheckpointUploads:
     def published(self, name: str, *, keep: Collection[str]) -> None:
         """The server has recorded this checkpoint, so older ones may be removed from the store, except ``keep``."""
         self.keep = frozenset(keep)
-        step = step_of(name)
+        step = checkpoint_step(name)
         if step is not None:
             work = self._executor.submit(self._prune, step, self.keep)
             log_failure(work, f"Old checkpoints of {self._job_id} could not be removed")
@@ -115,7 +115,11 @@ class CheckpointUploads:
 
     def _give_up(self, number: int, name: str, message: str, error: BaseException | None = None) -> None:
         self._done()
-        if step_of(name) is not None and isinstance(error, BrokenCheckpoint) and not (self._output / name).exists():
+        if (
+            checkpoint_step(name) is not None
+            and isinstance(error, BrokenCheckpoint)
+            and not (self._output / name).exists()
+        ):
             replaced = f"The run removed {name} before it could be stored, because it had newer checkpoints."
             self._replaced[number] = LogLine(message=replaced).model_dump(mode="json")
             return

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, step_of, surplus_checkpoints
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile, checkpoint_step, surplus_checkpoints
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key, tensorboard_key
 from zeta_core.system.durable_files import rename_durably, write_durably
 
@@ -98,7 +98,7 @@ class ArtifactStore:
         last = -1 if name is None else self._manifest(job_id, name).step
         folder = self.checkpoint(job_id, "final").parent
         for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-            step = step_of(entry.name)
+            step = checkpoint_step(entry.name)
             if entry.name == "final" and name != "final":
                 step = self._manifest(job_id, "final").step
             check_cancelled()
@@ -122,7 +122,7 @@ class ArtifactStore:
         """
         folder = self.checkpoint(job_id, "final").parent
         entries = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        published = [name for name in entries if (step := step_of(name)) is not None and step <= published_step]
+        published = [name for name in entries if (step := checkpoint_step(name)) is not None and step <= published_step]
         for name in surplus_checkpoints(published, save_total_limit):
             if name not in keep:
                 _remove(folder / name)

@@ -72,8 +72,8 @@ JobId = Annotated[
 ]
 
 
-def print_version(wanted: bool) -> None:
-    if wanted:
+def print_version(value: bool) -> None:
+    if value:
         from zeta_core.system.distribution import version
 
         typer.echo(f"zeta {version()}")

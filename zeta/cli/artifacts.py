@@ -20,9 +20,9 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
     from zeta.job_ids import full_id
 
     with Client() as client:
-        found = client.checkpoints(full_id(client, job_id))
+        manifests = client.checkpoints(full_id(client, job_id))
     if as_json:
-        print_list(found)
+        print_list(manifests)
         return
     rows = [
         (
@@ -33,7 +33,7 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
             manifest.created_at,
             ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or None,
         )
-        for manifest in found
+        for manifest in manifests
     ]
     print_table(("NAME", "STEP", "TOKENS", "SIZE", "CREATED", "METRICS"), rows, none="No checkpoints yet.")
 
@@ -138,9 +138,9 @@ def files(
     from zeta.client import Client
 
     with Client() as client:
-        found = client.files(sha256=sha256, limit=None if show_all else limit)
+        listed = client.files(sha256=sha256, limit=None if show_all else limit)
     if as_json:
-        print_list(found)
+        print_list(listed)
         return
-    rows = [(file.id, file.filename, file.purpose, size(file.bytes), file.sha256, file.created_at) for file in found]
+    rows = [(file.id, file.filename, file.purpose, size(file.bytes), file.sha256, file.created_at) for file in listed]
     print_table(("ID", "NAME", "PURPOSE", "SIZE", "SHA256", "CREATED"), rows, none="No files found.")

@@ -48,23 +48,23 @@ def show(
     from zeta.cli.output import print_json
     from zeta.data_preview import local_spec, preview_rows
 
-    found = preview_rows(local_spec(source, model, tokenizer, settings or []), rows, row)
+    preview = preview_rows(local_spec(source, model, tokenizer, settings or []), rows, row)
     if as_json:
-        print_json(found)
+        print_json(preview)
     else:
-        _print(found, in_colour=sys.stdout.isatty())
-    if any(shown.error for shown in found.data):
+        _print(preview, in_colour=sys.stdout.isatty())
+    if any(shown.error for shown in preview.data):
         raise typer.Exit(1)
 
 
-def _print(found: ShownRows, *, in_colour: bool) -> None:
+def _print(preview: ShownRows, *, in_colour: bool) -> None:
     from zeta.cli.output import print_text
 
-    print_text(f"tokenizer: {found.tokenizer}, seq_len: {found.seq_len}")
-    for note in found.notes:
+    print_text(f"tokenizer: {preview.tokenizer}, seq_len: {preview.seq_len}")
+    for note in preview.notes:
         print_text(note)
     print(_LEGEND)
-    for row in found.data:
+    for row in preview.data:
         print()
         _print_row(row, in_colour=in_colour)
 

@@ -9,23 +9,25 @@ from zeta_core.contract.job.check import CheckedData
 from zeta_core.contract.job.estimate import Estimate
 
 
-def estimate_rows(found: Estimate) -> list[tuple[str, object]]:
+def estimate_rows(estimate: Estimate) -> list[tuple[str, object]]:
     """The names and values of an estimate. An unknown value is replaced by the reason why it is unknown."""
-    steps = _count(found.steps)
-    if steps is not None and found.counted_by:
-        steps += f" (counted by {found.counted_by} on the same data)"
+    steps = _count(estimate.steps)
+    if steps is not None and estimate.counted_by:
+        steps += f" (counted by {estimate.counted_by} on the same data)"
     values = {
-        "data": None if found.data is None else _data(found.data),
-        "parameters": _count(found.parameters),
-        "trainable_parameters": _count(found.trainable_parameters),
+        "data": None if estimate.data is None else _data(estimate.data),
+        "parameters": _count(estimate.parameters),
+        "trainable_parameters": _count(estimate.trainable_parameters),
         "steps": steps,
-        "tokens": _count(found.tokens),
-        "memory": None if found.memory is None else f"{size(found.memory.bytes)} {_with_sizes(found.memory.meaning)}",
-        "disk": None if found.disk is None else f"{size(found.disk.bytes)}: {_with_sizes(found.disk.meaning)}",
-        "time": None if found.time is None else f"{duration(found.time.seconds)} {found.time.meaning}",
+        "tokens": _count(estimate.tokens),
+        "memory": None
+        if estimate.memory is None
+        else f"{size(estimate.memory.bytes)} {_with_sizes(estimate.memory.meaning)}",
+        "disk": None if estimate.disk is None else f"{size(estimate.disk.bytes)}: {_with_sizes(estimate.disk.meaning)}",
+        "time": None if estimate.time is None else f"{duration(estimate.time.seconds)} {estimate.time.meaning}",
     }
     return [
-        (name.replace("_", " "), _unknown(found.pending.get(name)) if value is None else value)
+        (name.replace("_", " "), _unknown(estimate.pending.get(name)) if value is None else value)
         for name, value in values.items()
     ]
 
@@ -42,7 +44,7 @@ def _count(number: int | None) -> str | None:
 
 def _with_sizes(text: str) -> str:
     """The text with numbers of bytes as sizes, such as ``1.5 MiB``."""
-    return re.sub(r"\b(\d+) bytes?\b", lambda found: size(int(found[1])), text)
+    return re.sub(r"\b(\d+) bytes?\b", lambda match: size(int(match[1])), text)
 
 
 def _data(data: CheckedData) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _OBVIOUS_REASONS = ("completed", "cancelled_by_user", "paused_by_user")  # they add nothing to the status
 
 
-def status_of(job: Job) -> str:
+def status_cell(job: Job) -> str:
     """The status, with the code of the reason why the job waits, is paused or failed."""
     reason = job.waiting_reason.code if job.waiting_reason is not None else None
     if reason is None and job.status in ("failed", "paused"):
@@ -26,7 +26,7 @@ def status_of(job: Job) -> str:
     )
 
 
-def model_of(job: Job, names: Mapping[str, str]) -> str | None:
+def model_cell(job: Job, names: Mapping[str, str]) -> str | None:
     """The model in the job's spec; ``names`` maps the ids of uploaded files to their names."""
     model = job.spec.get("model")
     if not isinstance(model, dict):
@@ -39,7 +39,7 @@ def model_of(job: Job, names: Mapping[str, str]) -> str | None:
     return _file(source["file"], names) if "file" in source else str(source.get("builder"))
 
 
-def data_of(job: Job, names: Mapping[str, str]) -> str | None:
+def data_cell(job: Job, names: Mapping[str, str]) -> str | None:
     """The data sources in the job's spec, separated by commas."""
     dataset = job.spec.get("dataset")
     sources = cast("list[Any]", dataset if isinstance(dataset, list) else [dataset])

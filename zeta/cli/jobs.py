@@ -27,7 +27,7 @@ def list_jobs(
     the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of the last 50 steps, EVAL the newest
     loss on held-out data.
     """
-    from zeta.cli.job_display import data_of, eval_cell, file_names, loss_cell, model_of, progress_cell, status_of
+    from zeta.cli.job_display import data_cell, eval_cell, file_names, loss_cell, model_cell, progress_cell, status_cell
     from zeta.cli.output import print_list
     from zeta.cli.table import Column, print_table
     from zeta.client import Client
@@ -40,24 +40,24 @@ def list_jobs(
             raise InvalidRequest(f"--metadata {pair!r} has no value; write it as name=value.")
         pairs[name] = value
     with Client() as client:
-        found = client.jobs(status=status, entity_name=entity_name, metadata=pairs, limit=None if show_all else limit)
-        names = {} if as_json else file_names(client, found)
+        listed = client.jobs(status=status, entity_name=entity_name, metadata=pairs, limit=None if show_all else limit)
+        names = {} if as_json else file_names(client, listed)
     if as_json:
-        print_list(found)
+        print_list(listed)
         return
     rows = [
         (
             job.id,
-            status_of(job),
-            model_of(job, names),
-            data_of(job, names),
+            status_cell(job),
+            model_cell(job, names),
+            data_cell(job, names),
             job.entity_name,
             progress_cell(job),
             loss_cell(job),
             eval_cell(job),
             job.created_at,
         )
-        for job in found
+        for job in listed
     ]
     columns = (
         Column("ID"),
@@ -79,11 +79,11 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     from zeta.cli.job_display import (
         advice_rows,
         attempt_cell,
-        data_of,
+        data_cell,
         eval_cell,
         file_names,
         loss_cell,
-        model_of,
+        model_cell,
         progress_cell,
         time_cell,
     )
@@ -106,8 +106,8 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),
             ("queue position", job.queue_position),
             ("name", job.entity_name),
-            ("model", model_of(job, names)),
-            ("data", data_of(job, names)),
+            ("model", model_cell(job, names)),
+            ("data", data_cell(job, names)),
             ("attempt", attempt_cell(job)),
             ("worker", job.worker),
             ("step", progress_cell(job)),
@@ -148,11 +148,11 @@ def wait(
     from zeta_core.contract.job.status import ENDED
 
     with Client() as client:
-        found = full_id(client, job_id)
+        resolved_id = full_id(client, job_id)
         # The history of a job that has already ended is shown in a terminal only, not in a pipe or a file.
-        if not as_json and (sys.stdout.isatty() or client.job(found).status not in ENDED):
-            raise typer.Exit(follow(client, found, timeout_seconds=timeout))
-        job = wait_quietly(client, found, timeout, as_json=as_json)
+        if not as_json and (sys.stdout.isatty() or client.job(resolved_id).status not in ENDED):
+            raise typer.Exit(follow(client, resolved_id, timeout_seconds=timeout))
+        job = wait_quietly(client, resolved_id, timeout, as_json=as_json)
     if as_json:
         print_json(job)
     else:
@@ -173,18 +173,18 @@ def events(
     from zeta.job_ids import full_id
 
     with Client() as client:
-        found = full_id(client, job_id)
+        resolved_id = full_id(client, job_id)
         source = (
-            client.events(found, after=after, on_interruption=interruption(as_json))
+            client.events(resolved_id, after=after, on_interruption=interruption(as_json))
             if follow
-            else client.stored_events(found, after=after)
+            else client.stored_events(resolved_id, after=after)
         )
         for event in source:
             if as_json:
                 print_event(event)
             else:
                 print(
-                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {event_text(event, found)}",
+                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {event_text(event, resolved_id)}",
                     flush=True,
                 )
 

@@ -43,12 +43,12 @@ class LogSanitizer:
     def _clean(self, text: str) -> str:
         parts: list[str] = []
         at = 0
-        for found in _SEQUENCE.finditer(text):
-            parts.append(_escaped(text[at : found.start()]))
-            if self._keep_colours and _COLOUR.fullmatch(found[0]):
-                parts.append(found[0])
+        for match in _SEQUENCE.finditer(text):
+            parts.append(_escaped(text[at : match.start()]))
+            if self._keep_colours and _COLOUR.fullmatch(match[0]):
+                parts.append(match[0])
                 self._is_coloured = True
-            at = found.end()
+            at = match.end()
         return "".join((*parts, _escaped(text[at:])))
 
 
@@ -59,8 +59,8 @@ def _escaped(text: str) -> str:
 def _length_of_complete(text: str) -> int:
     """The length of the text that can be cleaned now: everything before an incomplete sequence or line end."""
     start = max(0, len(text) - _LONGEST_SEQUENCE)
-    for found in re.finditer("\x1b", text[start:]):
-        at = start + found.start()
+    for match in re.finditer("\x1b", text[start:]):
+        at = start + match.start()
         if not _SEQUENCE.match(text, at):
             return at
     return len(text) - 1 if text.endswith("\r") else len(text)

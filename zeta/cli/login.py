@@ -28,16 +28,16 @@ def config(as_json: AsJson = False) -> None:
     settings |= child_settings(variables)
     server = None if target is None else target.url
     file = login_file(variables)
-    found = {
+    connection = {
         "server": server,
         "server_from": None if target is None else target.source,
         "server_key": None if target is None or target.api_key is None else "***",
         "login_file": None if file is None else str(file),
     }
     if as_json:
-        print_json({**found, "settings": settings})
+        print_json({**connection, "settings": settings})
         return
-    print_fields([(name.replace("_", " "), value) for name, value in found.items()])
+    print_fields([(name.replace("_", " "), value) for name, value in connection.items()])
     print_fields([(name, value or "(unset)") for name, value in settings.items()])
 
 

@@ -78,12 +78,12 @@ def validate(
 
     fields = _read(spec, model, data, lora, settings or [])
     with Client() as client:
-        found = client.validate(fields, on_upload=partial(notice, as_json=as_json))
+        estimate = client.validate(fields, on_upload=partial(notice, as_json=as_json))
     if as_json:
-        print_json(found)
+        print_json(estimate)
         return
     print("The job is valid.")
-    print_fields(estimate_rows(found))
+    print_fields(estimate_rows(estimate))
 
 
 def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]
     if not rows:
         print(none)
         return
-    wanted = [Column(column) if isinstance(column, str) else column for column in columns]
-    for line in table_lines(wanted, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
+    all_columns = [Column(column) if isinstance(column, str) else column for column in columns]
+    for line in table_lines(all_columns, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
         print(line)
 
 

@@ -46,13 +46,13 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
     from zeta.client import Client
 
     with Client() as client:
-        found = client.drain(name, draining=draining)
+        worker = client.drain(name, draining=draining)
     if as_json:
-        print_json(found)
+        print_json(worker)
         return
-    jobs = [slot.job_id for slot in found.slots if slot.job_id is not None]
+    jobs = [slot.job_id for slot in worker.slots if slot.job_id is not None]
     handed_back = f" It is handing back {', '.join(jobs)}." if draining and jobs else ""
-    print(f"{found.name} is {found.status}.{handed_back}")
+    print(f"{worker.name} is {worker.status}.{handed_back}")
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -63,9 +63,9 @@ def workers(as_json: AsJson = False) -> None:
     from zeta.client import Client
 
     with Client() as client:
-        found = client.workers()
+        listed = client.workers()
     if as_json:
-        print_list(found)
+        print_list(listed)
         return
     rows = [
         (
@@ -78,7 +78,7 @@ def workers(as_json: AsJson = False) -> None:
             slot.job_id,
             worker.last_seen_at,
         )
-        for worker in found
+        for worker in listed
         for slot in worker.slots
     ]
     heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "LAST SEEN")

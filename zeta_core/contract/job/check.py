@@ -13,13 +13,13 @@ from zeta_core.contract.job.memory import MemoryEstimate
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
-class _Answer(BaseModel):
+class _CheckModel(BaseModel):
     """Frozen. Readers keep the unknown fields of a newer worker."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Vocabulary(_Answer):
+class Vocabulary(_CheckModel):
     """``fits``: whether the embedding has a row for every id of the tokenizer."""
 
     embedding_rows: int | None
@@ -27,7 +27,7 @@ class Vocabulary(_Answer):
     fits: bool | None
 
 
-class CheckedData(_Answer):
+class CheckedData(_CheckModel):
     """The rows of a dataset: all of them were read and checked, and a sample was tokenized.
 
     ``rows`` counts the rows that were checked; of a text file, the file. If not all of them could be checked in time,
@@ -51,7 +51,7 @@ class CheckedData(_Answer):
     note: str | None = None
 
 
-class CheckAnswer(_Answer):
+class CheckAnswer(_CheckModel):
     """``ok`` is false if ``details`` lists faults; the other fields then contain what could still be determined.
 
     ``isolates``: whether the model keeps packed documents apart. ``tokens`` are those of the whole run,

@@ -17,14 +17,14 @@ _STEP = r"step-[0-9]{1,18}"
 NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")
 
 
-def step_of(name: str) -> int | None:
+def checkpoint_step(name: str) -> int | None:
     """N of ``step-N``; ``None`` for ``best`` and ``final``."""
     return int(name.removeprefix("step-")) if re.fullmatch(_STEP, name) else None
 
 
 def surplus_checkpoints(names: Iterable[str], save_total_limit: int) -> list[str]:
     """The ``step-N`` checkpoints to delete so that the newest ``save_total_limit`` remain, oldest first."""
-    steps = sorted((step, name) for name in names if (step := step_of(name)) is not None)
+    steps = sorted((step, name) for name in names if (step := checkpoint_step(name)) is not None)
     return [name for _, name in steps[: max(0, len(steps) - save_total_limit)]]
 
 

@@ -11,13 +11,13 @@ from zeta_core.contract.job.memory import MeasuredMemory, MemoryParts
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
-class _Response(BaseModel):
+class _EstimateModel(BaseModel):
     """Frozen. Clients keep the unknown fields of a newer server."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Bytes(_Response):
+class Bytes(_EstimateModel):
     bytes: int
     meaning: str
 
@@ -28,7 +28,7 @@ class Memory(Bytes, MemoryParts):
     measured: MeasuredMemory | None = None
 
 
-class Seconds(_Response):
+class Seconds(_EstimateModel):
     """``job`` is the earlier job from which the time is derived, and ``tokens_per_second`` its speed on ``device``."""
 
     seconds: float
@@ -38,7 +38,7 @@ class Seconds(_Response):
     tokens_per_second: float | None = None
 
 
-class Estimate(_Response):
+class Estimate(_EstimateModel):
     """A valid spec and the estimates for it; ``pending`` explains each null."""
 
     object: Literal["validation"] = "validation"

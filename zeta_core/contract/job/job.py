@@ -12,20 +12,20 @@ from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReas
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 
-class _Stored(BaseModel):
+class _JobModel(BaseModel):
     """Read from a peer or from the database. Frozen; fields of a newer version are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class WaitingReason(_Stored):
+class WaitingReason(_JobModel):
     code: WaitingCode
     message: str
     since: datetime
     details: dict[str, JsonValue] = {}
 
 
-class Attempt(_Stored):
+class Attempt(_JobModel):
     attempt: int
     worker: str
     device_kind: str | None = Field(default=None, description="determines the kernels; null until the run begins")
@@ -36,14 +36,14 @@ class Attempt(_Stored):
     last_step: int | None = None
 
 
-class JobErrorEvidence(_Stored):
+class JobErrorEvidence(_JobModel):
     exit_code: int | None = None
     signal: str | None = None
     rank: int | None = None
     log_tail: str | None = None
 
 
-class JobError(_Stored):
+class JobError(_JobModel):
     """Why a job failed, for people (``message``, ``hint``) and programs (``code``, ``patch`` of the spec)."""
 
     code: str
@@ -53,7 +53,7 @@ class JobError(_Stored):
     evidence: JobErrorEvidence = JobErrorEvidence()
 
 
-class JobResult(_Stored):
+class JobResult(_JobModel):
     """The metrics of a completed run. Losses are means per trained token in nats.
 
     ``memory`` was measured in the first process during the first step of the last attempt. It is null if that attempt

@@ -115,9 +115,9 @@ def _clean_quantization(location: JsonLocation, key: str, value: Any) -> Any:
     quantization = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     method = quantization.get("quant_method")
     if key != "quantization_config" or method not in _QUANTIZED:
-        known = ", ".join(_QUANTIZED)
+        supported = ", ".join(_QUANTIZED)
         location.reject(
-            key, value, f"weights quantized this way cannot be trained (supported: {known}); use full weights"
+            key, value, f"weights quantized this way cannot be trained (supported: {supported}); use full weights"
         )
     clean: dict[str, Any] = {"quant_method": method}
     for name, inner in quantization.items():

@@ -15,7 +15,7 @@ _ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)
 
 def route_fault(method: str, path: str) -> str | None:
     """A sentence for a route that is not available yet; ``None`` for a route that the contract doesn't contain."""
-    fix = next((fix for known, fix in _ROUTES.items() if path == known or path.startswith(f"{known}/")), None)
+    fix = next((fix for route, fix in _ROUTES.items() if path == route or path.startswith(f"{route}/")), None)
     return None if fix is None else f"{method} {path} is not available yet; {fix}."
 
 

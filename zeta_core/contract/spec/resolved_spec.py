@@ -115,10 +115,10 @@ class ResolvedSpec(_Recorded):
         except ValidationError as error:
             if not isinstance(values, dict):
                 raise
-            given = cast("dict[str, Any]", values)
-            names = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]} & given.keys()
-            resolved = handler({name: value for name, value in given.items() if name not in names})
-            resolved._unreadable.update({name: given[name] for name in names})
+            recorded = cast("dict[str, Any]", values)
+            names = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]} & recorded.keys()
+            resolved = handler({name: value for name, value in recorded.items() if name not in names})
+            resolved._unreadable.update({name: recorded[name] for name in names})
             return resolved
 
     @model_serializer(mode="plain")

@@ -111,18 +111,18 @@ def error_from_details(
     )
 
 
-def nearest(name: str, known: Sequence[str], *, search: bool = True) -> str | None:
+def nearest(name: str, names: Sequence[str], *, search: bool = True) -> str | None:
     """The field that ``name`` most likely stands for; without ``search``, only for names of other trainers."""
     if name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    return closest(name, known, cutoff=0.7) if search else None
+    return closest(name, names, cutoff=0.7) if search else None
 
 
-def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The most similar of the ``known`` names, if any is similar; None for a name that is much longer."""
+def closest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The most similar of the ``names``, if any is similar; None for a name that is much longer."""
     if len(name) > MAX_NAME_LENGTH:
         return None
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)), None)
 
 
 def _suggestion(path: list[str], model: type[BaseModel], *, search: bool = True) -> str | None:
@@ -140,7 +140,7 @@ def _suggestion(path: list[str], model: type[BaseModel], *, search: bool = True)
         if not part.isdigit():
             fields = (owner.model_fields.get(part) for owner in models)
             models = [inner for field in fields if field is not None for inner in _models_in(field.annotation)]
-    close = closest(name, {known for inner in models for known in _names(inner)}, cutoff=0.7)
+    close = closest(name, {field_name for inner in models for field_name in _names(inner)}, cutoff=0.7)
     return f"{parent}.{close}" if close else None
 
 

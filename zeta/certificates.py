@@ -31,7 +31,7 @@ def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _set_variables(variables: Mapping[str, str], names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The variables that are set, with their values; a blank one counts as unset, as every other setting."""
+    """The variables that are set, with their values; a blank one counts as unset, as for every other setting."""
     return [(name, value) for name in names if (value := variables.get(name, "").strip())]
 
 

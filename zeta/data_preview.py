@@ -1,4 +1,4 @@
-"""Showing rows of local data by a process of the training packages: `zeta data show`."""
+"""Previewing rows of local data, in a process that loads the training packages: `zeta data show`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def local_spec(source: str, model: str | None, tokenizer: str | None, settings: 
 
 
 def preview_rows(spec: dict[str, Any], rows: int, row: int | None) -> ShownRows:
-    """Read rows in a process with the training packages.
+    """Read rows in a process that loads the training packages.
 
     Raises `InvalidRequest`, `RowsRejected`, and `Unavailable` if these packages are missing.
     """
@@ -115,7 +115,7 @@ def _is_data(file: Path) -> bool:
 
 
 def _local_source(name: str, value: Any) -> list[Any]:
-    """A source with its local files as paths, each of which is a source."""
+    """The sources for a value of ``dataset``: one with an absolute path for each local file, or the value itself."""
     if isinstance(value, str):
         value = source_object(value)
     if not isinstance(value, dict) or "file" not in value:

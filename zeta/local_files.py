@@ -27,8 +27,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         if exists(literal):
             return literal
         raise InvalidRequest(
-            f"{shown_path(literal)} names the home directory of a user that does not exist here; write ./ before a name "
-            "that begins with ~.",
+            f"{shown_path(literal)} names the home directory of a user that does not exist here; write ./ before a "
+            "name that begins with ~.",
             code="no_such_file",
         ) from error
 

@@ -149,7 +149,7 @@ class _DataUploader:
 
 
 def source_object(text: str) -> dict[str, str]:
-    """A source that is written as a string, as an object, to which other fields can be added."""
+    """The object for a source that is written as a string, so that other fields can be added to it."""
     kind, separator, rest = text.partition(":")
     if separator and kind in ("hub", "path") and rest:
         return {kind: rest}

@@ -17,7 +17,7 @@ SERVICE = "The service"
 
 
 class Commands(TyperGroup):
-    """Reports an invalid value of an option or argument like any other error of the command line."""
+    """The commands. An invalid value of an option or argument is reported like any other error."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -81,7 +81,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def is_hub_dataset(text: str) -> bool:
-    """Whether ``text`` can only mean a data set ``owner/name`` of the Hub.
+    """Whether ``text`` can only mean a dataset ``owner/name`` of the Hub.
 
     A name without an owner is a packaged builder of `datasets`, such as ``text``, which reads files of this machine.
     """

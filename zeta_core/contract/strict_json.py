@@ -53,7 +53,7 @@ class JsonFault(Exception):
 
 @dataclass(frozen=True)
 class JsonRules:
-    """What differs between the kinds of JSON."""
+    """What a kind of JSON document may contain, beyond the strict rules."""
 
     max_depth: int = MAX_DEPTH
     allow_byte_order_mark: bool = False

@@ -30,7 +30,7 @@ class Vocabulary(_CheckModel):
 class CheckedData(_CheckModel):
     """The rows of a dataset: all of them were read and checked, and a sample was tokenized.
 
-    ``rows`` counts the rows that were checked; of a text file, the file. If not all of them could be checked in time,
+    ``rows`` counts the rows that were checked; a text file counts as one. If not all of them could be checked in time,
     ``complete`` is false and ``note`` says so. ``shapes`` are well-known shapes that rows are converted from.
     ``trained_share`` is the share of tokens trained on, ``longest_tokens`` the length of the longest document, and
     ``too_long_share`` the share of documents that exceed ``seq_len``, all of the ``sampled_rows``. ``tokens`` is

@@ -81,7 +81,7 @@ class ProgressLine(_Line):
     ``loss`` is the mean in nats over the tokens of the steps since the last progress line. If there are several,
     ``steps`` contains the metrics of each of them, up to step `NUM_DETAILED_STEPS` of the run. ``recent_loss`` is the
     mean over the tokens of the last `LOSS_WINDOW_STEPS` steps of the attempt. It does not depend on the interval
-    between lines, so it can be compared between runs. ``learning_rate`` is that of the update of ``step``.
+    between lines, so it can be compared between runs. ``learning_rate`` is the rate of the update at ``step``.
     ``eval_loss`` is the mean over the held-out tokens, and ``perplexity`` is e to the power of it. ``memory`` maps a
     device to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
     ``data_wait_share`` and ``checkpoint_blocked_share`` are shares of the time since the last line. All shares and

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.validation import shown
 
-_ROUTES = {"/v1/keys": "use the one API key there is, the admin's (ZETA_API_KEY)"}
+_ROUTES = {"/v1/keys": "use the admin's API key (ZETA_API_KEY), which is the only one"}
 
 
 def route_fault(method: str, path: str) -> str | None:

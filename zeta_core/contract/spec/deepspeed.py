@@ -1,4 +1,4 @@
-"""The values of ``use_deepspeed`` that a job may have: none that names a file, or makes DeepSpeed write to one."""
+"""The values of ``use_deepspeed`` that a job may have. None of them may make DeepSpeed read or write a file."""
 
 from __future__ import annotations
 

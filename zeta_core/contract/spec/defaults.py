@@ -58,7 +58,7 @@ def global_batch(num_sequences: int | None, num_processes: int, *, from_scratch:
 def packs(num_packed: int, num_unpacked: int, *, from_scratch: bool) -> bool:
     """Whether documents share sequences by default, given the number of sequences with and without packing.
 
-    Packing makes steps larger and fewer, so a fine-tuning on little data does not use it.
+    Packing makes steps larger and fewer, so fine-tuning on little data does not use it.
     """
     return from_scratch or num_packed >= BATCHES_PER_EPOCH or num_packed >= num_unpacked
 

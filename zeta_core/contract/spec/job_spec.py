@@ -62,7 +62,7 @@ class JobSpec(TrainerOptions):
         default=None, gt=0, allow_inf_nan=False, description="running time over all attempts; unset: unlimited"
     )
     metadata: Annotated[Metadata, Affects()] = Field(
-        default={}, description="up to 16 strings of your own, to find the job by"
+        default={}, description="up to 16 strings of your own, for finding the job"
     )
 
     placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"path": "data"}}

@@ -184,7 +184,7 @@ def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
             if row_format not in ("auto", "text"):
                 yield invalid_value(f"{path}.format", row_format, f"{source.builtin!r} is text; omit it")
             elif is_dpo:
-                fix = "it is text, but method 'dpo' reads 'preference' pairs; use a data set of such pairs"
+                fix = "it is text, but method 'dpo' reads 'preference' pairs; use a dataset of such pairs"
                 yield invalid_value(f"{path}.builtin", source.builtin, fix)
             row_format = "text"
         elif row_format not in ("auto", "preference") and is_dpo:

@@ -117,7 +117,7 @@ class OptionFields(StrictModel):
         min_length=1,
         max_length=4096,
         description="continue exactly from a checkpoint: 'job_...' or 'job_.../step-N' in a job; a checkpoint, an "
-        "output_dir or its checkpoint.pt in a Trainer; unset: start anew",
+        "output_dir or its checkpoint.pt in a Trainer; unset: a new run",
     )
     checkpointing_steps: Annotated[Annotated[int, Field(ge=1)] | Literal["epoch"] | None, Affects()] = Field(
         default=None,

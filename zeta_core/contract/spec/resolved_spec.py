@@ -60,7 +60,7 @@ class ResolvedResources(_Recorded, Resources):
 class ResolvedSpec(_Recorded):
     """The fields that are decided, and the facts that are recorded with them; ``None``: not known yet.
 
-    All other fields of the spec are kept as they were given (`value`). A field can also be read as in a dict, as
+    All other fields of the spec are kept as they were submitted (`value`). A field can also be read as in a dict, as
     ``resolved["learning_rate"]``, because users of the client know it as a JSON object.
     """
 
@@ -127,7 +127,7 @@ class ResolvedSpec(_Recorded):
 
     @property
     def job_model(self) -> JobModel | None:
-        """The checkpoint of another job that the model is read from, if it is one."""
+        """The checkpoint of another job from which the model is read; ``None`` for other models."""
         if not isinstance(self.model, dict) or "job" not in self.model:
             return None
         return JobModel(job=str(self.model["job"]), checkpoint=str(self.model.get("checkpoint", "final")))
@@ -139,7 +139,7 @@ class ResolvedSpec(_Recorded):
         return sequences if isinstance(sequences, int) else None
 
     def updated(self, later: ResolvedSpec) -> Self:
-        """This one with the fields that ``later`` has."""
+        """This spec, updated with the fields of ``later``."""
         return type(self).model_validate(self.as_json() | later.as_json())
 
     def as_json(self) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class JobModel(StrictModel):
 
 
 class FileModel(StrictModel):
-    """An uploaded .tar of a Hugging Face directory."""
+    """An uploaded .tar of a Hugging Face directory, or an uploaded .gguf file."""
 
     file: Id = Field(description="id of an uploaded .tar of a Hugging Face directory or of a .gguf file")
 

@@ -8,6 +8,8 @@
 A job id may be shortened to its beginning, and ``@last`` is the newest job. A spec may name local files and folders.
 Failures raise a `ZetaError` with the server's message, or `Unreachable`. Each submission has its own
 ``Idempotency-Key``, so a retry after a lost response never creates a second job.
+
+A command line starts a client for every command, so a method imports what only it needs.
 """
 
 from __future__ import annotations
@@ -17,29 +19,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
 from pydantic import BaseModel
 
-from zeta import download, event_stream, log_stream, upload
 from zeta.errors import InvalidResponse, Unreachable, parse_response
 from zeta.job_ids import LAST, full_id, with_full_job
-from zeta.local_inputs import upload_local
 from zeta.server_lookup import find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
-from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.commands import FROM_START
-from zeta_core.contract.job.estimate import Estimate
-from zeta_core.contract.job.events import Event
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
-from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.settings import process_environment
+
+if TYPE_CHECKING:
+    from zeta.download import Download, DownloadProgress
+    from zeta_core.contract.job.checkpoint import Manifest
+    from zeta_core.contract.job.estimate import Estimate
+    from zeta_core.contract.job.events import Event
+    from zeta_core.contract.spec.job_spec import JobSpec
 
 PATIENCE_SECONDS = 5.0  # a server that restarts is back within this
 PAGE_SIZE = 1000
@@ -109,6 +112,8 @@ class Client:
         self, spec: JobSpec | Mapping[str, Any], *, on_upload: Callable[[str], None] = lambda _: None
     ) -> Estimate:
         """Check a spec as `submit` does, and estimate its cost, without creating a job."""
+        from zeta_core.contract.job.estimate import Estimate
+
         headers = {"Content-Type": "application/json"}
         body = _json(self._spec_body(spec, on_upload))
         return parse_response(
@@ -197,6 +202,8 @@ class Client:
         After a lost connection, the stream reconnects and continues where it stopped; ``on_interruption`` is called
         once per outage. If a gateway buffers the stream, the client polls the stored events instead.
         """
+        from zeta import event_stream
+
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         return event_stream.follow(
             self._transport, self._id(job_id), after=after, deadline=deadline, on_interruption=on_interruption
@@ -204,6 +211,8 @@ class Client:
 
     def stored_events(self, job_id: str, *, after: int = 0, limit: int | None = None) -> list[Event]:
         """List the events that are stored now, oldest first."""
+        from zeta import event_stream
+
         return list(event_stream.stored(self._transport, self._id(job_id), after=after, limit=limit))
 
     def logs(
@@ -220,17 +229,23 @@ class Client:
         After a lost connection, the stream reconnects and continues where it stopped; ``on_interruption`` is called
         once per outage.
         """
-        log = log_stream.LogStream(self._transport, self._id(job_id), tail=tail, attempt=attempt)
+        from zeta.log_stream import LogStream
+
+        log = LogStream(self._transport, self._id(job_id), tail=tail, attempt=attempt)
         return log.follow(on_interruption) if follow else log.read()
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
     def checkpoints(self, job_id: str) -> list[Manifest]:
         """List the job's checkpoints, newest first."""
+        from zeta_core.contract.job.checkpoint import Manifest
+
         return list(self._pages(Manifest, f"/v1/jobs/{self._id(job_id)}/checkpoints", {}, None))
 
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
         """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
+        from zeta_core.contract.job.checkpoint import Manifest
+
         return parse_response(
             Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_path_segment(name)}")
         )
@@ -245,21 +260,23 @@ class Client:
         state: bool = False,
         merged: bool = False,
         overwrite: bool = False,
-        on_progress: Callable[[download.DownloadProgress], None] | None = None,
-    ) -> download.Download:
+        on_progress: Callable[[DownloadProgress], None] | None = None,
+    ) -> Download:
         """Download a checkpoint and verify the SHA-256 of every file. Existing files are not fetched again.
 
         ``checkpoint`` defaults to the final checkpoint, or the latest if none is final. ``include`` contains glob
         patterns for file paths. ``training_state/`` is included only with ``state``. ``merged`` downloads only the
         merged model of an adapter, as a model directory. `zeta.download` lists the guarantees.
         """
+        from zeta.download import download
+
         job_id = self._id(job_id)
         if checkpoint is None:
             checkpoint = self.job(job_id).final_checkpoint or "latest"
         manifest = self.checkpoint(job_id, checkpoint)
         name = f"{job_id}-{manifest.name}{'-merged' if merged else ''}"
         target = Path(name if directory is None else directory)
-        return download.download(
+        return download(
             self._transport,
             job_id,
             manifest,
@@ -284,7 +301,9 @@ class Client:
 
         ``on_bytes`` is called with the number of bytes sent and the file's size.
         """
-        return upload.upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
+        from zeta.upload import upload
+
+        return upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
 
     def files(self, *, sha256: str | None = None, limit: int | None = 20) -> list[StoredFile]:
         return list(self._pages(StoredFile, "/v1/files", {"sha256": sha256}, limit))
@@ -307,6 +326,9 @@ class Client:
 
     def _spec_body(self, spec: JobSpec | Mapping[str, Any], on_upload: Callable[[str], None]) -> dict[str, Any]:
         """The spec to send. A `JobSpec` is sent unchanged; local paths in a mapping are uploaded first."""
+        from zeta.local_inputs import upload_local
+        from zeta_core.contract.spec.job_spec import JobSpec
+
         if isinstance(spec, JobSpec):
             return spec.model_dump(mode="json", exclude_unset=True)
         return upload_local(with_full_job(self, dict(spec)), self.upload, on_upload)

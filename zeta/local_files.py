@@ -9,7 +9,7 @@ from typing import Any
 
 from zeta_core.contract.errors import InvalidRequest, InvalidSpec
 from zeta_core.contract.printable import printable
-from zeta_core.contract.spec.options import is_template
+from zeta_core.contract.text import is_template
 
 _TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from zeta_core.contract.job.status import WaitingCode
-from zeta_core.contract.spec.options import Resources
+from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import TIME_LIMIT_VERSION, Heartbeat
 
 

@@ -30,8 +30,8 @@ from server.engine.placement import Candidate, Wait, choose
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
-from zeta_core.contract.spec.options import Resources
 from zeta_core.contract.spec.resolved_spec import ResolvedResources, ResolvedSpec
+from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 

@@ -8,6 +8,7 @@ import redis
 from tests.harness.fleet import SmallFleet
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import (
     CONTRACT_VERSION,
     SERVER_STREAM,
@@ -15,7 +16,6 @@ from zeta_core.contract.wire.messages import (
     WORKERS_HASH,
     Claim,
     ClaimAnswer,
-    DeviceReport,
     FromWorker,
     Heartbeat,
     JournalAck,

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 
 from zeta_core.contract.spec import sources
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.options import Dpo, Lora, Resources
+from zeta_core.contract.spec.options import Dpo, Lora
+from zeta_core.contract.spec.resources import Resources
 
 PAGE = Path(__file__).parents[2] / "docs" / "spec.md"
 

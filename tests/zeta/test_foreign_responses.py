@@ -12,7 +12,8 @@ import pytest
 
 from tests.harness.gateways import Gateway, GatewayResponse
 from tests.harness.ports import free_loopback_port
-from zeta.cli.exit_status import ExitStatus, exit_status_of_error
+from zeta.cli.exit_status import ExitStatus
+from zeta.cli.failures import exit_status_of_error
 from zeta.client import Client
 from zeta.http_proxy import choose_proxy
 from zeta.transport import HttpTransport

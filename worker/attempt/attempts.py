@@ -15,7 +15,8 @@ from worker.attempt.run_file import unpublished_run_files
 from worker.machine.devices import Slot
 from worker.machine.disk import DiskSpace
 from worker.threads import Outage
-from zeta_core.contract.wire.messages import ClaimAnswer, DeviceReport, HandOver, JournalAck, StopRequest
+from zeta_core.contract.job.responses import DeviceReport
+from zeta_core.contract.wire.messages import ClaimAnswer, HandOver, JournalAck, StopRequest
 
 RETRY_SECONDS = 2.0  # before an attempt that failed to advance is stepped again
 

@@ -23,11 +23,11 @@ from worker.settings import WorkerSettings
 from worker.threads import RetryingThread
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import (
     HEARTBEAT_SECONDS,
     WORKERS_HASH,
     BadMessage,
-    DeviceReport,
     Heartbeat,
     parse_folder_id,
     read_heartbeat,

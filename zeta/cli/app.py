@@ -1,8 +1,4 @@
-"""The Typer application, and the options and arguments that several commands share.
-
-The command modules import their dependencies inside the command functions, so `zeta --help` does not load an HTTP
-client.
-"""
+"""The Typer application, and the options and arguments that several commands share."""
 
 from __future__ import annotations
 

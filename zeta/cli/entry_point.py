@@ -1,96 +1,64 @@
-"""The entry point: runs a command and turns exceptions into an error message (text or JSON) and an exit status."""
+"""The entry point: imports the module of the command, runs it, and exits with its status."""
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from contextlib import suppress
+from importlib import import_module
+from typing import NoReturn
 
-import typer
-
-# `zeta --help` lists the commands in this order.
-# isort: off
-from zeta.cli import submit, data, jobs, job_commands, artifacts, service, workers, login
-
-# isort: on
 from zeta.cli.app import app
-from zeta.cli.exit_status import ExitStatus, exit_status_of_error
-from zeta.cli.standard_streams import OutputError, discard_output, prepare
-from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest, ZetaError
-from zeta_core.contract.printable import printable
+from zeta.cli.exit_status import ExitStatus
+from zeta.cli.standard_streams import OutputError, prepare
 
-COMMANDS = (
-    submit,
-    data,
-    jobs,
-    job_commands,
-    artifacts,
-    service,
-    workers,
-    login,
-)  # importing a module adds its commands to the app
-
-
-# click.UsageError. It is taken from typer's subclass because some versions of typer contain their own copy of click.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
-
-
-class Defect(ZetaError):
-    """A bug in the command line itself."""
-
-    type = "internal_error"
-    code = "defect"
-
-
-class SystemFault(ZetaError):
-    """An operating system error, such as a missing permission, a full disk or too many open files."""
-
-    type = "system_error"
-    code = "system"
+# The modules that define the commands. `zeta --help` lists the commands in this order.
+MODULES = {
+    "zeta.cli.submit": ("submit", "validate"),
+    "zeta.cli.data": ("data",),
+    "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
+    "zeta.cli.job_commands": ("cancel", "pause", "resume", "rerun", "delete"),
+    "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
+    "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
+    "zeta.cli.workers": ("worker", "workers"),
+    "zeta.cli.login": ("config", "login", "logout"),
+}
 
 
 def main() -> NoReturn:
     """Run the command in `sys.argv` and exit."""
+    gc.set_threshold(50_000, 20, 20)  # importing creates many objects but no garbage
+    # httpx imports its own command line with rich, pygments and click if they are installed. None makes that import
+    # fail, which httpx expects.
+    sys.modules["httpx._main"] = None  # pyright: ignore[reportArgumentType]
     prepare()
-    sys.exit(_run(sys.argv[1:]))
+    status = _run(sys.argv[1:])
+    with suppress(OutputError, OSError):  # `_run` has reported a failure to write the output
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the interpreter's own exit frees every object first
+
+
+def add_commands(command: str | None = None) -> None:
+    """Add a command to the app by importing its module; without the name of a known command, add all of them."""
+    for module in [module for module, commands in MODULES.items() if command in commands] or MODULES:
+        import_module(module)
 
 
 def _run(arguments: Sequence[str]) -> int:
     # Looked up before parsing, because invalid arguments are also reported as JSON.
     as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     try:
+        add_commands(next((argument for argument in arguments if not argument.startswith("-")), None))
         status = _run_app(arguments, as_json)
         sys.stdout.flush()  # a failure to flush at exit could not be reported
         return status
-    except _UsageError as error:
-        _print_error(_usage_error(error), as_json)
-        return ExitStatus.USAGE
-    except OutputError as error:
-        discard_output()
-        _print_error(error, as_json)
-        return ExitStatus.FAILED
-    except ZetaError as error:
-        _print_error(error, as_json)
-        return exit_status_of_error(error)
-    except KeyboardInterrupt:
-        if not as_json:
-            print("Interrupted.", file=sys.stderr)
-        return ExitStatus.INTERRUPTED
-    except BrokenPipeError:  # the reader of the output (head, less) closed the pipe
-        discard_output()
-        return ExitStatus.FAILED
-    except OSError as error:
-        prefix = f"{error.filename}: " if error.filename is not None else ""
-        _print_error(SystemFault(f"{prefix}{error.strerror or error}."), as_json)
-        return ExitStatus.FAILED
-    except Exception as error:  # noqa: BLE001 - a bug: the user gets one sentence, and the traceback in a file
-        _print_error(Defect(f"This is a bug in zeta ({error!r}); please report it{_report(error)}."), as_json)
-        return ExitStatus.FAILED
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, the user gets one sentence
+        from zeta.cli.failures import report_failure
+
+        return report_failure(error, as_json=as_json)
 
 
 def _run_app(arguments: Sequence[str], as_json: bool) -> int:
@@ -105,45 +73,3 @@ def _run_app(arguments: Sequence[str], as_json: bool) -> int:
             if ended.code is None
             else ExitStatus.FAILED
         )
-
-
-def _report(error: Exception) -> str:
-    """Write the traceback to a file and name it, as the end of a sentence; empty if it cannot be written."""
-    with contextlib.suppress(OSError):
-        report = Path(tempfile.gettempdir()) / f"zeta-defect-{os.getpid()}.txt"
-        report.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
-        return f" with {report}"
-    return ""
-
-
-def _usage_error(error: Any) -> InvalidRequest:
-    """A usage error as an error of the contract, with the option or argument, the reason and the fix."""
-    parameter = getattr(error, "param", None)
-    names: Sequence[str] = getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or ""]
-    command = error.ctx.command_path if error.ctx is not None else "zeta"
-    sentence = str(error.format_message()).strip().removesuffix(".")
-    similar: Sequence[str] = getattr(error, "possibilities", None) or ()
-    return InvalidRequest(
-        f"{sentence}; see `{command} --help`.",
-        code="invalid_usage",
-        param=names[-1] or None,
-        suggestion=similar[0] if similar else None,
-    )
-
-
-def _print_error(error: ZetaError, as_json: bool) -> None:
-    """Print the error's message and details, or its JSON on one line."""
-    if as_json:
-        print(error.body().model_dump_json(), file=sys.stderr)
-        return
-    if len(error.details) > 1:  # the message contains only the first of them
-        from zeta_core.contract.spec.validation import MAX_DETAILS
-
-        at_least = "at least " if len(error.details) == MAX_DETAILS else ""
-        print(f"Error: Found {at_least}{len(error.details)} problems:", file=sys.stderr)
-        for detail in error.details:
-            print(printable(f"  - {detail.message}"), file=sys.stderr)
-        return
-    print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
-    if isinstance(error, AuthenticationFailed):  # the server does not know the key's source
-        print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` shows which.", file=sys.stderr)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from zeta_core.contract.errors import InvalidRequest, InvalidSettings, MalformedRequest, Unavailable, ZetaError
-
 if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
 
@@ -18,15 +16,6 @@ class ExitStatus(IntEnum):
     CANCELLED = 3
     UNREACHABLE = 4
     INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
-
-
-def exit_status_of_error(error: ZetaError) -> ExitStatus:
-    """2 for invalid input (arguments, spec, settings), 4 for an unreachable service, 1 for everything else."""
-    if error.code == "unreachable" or (isinstance(error, Unavailable) and error.code == Unavailable.code):
-        return ExitStatus.UNREACHABLE
-    if isinstance(error, InvalidRequest | MalformedRequest | InvalidSettings):
-        return ExitStatus.USAGE
-    return ExitStatus.FAILED
 
 
 def exit_status_of_job(job: Job) -> ExitStatus:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from zeta.cli.output import duration
 from zeta_core.contract.job.advice import advice_text, rerun_command
-from zeta_core.contract.job.job import Job
 
 if TYPE_CHECKING:
     from zeta.client import Client
+    from zeta_core.contract.job.job import Job
 
 _OBVIOUS_REASONS = ("completed", "cancelled_by_user", "paused_by_user")  # they add nothing to the status
 

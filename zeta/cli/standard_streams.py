@@ -14,16 +14,11 @@ import os
 import sys
 from typing import TextIO
 
-from zeta_core.contract.errors import ZetaError
-
 ESCAPES = "zeta-escapes"
 
 
-class OutputError(ZetaError):
+class OutputError(Exception):
     """Standard output cannot be written."""
-
-    type = "output_error"
-    code = "output"
 
 
 class _Output(io.TextIOWrapper):

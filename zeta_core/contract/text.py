@@ -29,3 +29,8 @@ def in_one_line(value: str) -> str:
     if character is not None:
         raise ValueError(f"it contains the control character {character}; remove it")
     return value
+
+
+def is_template(chat_template: str) -> bool:
+    """Whether a ``chat_template`` is the text of a template, rather than the name of one."""
+    return "{" in chat_template

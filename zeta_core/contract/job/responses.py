@@ -7,8 +7,6 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from zeta_core.contract.wire.messages import DeviceReport
-
 FilePurpose = Literal["dataset", "model"]
 ItemT = TypeVar("ItemT")
 
@@ -29,6 +27,18 @@ class StoredFile(_Response):
     sha256: str
     purpose: FilePurpose
     created_at: datetime
+
+
+class DeviceReport(_Response):
+    """One slot of a worker: a GPU, or the CPU of a host that has none."""
+
+    slot: int
+    kind: Literal["cuda", "cpu"]
+    name: str
+    memory_bytes: int
+    device_kind: str | None = None  # see `device_kind`; older workers don't report it
+    job_id: str | None = None
+    attempt: int | None = None
 
 
 class Worker(_Response):

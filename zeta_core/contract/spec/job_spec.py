@@ -19,7 +19,8 @@ from zeta_core.contract.model_json.faults import InvalidModelFiles, JsonLocation
 from zeta_core.contract.spec import availability, option_rules
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import fault_in_a_job
-from zeta_core.contract.spec.options import OptionFields, Resources
+from zeta_core.contract.spec.options import OptionFields
+from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.spec.options import OptionFields, is_template
+from zeta_core.contract.spec.options import OptionFields
 from zeta_core.contract.spec.rate_search import FIND, MIN_RUN_STEPS
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, named_sources
 from zeta_core.contract.spec.validation import invalid_value, nearest
+from zeta_core.contract.text import is_template
 
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _NON_ASCII_ESCAPE = re.compile(r"\\[uUN]")

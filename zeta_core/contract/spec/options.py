@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, JsonValue
 
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.rate_search import Find
-from zeta_core.contract.spec.sources import Dataset, StrictModel, TokenizerSource
+from zeta_core.contract.spec.sources import Dataset, TokenizerSource
+from zeta_core.contract.spec.validation import StrictModel
 from zeta_core.contract.text import in_one_line
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
@@ -49,26 +50,6 @@ class Lora(StrictModel):
 
 class Dpo(StrictModel):
     beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
-
-
-class Resources(StrictModel):
-    gpus: int | None = Field(
-        default=None, ge=0, le=1024, description="number of GPUs; unset: 1 on a worker with GPUs, else 0"
-    )
-    nodes: int = Field(default=1, ge=1, le=1024, description="number of machines")
-    processes: int | None = Field(
-        default=None, ge=1, le=1024, description="number of training processes; unset: one per GPU, or 1"
-    )
-    exact: bool = Field(
-        default=False,
-        description="wait for a worker with the same device kind, so that later attempts have bit-identical results; "
-        "otherwise the job prefers one, and continues on another with the warning device_changed",
-    )
-
-    @property
-    def num_processes(self) -> int:
-        """The processes of a run: its world size."""
-        return self.processes or max(1, self.gpus or 1) * self.nodes
 
 
 class OptionFields(StrictModel):
@@ -238,8 +219,3 @@ class OptionFields(StrictModel):
     report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], Affects()] = Field(
         default=[], max_length=16, description="experiment trackers that receive the metrics"
     )
-
-
-def is_template(chat_template: str) -> bool:
-    """Whether a ``chat_template`` is the text of a template, rather than the name of one."""
-    return "{" in chat_template

@@ -26,8 +26,10 @@ from pydantic import (
     model_validator,
 )
 
-from zeta_core.contract.spec.options import Resources
-from zeta_core.contract.spec.sources import JobModel
+from zeta_core.contract.spec.resources import Resources
+
+if TYPE_CHECKING:
+    from zeta_core.contract.spec.sources import JobModel
 
 
 class _Recorded(BaseModel):
@@ -130,6 +132,8 @@ class ResolvedSpec(_Recorded):
         """The checkpoint of another job from which the model is read; ``None`` for other models."""
         if not isinstance(self.model, dict) or "job" not in self.model:
             return None
+        from zeta_core.contract.spec.sources import JobModel  # loading all kinds of sources takes time
+
         return JobModel(job=str(self.model["job"]), checkpoint=str(self.model.get("checkpoint", "final")))
 
     @property

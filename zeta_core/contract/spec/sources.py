@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag
 
 from zeta_core.contract.identifiers import is_hub_dataset
-from zeta_core.contract.spec.validation import NOT_ONE_KIND
+from zeta_core.contract.spec.validation import NOT_ONE_KIND, StrictModel
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
 # The standard names of the columns that the formats read.
@@ -36,12 +36,6 @@ MAX_FILES = 1000  # per source
 MAX_SOURCES = 64
 Id = Annotated[str, Field(max_length=100)]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
-
-
-class StrictModel(BaseModel):
-    """A part of a request: frozen, without unknown fields or conversion of JSON types ("3" is not 3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec, ZetaError
@@ -46,6 +46,12 @@ MAX_SHOWN = 80  # characters of a value that an error repeats
 NOT_ONE_KIND = "not_one_kind"  # error type of an object that has none or several of the kinds in its message
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """A part of a request: frozen, without unknown fields or conversion of JSON types ("3" is not 3)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelWithRules(BaseModel):

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
@@ -162,20 +163,6 @@ class CheckResult(_Message):
     worker: str
     answer: CheckAnswer | None = None
     failure: str | None = None
-
-
-class DeviceReport(BaseModel):
-    """One slot of a worker: a GPU, or the CPU of a host that has none."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    slot: int
-    kind: Literal["cuda", "cpu"]
-    name: str
-    memory_bytes: int
-    device_kind: str | None = None  # see `device_kind`; older workers don't report it
-    job_id: str | None = None
-    attempt: int | None = None
 
 
 class Heartbeat(_Message):

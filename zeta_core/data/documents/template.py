@@ -12,7 +12,7 @@ from datetime import date, datetime
 from functools import cached_property
 from typing import Any, cast
 
-from zeta_core.contract.spec.options import is_template
+from zeta_core.contract.text import is_template
 from zeta_core.data.confined import Position, confined
 from zeta_core.data.documents import control_tokens
 from zeta_core.data.rows.turns import Message

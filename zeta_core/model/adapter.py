@@ -3,6 +3,8 @@
 peft's layers replace the adapted ones inside the model, so it is called, wrapped and sharded as before. The names of
 its weights then contain ``.base_layer`` and ``lora_...``; those in the files are peft's own, such as
 ``base_model.model.<layer>.lora_A.weight``.
+
+Importing peft takes seconds, so only functions that need an adapter do it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
-from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,6 +22,9 @@ from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.failures import CannotTrain
 from zeta_core.model.sources import ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -109,6 +110,8 @@ def adapter_files(model: nn.Module, name: str, *, with_embeddings: bool = False)
 
     Raises `CannotTrain` for adapters whose files are not a selection of the model's weights.
     """
+    from peft.utils.save_and_load import get_peft_model_state_dict
+
     state = model.state_dict()
     names = {id(tensor): own for own, tensor in state.items()}
     first: dict[int, str] = {}
@@ -142,6 +145,9 @@ def _saved_config(config: LoraConfig, base_model: str | None) -> dict[str, Any]:
 
 
 def _layers(model: nn.Module, adapter: str) -> dict[str, _Layer]:
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
     layers: dict[str, _Layer] = {}
     for name, part in model.named_modules():
         if isinstance(part, LoraLayer) and not isinstance(part, ParamWrapper) and adapter in part.scaling:

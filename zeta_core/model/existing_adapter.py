@@ -6,18 +6,18 @@ step, because their checkpoint could not be loaded again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from peft import LoraConfig, PeftMixedModel, PeftModel
-from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter, adapter_files
 from zeta_core.model.inspection import resized_embeddings
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _INSTEAD = "Pass the base model without an adapter, and set lora."
 
@@ -27,6 +27,12 @@ def without_peft_wrapper(model: nn.Module) -> nn.Module:
 
     Raises `CannotTrain` for a method that is not LoRA.
     """
+    if not _peft_is_loaded():
+        return model
+    from peft import PeftMixedModel, PeftModel
+    from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import BaseTuner
+
     if isinstance(model, PeftMixedModel):
         raise _rejected("combines several peft methods, and only LoRA adapters are trained here")
     if isinstance(model, PeftModel):
@@ -42,7 +48,7 @@ def without_peft_wrapper(model: nn.Module) -> nn.Module:
 
 def has_adapter(model: nn.Module) -> bool:
     """Whether modules of peft are part of the model."""
-    return any(isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper) for part in model.modules())
+    return any(True for _ in _adapter_layers(model))
 
 
 def existing_adapter(model: nn.Module, base_model: str | None) -> Adapter | None:
@@ -59,6 +65,8 @@ def existing_adapter(model: nn.Module, base_model: str | None) -> Adapter | None
             "Merge the others into the model, or remove them with delete_adapter.",
         )
     [(name, config)] = configs.items()
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     resized, note = resized_embeddings(model), None
     embeddings = _input_embeddings(model)
     if resized is not None and embeddings is not None and not isinstance(embeddings, AuxiliaryTrainingWrapper):
@@ -69,7 +77,7 @@ def existing_adapter(model: nn.Module, base_model: str | None) -> Adapter | None
     adapter = Adapter.of(
         model,
         name,
-        cast(LoraConfig, config),
+        cast("LoraConfig", config),
         base_model,
         resized_to=None if resized is None else resized.rows,
         note=note,
@@ -93,12 +101,16 @@ def adapter_weight_names(model: nn.Module) -> frozenset[str]:
 
 
 def _check_method(config: Any) -> None:
+    from peft import LoraConfig
+
     method = getattr(config.peft_type, "value", config.peft_type)
     if not isinstance(config, LoraConfig) or method != "LORA":
         raise _rejected(f"has an adapter of the peft method {method}, and only LoRA adapters are trained here")
 
 
 def _check_state(model: nn.Module, name: str, adapter: Adapter) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for part in _adapter_layers(model):
         if part.disable_adapters or name not in part.active_adapters:
             raise _rejected(
@@ -120,7 +132,17 @@ def _check_state(model: nn.Module, name: str, adapter: Adapter) -> None:
         )
 
 
+def _peft_is_loaded() -> bool:
+    """Whether a model can have an adapter. Only peft makes them, and importing it takes seconds."""
+    return "peft" in sys.modules
+
+
 def _adapter_layers(model: nn.Module) -> Iterator[Any]:
+    if not _peft_is_loaded():
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
     for part in model.modules():
         if isinstance(part, BaseTunerLayer | AuxiliaryTrainingWrapper):
             yield part

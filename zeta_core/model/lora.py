@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -46,6 +45,8 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         raise CannotTrain(
             "lora is set, but the model already has LoRA layers; pass the base model, or remove lora.", param="lora"
         )
+    from peft import LoraConfig, inject_adapter_in_model
+
     saved = _modules_to_save(model, lora)
     chosen = _targets(model, lora.target_modules, saved.names)
     modules = dict(model.named_modules())

@@ -49,7 +49,8 @@ PACKAGES = (
             | {"bitsandbytes"}  # for a base model in 4 bits
             | {"gguf"}  # the header of a GGUF file
         ),
-        forbidden=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"}),
+        forbidden=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"})
+        | {"peft", "bitsandbytes", "torch._dynamo", "datasets", "pyarrow"},  # slow to import, and not for every run
     ),
     Package(
         name="server",

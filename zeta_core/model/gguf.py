@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from zeta_core.failures import InvalidModel
+from zeta_core.report.library_noise import without_gguf_progress_bar
 
 
 def is_gguf(path: Path) -> bool:
@@ -25,7 +26,8 @@ def load_gguf(path: Path, name: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        with without_gguf_progress_bar():
+            read: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         config = read.config.to_dict()
         config.pop("quantization_config", None)
         config.pop("dtype", None)

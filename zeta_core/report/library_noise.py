@@ -83,19 +83,32 @@ def hide_library_messages() -> None:
 @contextmanager
 def without_progress_bars() -> Generator[None]:
     """Hide the progress bars of transformers, because the report already contains the phases of a run."""
-    from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as library_logging
 
-    gguf: Any = modeling_gguf_pytorch_utils  # uses tqdm directly, without the library's own switch
-    were_enabled, tqdm = library_logging.is_progress_bar_enabled(), gguf.tqdm
+    were_enabled = library_logging.is_progress_bar_enabled()
     library_logging.disable_progress_bar()
-    gguf.tqdm = partial(tqdm, disable=True)
     try:
         yield
     finally:
-        gguf.tqdm = tqdm
         if were_enabled:
             library_logging.enable_progress_bar()
+
+
+@contextmanager
+def without_gguf_progress_bar() -> Generator[None]:
+    """Hide the progress bar of reading a GGUF file, which `without_progress_bars` does not affect.
+
+    The module that shows it takes a second to import, so this is only used to read such a file.
+    """
+    from transformers import modeling_gguf_pytorch_utils
+
+    reader: Any = modeling_gguf_pytorch_utils
+    tqdm = reader.tqdm
+    reader.tqdm = partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = tqdm
 
 
 class _Filter(logging.Filter):

@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     activation_memory,
     checkpoint_blocking,
+    command_line,
     data_wait,
     evaluation,
     loop_overhead,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "data-wait": data_wait.measure,
     "lora": lora.measure,
     "evaluation": evaluation.measure,
+    "command-line": command_line.measure,
 }
 
 

@@ -17,8 +17,8 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL = $(PIP) install -qq --constraint constraints.txt
 
-# Most tests wait for child processes, so running two at a time takes little more than half as long.
-PARALLEL := --numprocesses 2 --dist worksteal
+# Most tests wait for child processes, so three at a time keep two cores busy.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # An interpreter of a supported version that can create a virtual environment (Debian: python3-venv has ensurepip).
 SUITABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
@@ -27,13 +27,13 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v "$$python"; break; }; done)
 endif
 
-.PHONY: docs help setup demo serve test test-all chaos bench check format pins clean distclean
+.PHONY: docs help setup demo serve test test-ci test-all chaos bench check format pins clean distclean
 
 help:
 	@echo 'make setup      create .venv with pinned dependencies and .venv/bin/zeta'
 	@echo 'make demo       run a training job from end to end: start, train, follow, download, verify, generate, stop'
 	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
-	@echo 'make test       run the tests; make test-all includes the slow ones'
+	@echo 'make test       run the tests; test-ci adds the slow ones, test-all those that take hours'
 	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
 	@echo 'make docs       generate docs/spec.md from the fields of a job spec'
 	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
@@ -50,10 +50,13 @@ serve: setup
 	@$(BIN)/zeta up
 
 test: setup $(VENV)/.zeta-models
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	@$(PYTEST) -m "not slow and not long"
+
+test-ci: setup $(VENV)/.zeta-models
+	@$(PYTEST) -m "not long"
 
 test-all: setup $(VENV)/.zeta-models
-	@$(BIN)/python -m pytest $(PARALLEL)
+	@$(PYTEST)
 
 chaos: setup
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(or $(JOBS),100) --database $(or $(DATABASE),postgresql)

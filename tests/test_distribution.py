@@ -145,6 +145,7 @@ print(Trainer(model={"config": config}, tokenizer={"builtin": "bytes"}, seq_len=
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_installed_wheel_serves_submits_and_trains_outside_the_repository(wheel_file: Path, tmp_path: Path) -> None:
     site_packages = Path(sysconfig.get_path("purelib"))

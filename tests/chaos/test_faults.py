@@ -177,6 +177,7 @@ def test_flushall_at_any_moment_loses_nothing(scenario: Scenario) -> None:
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.slow
 def test_a_long_redis_outage_costs_an_attempt_but_no_step(scenario: Scenario) -> None:
     job_id = scenario.submit(steps=1000)
     scenario.wait_for_step(job_id, 3)
@@ -192,6 +193,7 @@ def test_a_long_redis_outage_costs_an_attempt_but_no_step(scenario: Scenario) ->
     scenario.check_promises(job_id)
 
 
+@pytest.mark.slow
 def test_commands_to_adopted_runs_that_hang_are_enforced(scenario: Scenario) -> None:
     (host,) = scenario.fleet.hosts
     cancelled, handed_back = scenario.submit(steps=100), scenario.submit(steps=100)

@@ -108,6 +108,7 @@ def test_an_incomplete_checkpoint_is_detected(case: Case) -> None:
     half.rmdir()
 
 
+@pytest.mark.slow
 def test_an_unresponsive_server_is_detected(case: Case) -> None:
     with case.server_stopped():
         assert case.broken() == [6]

@@ -25,6 +25,7 @@ MAIN_FAULTS = (
 SHARES: dict[Kind, int] = {"small": 85, "real": 15}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_promise_holds_under_each_main_fault(tmp_path: Path) -> None:
     messages: list[str] = []

@@ -29,6 +29,7 @@ def run(http: httpx.Client, service: Service, **fields: Any) -> tuple[dict[str, 
     return job, http.get(f"/v1/jobs/{job['id']}/events?limit=1000").json()["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx.Client, service: Service) -> None:
     conversations = real_conversations(120)

@@ -21,6 +21,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(PROMPT).logits
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, service: Service, tmp_path: Path) -> None:
     # Settings that would have no effect are rejected.

@@ -41,7 +41,7 @@ def step_of(http: httpx.Client, job_id: str) -> int:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("filename", ["reference.txt", "reference.jsonl"])
+@pytest.mark.parametrize("filename", ["reference.txt", pytest.param("reference.jsonl", marks=pytest.mark.slow)])
 def test_a_posted_job_ends_with_a_verified_loadable_checkpoint(
     http: httpx.Client, service: Service, tmp_path: Path, filename: str
 ) -> None:
@@ -134,6 +134,7 @@ def test_a_fault_in_the_data_fails_the_job_with_the_line_number(http: httpx.Clie
     assert "line 2" in ended["error"]["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_model_that_cannot_be_built_fails_the_job(http: httpx.Client) -> None:
     config = {**tiny_job()["model"]["config"], "hidden_size": 33}
@@ -158,6 +159,7 @@ def test_the_live_stream_ends_with_the_job_and_matches_the_list(http: httpx.Clie
     assert http.get(path, headers=last).status_code == 204
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_same_idempotency_key_returns_the_same_job(http: httpx.Client) -> None:
     first = submit(http, tiny_job(max_steps=2), **{"Idempotency-Key": "once"})

@@ -101,6 +101,7 @@ def make_model(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", script, folder, json.dumps(TINY_LLAMA)], check=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_script_with_the_trainer_works(tmp_path: Path) -> None:
     (script,) = blocks("The Trainer by itself", "python")

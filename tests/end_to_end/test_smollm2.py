@@ -23,7 +23,7 @@ SIZES: dict[str, Any] = {"seq_len": 192, "batch_size": 2, "gradient_accumulate_e
 QUESTION = [{"role": "user", "content": "Hello, how are you doing today?"}]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_real_model_learns_from_real_conversations_and_preferences(
     http: httpx.Client, service: Service, tmp_path: Path

@@ -48,6 +48,7 @@ def train_in_group(run_dir: Path, procs: Path) -> Training:
     return training
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_oom_kill_is_reported_with_a_patch_that_fits(tmp_path: Path) -> None:
     spec, errors, last = WIDE, list[JobError](), None

@@ -15,6 +15,7 @@ from zeta.spec_file import apply_settings
 from zeta_core.contract.job.advice import advice_text, rerun_command, set_options, suggest_less_memory
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_printed_command_fixes_the_job_and_warns_of_what_remains(
     service: Service, client: Client, tmp_path: Path

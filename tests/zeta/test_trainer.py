@@ -54,7 +54,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("build", [plain, llama], ids=["plain module", "llama"])
+@pytest.mark.parametrize("build", [plain, pytest.param(llama, marks=pytest.mark.slow)], ids=["plain module", "llama"])
 @pytest.mark.timeout(240)
 def test_the_three_documented_examples_run_in_one_folder(
     build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]
@@ -152,6 +152,7 @@ def test_the_second_example_resumes_a_killed_first_one(own_folder: Path) -> None
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_second_example_resumes_a_killed_llama_run(own_folder: Path) -> None:
     process = _start(own_folder, ", checkpointing_steps=5", "llama()")

@@ -133,6 +133,7 @@ def test_a_model_that_can_never_fit_is_rejected_before_it_is_loaded(tmp_path: Pa
     assert not (tmp_path / "cache").exists(), "no data was read"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_runs_rejected_with_little_memory_train_with_the_suggested_patch(tmp_path: Path) -> None:
     with memory_group(2_600_000_000) as procs:

@@ -25,6 +25,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 @pytest.mark.skipif(LACKING is not None, reason=f"torch.compile needs {LACKING}")
 def test_compiled_blocks_train_the_same_and_resume_to_the_bit(

@@ -66,6 +66,7 @@ def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, 
     assert torch.isfinite(loaded(torch.arange(3, 19)[None]).logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_gguf_model_is_trained_and_saved_like_any_other(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

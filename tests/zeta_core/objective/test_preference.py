@@ -255,6 +255,7 @@ def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path:
     assert rewards_in(lines)[0] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0, "accuracy": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(250)
 def test_several_processes_learn_the_same_preferences_as_one(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.jsonl", pair_rows(40))

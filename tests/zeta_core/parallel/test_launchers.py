@@ -31,6 +31,7 @@ def run(folder: Path, *words: str) -> tuple[int, str]:
     return command.returncode, command.stdout.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path: Path) -> None:
     def train(world: int, flag: str, *cases: dict[str, Any]) -> tuple[int, str]:
@@ -54,6 +55,7 @@ def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path:
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("misconfigured_script.py"))

@@ -111,6 +111,7 @@ def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
             assert file.get_slice("embedding.weight/exp_avg").get_shape() == [192, 16]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_at_random_moments_several_processes_end_with_the_same_bits(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
@@ -143,6 +144,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"replicated": {}, "fsdp2": {"use_fsdp": True}}
@@ -165,6 +167,7 @@ def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Pat
         assert found[name]["weight"] == pytest.approx(straight[name]["weight"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_job_of_two_processes_reports_the_first_failure(tmp_path: Path) -> None:
     good = make_run(tmp_path, 1, spec={"use_fsdp": True}, processes=2)

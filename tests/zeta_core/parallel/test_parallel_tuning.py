@@ -14,6 +14,7 @@ EVALUATED: dict[str, Any] = {"eval_split": 0.01, "eval_steps": 3, "lr_scheduler"
 LORA: dict[str, Any] = {**EVALUATED, "lora": {"r": 4, "lora_alpha": 8}}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_adapters_and_evaluations_equal_those_of_one_process(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}

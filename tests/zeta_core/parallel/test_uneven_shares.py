@@ -36,6 +36,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(world_size: in
     assert (back.batch_size, back.gradient_accumulate_every) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_of_one_process_resumes_on_three_and_on_one_again(tmp_path: Path) -> None:
     """The global batch of 4 is 2 + 1 + 1 sequences for three processes, whose documents differ in length."""

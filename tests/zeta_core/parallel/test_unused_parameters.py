@@ -13,6 +13,7 @@ MODELS = ("skipping", "routed", "experts")
 EVALUATED: dict[str, Any] = {"eval_split": 0.01, "eval_steps": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ranks_that_use_different_parameters_train_as_one_process(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}

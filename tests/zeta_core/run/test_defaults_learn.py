@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("number", "taught"), [(30, 10), (300, 50), (3000, 150)])
 def test_conversations_teach_their_facts_with_default_settings(number: int, taught: int, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.zeta_core.models import LLAMA_CONFIG
@@ -51,6 +52,7 @@ def warning(run_dir: Path) -> str:
     return next((line.message for line in lines), "")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_path: Path) -> None:
     straight = run(tmp_path / "straight", 6)
     half = run(tmp_path / "half", 3)
@@ -70,6 +72,7 @@ def test_a_resumed_run_is_exact_on_its_kind_of_device_and_warns_on_another(tmp_p
     assert f"runs on {kind_of(half)}, and the attempt that it continues ran on {kind_of(other)}." in warning(back)
 
 
+@pytest.mark.slow
 def test_an_attempt_after_one_without_a_checkpoint_warns_as_well(tmp_path: Path) -> None:
     begun = run(tmp_path / "begun", 1, resolved_spec={"device_kind": "cpu:of another machine"})
     assert "ran on cpu:of another machine." in warning(begun)

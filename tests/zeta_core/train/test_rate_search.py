@@ -162,6 +162,7 @@ def test_a_search_ends_early_when_the_loss_rises(tmp_path: Path) -> None:
 # --- Several processes, and a job -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_found_rate_gives_the_same_bits_with_every_strategy(tmp_path: Path) -> None:
     names = [name for name in rate_searches.STRATEGIES if not name.startswith("zero") or why_no_deepspeed() is None]
@@ -173,6 +174,7 @@ def test_a_found_rate_gives_the_same_bits_with_every_strategy(tmp_path: Path) ->
         assert weights(tmp_path / f"{name}-found") == weights(tmp_path / f"{name}-given"), name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_next_attempt_of_a_killed_job_uses_the_rate_already_found(tmp_path: Path) -> None:
     spec = {"learning_rate": "find", "max_steps": 100_000, "checkpointing_steps": 100_000}

@@ -12,22 +12,23 @@ ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
 ARG TORCH_INDEX=
-ENV PATH=/opt/zeta/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+# The cache is a mount on another file system, so uv copies files instead of linking them.
+ENV VIRTUAL_ENV=/opt/zeta UV_LINK_MODE=copy
 WORKDIR /source
 RUN case ",$EXTRAS," in *,deepspeed,*) \
         apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
-RUN python -m venv /opt/zeta
 COPY constraints.txt pyproject.toml ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt pip \
-    && pip install --constraint constraints.txt --group build
+RUN --mount=type=cache,target=/root/.cache \
+    pip install --disable-pip-version-check --no-input --constraint constraints.txt uv \
+    && python -m venv --without-pip /opt/zeta \
+    && uv pip install --constraint constraints.txt --group build
 # torch is by far the largest dependency and changes rarely, so it has its own layer.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache \
     case ",$EXTRAS," in *,train,*|*,deepspeed,*|*,all,*) \
-        pip install --constraint constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch ;; esac
+        uv pip install --constraint constraints.txt ${TORCH_INDEX:+--no-deps --index-url "$TORCH_INDEX"} torch ;; esac
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"
+RUN --mount=type=cache,target=/root/.cache \
+    PATH=/opt/zeta/bin:$PATH uv pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"
 
 FROM python:${PYTHON_VERSION}-slim
 ARG EXTRAS=train,quantize,server,worker,postgres,s3

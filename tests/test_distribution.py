@@ -59,6 +59,16 @@ def entries_of(distributions: Iterable[str]) -> set[Path]:
     return {site_packages / file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}
 
 
+def dependencies_of_all() -> set[str]:
+    """The distributions that `pip install 'zeta-train[all]'` installs on this machine, besides ours."""
+    table = project()["project"]
+    extras = table["optional-dependencies"]
+    chosen = Requirement(extras["all"][0]).extras
+    texts = [*table["dependencies"], *(text for extra in chosen for text in extras[extra])]
+    seen: set[str] = set()
+    return {name for text in texts for name in closure(Requirement(text), seen)}
+
+
 def test_the_wheel_contains_exactly_the_files_of_the_packages(wheel: zipfile.ZipFile) -> None:
     names = [package.name for package in PACKAGES if "." not in package.name]
     files = {path for name in names for path in (ROOT / name).rglob("*") if path.is_file()}
@@ -147,10 +157,10 @@ print(Trainer(model={"config": config}, tokenizer={"builtin": "bytes"}, seq_len=
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_an_installed_wheel_serves_submits_and_trains_outside_the_repository(wheel_file: Path, tmp_path: Path) -> None:
-    site_packages = Path(sysconfig.get_path("purelib"))
-    ours = entries_of([project()["project"]["name"]])
-    commands = install(wheel_file, tmp_path / "venv", set(site_packages.iterdir()) - ours)
+def test_a_wheel_with_all_extras_serves_submits_and_trains_outside_the_repository(
+    wheel_file: Path, tmp_path: Path
+) -> None:
+    commands = install(wheel_file, tmp_path / "venv", entries_of(dependencies_of_all()))
     home = Home(tmp_path / "home")
     environment = clean_environment() | {"HOME": str(tmp_path), "ZETA_HOME": str(home.path), "HF_HUB_OFFLINE": "1"}
 

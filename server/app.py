@@ -15,6 +15,7 @@ from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
 from server.routes import checkpoints, files, jobs, operations, streams, workers
 from server.service import Service
+from server.submitting.submissions import Submissions
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -45,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
     )
     registry = CollectorRegistry()
     app.state.service = service
+    app.state.submissions = Submissions(service)
     app.state.job_metrics = JobMetrics(registry)
     app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
     app.add_middleware(ProxyMiddleware, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)

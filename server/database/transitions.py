@@ -6,18 +6,18 @@ normal result and not an error. Every change appends a ``status`` event in the s
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
 from server.database.checkpoints import checkpoint_to_resume
-from server.database.tables import AttemptRow, JobEndRow, JobRow
+from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import JobError, JobResult, WaitingReason
 from zeta_core.contract.job.status import (
@@ -55,14 +55,19 @@ async def lock_job(session: AsyncSession, job_id: str) -> JobRow | None:
     return await session.scalar(query.execution_options(populate_existing=True))
 
 
-async def create_job(session: AsyncSession, job: JobRow) -> None:
-    """Insert ``job`` as ``queued``, with its first event."""
-    job.status = JobStatus.QUEUED
-    job.attempt = job.failures = job.lost_workers = job.last_seq = 0
-    job.warnings = []
-    session.add(job)
+async def create_jobs(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
+    """Insert new jobs as ``queued``, each with its first event, in two statements."""
+    for job in jobs:
+        job.status = JobStatus.QUEUED
+        job.attempt = job.failures = job.lost_workers = 0
+        job.last_seq = 1
+        job.warnings = []
+    session.add_all(jobs)
     await session.flush()
-    await _append_event(session, job, attempt=0, at=job.created_at, fields={"status": job.status})
+    first = {"seq": 1, "attempt": 0, "line": None, "type": "status", "fields": {"status": JobStatus.QUEUED}}
+    rows = [{**first, "job_id": job.id, "created_at": job.created_at} for job in jobs]
+    if rows:
+        await session.execute(insert(EventRow), rows)
 
 
 async def change_status(

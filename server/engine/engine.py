@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """The HTTP layer calls `wake` after it has changed a job, and uses `event_signal`, `workers` and `spec_checks`."""
+    """The HTTP layer calls `wake` or `wake_scheduler` after it has changed a job.
+
+    It also uses `event_signal`, `workers` and `spec_checks`.
+    """
 
     def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
         """``service`` is the id of the service that the database belongs to."""
@@ -112,8 +115,12 @@ class Engine:
         self._dispatcher.close()
 
     def wake(self) -> None:
-        """Process the queue and the running jobs now, because a job was queued, cancelled or resumed."""
+        """Process the queue and the running jobs now, because a job was cancelled, paused or resumed."""
         self.loops.wake("scheduler", *self._monitor.passes())
+
+    def wake_scheduler(self) -> None:
+        """Process the queue now, because a job was queued."""
+        self.loops.wake("scheduler")
 
     @property
     def redis_ok(self) -> bool:

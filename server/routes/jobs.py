@@ -10,8 +10,8 @@ from server.estimates import estimate
 from server.http.bodies import read_body
 from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
-from server.routes.routing import Router, TheCaller, TheService
-from server.submitting import reruns, submissions
+from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
+from server.submitting import reruns
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import DeletedObject, Page
@@ -41,6 +41,7 @@ METADATA = {
 @router.post("", status_code=201, openapi_extra=_body("JobSpec", required=True))
 async def submit_job(
     service: TheService,
+    submissions: TheSubmissions,
     caller: TheCaller,
     request: Request,
     response: Response,
@@ -48,7 +49,7 @@ async def submit_job(
 ) -> Job:
     """Create a job. With an `Idempotency-Key`, repeating the request within 24 hours returns the same job."""
     data = await read_body(request, service.settings.max_spec_bytes)
-    return _created(request, response, *await submissions.submit(service, caller, data, idempotency_key))
+    return _created(request, response, *await submissions.submit(caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=_body("JobSpec", required=True))
@@ -90,6 +91,7 @@ async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job
 @router.post("/{job_id}/rerun", status_code=201, openapi_extra=_body("Rerun", required=False))
 async def rerun_job(
     service: TheService,
+    submissions: TheSubmissions,
     caller: TheCaller,
     request: Request,
     response: Response,
@@ -98,7 +100,8 @@ async def rerun_job(
 ) -> Job:
     """Create a job from this job's patched spec, starting from the beginning or from one of its checkpoints."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
-    return _created(request, response, *await reruns.rerun(service, caller, job_id, data, idempotency_key))
+    created = await reruns.rerun(service, submissions, caller, job_id, data, idempotency_key)
+    return _created(request, response, *created)
 
 
 @router.delete("/{job_id}")

@@ -15,9 +15,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from server.auth import Caller, authenticate
+from server.auth import Caller
 from server.http.error_responses import known_parameters, list_parameters
 from server.service import Service
+from server.submitting.submissions import Submissions
 from zeta_core.contract.spec.validation import cut
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
@@ -48,12 +49,21 @@ def _service(request: Request) -> Service:
 TheService = Annotated[Service, Depends(_service)]
 
 
+def _submissions(request: Request) -> Submissions:
+    submissions = request.app.state.submissions
+    assert isinstance(submissions, Submissions)
+    return submissions
+
+
+TheSubmissions = Annotated[Submissions, Depends(_submissions)]
+
+
 async def _caller(
     service: TheService,
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
-    caller = await authenticate(service.database, credentials.credentials if credentials else None)
+    caller = await service.keys.authenticate(credentials.credentials if credentials else None)
     if request.query_params:
         _check_parameters(request)
     return caller

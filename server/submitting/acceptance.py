@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.http.bodies import INLINE_BYTES
 from server.service import Service
 from server.submitting.references import check_references, check_training_state, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
@@ -28,7 +30,10 @@ class AcceptedSpec:
 
 async def read_spec(service: Service, caller: Caller, body: Any) -> JobSpec:
     """Check the fields and the files in the artifact store, before the transaction. Raises `InvalidSpec`."""
-    spec = await asyncio.to_thread(parse, JobSpec, body)
+    if len(json.dumps(body)) <= INLINE_BYTES:
+        spec = parse(JobSpec, body)
+    else:
+        spec = await asyncio.to_thread(parse, JobSpec, body)
     await check_training_state(service, caller, spec)
     return spec
 

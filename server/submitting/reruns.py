@@ -12,18 +12,17 @@ from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.queries import find_job
 from server.service import Service
-from server.submitting.submissions import create, find_created_job, identify_request
+from server.submitting.submissions import Created, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
-from zeta_core.contract.job.job import Job
 from zeta_core.contract.spec.sources import KINDS
 from zeta_core.contract.spec.validation import parse
 
 
 async def rerun(
-    service: Service, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
-) -> tuple[Job, bool]:
-    """Create the new job; returns it, and whether the request is a repetition that created it before.
+    service: Service, submissions: Submissions, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
+) -> Created:
+    """Create the new job, or return the one that an earlier, equal request created.
 
     Raises `NotFound` and subclasses of `InvalidRequest`. Errors in the patched spec name its fields.
     """
@@ -37,7 +36,7 @@ async def rerun(
         checkpoint = await _checkpoint(session, parent, options.from_)
     patched = _patched(parent, options.patch, checkpoint)
     check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
-    return await create(service, caller, patched, request, parent=parent.id)
+    return await submissions.create(caller, patched, request, parent=parent.id)
 
 
 async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> str | None:

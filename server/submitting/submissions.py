@@ -1,32 +1,35 @@
 """Creates jobs from submitted specs.
 
 Guarantees: a job is on disk before its 201 response. Two requests with the same ``Idempotency-Key`` create one job,
-even if they arrive at the same time.
+even if they arrive at the same time or at two servers. An invalid submission doesn't affect those that share its
+transaction.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
-from server.database.transitions import create_job
+from server.database.transitions import create_jobs
 from server.jobs.queries import initial_waiting_reason
-from server.jobs.serialization import to_job
+from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
 from server.submitting.acceptance import AcceptedSpec, accept, read_spec
+from server.submitting.group_commit import GroupCommit
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.spec.job_spec import JobSpec
 
 IDEMPOTENCY_HOURS = 24
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
@@ -47,61 +50,114 @@ def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
     return RequestIdentity(idempotency_key, _fingerprint(body))
 
 
-async def submit(service: Service, caller: Caller, body: Any, idempotency_key: str | None) -> tuple[Job, bool]:
-    """Create a job; returns it, and whether an earlier request created it. Raises subclasses of `InvalidRequest`."""
-    request = identify_request(idempotency_key, body)
-    earlier = await find_created_job(service, caller, request)
-    if earlier is not None:
-        return earlier, True
-    return await create(service, caller, body, request)
+@dataclass(frozen=True)
+class _Submission:
+    """A valid spec that is ready to become a job."""
+
+    caller: Caller
+    spec: JobSpec
+    body: dict[str, Any]
+    request: RequestIdentity
+    parent: str | None
+
+    @property
+    def key(self) -> tuple[str, str] | None:
+        """The primary key of its `IdempotencyRow`."""
+        key = self.request.idempotency_key
+        return None if key is None else (self.caller.key_id, key)
+
+
+Created = tuple[Job, bool]  # a job, and whether an earlier request created it
+
+
+class Submissions:
+    """Creates the jobs of one server process; concurrent submissions share transactions."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._commits = GroupCommit[_Submission, Created](
+            service.database, self._create_jobs, key=lambda submission: submission.key
+        )
+
+    async def submit(self, caller: Caller, body: Any, idempotency_key: str | None) -> Created:
+        """Create a job, or return the one that an earlier, equal request created.
+
+        Raises subclasses of `InvalidRequest`.
+        """
+        request = identify_request(idempotency_key, body)
+        try:
+            return await self.create(caller, body, request)
+        except InvalidRequest:
+            # What an equal request refers to may be gone by now, which doesn't matter for a repetition.
+            earlier = await find_created_job(self._service, caller, request)
+            if earlier is None:
+                raise
+            return earlier, True
+
+    async def create(
+        self, caller: Caller, body: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
+    ) -> Created:
+        """Create a job from the ``body``, or return the one that an equal request has just created."""
+        spec = await read_spec(self._service, caller, body)
+        created = await self._commits.commit(_Submission(caller, spec, body, request, parent))
+        self._service.engine.wake_scheduler()
+        return created
+
+    async def _create_jobs(
+        self, session: AsyncSession, submissions: Sequence[_Submission]
+    ) -> Sequence[Created | Exception]:
+        """Create the jobs of several submissions in one transaction; see `GroupCommit`."""
+        earlier = await _earlier_jobs(session, submissions)
+        rows: dict[int, JobRow] = {}
+        faults: dict[int, Exception] = {}
+        for number, submission in enumerate(submissions):
+            if number in earlier:
+                continue
+            try:
+                accepted = await accept(session, self._service, submission.caller, submission.spec)
+            except InvalidRequest as error:
+                faults[number] = error
+            else:
+                rows[number] = self._row(submission, accepted)
+        await create_jobs(session, list(rows.values()))
+        await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
+        replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
+        shown = {**rows, **replayed}
+        jobs = dict(zip(shown, await to_jobs(session, list(shown.values())), strict=True))
+        faults |= {number: error for number, error in earlier.items() if isinstance(error, InvalidRequest)}
+        return [
+            faults[number] if number in faults else (jobs[number], number in earlier)
+            for number in range(len(submissions))
+        ]
+
+    def _row(self, submission: _Submission, accepted: AcceptedSpec) -> JobRow:
+        (job_id, created_at), spec = new_id_at("job"), accepted.spec
+        return JobRow(
+            id=job_id,
+            project=submission.caller.project,
+            created_by=submission.caller.key_id,
+            parent=submission.parent,
+            waiting_reason=initial_waiting_reason(self._service),
+            entity_name=spec.entity_name,
+            spec=submission.body,
+            resolved_spec=accepted.resolved_spec,
+            priority=spec.priority,
+            max_retries=spec.max_retries,
+            created_at=created_at,
+            job_metadata=dict(spec.metadata),
+        )
 
 
 async def find_created_job(service: Service, caller: Caller, request: RequestIdentity) -> Job | None:
     """The job that an earlier, equal request created. Raises `InvalidRequest` if the key was used for another body."""
-    if request.idempotency_key is None:
+    key = request.idempotency_key
+    if key is None:
         return None
     async with service.database.read() as session:
-        earlier = await _find_job_by_key(session, caller, request.idempotency_key, request.body_sha256)
-        return await to_job(session, earlier) if earlier is not None else None
-
-
-async def create(
-    service: Service, caller: Caller, body: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
-) -> tuple[Job, bool]:
-    """Create a job from the ``body``, or return the one that an equal request has just created."""
-    spec = await read_spec(service, caller, body)
-    key = request.idempotency_key
-    async with service.database.write() as session:
-        if key is not None:
-            earlier = await _claim_key(session, caller, key, request.body_sha256)
-            if earlier is not None:
-                return await to_job(session, earlier), True
-        row = _row(service, caller, await accept(session, service, caller, spec), body, parent)
-        await create_job(session, row)
-        if key is not None:
-            await _record_job(session, caller, key, row.id)
-        await session.flush()
-        job = await to_job(session, row)
-    service.engine.wake()
-    return job, False
-
-
-def _row(service: Service, caller: Caller, accepted: AcceptedSpec, body: Any, parent: str | None) -> JobRow:
-    (job_id, created_at), spec = new_id_at("job"), accepted.spec
-    return JobRow(
-        id=job_id,
-        project=caller.project,
-        created_by=caller.key_id,
-        parent=parent,
-        waiting_reason=initial_waiting_reason(service),
-        entity_name=spec.entity_name,
-        spec=body,
-        resolved_spec=accepted.resolved_spec,
-        priority=spec.priority,
-        max_retries=spec.max_retries,
-        created_at=created_at,
-        job_metadata=dict(spec.metadata),
-    )
+        row = await session.get(IdempotencyRow, (caller.key_id, key))
+        job_id = _job_id_of_key(row, request) if row is not None else None
+        job = await session.get(JobRow, job_id) if job_id is not None else None
+        return await to_job(session, job) if job is not None else None
 
 
 # --- Idempotency ------------------------------------------------------------------------------------------------------
@@ -121,36 +177,67 @@ def _check_idempotency_key(key: str) -> None:
         )
 
 
-async def _find_job_by_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
-    """The job that was created with this key. Raises `InvalidRequest` if the body was different."""
-    row = await session.get(IdempotencyRow, (caller.key_id, key), populate_existing=True)
-    if row is None or row.created_at < utc_now() - timedelta(hours=IDEMPOTENCY_HOURS):
+def _job_id_of_key(row: IdempotencyRow, request: RequestIdentity) -> str | None:
+    """The id of the job that was created with this key. Raises `InvalidRequest` if the body was different."""
+    if row.created_at < _oldest_valid():
         return None
-    if row.body_sha256 != body_sha256:
+    if row.body_sha256 != request.body_sha256:
         raise InvalidRequest(
-            f"Idempotency-Key {key!r} was used for a different body within {IDEMPOTENCY_HOURS} hours; use a new key.",
+            f"Idempotency-Key {row.idempotency_key!r} was used for a different body within {IDEMPOTENCY_HOURS} hours; "
+            "use a new key.",
             code="idempotency_key_reused",
             param="Idempotency-Key",
         )
-    return await session.get(JobRow, row.job_id)
+    return row.job_id
 
 
-async def _claim_key(session: AsyncSession, caller: Caller, key: str, body_sha256: str) -> JobRow | None:
-    """Claim the key, or return the job of the transaction that claimed it first (PostgreSQL waits for its end)."""
-    old = IdempotencyRow.created_at < utc_now() - timedelta(hours=IDEMPOTENCY_HOURS)
-    await session.execute(delete(IdempotencyRow).where(old))
-    claim = IdempotencyRow(
-        key_id=caller.key_id, idempotency_key=key, body_sha256=body_sha256, job_id="", created_at=utc_now()
-    )
-    try:
-        async with session.begin_nested():
-            session.add(claim)
-    except IntegrityError:
-        return await _find_job_by_key(session, caller, key, body_sha256)
-    return None
+def _oldest_valid() -> datetime:
+    return utc_now() - timedelta(hours=IDEMPOTENCY_HOURS)
 
 
-async def _record_job(session: AsyncSession, caller: Caller, key: str, job_id: str) -> None:
-    claim = await session.get(IdempotencyRow, (caller.key_id, key))
-    assert claim is not None, "the key was claimed in this transaction"
-    claim.job_id = job_id
+async def _earlier_jobs(
+    session: AsyncSession, submissions: Sequence[_Submission]
+) -> dict[int, JobRow | InvalidRequest]:
+    """By number, the submissions whose key is in use: the job that it created, or the error for another body.
+
+    If another server uses one of the keys at the same time, one of the two inserts fails in `_record_keys`, and its
+    submission is applied again.
+    """
+    keys = {submission.key: number for number, submission in enumerate(submissions) if submission.key is not None}
+    if not keys:
+        return {}
+    await session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < _oldest_valid()))
+    columns = tuple_(IdempotencyRow.key_id, IdempotencyRow.idempotency_key)
+    used = await session.scalars(select(IdempotencyRow).where(columns.in_(list(keys))))
+    found: dict[int, JobRow | InvalidRequest] = {}
+    for row in used:
+        number = keys[row.key_id, row.idempotency_key]
+        try:
+            job_id = _job_id_of_key(row, submissions[number].request)
+        except InvalidRequest as error:
+            found[number] = error
+        else:
+            job = await session.get(JobRow, job_id) if job_id is not None else None
+            if job is not None:
+                found[number] = job
+            else:
+                await session.delete(row)
+    return found
+
+
+async def _record_keys(session: AsyncSession, created: Mapping[str, _Submission]) -> None:
+    """Record which job each key has created; the order of the inserts is fixed, to avoid deadlocks."""
+    now = utc_now()
+    keyed = sorted((submission.key, job_id) for job_id, submission in created.items() if submission.key is not None)
+    values = [
+        {
+            "key_id": key_id,
+            "idempotency_key": key,
+            "body_sha256": created[job_id].request.body_sha256,
+            "job_id": job_id,
+            "created_at": now,
+        }
+        for (key_id, key), job_id in keyed
+    ]
+    if values:
+        await session.execute(insert(IdempotencyRow), values)

@@ -15,7 +15,7 @@ from server.artifacts import ArtifactFolder
 from server.database import events
 from server.database.connections import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
-from server.database.transitions import StatusChange, change_status, create_job, lock_job
+from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
 from server.settings import ServerSettings
 from tests.server.server_process import SPEC
 from zeta_core.contract.identifiers import new_id
@@ -134,7 +134,7 @@ class Rows:
         database = Database(self.settings.database)
         async with database.write() as session:
             if isinstance(row, JobRow):
-                await create_job(session, row)
+                await create_jobs(session, [row])
             else:
                 session.add(row)
         await database.close()

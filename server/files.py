@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.pagination import PageQuery, newest_first, page, storable
+from server.database.pagination import Matches, PageQuery, newest_first, page, storable
 from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
@@ -17,7 +17,7 @@ from server.uploads.multipart import MAX_FORM_BYTES, check_length, receive
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
-from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.job.status import UNFINISHED
 from zeta_core.contract.spec.validation import shown
 
 
@@ -50,7 +50,8 @@ async def list_files(service: Service, caller: Caller, sha256: str | None, page_
     if sha256 is not None:
         query = query.where(FileRow.sha256 == storable(sha256))
     async with service.database.read() as session:
-        rows, has_more = await newest_first(session, FileRow, query, page_query)
+        matches = Matches(query, FileRow.created_at, FileRow.id)
+        rows, has_more = await newest_first(session, FileRow, [matches], page_query)
     return page([_to_stored_file(row) for row in rows], has_more, lambda file: file.id)
 
 
@@ -71,7 +72,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
         row = await _find(session, caller, file_id, lock=True)
         users = select(JobRow.id, JobRow.status).where(
             JobRow.project == caller.project,
-            JobRow.status.not_in(ENDED),
+            JobRow.status.in_(UNFINISHED),
             JobRow.resolved_spec_json["files"][file_id].as_string().is_not(None),
         )
         user = (await session.execute(users.limit(1))).first()

@@ -1,6 +1,7 @@
 """Prometheus metrics for ``GET /metrics``. No label contains a job id, so the number of series stays small.
 
-Values from the database are queried at each scrape; queue waits and requests are counted since the process started.
+Each scrape reads the counts in the database, which takes the same time for any number of jobs. Queue waits and requests
+are counted since the process started.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import func, select
+from sqlalchemy import select
 
+from server.database.job_counts import jobs_by_status
 from server.database.tables import JobEndRow, JobRow
 from server.service import Service
 from zeta_core.contract.job.events import utc_now
@@ -61,12 +63,11 @@ class JobMetrics:
     async def text(self, service: Service) -> bytes:
         """All metrics of the registry in Prometheus's text format."""
         async with service.database.read() as session:
-            by_status = await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+            counts = await jobs_by_status(session)
             by_reason = await session.execute(select(JobEndRow.reason, JobEndRow.count))
             starts = await session.execute(
                 select(JobRow.created_at, JobRow.started_at).where(JobRow.started_at > self._seen_until)
             )
-        counts: dict[str, int] = dict(by_status.tuples().all())
         for status in JobStatus:
             self._jobs.labels(status.value).set(counts.get(status.value, 0))
         self._ends.values = dict(by_reason.tuples().all())

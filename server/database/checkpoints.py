@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import surplus_checkpoints
 from zeta_core.contract.job.events import CheckpointLine
-from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.job.status import UNFINISHED
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
@@ -50,7 +50,7 @@ async def protected_checkpoints(session: AsyncSession, job: JobRow) -> set[str]:
     resumes = JobRow.spec["resume_from_checkpoint"].as_string().startswith(f"{job.id}/", autoescape=True)
     starts = JobRow.resolved_spec_json["model"]["job"].as_string() == job.id
     unfinished = select(JobRow.spec, JobRow.resolved_spec_json).where(
-        JobRow.status.not_in(ENDED), JobRow.project == job.project, or_(resumes, starts)
+        JobRow.status.in_(UNFINISHED), JobRow.project == job.project, or_(resumes, starts)
     )
     protected: set[str] = set()
     for spec, resolved in await session.execute(unfinished):

@@ -6,13 +6,15 @@ An id contains the creation time of its row, so a list can continue even if that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, Select, tuple_
+from sqlalchemy import ColumnElement, Select, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from server.database.tables import FileRow, JobRow
 from zeta_core.contract.errors import InvalidRequest
@@ -39,18 +41,31 @@ class PageQuery(BaseModel):
     after: str | None = Field(default=None, description="continue after this id, the last_id of the previous page")
 
 
+@dataclass(frozen=True)
+class Matches:
+    """A query for rows that match a list's filters, and its columns with the creation time and id of a row.
+
+    An index must contain the filters followed by these two columns, so that a page is read without a scan or a sort.
+    """
+
+    query: Select[Any]
+    created_at: InstrumentedAttribute[datetime]
+    id: InstrumentedAttribute[str]
+
+
 async def newest_first(
     session: AsyncSession,
     table: type[RowT],
-    query: Select[RowT],
+    alternatives: Sequence[Matches],
     page_query: PageQuery,
     *,
     size: ColumnElement[int] | None = None,
 ) -> tuple[list[RowT], bool]:
-    """The rows of one page of ``query``, and whether more follow; ``size`` is the size in bytes of possibly large rows.
+    """The rows of one page, and whether more follow. A row matches exactly one of ``alternatives`` or none.
 
-    Raises `InvalidRequest` for an invalid ``after``.
+    ``size`` is the size in bytes of possibly large rows. Raises `InvalidRequest` for an invalid ``after``.
     """
+    start: tuple[datetime, str] | None = None
     if page_query.after is not None:
         start = await _position(session, table, page_query.after)
         if start is None:
@@ -58,14 +73,29 @@ async def newest_first(
                 f"after is {shown(page_query.after)}, which is not a valid id; use the last_id of an earlier page.",
                 param="after",
             )
-        query = query.where(tuple_(table.created_at, table.id) < start)
-    query = query.order_by(table.created_at.desc(), table.id.desc())
     limit = page_query.limit
-    if size is not None and limit > UNWEIGHED_ROWS:
-        sizes = (await session.execute(query.with_only_columns(size).limit(limit))).scalars()
-        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes)))
-    rows = list(await session.scalars(query.limit(limit + 1)))
-    return rows[:limit], len(rows) > limit
+    keys = (await session.execute(_keys(alternatives, start, limit + 1))).all()
+    ids: list[str] = [key.id for key in keys]
+    if size is not None and len(ids) > UNWEIGHED_ROWS:
+        found = await session.execute(select(table.id, size).where(table.id.in_(ids)))
+        sizes: dict[str, int] = {id_: num_bytes for id_, num_bytes in found}
+        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids[:limit])))
+    rows = {row.id: row for row in await session.scalars(select(table).where(table.id.in_(ids[:limit])))}
+    return [rows[id_] for id_ in ids[:limit]], len(ids) > limit
+
+
+def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, limit: int) -> Select[Any]:
+    """The creation times and ids of a page. Each alternative has its own limit, and is read in an index's order."""
+    parts: list[Select[Any]] = []
+    for matches in alternatives:
+        query = matches.query.with_only_columns(matches.created_at.label("created_at"), matches.id.label("id"))
+        if start is not None:
+            query = query.where(tuple_(matches.created_at, matches.id) < start)
+        parts.append(query.order_by(matches.created_at.desc(), matches.id.desc()).limit(limit))
+    if len(parts) == 1:
+        return parts[0]
+    both = union_all(*(select(part.subquery()) for part in parts)).subquery()
+    return select(both).order_by(both.c.created_at.desc(), both.c.id.desc()).limit(limit)
 
 
 async def _position(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -72,7 +73,15 @@ class JobRow(Table):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_project_created_at_id", "project", "created_at", "id"),
-        Index("ix_jobs_status_priority_created_at", "status", "priority", "created_at"),
+        Index("ix_jobs_project_status_created_at_id", "project", "status", "created_at", "id"),
+        Index("ix_jobs_project_entity_name_created_at_id", "project", "entity_name", "created_at", "id"),
+        Index("ix_jobs_status_priority_created_at_id", "status", "priority", "created_at", "id"),
+        Index(
+            "ix_jobs_worker",
+            "worker",
+            sqlite_where=text("worker IS NOT NULL"),
+            postgresql_where=text("worker IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -83,7 +92,7 @@ class JobRow(Table):
     status_reason: Mapped[str | None]
     requested_action: Mapped[str | None]
     waiting_reason: Mapped[dict[str, Any] | None]
-    entity_name: Mapped[str | None] = mapped_column(index=True)
+    entity_name: Mapped[str | None]
     spec: Mapped[dict[str, Any]]
     resolved_spec_json: Mapped[dict[str, Any]] = mapped_column("resolved_spec")
     priority: Mapped[int]
@@ -92,7 +101,7 @@ class JobRow(Table):
     lost_workers: Mapped[int] = mapped_column("losses", default=0)  # consecutive, since the last new checkpoint
     max_retries: Mapped[int]
     created_at: Mapped[datetime]
-    started_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]  # the end of the back-off after a failure
     worker: Mapped[str | None]  # the worker that the job is assigned to
@@ -114,6 +123,32 @@ class JobRow(Table):
     @resolved_spec.setter
     def resolved_spec(self, resolved: ResolvedSpec) -> None:
         self.resolved_spec_json = resolved.as_json()
+
+
+class JobMetadataRow(Table):
+    """One metadata entry of a job, for the filter ``metadata[k]=v``. A trigger inserts it with the job."""
+
+    __tablename__ = "job_metadata"
+    __table_args__ = (
+        Index("ix_job_metadata_project_key_value_created_at_job_id", "project", "key", "value", "created_at", "job_id"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+    project: Mapped[str]  # this and the next column are the job's, for the index
+    created_at: Mapped[datetime]
+
+
+class JobCountRow(Table):
+    """A change of the number of jobs with this status and priority. Triggers insert it; see `job_counts`."""
+
+    __tablename__ = "job_counts"
+
+    id: Mapped[int] = mapped_column(BigNumber, primary_key=True, autoincrement=True)
+    status: Mapped[str]
+    priority: Mapped[int]
+    count: Mapped[int] = mapped_column(BigNumber)
 
 
 class AttemptRow(Table):
@@ -166,7 +201,10 @@ class CheckpointRow(Table):
 
 class FileRow(Table):
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_project_sha256", "project", "sha256"),)
+    __table_args__ = (
+        Index("ix_files_project_created_at_id", "project", "created_at", "id"),
+        Index("ix_files_project_sha256_created_at_id", "project", "sha256", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project: Mapped[str]

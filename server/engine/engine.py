@@ -11,6 +11,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
+from server.database.job_counts import MERGE_SECONDS, merge_counts
 from server.engine import database_claim, redis_claim
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
@@ -97,6 +99,7 @@ class Engine:
         self.loops.start("messages", self._read_messages, Pace())
         self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
+        self.loops.start("job counts", partial(merge_counts, self.database), Pace(idle_seconds=MERGE_SECONDS))
         for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
 

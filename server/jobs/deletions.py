@@ -17,7 +17,7 @@ from server.service import Service
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.responses import DeletedObject
-from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.job.status import UNFINISHED
 
 
 async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject:
@@ -37,7 +37,7 @@ async def _require_unneeded(session: AsyncSession, row: JobRow) -> None:
     resumes = JobRow.spec["resume_from_checkpoint"].as_string()
     unfinished = select(JobRow).where(
         JobRow.project == row.project,
-        JobRow.status.not_in(ENDED),
+        JobRow.status.in_(UNFINISHED),
         JobRow.id != row.id,
         or_(
             resumes == row.id,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import Select, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from server.auth import Caller
-from server.database.pagination import PageQuery, newest_first, page, storable
-from server.database.tables import JobRow
+from server.database.pagination import Matches, PageQuery, newest_first, page, storable
+from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
@@ -25,7 +27,7 @@ from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingC
 from zeta_core.contract.spec.validation import shown
 
 MAX_METADATA = 16  # maximum number of entries of a job
-_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")  # without characters that would end a path in SQLite's JSON
+_METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
@@ -56,21 +58,35 @@ class JobQuery(PageQuery):
         return {match.group(1): str(value) for match, value in matches if match}
 
 
-def _matching(project: str, filters: JobQuery) -> Select[JobRow]:
+def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
+    """The queries for the jobs that match; an index orders the jobs of each."""
     query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
-    if filters.status:
-        query = query.where(JobRow.status.in_(sorted(set(filters.status))))
     if filters.entity_name is not None:
         query = query.where(JobRow.entity_name == storable(filters.entity_name))
-    for name, value in filters.metadata.items():
-        query = query.where(JobRow.job_metadata[storable(name)].as_string() == storable(value))
-    return query
+    statuses = sorted(set(filters.status))
+    entries = [(storable(name), storable(value)) for name, value in filters.metadata.items()]
+    if entries:
+        if statuses:
+            query = query.where(JobRow.status.in_(statuses))
+        return [_with_metadata(query, project, entries)]
+    if not statuses or len(statuses) == len(JobStatus):
+        return [Matches(query, JobRow.created_at, JobRow.id)]
+    return [Matches(query.where(JobRow.status == status), JobRow.created_at, JobRow.id) for status in statuses]
+
+
+def _with_metadata(query: Select[JobRow], project: str, entries: Sequence[tuple[str, str]]) -> Matches:
+    """Jobs with all these metadata entries: the index of the first one orders them, the others are looked up."""
+    tables = [aliased(JobMetadataRow) for _ in entries]
+    for table, (key, value) in zip(tables, entries, strict=True):
+        query = query.join(table, table.job_id == JobRow.id).where(table.key == key, table.value == value)
+    first = tables[0]
+    return Matches(query.where(first.project == project), first.created_at, first.job_id)
 
 
 async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
     """One page of the caller's jobs that match the filters, newest first."""
     async with service.database.read() as session:
-        matching = _matching(caller.project, filters)
+        matching = matching_jobs(caller.project, filters)
         rows, has_more = await newest_first(session, JobRow, matching, filters, size=_SPEC_BYTES)
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database.job_counts import queued_by_priority
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.status import JobStatus
 
 FINAL_CHECKPOINT = "final"
+NEAR_END, NEAR_FRONT = 200, 200  # jobs whose queue positions are found without counting the queue
 
 
 async def to_job(session: AsyncSession, row: JobRow) -> Job:
@@ -31,30 +33,42 @@ async def to_jobs(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
         names = select(CheckpointRow.job_id, CheckpointRow.name).where(CheckpointRow.job_id.in_(started))
         for job_id, name in (await session.execute(names)).tuples():
             checkpoints[job_id].add(name)
-    queued = [row for row in rows if row.status == JobStatus.QUEUED]
-    positions = (
-        {queued[0].id: await _position(session, queued[0])} if len(queued) == 1 else await _positions(session, queued)
-    )
+    positions = await _positions(session, [row for row in rows if row.status == JobStatus.QUEUED])
     return [_job(row, attempts[row.id], checkpoints[row.id], positions.get(row.id)) for row in rows]
 
 
-async def _position(session: AsyncSession, row: JobRow) -> int:
-    """The position of one job in the queue, starting at 1."""
-    older = or_(JobRow.created_at < row.created_at, and_(JobRow.created_at == row.created_at, JobRow.id <= row.id))
-    same = and_(JobRow.priority == row.priority, older)
-    ahead = select(func.count()).where(JobRow.status == JobStatus.QUEUED, or_(JobRow.priority > row.priority, same))
-    return await session.scalar(ahead) or 1
-
-
 async def _positions(session: AsyncSession, rows: Sequence[JobRow]) -> dict[str, int]:
-    """The positions of several jobs, in one query over the queue."""
+    """The positions of queued jobs in the queue, starting at 1."""
     if not rows:
         return {}
-    order = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
-    position = func.row_number().over(order_by=order).label("position")
-    queue = select(JobRow.id, position).where(JobRow.status == JobStatus.QUEUED).subquery()
-    selected = queue.c.id.in_([row.id for row in rows])
-    return dict((await session.execute(select(queue.c.id, queue.c.position).where(selected))).tuples().all())
+    totals = await queued_by_priority(session)
+    positions: dict[str, int] = {}
+    for priority in {row.priority for row in rows}:
+        ids = {row.id for row in rows if row.priority == priority}
+        ahead = sum(count for other, count in totals.items() if other > priority)
+        # New jobs are near the end of the queue, and jobs that start soon are near its front: usually, neither the
+        # rest of the queue nor its length matters.
+        last = await _numbers(session, priority, ids, newest_first=True, limit=NEAR_END)
+        positions |= {job_id: ahead + totals[priority] - number + 1 for job_id, number in last.items()}
+        for limit in (NEAR_FRONT, None):
+            if left := ids - positions.keys():
+                found = await _numbers(session, priority, left, newest_first=False, limit=limit)
+                positions |= {job_id: ahead + number for job_id, number in found.items()}
+    return positions
+
+
+async def _numbers(
+    session: AsyncSession, priority: int, ids: Collection[str], *, newest_first: bool, limit: int | None
+) -> dict[str, int]:
+    """The numbers, from 1, of these jobs among the oldest or newest ``limit`` queued jobs of a priority."""
+    columns = (JobRow.created_at, JobRow.id)
+    order = [column.desc() if newest_first else column.asc() for column in columns]
+    queue = select(*columns).where(JobRow.status == JobStatus.QUEUED, JobRow.priority == priority)
+    part = queue.order_by(*order).limit(limit).subquery()
+    numbered_order = [part.c.created_at.desc(), part.c.id.desc()] if newest_first else [part.c.created_at, part.c.id]
+    numbered = select(part.c.id, func.row_number().over(order_by=numbered_order).label("number")).subquery()
+    selected = select(numbered.c.id, numbered.c.number).where(numbered.c.id.in_(ids))
+    return {job_id: number for job_id, number in await session.execute(selected)}
 
 
 def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: int | None) -> Job:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import psutil
 from sqlalchemy import select
 
+from migrations.versions.r0007_indexes import TRIGGERS
 from server.database.connections import Database
 from server.database.service_identity import identify_service
 from server.database.tables import AttemptRow, CheckpointRow, DrainRow, EventRow, JobEndRow, JobRow, Table
@@ -221,6 +222,8 @@ async def _create_tables(database: Database) -> None:
     async with database.write() as session:
         connection = await session.connection()
         await connection.run_sync(Table.metadata.create_all)
+        for statement in TRIGGERS[connection.dialect.name]:
+            await connection.exec_driver_sql(statement)
 
 
 async def _insert(database: Database, job_id: str, spec: dict[str, Any], max_retries: int) -> None:

@@ -6,14 +6,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, insert, make_url, select, text
+from sqlalchemy import create_engine, func, insert, make_url, select, text
 
+import migrations
 from migrations.upgrade import latest_revision, upgrade
 from server.database.connections import Database
 from server.database.schema import SCHEMA_REVISION, require_schema
-from server.database.tables import JobEndRow, JobRow, Table
+from server.database.tables import JobCountRow, JobEndRow, JobMetadataRow, JobRow, Table
 from server.settings import DatabaseSettings
 from tests.harness.ports import free_loopback_port
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
@@ -33,6 +36,41 @@ def sync_url(url: str) -> str:
     parsed = make_url(url)
     driver = "sqlite" if parsed.get_backend_name() == "sqlite" else "postgresql+psycopg"
     return parsed.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Restore the schema of an earlier release."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    engine = create_engine(sync_url(url))
+    with engine.begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.downgrade(configuration, revision)
+    engine.dispose()
+
+
+def test_the_upgrade_counts_and_indexes_existing_jobs(database_url: str) -> None:
+    upgrade(database_url)
+    downgrade(database_url, "0006")
+    engine = create_engine(sync_url(database_url))
+    common = {"project": "p", "created_by": "k", "spec": {}, "resolved_spec": {}, "max_retries": 3}
+    jobs = [("queued", 0, {"team": "a", "Größe": "5"}), ("queued", 0, {}), ("queued", 7, {"team": "b"})]
+    with engine.begin() as connection:
+        for number, (status, priority, metadata) in enumerate([*jobs, ("failed", 0, {"team": "a"})]):
+            job = {"id": f"job_{number}", "status": status, "priority": priority, "metadata": metadata}
+            connection.execute(insert(JobRow).values(**job, **common, created_at=utc_now()))
+    upgrade(database_url)
+    with engine.connect() as connection:
+        columns = (JobMetadataRow.job_id, JobMetadataRow.key, JobMetadataRow.value, JobMetadataRow.project)
+        entries = connection.execute(select(*columns)).all()
+        same_times = select(func.count()).join(JobRow, JobRow.id == JobMetadataRow.job_id)
+        num_same = connection.scalar(same_times.where(JobRow.created_at == JobMetadataRow.created_at))
+        counts = connection.execute(select(JobCountRow.status, JobCountRow.priority, JobCountRow.count)).all()
+    engine.dispose()
+    expected = [("job_0", "team", "a"), ("job_0", "Größe", "5"), ("job_2", "team", "b"), ("job_3", "team", "a")]
+    assert sorted(map(tuple, entries)) == sorted((*entry, "p") for entry in expected)
+    assert num_same == 4
+    assert sorted(map(tuple, counts)) == [("failed", 0, 1), ("queued", 0, 2), ("queued", 7, 1)]
 
 
 def test_the_migrations_build_exactly_the_tables(database_url: str) -> None:
@@ -58,13 +96,10 @@ def test_the_upgrade_counts_ended_jobs_and_clears_errors_of_others(
     database_url: str,
 ) -> None:
     upgrade(database_url)
+    downgrade(database_url, "0003")
     engine = create_engine(sync_url(database_url))
     ends = [("failed", "train_error"), ("failed", "train_error"), ("succeeded", "completed"), ("queued", "retrying")]
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE job_ends"))
-        connection.execute(text("DROP TABLE service"))
-        connection.execute(text("ALTER TABLE attempts DROP COLUMN device_kind"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
         for number, (status, reason) in enumerate(ends):
             job = {"id": f"job_{number}", "status": status, "status_reason": reason, "error": {"code": reason}}
             common = {"project": "p", "created_by": "k", "spec": {}, "resolved_spec": {}, "priority": 0}
@@ -121,11 +156,7 @@ async def test_an_unreachable_database_is_reported() -> None:
 def test_a_database_with_data_is_backed_up_before_its_upgrade(tmp_path: Path) -> None:
     file = tmp_path / "zeta.db"
     upgrade(sqlite_url(file))
-    with closing(sqlite3.connect(file)) as older:  # the schema of the release before
-        older.execute("DROP TABLE service")
-        older.execute("ALTER TABLE attempts DROP COLUMN device_kind")
-        older.execute("UPDATE alembic_version SET version_num = '0004'")
-        older.commit()
+    downgrade(sqlite_url(file), "0004")
     upgrade(sqlite_url(file))
     with closing(sqlite3.connect(tmp_path / f"zeta.db.before-{latest_revision()}")) as copy:
         tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -12,9 +12,8 @@ from itertools import accumulate
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, Select, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 
 from server.database.tables import FileRow, JobRow
 from zeta_core.contract.errors import InvalidRequest
@@ -49,8 +48,8 @@ class Matches:
     """
 
     query: Select[Any]
-    created_at: InstrumentedAttribute[datetime]
-    id: InstrumentedAttribute[str]
+    created_at: SQLColumnExpression[datetime]
+    id: SQLColumnExpression[str]
 
 
 async def newest_first(
@@ -77,8 +76,8 @@ async def newest_first(
     keys = (await session.execute(_keys(alternatives, start, limit + 1))).all()
     ids: list[str] = [key.id for key in keys]
     if size is not None and len(ids) > UNWEIGHED_ROWS:
-        found = await session.execute(select(table.id, size).where(table.id.in_(ids)))
-        sizes: dict[str, int] = {id_: num_bytes for id_, num_bytes in found}
+        found = (await session.execute(select(table.id, size).where(table.id.in_(ids)))).all()
+        sizes: dict[str, int] = dict(found)
         limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids[:limit])))
     rows = {row.id: row for row in await session.scalars(select(table).where(table.id.in_(ids[:limit])))}
     return [rows[id_] for id_ in ids[:limit]], len(ids) > limit
@@ -86,7 +85,7 @@ async def newest_first(
 
 def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, limit: int) -> Select[Any]:
     """The creation times and ids of a page. Each alternative has its own limit, and is read in an index's order."""
-    parts: list[Select[Any]] = []
+    parts: list[Any] = []
     for matches in alternatives:
         query = matches.query.with_only_columns(matches.created_at.label("created_at"), matches.id.label("id"))
         if start is not None:

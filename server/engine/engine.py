@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.database.job_counts import MERGE_SECONDS, merge_counts
+from server.database.tables import JobRow
 from server.engine import database_claim, redis_claim
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
@@ -119,11 +120,16 @@ class Engine:
 
     def wake(self) -> None:
         """Process the queue and the running jobs now, because a job was cancelled, paused or resumed."""
+        self._scheduler.queue_changed()
         self.loops.wake("scheduler", *self._monitor.passes())
 
     def wake_scheduler(self) -> None:
-        """Process the queue now, because a job was queued."""
+        """Process the queue now, because a job was queued with the reason of `waiting_reason_of`."""
         self.loops.wake("scheduler")
+
+    def waiting_reason_of(self, job: JobRow) -> dict[str, Any] | None:
+        """The waiting reason of a job that is being queued; ``None`` if it will probably start now."""
+        return self._scheduler.explain(job)
 
     @property
     def redis_ok(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from server.engine.requirements import Requirements
 from zeta_core.contract.job.status import WaitingCode
 from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import TIME_LIMIT_VERSION, Heartbeat
@@ -59,20 +60,13 @@ class Candidate:
         return self.heartbeat.cpu_kind is not None
 
 
-def choose(
-    candidates: Sequence[Candidate],
-    resources: Resources,
-    *,
-    threads: int = 1,
-    timed: bool = False,
-    device_kind: str | None = None,
-) -> tuple[Candidate, list[int]] | Wait:
-    """The best worker for the job and the slots to use, or the reason why the job waits.
+def choose(candidates: Sequence[Candidate], needs: Requirements) -> tuple[Candidate, list[int]] | Wait:
+    """The best worker for a job and the slots to use, or the reason why the job waits.
 
-    Free slots of ``device_kind``, the kind that computed the job so far, are preferred; among equals, the worker with
-    the most free slots wins. ``resources.exact`` rules out every other kind. ``threads`` is the number of cores that
-    each process needs. ``timed`` means that the job has a time limit, which older workers can't enforce.
+    Free slots of ``needs.device_kind`` are preferred; among equals, the worker with the most free slots wins.
+    ``resources.exact`` rules out every other kind.
     """
+    resources, threads, device_kind = needs.resources, needs.threads, needs.device_kind
     if not candidates:
         return Wait(WaitingCode.NO_WORKER)
     capable = [
@@ -87,7 +81,7 @@ def choose(
             "that many cores; connect one that does."
         )
         return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message)
-    if timed:
+    if needs.timed:
         capable = [
             (candidate, needed)
             for candidate, needed in capable

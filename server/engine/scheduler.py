@@ -3,6 +3,9 @@
 An assignment is committed before its message is sent, so no message refers to an uncommitted assignment. An assignment
 that isn't claimed in time, or whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots
 in its heartbeat, minus the slots that the database has already assigned.
+
+A new job gets its waiting reason with its insert (`Scheduler.explain`). A pass that can't place any job reads the queue
+only if the reasons may have changed, so submissions to a busy service don't cause work for each waiting job.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, text, update
+from sqlalchemy import ColumnElement, func, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.checkpoints import checkpoint_to_resume
@@ -27,6 +30,7 @@ from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
 from server.engine.placement import Candidate, Wait, choose
+from server.engine.requirements import Requirements, requirements, requirements_of
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
@@ -39,6 +43,8 @@ SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
 UPDATE_CHUNK = 100
 PAGE_JOBS = 200
 EXPLAIN_SECONDS = 15.0
+# Reasons that change without a notice to this process: the end of a back-off, changes by other servers.
+REFRESH_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 Queued = Any  # a row of `_COLUMNS`
@@ -71,13 +77,31 @@ class Scheduler:
         self._send = send
         self._claim_seconds = claim_seconds
         self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it (monotonic)
-        self._explain_all_at = 0.0
+        self._candidates: list[Candidate] = []  # of the last pass
+        self._situation: object = None  # what the waiting reasons depended on in the last pass
+        self._is_queue_changed = True
+        self._is_explained = False  # whether all waiting reasons are those of the current situation
+        self._explained_at = float("-inf")  # monotonic
+
+    def queue_changed(self) -> None:
+        """Let the next pass read the queue, because a job was queued without a waiting reason, or changed."""
+        self._is_queue_changed = True
+
+    def explain(self, job: JobRow) -> dict[str, Any] | None:
+        """The waiting reason of a job that is being queued; ``None`` if the next pass will probably place it."""
+        if not self._workers.is_connected:
+            return _reason(_REDIS_UNREACHABLE if self._workers.was_read else Wait(WaitingCode.NO_WORKER), utc_now())
+        candidates = [beat for beat in self._candidates if self._workers.is_alive(beat.heartbeat.worker)]
+        if not candidates and any(self._workers.is_alive(beat.worker) for beat in self._workers.workers()):
+            return None  # a pass will consider these workers
+        choice = choose(candidates, requirements_of(job))
+        return _reason(choice, utc_now()) if isinstance(choice, Wait) else None
 
     async def one_pass(self) -> None:
         """Withdraw unclaimed hand-overs, then schedule the queue in order.
 
         The queue is read page by page. Once no slot is free, later pages only need their waiting reasons updated, which
-        happens every `EXPLAIN_SECONDS`.
+        happens at most every `EXPLAIN_SECONDS`.
         """
         if not self._workers.was_read:
             return  # no heartbeats have been read yet
@@ -91,21 +115,28 @@ class Scheduler:
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker) and not beat.stopping
         ]
-        explain_all = time.monotonic() >= self._explain_all_at
+        self._candidates = candidates
+        situation = (self._workers.is_connected, [_situation_of(candidate) for candidate in candidates])
+        is_changed = self._is_queue_changed or situation != self._situation
+        self._is_queue_changed, self._situation = False, situation
+        self._is_explained = self._is_explained and not is_changed
+        age = time.monotonic() - self._explained_at
+        explain_all = age >= (REFRESH_SECONDS if self._is_explained else EXPLAIN_SECONDS)
+        if is_changed or explain_all or _has_free_slot(candidates):
+            await self._schedule_queue(candidates, load.jobs, explain_all=explain_all)
+        if explain_all:
+            self._is_explained, self._explained_at = True, time.monotonic()
+
+    async def _schedule_queue(self, candidates: list[Candidate], running: Counter[str], *, explain_all: bool) -> None:
         last: Queued | None = None
         failures: list[Exception | None] = []
         while True:
-            query = _WAITING if last is None else _WAITING.where(_after(last))
             async with self._database.read() as session:
-                page: Sequence[Queued] = (await session.execute(query)).all()
-            failures.append(await self._schedule_page(page, candidates, load.jobs))
-            if len(page) < PAGE_JOBS or not (
-                explain_all or any(candidate.free and candidate.unavailable is None for candidate in candidates)
-            ):
+                page = await _next_page(session, last)
+            failures.append(await self._schedule_page(page, candidates, running))
+            if len(page) < PAGE_JOBS or not (explain_all or _has_free_slot(candidates)):
                 break
             last = page[-1]
-        if explain_all:
-            self._explain_all_at = time.monotonic() + EXPLAIN_SECONDS
         raise_first(*failures)
 
     async def _schedule_page(
@@ -117,6 +148,7 @@ class Scheduler:
         is returned.
         """
         waits: list[tuple[Queued, Wait]] = []
+        known_waits: dict[Requirements, Wait] = {}  # until a slot is taken
         now = utc_now()
 
         async def consider(row: Queued) -> None:
@@ -127,15 +159,10 @@ class Scheduler:
             if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
                 waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
                 return
-            resources = _resources(row)
-            choice = choose(
-                candidates,
-                resources,
-                threads=_threads(row, resources),
-                timed=row.time_limit is not None,
-                device_kind=row.device_kind if isinstance(row.device_kind, str) else None,
-            )
+            needs = _requirements(row)
+            choice = known_waits.get(needs) or choose(candidates, needs)
             if isinstance(choice, Wait):
+                known_waits[needs] = choice
                 waits.append((row, choice))
                 return
             if self._is_full(running[row.project]):
@@ -143,8 +170,11 @@ class Scheduler:
                 return
             candidate, slots = choice
             running[row.project] += 1
+            known_waits.clear()
             candidate.free = [slot for slot in candidate.free if slot not in slots]
-            await self._hand_over(row.id, row.attempt, candidate.heartbeat, slots, gpus=candidate.gpus_for(resources))
+            await self._hand_over(
+                row.id, row.attempt, candidate.heartbeat, slots, gpus=candidate.gpus_for(needs.resources)
+            )
 
         failure = await try_each(page, consider)
         await self._explain(waits)
@@ -253,49 +283,59 @@ _COLUMNS = select(
     JobRow.spec["time_limit_seconds"].label("time_limit"),
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
 ).where(JobRow.status == JobStatus.QUEUED)
-_WAITING = (
-    _COLUMNS.where(JobRow.worker.is_(None))
-    .order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
-    .limit(PAGE_JOBS)
-)
+_WAITING = _COLUMNS.where(JobRow.worker.is_(None)).order_by(JobRow.created_at, JobRow.id)
 _REDIS_UNREACHABLE = Wait(
     WaitingCode.NO_WORKER, message="Redis is unreachable, so workers can't be reached; see the server log."
 )
 
 
-def _after(row: Queued) -> ColumnElement[bool]:
-    """Selects the jobs behind ``row`` in the queue."""
-    return or_(
-        JobRow.priority < row.priority,
-        and_(JobRow.priority == row.priority, JobRow.created_at > row.created_at),
-        and_(JobRow.priority == row.priority, JobRow.created_at == row.created_at, JobRow.id > row.id),
+async def _next_page(session: AsyncSession, last: Queued | None) -> Sequence[Queued]:
+    """The next `PAGE_JOBS` waiting jobs after ``last``, in the order of the queue.
+
+    One query for each priority, because an index contains the order within a priority only.
+    """
+    page: list[Queued] = []
+    priority = None if last is None else last.priority
+    if last is not None:
+        later = tuple_(JobRow.created_at, JobRow.id) > (last.created_at, last.id)
+        page += await _of_priority(session, last.priority, PAGE_JOBS, later)
+    while len(page) < PAGE_JOBS:
+        highest = select(func.max(JobRow.priority)).where(JobRow.status == JobStatus.QUEUED)
+        priority = await session.scalar(highest if priority is None else highest.where(JobRow.priority < priority))
+        if priority is None:
+            break
+        page += await _of_priority(session, priority, PAGE_JOBS - len(page))
+    return page
+
+
+async def _of_priority(
+    session: AsyncSession, priority: int, limit: int, *conditions: ColumnElement[bool]
+) -> Sequence[Queued]:
+    query = _WAITING.where(JobRow.priority == priority, *conditions).limit(limit)
+    return (await session.execute(query)).all()
+
+
+def _has_free_slot(candidates: Sequence[Candidate]) -> bool:
+    return any(candidate.free and candidate.unavailable is None for candidate in candidates)
+
+
+def _situation_of(candidate: Candidate) -> object:
+    """Everything about a worker that waiting reasons depend on."""
+    beat = candidate.heartbeat
+    kinds = [(slot.kind, slot.device_kind) for slot in beat.slots]
+    return beat.worker, beat.contract_version, beat.cores, beat.cpu_kind, kinds, candidate.free, candidate.unavailable
+
+
+def _requirements(row: Queued) -> Requirements:
+    return requirements(
+        attempt=row.attempt,
+        resources=row.resources,
+        resolved_resources=row.resolved_resources,
+        resolved_threads=row.resolved_threads,
+        device_kind=row.device_kind,
+        time_limit=row.time_limit,
+        resumed=row.resumed,
     )
-
-
-def _resources(row: Queued) -> Resources:
-    """The requested resources; once a job has started, its choice between GPU and CPU is fixed.
-
-    Exact results depend on that choice. For the same reason it is fixed for a job with ``resources.exact`` that resumes
-    another job's checkpoint.
-    """
-    requested = Resources.model_validate(row.resources or {})
-    if requested.gpus is not None:
-        return requested
-    if not row.attempt:
-        kind = row.device_kind if requested.exact else None
-        return requested if kind is None else requested.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
-    return requested.model_copy(update={"gpus": (row.resolved_resources or {}).get("gpus")})
-
-
-def _threads(row: Queued, resources: Resources) -> int:
-    """The minimum number of cores for each process: on a CPU, exact results depend on the job's initial thread count.
-
-    A job that resumes another job's checkpoint doesn't wait for cores: if its thread count differs, it gets the warning
-    ``threads_changed``.
-    """
-    if not row.attempt or resources.gpus or row.resumed is not None:
-        return 1
-    return row.resolved_threads if isinstance(row.resolved_threads, int) else 1  # no attempt has reported it yet
 
 
 def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:

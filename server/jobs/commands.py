@@ -12,7 +12,7 @@ from server.auth import Caller
 from server.database import time_limits
 from server.database.tables import JobRow
 from server.database.transitions import StatusChange, change_status, hold
-from server.jobs.queries import find_job, initial_waiting_reason
+from server.jobs.queries import find_job
 from server.jobs.serialization import to_job
 from server.service import Service
 from zeta_core.contract.errors import Conflict
@@ -62,7 +62,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             await _require_time_left(session, row)
             row.not_before = None
             await _change(session, row, JobStatus.QUEUED, StatusReason.RESUMED)
-            row.waiting_reason = initial_waiting_reason(service)
+            row.waiting_reason = service.engine.waiting_reason_of(row)
         case Effect.NOTHING:
             pass
         case Effect.DELETE | Effect.RERUN:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Select, Text, cast, func, select
+from sqlalchemy import ColumnElement, Text, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -20,10 +19,9 @@ from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.job.job import Job, WaitingReason
+from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Page
-from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
+from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.validation import shown
 
 MAX_METADATA = 16  # maximum number of entries of a job
@@ -60,27 +58,33 @@ class JobQuery(PageQuery):
 
 def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     """The queries for the jobs that match; an index orders the jobs of each."""
-    query = select(JobRow).where(JobRow.project == project, JobRow.deleted_at.is_(None))
+    conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
     if filters.entity_name is not None:
-        query = query.where(JobRow.entity_name == storable(filters.entity_name))
-    statuses = sorted(set(filters.status))
-    entries = [(storable(name), storable(value)) for name, value in filters.metadata.items()]
-    if entries:
+        conditions.append(JobRow.entity_name == storable(filters.entity_name))
+    statuses = sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
+    if filters.metadata:
         if statuses:
-            query = query.where(JobRow.status.in_(statuses))
-        return [_with_metadata(query, project, entries)]
-    if not statuses or len(statuses) == len(JobStatus):
-        return [Matches(query, JobRow.created_at, JobRow.id)]
-    return [Matches(query.where(JobRow.status == status), JobRow.created_at, JobRow.id) for status in statuses]
+            conditions.append(JobRow.status.in_(statuses))
+        return [_with_metadata(project, filters.metadata, conditions)]
+    query = select(JobRow).where(JobRow.project == project, *conditions)
+    queries = [query.where(JobRow.status == status) for status in statuses] or [query]
+    return [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
 
 
-def _with_metadata(query: Select[JobRow], project: str, entries: Sequence[tuple[str, str]]) -> Matches:
-    """Jobs with all these metadata entries: the index of the first one orders them, the others are looked up."""
-    tables = [aliased(JobMetadataRow) for _ in entries]
-    for table, (key, value) in zip(tables, entries, strict=True):
-        query = query.join(table, table.job_id == JobRow.id).where(table.key == key, table.value == value)
-    first = tables[0]
-    return Matches(query.where(first.project == project), first.created_at, first.job_id)
+def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequence[ColumnElement[bool]]) -> Matches:
+    """Jobs with all these metadata entries: the index of one entry orders them, and the rest is looked up by job.
+
+    The lookups are scalar subqueries, which no planner turns into a join that reads a whole table.
+    """
+    (key, value), *others = ((storable(key), storable(value)) for key, value in entries.items())
+    entry = JobMetadataRow
+    query = select(entry).where(entry.project == project, entry.key == key, entry.value == value)
+    for other_key, other_value in others:
+        other = aliased(entry)
+        found = select(other.value).where(other.job_id == entry.job_id, other.key == other_key)
+        query = query.where(found.scalar_subquery() == other_value)
+    job = select(JobRow.id).where(JobRow.id == entry.job_id, *conditions)
+    return Matches(query.where(job.scalar_subquery().is_not(None)), entry.created_at, entry.job_id)
 
 
 async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
@@ -110,11 +114,3 @@ async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: 
     if row is None or row.project != caller.project or row.deleted_at is not None:
         raise NotFound(f"Job {shown(job_id)} not found; GET /v1/jobs lists your jobs.", code="job_not_found")
     return row
-
-
-def initial_waiting_reason(service: Service) -> dict[str, Any] | None:
-    """The waiting reason of a new job until the scheduler has processed it."""
-    if any(service.engine.is_alive(beat.worker) for beat in service.engine.workers()):
-        return None
-    code = WaitingCode.NO_WORKER
-    return WaitingReason(code=code, message=WAITING_SENTENCES[code], since=utc_now()).model_dump(mode="json")

@@ -68,7 +68,7 @@ async def _numbers(
     numbered_order = [part.c.created_at.desc(), part.c.id.desc()] if newest_first else [part.c.created_at, part.c.id]
     numbered = select(part.c.id, func.row_number().over(order_by=numbered_order).label("number")).subquery()
     selected = select(numbered.c.id, numbered.c.number).where(numbered.c.id.in_(ids))
-    return {job_id: number for job_id, number in await session.execute(selected)}
+    return dict((await session.execute(selected)).all())
 
 
 def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: int | None) -> Job:

@@ -20,7 +20,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.tables import IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
-from server.jobs.queries import initial_waiting_reason
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
 from server.submitting.acceptance import AcceptedSpec, accept, read_spec
@@ -132,12 +131,11 @@ class Submissions:
 
     def _row(self, submission: _Submission, accepted: AcceptedSpec) -> JobRow:
         (job_id, created_at), spec = new_id_at("job"), accepted.spec
-        return JobRow(
+        row = JobRow(
             id=job_id,
             project=submission.caller.project,
             created_by=submission.caller.key_id,
             parent=submission.parent,
-            waiting_reason=initial_waiting_reason(self._service),
             entity_name=spec.entity_name,
             spec=submission.body,
             resolved_spec=accepted.resolved_spec,
@@ -146,6 +144,8 @@ class Submissions:
             created_at=created_at,
             job_metadata=dict(spec.metadata),
         )
+        row.waiting_reason = self._service.engine.waiting_reason_of(row)
+        return row
 
 
 async def find_created_job(service: Service, caller: Caller, request: RequestIdentity) -> Job | None:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,7 +77,7 @@ async def fill(database: Database) -> None:
 
 
 @contextmanager
-def recorded(session: AsyncSession) -> Iterator[list[tuple[str, Any]]]:
+def recorded(session: AsyncSession) -> Generator[list[tuple[str, Any]]]:
     """The statements that the session executes in this block, with their parameters."""
     statements: list[tuple[str, Any]] = []
 

@@ -57,9 +57,11 @@ class SteppedScheduler:
         }
         self.workers.update(entries)
 
-    def step(self) -> list[tuple[str, str]]:
+    def step(self, *, queue_changed: bool = True) -> list[tuple[str, str]]:
         """One pass; the (job, worker) that it sent."""
         before = len(self.sent)
+        if queue_changed:
+            self.scheduler.queue_changed()
         self._fleet.loop.run(self.scheduler.one_pass())
         return [(message.job_id, message.worker) for message in self.sent[before:]]
 
@@ -115,6 +117,54 @@ def test_every_waiting_job_has_a_reason_and_its_start(fleet: SmallFleet) -> None
     stepped.workers.unreachable()
     stepped.step()
     assert "Redis is unreachable" in (fleet.job(job_id).waiting_reason or {})["message"]
+
+
+def test_a_pass_that_cannot_place_a_job_does_not_read_the_queue(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet)
+    busy = {"slots": 1, "running": [("job_other", 1)]}
+    stepped.update_workers(box=busy)
+    stepped.step()
+    job_id = fleet.submit()
+    assert stepped.step(queue_changed=False) == []
+    assert waiting_code(fleet, job_id) is None
+    stepped.update_workers(box=busy, another=busy)  # the reasons may have changed
+    stepped.step(queue_changed=False)
+    assert waiting_code(fleet, job_id) == "workers_busy"
+    stepped.update_workers(box=1, another=busy)
+    assert stepped.step(queue_changed=False) == [(job_id, "box")]
+
+
+def test_a_new_job_gets_its_waiting_reason_without_a_pass(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet)
+    job = fleet.job(fleet.submit())
+
+    def code(**spec: Any) -> str | None:
+        job.spec = {"resources": spec}
+        return (stepped.scheduler.explain(job) or {}).get("code")
+
+    assert code() == "no_worker"
+    stepped.update_workers(box=1)
+    assert code() is None  # no pass has considered this worker yet
+    change(fleet, job.id, spec={"resources": {"gpus": 1}})
+    stepped.step()
+    assert (code(), code(gpus=1)) == (None, "never_fits")
+    stepped.update_workers(box={"slots": 1, "running": [("job_other", 1)]})
+    stepped.step()
+    assert (code(), code(gpus=1)) == ("workers_busy", "never_fits")
+    stepped.workers.unreachable()
+    assert code() == "no_worker"
+
+
+def test_the_queue_is_read_by_priority_and_age_over_several_pages(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.scheduler.PAGE_JOBS", 2)
+    stepped = SteppedScheduler(fleet)
+    jobs = [fleet.submit() for _ in range(7)]
+    for job_id, priority in zip(jobs, (0, 5, -5, 0, 5, 0, 5), strict=True):
+        change(fleet, job_id, priority=priority)
+    stepped.update_workers(large=7)
+    assert [job_id for job_id, _ in stepped.step()] == [jobs[number] for number in (1, 4, 6, 0, 3, 5, 2)]
 
 
 def test_drained_outdated_and_full_workers_are_reported_as_reasons(fleet: SmallFleet) -> None:

@@ -1,0 +1,75 @@
+"""What a queued job needs from a worker, from its submitted spec and from what its earlier attempts have decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.database.tables import JobRow
+from zeta_core.contract.spec.options import Resources
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """Jobs with equal requirements fit on the same workers.
+
+    ``threads`` is the minimum number of cores for each process. ``timed`` means that the job has a time limit, which
+    older workers can't enforce. ``device_kind`` is the kind of device that computed the job so far.
+    """
+
+    resources: Resources
+    threads: int = 1
+    timed: bool = False
+    device_kind: str | None = None
+
+
+def requirements_of(job: JobRow) -> Requirements:
+    """The requirements of a job whose whole row is loaded."""
+    spec, resolved = job.spec, job.resolved_spec_json
+    return requirements(
+        attempt=job.attempt or 0,
+        resources=spec.get("resources"),
+        resolved_resources=resolved.get("resources"),
+        resolved_threads=resolved.get("threads"),
+        device_kind=resolved.get("device_kind"),
+        time_limit=spec.get("time_limit_seconds"),
+        resumed=spec.get("resume_from_checkpoint"),
+    )
+
+
+def requirements(
+    *,
+    attempt: int,
+    resources: Mapping[str, Any] | None,
+    resolved_resources: Mapping[str, Any] | None,
+    resolved_threads: Any,
+    device_kind: Any,
+    time_limit: Any,
+    resumed: Any,
+) -> Requirements:
+    """The requirements of a job with these fields in its spec and its resolved spec, after this many attempts."""
+    kind = device_kind if isinstance(device_kind, str) else None
+    fixed = _fixed_resources(attempt, Resources.model_validate(resources or {}), resolved_resources, kind)
+    threads = 1
+    # On a CPU, exact results depend on the job's initial thread count. A job that resumes another job's checkpoint
+    # doesn't wait for cores: if its thread count differs, it gets the warning `threads_changed`.
+    if attempt and not fixed.gpus and resumed is None and isinstance(resolved_threads, int):
+        threads = resolved_threads
+    return Requirements(fixed, threads, time_limit is not None, kind)
+
+
+def _fixed_resources(
+    attempt: int, requested: Resources, resolved: Mapping[str, Any] | None, device_kind: str | None
+) -> Resources:
+    """The requested resources; once a job has started, its choice between GPU and CPU is fixed.
+
+    Exact results depend on that choice. For the same reason it is fixed for a job with ``resources.exact`` that resumes
+    another job's checkpoint.
+    """
+    if requested.gpus is not None:
+        return requested
+    if not attempt:
+        kind = device_kind if requested.exact else None
+        return requested if kind is None else requested.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
+    return requested.model_copy(update={"gpus": (resolved or {}).get("gpus")})

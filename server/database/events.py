@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
@@ -30,6 +31,27 @@ async def append(
     )
     session.add(row)
     return row
+
+
+class EventBatch:
+    """Events of one job, whose row the caller has locked; `store` inserts them with one statement."""
+
+    def __init__(self, job: JobRow) -> None:
+        self._job = job
+        self._rows: list[dict[str, Any]] = []
+
+    def append(
+        self, *, attempt: int, line: int | None, type: EventType, created_at: datetime, fields: dict[str, Any]
+    ) -> None:
+        """Add an event with the next ``seq``. The caller must `store` the batch in the same transaction."""
+        self._job.last_seq += 1
+        row = {"attempt": attempt, "line": line, "type": type, "created_at": created_at, "fields": fields}
+        self._rows.append({"job_id": self._job.id, "seq": self._job.last_seq, **row})
+
+    async def store(self, session: AsyncSession) -> None:
+        if self._rows:
+            await session.execute(insert(EventRow), self._rows)
+            self._rows = []
 
 
 def warn(job: JobRow, line: WarningLine) -> None:

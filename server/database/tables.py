@@ -68,7 +68,7 @@ class Table(DeclarativeBase):
 
 
 class JobRow(Table):
-    """One job. Only `transitions` assigns ``status``, and only `events.append` assigns ``last_seq``."""
+    """One job. Only `transitions` assigns ``status``, and only it and `events` assign ``last_seq``."""
 
     __tablename__ = "jobs"
     __table_args__ = (

@@ -18,9 +18,8 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database import events
 from server.database.checkpoints import protected_checkpoints, record_checkpoint
-from server.database.events import warn
+from server.database.events import EventBatch, warn
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import end_attempt
@@ -39,6 +38,7 @@ from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 
 MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
 LIMITED: frozenset[EventType] = frozenset({"log", "sample", "progress"})
+_NOT_FIELDS = {"type", "created_at"}  # columns of their own
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,19 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     protected = set[str]()
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
         protected = await protected_checkpoints(session, job)
-    num_applied = 0
+    appending = _Appending(session, job, attempt, EventBatch(job), max_events, protected)
+    stored_line = attempt.stored_line
     for number, raw in enumerate(batch.lines, batch.first_line):
-        if number != attempt.stored_line + 1:
+        if number != stored_line + 1:
             continue
-        await _apply_line(session, job, attempt, number, parse_line(raw), max_events, protected)
-        attempt.stored_line = number
-        num_applied += 1
+        await appending.apply(number, parse_line(raw))
+        stored_line = number
         if job.status != JobStatus.RUNNING:
             break
+    await appending.events.store(session)
+    num_applied, attempt.stored_line = stored_line - attempt.stored_line, stored_line
     ended = job.status != JobStatus.RUNNING
-    ack = _ack(batch, attempt.stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
+    ack = _ack(batch, stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
     return AppliedBatch(ack, num_applied, ended)
 
 
@@ -92,6 +94,8 @@ def parse_line(raw: dict[str, Any]) -> JournalLine:
 def sanitized(value: Any) -> Any:
     """The value without contents that databases reject: NUL, lone surrogates and non-finite numbers."""
     if isinstance(value, str):
+        if value.isascii() and "\0" not in value:
+            return value
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -102,73 +106,69 @@ def sanitized(value: Any) -> Any:
     return value
 
 
-async def _apply_line(
-    session: AsyncSession,
-    job: JobRow,
-    attempt: AttemptRow,
-    number: int,
-    line: JournalLine,
-    max_events: int,
-    protected: Collection[str],
-) -> None:
-    match line:
-        case StatusLine() if line.status != JobStatus.RUNNING:
-            await end_attempt(session, job, line, line=number)
-            return  # `change_status` has appended the event
-        case StatusLine():
-            if line.resolved_spec is not None:
-                job.resolved_spec = job.resolved_spec.updated(line.resolved_spec)
-                attempt.device_kind = line.resolved_spec.device_kind
-        case ProgressLine():
-            latest = _fields(line, without={"steps"})  # the curve is in the event
-            job.progress = {**(job.progress or {}), **latest}
-            if line.step is not None:
-                attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
-                attempt.last_step = line.step
-        case CheckpointLine():
-            await record_checkpoint(session, job, line, attempt=attempt.attempt, protected=protected)
-        case WarningLine():
-            warn(job, line)
-        case _:
-            pass
-    if line.type in LIMITED and not await _fits_limit(session, job, attempt, max_events):
-        return
-    await _append(session, job, attempt, line, number=number)
+@dataclass(frozen=True)
+class _Appending:
+    """Applies the lines of one batch to a locked job and its running attempt."""
 
+    session: AsyncSession
+    job: JobRow
+    attempt: AttemptRow
+    events: EventBatch
+    max_events: int
+    protected: Collection[str]
 
-async def _append(
-    session: AsyncSession, job: JobRow, attempt: AttemptRow, line: JournalLine, *, number: int | None
-) -> None:
-    """Store a line as an event; ``number`` is its number in the journal, or ``None`` for the server's own lines."""
-    await events.append(
-        session,
-        job,
-        attempt=attempt.attempt,
-        line=number,
-        type=line.type,
-        created_at=line.created_at,
-        fields=_fields(line),
-    )
+    async def apply(self, number: int, line: JournalLine) -> None:
+        job, attempt, fields = self.job, self.attempt, _fields(line)
+        match line:
+            case StatusLine() if line.status != JobStatus.RUNNING:
+                await end_attempt(self.session, job, line, line=number)
+                return  # `change_status` has appended the event
+            case StatusLine():
+                if line.resolved_spec is not None:
+                    job.resolved_spec = job.resolved_spec.updated(line.resolved_spec)
+                    attempt.device_kind = line.resolved_spec.device_kind
+            case ProgressLine():
+                # The curve is in the event.
+                latest = {name: value for name, value in fields.items() if name != "steps"}
+                job.progress = {**(job.progress or {}), **latest}
+                if line.step is not None:
+                    attempt.first_step = line.step if attempt.first_step is None else min(attempt.first_step, line.step)
+                    attempt.last_step = line.step
+            case CheckpointLine():
+                await record_checkpoint(self.session, job, line, attempt=attempt.attempt, protected=self.protected)
+            case WarningLine():
+                warn(job, line)
+            case _:
+                pass
+        if line.type not in LIMITED or self._fits_limit():
+            self._append(line, fields, number=number)
 
-
-def _fields(line: JournalLine, *, without: Collection[str] = ()) -> dict[str, Any]:
-    return line.model_dump(mode="json", exclude={"type", "created_at", *without}, exclude_none=True)
-
-
-async def _fits_limit(session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int) -> bool:
-    """Count one more event of a limited type; returns whether to store it. The first dropped one adds a warning."""
-    if job.num_limited_events < max_events:
-        job.num_limited_events += 1
-        return True
-    if job.num_limited_events == max_events:
-        job.num_limited_events += 1
-        message = (
-            f"The job has reached its limit of {max_events} log, sample and progress events; later ones are not stored."
+    def _append(self, line: JournalLine, fields: dict[str, Any], *, number: int | None) -> None:
+        """Store a line as an event; ``number`` is its number in the journal, or ``None`` for the server's own lines."""
+        self.events.append(
+            attempt=self.attempt.attempt, line=number, type=line.type, created_at=line.created_at, fields=fields
         )
-        line = WarningLine(code="events_cut", message=message)
-        warn(job, line)
-        await _append(session, job, attempt, line, number=None)
-    return False
+
+    def _fits_limit(self) -> bool:
+        """Count one more event of a limited type; returns whether to store it. The first dropped one adds a warning."""
+        job, max_events = self.job, self.max_events
+        if job.num_limited_events < max_events:
+            job.num_limited_events += 1
+            return True
+        if job.num_limited_events == max_events:
+            job.num_limited_events += 1
+            message = (
+                f"The job has reached its limit of {max_events} log, sample and progress events; "
+                "later ones are not stored."
+            )
+            line = WarningLine(code="events_cut", message=message)
+            warn(job, line)
+            self._append(line, _fields(line), number=None)
+        return False
+
+
+def _fields(line: JournalLine) -> dict[str, Any]:
+    return line.model_dump(mode="json", exclude=_NOT_FIELDS, exclude_none=True)
 
 
 def _ack(batch: JournalBatch, stored_line: int, *, fenced: bool) -> JournalAck:

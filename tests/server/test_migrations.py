@@ -63,7 +63,7 @@ def test_the_upgrade_counts_and_indexes_existing_jobs(database_url: str) -> None
     with engine.connect() as connection:
         columns = (JobMetadataRow.job_id, JobMetadataRow.key, JobMetadataRow.value, JobMetadataRow.project)
         entries = connection.execute(select(*columns)).all()
-        same_times = select(func.count()).join(JobRow, JobRow.id == JobMetadataRow.job_id)
+        same_times = select(func.count()).select_from(JobMetadataRow).join(JobRow, JobRow.id == JobMetadataRow.job_id)
         num_same = connection.scalar(same_times.where(JobRow.created_at == JobMetadataRow.created_at))
         counts = connection.execute(select(JobCountRow.status, JobCountRow.priority, JobCountRow.count)).all()
     engine.dispose()

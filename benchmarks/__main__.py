@@ -15,10 +15,13 @@ from benchmarks import (
     command_line,
     data_wait,
     evaluation,
+    event_storage,
+    listing,
     loop_overhead,
     lora,
     mixed_documents,
     resume_time,
+    submissions,
     throughput,
 )
 from benchmarks.result import BenchmarkResult, describe_machine, markdown_table, write_json
@@ -35,6 +38,10 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "lora": lora.measure,
     "evaluation": evaluation.measure,
     "command-line": command_line.measure,
+    "submissions": submissions.on_sqlite,
+    "submissions-postgresql": submissions.on_postgresql,
+    "listing": listing.measure,
+    "event-storage": event_storage.measure,
 }
 
 

@@ -2,7 +2,7 @@
 
 PostgreSQL refuses to run as root. For root, it therefore runs as the account ``nobody``, from a copy of its programs in
 the server's directory, because ``nobody`` may not be able to read the virtual environment. No account is created, and
-no permissions outside that directory are changed. The data is temporary, so writes are not flushed to disk.
+no permissions outside that directory are changed. The data is temporary, so writes are not flushed to disk by default.
 """
 
 import itertools
@@ -36,9 +36,10 @@ class PostgresUnavailable(Exception):
 class PostgresServer:
     """One cluster with one superuser, ``postgres``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
         """``directory`` must exist and be empty; `start` creates the cluster and starts it."""
         self.directory = directory
+        self._durable = durable
         self.port = free_loopback_port()
         self._password = secrets.token_urlsafe(16)
         self._account = _unprivileged_account(directory) if os.geteuid() == 0 else None
@@ -58,7 +59,14 @@ class PostgresServer:
         data = self.directory / "data"
         self._make_cluster(programs, data, self._log_file)
         self._command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
-        self._command += ["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=200"]
+        self._command += [
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            f"fsync={'on' if self._durable else 'off'}",
+            "-c",
+            "max_connections=200",
+        ]
         self.start_again()
 
     def start_again(self) -> None:

@@ -98,7 +98,7 @@ def measure(size: Size) -> BenchmarkResult:
     ratios = {path: after / before for path, (before, after) in medians.items()}
     worst = max(ratios, key=ratios.__getitem__)
     return BenchmarkResult(
-        title=f"Slowest list (or /metrics) with {many:,} jobs and {many * EVENTS_PER_JOB:,} events, relative to 100 jobs",
+        title=f"Slowest list or /metrics, {many:,} jobs and {many * EVENTS_PER_JOB:,} events, relative to 100 jobs",
         unit="ms",
         figures={f"{name}, {worst}": times[name][worst] for name in times},
         ratio=ratios[worst],

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
-import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.postgres import PostgresServer
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
 from tests.server.serving import API_KEY, REPOSITORY, SPEC, ServerProcess
 
 DatabaseKind = Literal["sqlite", "postgresql"]
@@ -89,10 +90,10 @@ def minimal_service(folder: Path, database_url: str | None) -> Generator[int]:
     environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
     process = start_child(command, log_file=folder / "peer.log", environment=environment)
     try:
-        _wait_until_it_answers(port)
+        wait_until(lambda: _answers(port), START_SECONDS, "the minimal service to answer")
         yield port
     finally:
-        stop_child(process, stop_signal=15)  # pyright: ignore[reportArgumentType]
+        stop_child(process, stop_signal=signal.SIGTERM)
 
 
 def submission(fields: Mapping[str, Any] | None = None) -> bytes:
@@ -100,14 +101,9 @@ def submission(fields: Mapping[str, Any] | None = None) -> bytes:
     return request_bytes("POST", "/v1/jobs", HEADERS, json.dumps({**JOB, **(fields or {})}).encode())
 
 
-def _wait_until_it_answers(port: int) -> None:
-    give_up_at = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            run_load(port, lambda _: request_bytes("GET", "/healthz", {}), clients=1, total=1)
-        except OSError:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+def _answers(port: int) -> bool:
+    try:
+        run_load(port, lambda _: request_bytes("GET", "/healthz", {}), clients=1, total=1)
+    except OSError:
+        return False
+    return True

@@ -15,7 +15,7 @@ from benchmarks.http_load import request_bytes, run_load
 from benchmarks.result import BenchmarkResult
 from benchmarks.services import HEADERS, databases, submission, zeta_server
 from benchmarks.work import Size
-from tests.server.serving import ServerProcess
+from tests.server.server_process import ServerProcess
 from zeta_core.contract.identifiers import new_id
 
 FEW_JOBS, MANY_JOBS, EVENTS_PER_JOB = 100, 100_000, 100

@@ -23,7 +23,7 @@ from tests.harness.postgres import PostgresServer
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from tests.server.serving import API_KEY, REPOSITORY, SPEC, ServerProcess
+from tests.server.server_process import API_KEY, REPOSITORY, SPEC, ServerProcess
 
 DatabaseKind = Literal["sqlite", "postgresql"]
 JOB = {**SPEC, "entity_name": "benchmark", "metadata": {"team": "a"}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.database.tables import JobRow
-from zeta_core.contract.spec.options import Resources
+from zeta_core.contract.spec.resources import Resources
 
 
 @dataclass(frozen=True)

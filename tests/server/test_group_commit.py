@@ -15,7 +15,7 @@ from server.auth import Keys
 from server.database.connections import Database
 from server.database.tables import DrainRow, KeyRow
 from server.submitting.group_commit import MAX_ITEMS, GroupCommit
-from tests.server.serving import SPEC, ServerProcess, error_of, serving
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest
 from zeta_core.contract.job.events import utc_now
 from zeta_core.system.database_url import sqlite_url
@@ -115,7 +115,7 @@ async def test_a_revoked_key_is_rejected_within_a_second(database: Database) -> 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[ServerProcess]:
     url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
-    with serving(tmp_path / "home", redis_url, url) as process:
+    with running_server(tmp_path / "home", redis_url, url) as process:
         yield process
 
 

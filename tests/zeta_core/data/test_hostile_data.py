@@ -154,7 +154,7 @@ def test_json_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -
     call = f'[{{"function": {{"name": "f", "arguments": {nested}}}}}]}}'
     (tmp_path / "a.jsonl").write_text(f'{{"messages": [{turn}{call}]}}\n')
     template = "{% for m in messages %}{{ m.role }}{{ m.tool_calls|tojson if m.tool_calls else m.content }}{% endfor %}"
-    with pytest.raises(InvalidData, match=r"a\.jsonl, line 1: .*(recursion|nested too deeply)"):
+    with pytest.raises(InvalidData, match=r"a\.jsonl, line 1 is .*(recursion|nested too deeply)"):
         tokens_of(tmp_path / "a.jsonl", byte_tokenizer(template))
 
 

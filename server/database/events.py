@@ -38,18 +38,20 @@ class EventBatch:
 
     def __init__(self, job: JobRow) -> None:
         self._job = job
+        self._last_seq = job.last_seq
         self._rows: list[dict[str, Any]] = []
 
     def append(
         self, *, attempt: int, line: int | None, type: EventType, created_at: datetime, fields: dict[str, Any]
     ) -> None:
-        """Add an event with the next ``seq``. The caller must `store` the batch in the same transaction."""
-        self._job.last_seq += 1
+        """Add an event with the next ``seq``. The caller must `store` the batch before `append` gets other events."""
+        self._last_seq += 1
         row = {"attempt": attempt, "line": line, "type": type, "created_at": created_at, "fields": fields}
-        self._rows.append({"job_id": self._job.id, "seq": self._job.last_seq, **row})
+        self._rows.append({"job_id": self._job.id, "seq": self._last_seq, **row})
 
     async def store(self, session: AsyncSession) -> None:
         if self._rows:
+            self._job.last_seq = self._last_seq
             await session.execute(insert(EventRow), self._rows)
             self._rows = []
 

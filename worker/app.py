@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -65,7 +64,7 @@ def end_stuck_threads(status: int) -> None:
 def _run(command: Sequence[str], limits: GuardLimits) -> int:
     try:
         settings = WorkerSettings.of_this_process()
-        lock, folder_id = _lock_name(settings.root, settings.worker_name)
+        lock, folder_id = _lock_name(settings)
         try:
             incarnation = new_incarnation(folder_id)
             return Supervisor(settings, incarnation, version=version(), command=command, limits=limits).run()
@@ -76,14 +75,15 @@ def _run(command: Sequence[str], limits: GuardLimits) -> int:
         return EX_USAGE
 
 
-def _lock_name(root: Path, name: str) -> tuple[int, str]:
+def _lock_name(settings: WorkerSettings) -> tuple[int, str]:
     """The lock's descriptor, and the identifier of this worker's folder.
 
     Two workers with the same name in one home would adopt each other's runs. The identifier distinguishes this
     folder from one with the same name elsewhere, whose worker doesn't know the runs that were started here.
     """
+    root, name = settings.root, settings.worker_name
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(settings.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

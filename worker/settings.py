@@ -49,6 +49,9 @@ class WorkerSettings(FleetSettings):
         description="memory limit of a job's processes; default: none, but when the machine runs out of memory, a job "
         "that exceeds its slots' share of it is ended",
     )
+    warm_start: bool = Field(
+        default=True, description="keep a process ready that has imported the libraries and starts trainings on CPUs"
+    )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,
         ge=0,
@@ -93,6 +96,11 @@ class WorkerSettings(FleetSettings):
     def root(self) -> Path:
         """The folder of this worker with its run directories. Several workers may share one home."""
         return self.home / "workers" / self.worker_name
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the running worker of this folder."""
+        return self.root / "worker.lock"
 
 
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._-]|^[._-]+")

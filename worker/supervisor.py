@@ -33,6 +33,7 @@ from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
 from worker.training.launch import own_environment
 from worker.training.process_tree import KILL_SECONDS
+from worker.training.warm_start import WarmStart
 from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, HandOver, JournalAck, StopRequest
 from zeta_core.system.device_kind import cpu_kind
 
@@ -54,7 +55,8 @@ class Supervisor:
         store = ArtifactStore(settings.artifacts)
         slots = find_slots(settings, own_environment())
         self._num_slots = len(slots)
-        resources = WorkerResources(settings, incarnation, store, self._executor, command, len(slots))
+        self._warm_start = WarmStart.of_worker(settings, slots, command)
+        resources = WorkerResources(settings, incarnation, store, self._executor, command, len(slots), self._warm_start)
         self._link = RedisLink(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
         self._disk = DiskSpace(
@@ -75,6 +77,7 @@ class Supervisor:
         steps = {
             "message handling": self._handle_messages,
             "disk check": self._disk.step,
+            "warm start": self._step_warm_start,
             "training supervision": self._step_attempts,
             "worker report": self._report_changes,
             "cleanup": self._clean_up,
@@ -141,7 +144,8 @@ class Supervisor:
             logger.warning(
                 "%d attempt(s) are not fully published; the next start will publish them.", len(self._attempts)
             )
-        for part in (self._guard, self._checks, self._consumer, self._heartbeat, self._link):
+        warm_start = () if self._warm_start is None else (self._warm_start,)
+        for part in (self._guard, self._checks, *warm_start, self._consumer, self._heartbeat, self._link):
             with Outage(f"{type(part).__name__} cannot be stopped").catching_errors():
                 part.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -170,6 +174,10 @@ class Supervisor:
                     self._checks.take(message)
             case _:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
+
+    def _step_warm_start(self) -> None:
+        if self._warm_start is not None:
+            self._warm_start.step(is_idle=not self._stopping and not self._attempts.any_is_starting)
 
     def _step_attempts(self) -> None:
         before, self._last_contact = self._last_contact, self._heartbeat.last_contact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,12 @@ def accelerate_variables() -> dict[str, str]:
 def kernel_variables() -> dict[str, str]:
     """The variables of this process that select kernels."""
     return {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ}
+
+
+def replace_environment(values: Mapping[str, str]) -> None:
+    """Replace the whole environment of this process."""
+    os.environ.clear()
+    os.environ.update(values)
 
 
 def job_id() -> str | None:

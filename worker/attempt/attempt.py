@@ -22,9 +22,10 @@ from worker.attempt.monitor import TrainingMonitor
 from worker.attempt.output import AttemptOutput, WorkerResources
 from worker.attempt.preparation import Preparation
 from worker.attempt.run_file import new_run_file
-from worker.machine.devices import Slot, count_cores, memory_bytes, visible_gpus
+from worker.machine.devices import Slot, memory_bytes, visible_gpus
 from worker.training.launch import own_environment, training_environment
 from worker.training.process_tree import Training
+from worker.training.warm_start import WarmStart
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck
@@ -130,6 +131,12 @@ class LocalAttempt:
         """The time since the run's worker last had contact with the server; 0 if unknown."""
         at = self._training.last_contact()
         return 0.0 if at is None else time.monotonic() - at
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether it has not made its first step yet."""
+        is_loading = self.phase == Phase.TRAINING and not self._output.journal.has_steps
+        return self.phase in (Phase.CLAIMING, Phase.PREPARING) or is_loading
 
     @property
     def expects_change(self) -> bool:
@@ -242,7 +249,8 @@ class LocalAttempt:
                 return
             try:
                 self._training.record_contact(self._last_contact)
-                self._training.start(self._resources.command, self._environment())
+                if not self._training.start(self._resources.command, self._environment(), self._warm_start()):
+                    return
             except OSError as not_started:
                 error = not_started
         if error is not None:
@@ -265,11 +273,21 @@ class LocalAttempt:
             own_environment(),
             job_id=self.job_id,
             attempt=self.attempt,
-            threads=max(1, count_cores() // self._resources.num_slots),
+            threads=self._resources.threads,
             devices=self._devices,
             hub=self._run_file.hub,
             job_env=self._resources.settings.job_env,
         )
+
+    def _warm_start(self) -> WarmStart | None:
+        """The worker's warm start, if it makes no difference to this attempt.
+
+        Libraries read the number of threads and DeepSpeed's accelerator when they are imported.
+        """
+        threads = self._run_file.resolved_spec.threads
+        if threads not in (None, self._resources.threads) or self._run_file.spec.get("use_deepspeed"):
+            return None
+        return self._resources.warm_start
 
     def _supervise_training(self) -> None:
         self._output.collect()

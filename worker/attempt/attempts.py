@@ -50,6 +50,10 @@ class Attempts:
         return {attempt.job_id for attempt in self._attempts.values()}
 
     @property
+    def any_is_starting(self) -> bool:
+        return any(attempt.is_starting for attempt in self._attempts.values())
+
+    @property
     def expect_change(self) -> bool:
         """Whether one of them can probably advance within moments."""
         return any(attempt.expects_change for attempt in self._attempts.values())

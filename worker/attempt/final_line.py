@@ -19,8 +19,10 @@ LOG_TAIL_BYTES = 4000
 NEVER_STARTED = "The worker stopped before it started the training process."
 UNKNOWN_STATUS = (
     "The training process ended without a final status. "
-    "Its exit status is unknown, because its worker was restarted while it ran; see the end of its log."
+    "Its exit status is unknown, because {reason}; see the end of its log."
 )
+WORKER_RESTARTED = "its worker was restarted while it ran"
+FORK_SERVER_GONE = "the worker's fork server, which had started it, exited before it"
 
 
 def final_line(training: Training, worker_line: StatusLine | None, *, has_journal: bool) -> StatusLine:
@@ -56,7 +58,8 @@ def exit_error(training: Training, *, has_journal: bool) -> JobError:
             error = oom_kill_error(training.directory, training.oom_kills, evidence)
             if error is not None:
                 return error
-        return JobError(code=StatusReason.PROCESS_KILLED, message=UNKNOWN_STATUS, evidence=evidence)
+        message = UNKNOWN_STATUS.format(reason=WORKER_RESTARTED if training.was_adopted else FORK_SERVER_GONE)
+        return JobError(code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence)
     if status < 0:
         name = signal.Signals(-status).name
         evidence = evidence.model_copy(update={"exit_code": None, "signal": name})

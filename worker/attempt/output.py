@@ -16,8 +16,10 @@ from worker.artifacts.job_log import JobLog
 from worker.artifacts.store import ArtifactStore
 from worker.attempt.journal_reader import JournalReader
 from worker.attempt.publisher import Publisher
+from worker.machine.devices import count_cores
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
+from worker.training.warm_start import WarmStart
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 class WorkerResources:
     """The resources that all attempts of a worker share.
 
-    ``executor`` runs file transfers; ``command`` starts a run.
+    ``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can.
     """
 
     settings: WorkerSettings
@@ -46,6 +48,12 @@ class WorkerResources:
     executor: Executor
     command: Sequence[str]
     num_slots: int
+    warm_start: WarmStart | None = None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads of each training."""
+        return max(1, count_cores() // self.num_slots)
 
 
 class AttemptOutput:

@@ -87,11 +87,11 @@ def start_training(
             )
     finally:
         os.close(lock)
-    _prefer_when_memory_runs_out(process.pid)
+    make_preferred_when_memory_runs_out(process.pid)
     return process
 
 
-def _prefer_when_memory_runs_out(pid: int) -> None:
+def make_preferred_when_memory_runs_out(pid: int) -> None:
     """Make the kernel kill a run before the worker, the server or Redis; child processes inherit this."""
     with suppress(OSError):  # not Linux, or the process has exited
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))

@@ -6,14 +6,17 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from pydantic import ValidationError
 
 from worker.training import processes
+from worker.training.fork_server import Fork
 from worker.training.launch import start_training
 from worker.training.processes import RunProcesses
 from zeta_core.contract.wire.run_directory import PROCESS_FILE, ProcessFile
 from zeta_core.system.oom_kills import OomKills
 
+REPORT_SECONDS = 2.0  # from the death of a forked process to the report of its exit status
 LOOK_SECONDS = 0.5  # between two scans of all processes; a scan takes milliseconds
 
 
@@ -37,6 +40,36 @@ class StartedLeader:
     @property
     def exit_status(self) -> int | None:
         return self._process.returncode
+
+
+class ForkedLeader:
+    """A child of this process's fork server, which reports its exit status.
+
+    The status is ``None`` if the fork server was killed or doesn't report it in time.
+    """
+
+    def __init__(self, fork: Fork, directory: Path, oom_kills: OomKills) -> None:
+        """``fork`` has a process id, which is recorded with ``oom_kills`` for a restarted worker."""
+        assert fork.pid is not None
+        self._fork = fork
+        self._found_dead_at: float | None = None
+        try:
+            self._process = psutil.Process(fork.pid)
+        except psutil.NoSuchProcess:
+            self._process = None  # it has exited already
+        _record(fork.pid, directory, oom_kills)
+
+    def is_alive(self, now: float) -> bool:
+        if self._fork.exit_status is not None:
+            return False
+        if self._process is not None and processes.is_alive(self._process):
+            return True
+        self._found_dead_at = self._found_dead_at or now
+        return self._fork.may_report_exit and now - self._found_dead_at < REPORT_SECONDS
+
+    @property
+    def exit_status(self) -> int | None:
+        return self._fork.exit_status
 
 
 class AdoptedLeader:
@@ -66,3 +99,9 @@ class AdoptedLeader:
             self._next_look = now + LOOK_SECONDS
             self._any_alive = bool(self._tree.alive())
         return self._any_alive
+
+
+def _record(pid: int, directory: Path, oom_kills: OomKills) -> None:
+    record = ProcessFile(pid=pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine)
+    with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
+        (directory / PROCESS_FILE).write_text(record.model_dump_json())

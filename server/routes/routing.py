@@ -40,7 +40,7 @@ class Router(APIRouter):
             super().add_api_route(path, endpoint, methods=["HEAD"], **hidden)
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
@@ -49,7 +49,7 @@ def _service(request: Request) -> Service:
 TheService = Annotated[Service, Depends(_service)]
 
 
-def _submissions(request: Request) -> Submissions:
+async def _submissions(request: Request) -> Submissions:
     submissions = request.app.state.submissions
     assert isinstance(submissions, Submissions)
     return submissions

@@ -45,7 +45,7 @@ SERVICE_KEY = "zeta:service"
 DATABASE_KEY = "zeta:database"
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_GONE_SECONDS = 15.0  # a worker that is silent for longer gets no new jobs
-MAX_BATCH_LINES = 200
+MAX_BATCH_LINES = 500
 MAX_HEARTBEAT_BYTES = 2**20
 
 

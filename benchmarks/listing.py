@@ -21,6 +21,7 @@ from zeta_core.contract.identifiers import new_id
 FEW_JOBS, MANY_JOBS, EVENTS_PER_JOB = 100, 100_000, 100
 REQUESTS = 40  # of each kind in a round
 START = datetime(2026, 1, 1, tzinfo=UTC)
+# Both databases fill a page of 20 jobs for each filter with matches.
 STATUSES = ("succeeded", "succeeded", "failed", "cancelled", "paused", "queued")
 PATHS = (
     "/v1/jobs",
@@ -51,8 +52,8 @@ def fill(server: ServerProcess, num_jobs: int, events_per_job: int) -> str:
             (
                 job_id,
                 STATUSES[number % len(STATUSES)],
-                f"name-{number % 50}",
-                f'{{"team": "t{number % 50}"}}',
+                f"name-{number % 5}",
+                f'{{"team": "t{number % 5}"}}',
                 f"{START + timedelta(seconds=number):%Y-%m-%d %H:%M:%S.%f}",
                 events_per_job,
             )

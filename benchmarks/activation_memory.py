@@ -30,7 +30,7 @@ def peak_bytes(size: Size, *, checkpointing: bool) -> int:
 def _train(size: Size, *, checkpointing: bool) -> None:
     batch_size, steps = size.of(BATCH_SIZE, 1), 2
     with tempfile.TemporaryDirectory() as folder:
-        tokens = work.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocabulary=VOCABULARY)
+        tokens = work.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocab_size=VOCABULARY)
         work.train_zeta(
             work.llama(size, num_hidden_layers=8, vocab_size=VOCABULARY),
             Path(folder) / "zeta",

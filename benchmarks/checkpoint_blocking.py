@@ -130,10 +130,10 @@ def _steps(size: Size) -> int:
 def measure(size: Size) -> BenchmarkResult:
     blocked: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
     delays: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
-    steps, vocabulary = _steps(size), size.of(VOCABULARY, work.SMALL_VOCABULARY)
+    steps, vocab_size = _steps(size), size.of(VOCABULARY, work.SMALL_VOCABULARY)
     for turn in range(max(1, size.rounds // 2)):
         with tempfile.TemporaryDirectory() as folder:
-            tokens = work.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocabulary=vocabulary)
+            tokens = work.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocab_size=vocab_size)
             runs = [(ZETA, ZETA, run_zeta), (SAVE_STATE, loops.ACCELERATE, save_state)]
             for name, process, train in runs[:: 1 if turn % 2 == 0 else -1]:
                 timings = run_isolated(process, size, train, size, Path(folder) / process, tokens)

@@ -1,6 +1,6 @@
 """One process per contestant for the whole session, so that none changes the memory, threads or functions of another.
 
-Contestants take turns: while one works, the others block on a message and use no processor time. When speed is
+Contestants take turns: while one works, the others block on a message and use no CPU time. When speed is
 measured, they take turns step by step, because the load of a shared machine changes within seconds.
 """
 

@@ -125,8 +125,8 @@ def measure(size: Size) -> BenchmarkResult:
     for _ in range(size.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            trained = work.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocabulary=VOCABULARY)
-            held_out = work.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocabulary=VOCABULARY)
+            trained = work.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocab_size=VOCABULARY)
+            held_out = work.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocab_size=VOCABULARY)
             seconds = run_in_turns(
                 size,
                 {

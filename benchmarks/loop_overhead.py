@@ -18,6 +18,6 @@ def measure(size: Size) -> BenchmarkResult:
         ratio=ratio_of_rounds(wall[ZETA], wall[loops.BARE]),
         target=1.3,
         target_is="maximum",
-        notes="6.8 M parameters, 8 x 256 tokens per step; `details` has the training thread's processor time.",
+        notes="6.8 M parameters, 8 x 256 tokens per step; `details` has the training thread's CPU time.",
         details={"cpu_ms": cpu, "cpu_ratio": ratio_of_rounds(cpu[ZETA], cpu[loops.BARE])},
     )

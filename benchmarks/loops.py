@@ -36,8 +36,8 @@ class Task:
 
 def task(size: Size, folder: Path, steps: int) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
-    seq_len, vocabulary = size.of(SEQ_LEN, 16), size.of(VOCABULARY, work.SMALL_VOCABULARY)
-    tokens = work.token_file(folder, num_tokens=2 * BATCH_SIZE * seq_len * steps, vocabulary=vocabulary)
+    seq_len, vocab_size = size.of(SEQ_LEN, 16), size.of(VOCABULARY, work.SMALL_VOCABULARY)
+    tokens = work.token_file(folder, num_tokens=2 * BATCH_SIZE * seq_len * steps, vocab_size=vocab_size)
     ordered = work.batches(tokens, seq_len=seq_len, batch_size=BATCH_SIZE, steps=steps)
     return Task(size, folder, tokens, steps, seq_len, ordered)
 

@@ -65,7 +65,7 @@ def measure(size: Size) -> BenchmarkResult:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         num_tokens = size.of(TOKENS, 4 * LATE * BATCH_SIZE)
-        tokens = work.token_file(folder, num_tokens=num_tokens, vocabulary=VOCABULARY)
+        tokens = work.token_file(folder, num_tokens=num_tokens, vocab_size=VOCABULARY)
         train_steps(EARLY, folder / "first", tokens)
         early = folder / "first" / "output" / f"step-{EARLY}"
         for turn in range(size.rounds):

@@ -2,7 +2,7 @@
 
 The computation consists of forward (with the loss), backward, clipping, and the optimizer (its step and zeroing the
 gradients). It is timed by wrapping torch's functions, in the same way for every loop. A step is the time between the
-ends of two optimizer steps. The processor time of the training thread is measured as well, because it varies less than
+ends of two optimizer steps. The CPU time of the training thread is measured as well, because it varies less than
 wall time on a shared machine.
 """
 
@@ -29,7 +29,7 @@ class Step:
 
     wall: float
     outside_wall: float  # outside the computation
-    outside_cpu: float  # processor time of the training thread outside the computation
+    outside_cpu: float  # CPU time of the training thread outside the computation
 
 
 @dataclass

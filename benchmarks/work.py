@@ -64,10 +64,10 @@ def llama(size: Size, **changes: Any) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
 
 
-def token_file(folder: Path, *, num_tokens: int, vocabulary: int) -> Path:
-    """A file of one document: ids below ``vocabulary``, with a Zipf distribution like that of natural language."""
+def token_file(folder: Path, *, num_tokens: int, vocab_size: int) -> Path:
+    """A file of one document: ids below ``vocab_size``, with a Zipf distribution like that of natural language."""
     generator = np.random.default_rng(SEED)
-    drawn = np.minimum(generator.zipf(1.2, num_tokens), vocabulary) - 1
+    drawn = np.minimum(generator.zipf(1.2, num_tokens), vocab_size) - 1
     file = folder / f"tokens-{num_tokens}.npy"
     np.save(file, drawn.astype(np.uint16))
     return file

@@ -83,9 +83,9 @@ def test_the_compose_services_connect_and_stop_cleanly(tmp_path: Path, postgres_
 
         def workers() -> list[str]:
             assert worker.poll() is None, log("worker").read_text()
-            answer = httpx.get(f"{url}/v1/workers", headers={"Authorization": f"Bearer {key}"})
-            assert answer.status_code == 200, answer.text
-            return [known["name"] for known in answer.json()["data"]]
+            response = httpx.get(f"{url}/v1/workers", headers={"Authorization": f"Bearer {key}"})
+            assert response.status_code == 200, response.text
+            return [known["name"] for known in response.json()["data"]]
 
         assert wait_until(workers, 60, "the worker to announce itself") == ["worker-1"]
         for child in (worker, server):

@@ -27,7 +27,7 @@ import httpx
 from pydantic import BaseModel
 
 from zeta.errors import InvalidResponse, Unreachable, parse_response
-from zeta.job_ids import LAST, full_id, with_full_job
+from zeta.job_ids import LAST, resolve_job_id, with_full_job
 from zeta.server_lookup import find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
@@ -335,7 +335,7 @@ class Client:
 
     def _id(self, text: str) -> str:
         """The full job id for ``text``, which may be the beginning of an id, or ``@last``."""
-        return full_id(self, text if text == LAST else _path_segment(text))
+        return resolve_job_id(self, text if text == LAST else _path_segment(text))
 
     def _command(self, job_id: str, command: str) -> Job:
         return parse_response(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))

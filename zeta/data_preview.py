@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from zeta.job_ids import is_checkpoint
+from zeta.job_ids import looks_like_checkpoint
 from zeta.local_files import exists, expanded, template_text
 from zeta.local_inputs import DATA_FIELDS, existing, model_config, source_object
 from zeta.spec_file import MAX_BYTES, apply_settings, read_spec
@@ -156,7 +156,7 @@ def _local_model(model: Any) -> Any:
     path = expanded(model)
     if exists(path):
         return {"config": model_config(path)} if path.suffix == ".json" else str(path.absolute())
-    if is_checkpoint(model):
+    if looks_like_checkpoint(model):
         raise _stored_by_job(model)
     if is_id(model, "file"):
         raise InvalidRequest(

@@ -20,8 +20,8 @@ class JobLister(Protocol):
     def jobs(self, *, limit: int | None = 20) -> Sequence[Job]: ...
 
 
-def full_id(client: JobLister, text: str) -> str:
-    """The full id for a full id, the beginning of one (with or without ``job_``), or `LAST`.
+def resolve_job_id(client: JobLister, text: str) -> str:
+    """Resolve an id, a unique prefix of one (with or without ``job_``), or ``@last`` (`LAST`).
 
     Raises `NotFound` if no job matches and `InvalidRequest` if several do.
     """
@@ -45,13 +45,13 @@ def full_id(client: JobLister, text: str) -> str:
 def with_full_job(client: JobLister, spec: dict[str, Any]) -> dict[str, Any]:
     """The spec with a full job id if its model is a job's checkpoint, such as ``@last`` or ``job_01k9/step-8``."""
     model = spec.get("model")
-    if not isinstance(model, str) or not is_checkpoint(model) or exists(Path(model)):
+    if not isinstance(model, str) or not looks_like_checkpoint(model) or exists(Path(model)):
         return spec
     job, separator, checkpoint = model.partition("/")
-    return {**spec, "model": f"{full_id(client, job)}{separator}{checkpoint}"}
+    return {**spec, "model": f"{resolve_job_id(client, job)}{separator}{checkpoint}"}
 
 
-def is_checkpoint(model: str) -> bool:
+def looks_like_checkpoint(model: str) -> bool:
     """Whether a model is a job's checkpoint, unless a local file has this name."""
     job = model.partition("/")[0]
     return job == LAST or job.startswith("job_")

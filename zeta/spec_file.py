@@ -216,7 +216,7 @@ def _is_json(text: str) -> bool:
         json.loads(text)
     except json.JSONDecodeError:
         return False
-    except (ValueError, RecursionError):  # JSON that `_json` refuses
+    except (ValueError, RecursionError):  # JSON that `_json` rejects
         return True
     return True
 

@@ -23,7 +23,7 @@ from zeta_core.model.quantization import num_weights
 from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.isolation_probe import IsolationFinding
 from zeta_core.objective.loss import Convention, LossFunction
-from zeta_core.optim.rates import Trained, UsualRates, unusual_rate, usual_rates
+from zeta_core.optim.rates import TrainingKind, UsualRates, unusual_rate, usual_rates
 from zeta_core.plan import Plan, PlanInputs
 from zeta_core.train.divergence import DivergenceMonitor
 
@@ -44,7 +44,7 @@ class RunAdvisor:
     num_documents: int
 
     @property
-    def trained(self) -> Trained:
+    def training_kind(self) -> TrainingKind:
         if self.options.method == "dpo":
             return "DPO"
         if self.plan.lora is not None or self.plan_inputs.has_adapter:
@@ -57,18 +57,18 @@ class RunAdvisor:
 
     @property
     def usual_rates(self) -> UsualRates:
-        return usual_rates(self.plan.optimizer, self.trained, self.num_parameters)
+        return usual_rates(self.plan.optimizer, self.training_kind, self.num_parameters)
 
     def divergence_monitor(self, advise: Callable[[Advice], None]) -> DivergenceMonitor:
         """The monitor that examines the loss of every step."""
         known = embedding_rows(self.model)
         return DivergenceMonitor(
-            self.plan, advise, vocabulary=known, usual=self.usual_rates, supports_bf16=self.plan_inputs.supports_bf16
+            self.plan, advise, vocab_size=known, usual=self.usual_rates, supports_bf16=self.plan_inputs.supports_bf16
         )
 
     def advice(self) -> Iterator[Advice]:
         """Advice about unusual settings, with the patch that corrects them."""
-        rate = unusual_rate(self.plan.learning_rate, self.plan.optimizer, self.trained, self.num_parameters)
+        rate = unusual_rate(self.plan.learning_rate, self.plan.optimizer, self.training_kind, self.num_parameters)
         if rate is not None:
             yield rate
         yield from self._length()

@@ -36,7 +36,7 @@ class Gateway:
         self,
         target_port: int | None = None,
         *,
-        answers: Callable[[str, str], GatewayResponse | None] = lambda method, path: None,
+        respond: Callable[[str, str], GatewayResponse | None] = lambda method, path: None,
         buffers: bool = False,
         compresses: bool = False,
         cuts_events_at: int | None = None,
@@ -44,7 +44,7 @@ class Gateway:
         program: str = "nginx/1.22.1",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``answers`` returns the gateway's own response to a method and path; ``None`` forwards the request.
+        """``respond`` returns the gateway's own response to a method and path; ``None`` forwards the request.
 
         ``cuts_events_at`` is the number of bytes of an event stream after which the gateway ends the response.
         ``drops`` are request headers to remove, in lower case.
@@ -68,15 +68,15 @@ class Gateway:
             def do_GET(self) -> None:
                 gateway.requests.append(f"{self.command} {self.path}")
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                own = answers(self.command, self.path)
+                own = respond(self.command, self.path)
                 if own is None:
                     self._pass_on(body)
                 else:
-                    self._answer(own.status, own.headers, own.body)
+                    self._respond(own.status, own.headers, own.body)
 
             do_POST = do_PUT = do_DELETE = do_CONNECT = do_GET
 
-            def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+            def _respond(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -91,18 +91,18 @@ class Gateway:
                 with contextlib.closing(connection):
                     passed = {name: text for name, text in self.headers.items() if name.lower() not in drops}
                     connection.request(self.command, self.path, body, passed)
-                    answer = connection.getresponse()
-                    headers = {name: text for name, text in answer.getheaders() if name.lower() not in _OWN_HEADERS}
-                    if answer.status == 204:
-                        self._answer(204, headers, b"")
+                    response = connection.getresponse()
+                    headers = {name: text for name, text in response.getheaders() if name.lower() not in _OWN_HEADERS}
+                    if response.status == 204:
+                        self._respond(204, headers, b"")
                     elif buffers:
-                        self._answer(answer.status, headers, answer.read())
+                        self._respond(response.status, headers, response.read())
                     else:
-                        self._stream(answer, headers)
+                        self._stream(response, headers)
 
-            def _stream(self, answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> None:
+            def _stream(self, response: http.client.HTTPResponse, headers: Mapping[str, str]) -> None:
                 packer = zlib.compressobj(wbits=31) if compresses else None  # 31: gzip
-                self.send_response(answer.status)
+                self.send_response(response.status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 if packer is not None:
@@ -111,8 +111,8 @@ class Gateway:
                 self.end_headers()
                 is_cut = cuts_events_at is not None and self.headers.get("Accept") == "text/event-stream"
                 if is_cut:
-                    self.wfile.write(answer.read(cuts_events_at))
-                while not is_cut and (chunk := answer.read1(CHUNK_BYTES)):
+                    self.wfile.write(response.read(cuts_events_at))
+                while not is_cut and (chunk := response.read1(CHUNK_BYTES)):
                     if packer is not None:
                         chunk = packer.compress(chunk) + packer.flush(zlib.Z_SYNC_FLUSH)
                     self.wfile.write(chunk)

@@ -133,7 +133,7 @@ def parse_sse(text: str) -> list[dict[str, Any]]:
 def _has_a_worker(service: Service) -> bool:
     try:
         with service.http() as client:
-            answer = client.get("/v1/workers", timeout=5)
-            return answer.status_code == 200 and len(answer.json()["data"]) > 0
+            response = client.get("/v1/workers", timeout=5)
+            return response.status_code == 200 and len(response.json()["data"]) > 0
     except httpx.TransportError:
         return False

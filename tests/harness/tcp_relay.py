@@ -37,8 +37,8 @@ class TcpRelay:
     def close(self) -> None:
         self._closed = True
         self._open.set()
-        for one in (self._listener, *list(self._sockets)):
-            _hang_up(one)
+        for endpoint in (self._listener, *list(self._sockets)):
+            _hang_up(endpoint)
 
     def _accept(self) -> None:
         while not self._closed:
@@ -56,14 +56,14 @@ class TcpRelay:
             _hang_up(near)  # nothing listens there; the client sees a closed connection
             return
         far.settimeout(self._idle_seconds)
-        for one in (near, far):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets.add(one)
+        for endpoint in (near, far):
+            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets.add(endpoint)
         threading.Thread(target=self._carry, args=(far, near), daemon=True).start()
         self._carry(near, far)
 
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        """Relay bytes in one direction until either end closes."""
+        """Relay bytes in endpoint direction until either end closes."""
         try:
             while data := source.recv(CHUNK_BYTES):
                 self._open.wait()
@@ -73,9 +73,9 @@ class TcpRelay:
         except OSError:
             pass  # the other direction or the other end closed
         self._open.wait()  # a cut relay does not deliver the end of a connection either
-        for one in (source, sink):
-            self._sockets.discard(one)
-            _hang_up(one)
+        for endpoint in (source, sink):
+            self._sockets.discard(endpoint)
+            _hang_up(endpoint)
 
 
 def _hang_up(one: socket.socket) -> None:

@@ -77,10 +77,10 @@ def test_a_kill_by_another_process_is_not_reported_as_out_of_memory(tmp_path: Pa
     before = count_oom_kills()
     evidence = JobErrorEvidence(signal=signal.Signals.SIGKILL.name)
     assert oom_kill_error(tmp_path, before, evidence) is None
-    assert before.since(before) is None
-    assert OomKills(3, 9).since(OomKills(2, 8)) == "group"
-    assert OomKills(None, 9).since(OomKills(None, 8)) == "machine"
-    assert OomKills(None, None).since(OomKills(None, None)) is None
+    assert before.increased_count(before) is None
+    assert OomKills(3, 9).increased_count(OomKills(2, 8)) == "group"
+    assert OomKills(None, 9).increased_count(OomKills(None, 8)) == "machine"
+    assert OomKills(None, None).increased_count(OomKills(None, None)) is None
 
 
 def test_the_advice_uses_the_options_that_the_run_resolved(tmp_path: Path) -> None:

@@ -214,8 +214,8 @@ def test_jobs_are_paused_resumed_rerun_deleted_and_limited_in_time(service: Serv
     assert service.command("wait", job_id).returncode == 3
 
     changed = ("--set", f"max_steps={paused_at + 2}", "--set", "time_limit_seconds=3600")
-    refused = service.command("rerun", job_id, "--from", "latest", *changed, "--set", "seed=8")
-    assert (refused.returncode, "seed" in refused.stderr, "start" in refused.stderr) == (2, True, True)
+    rejected = service.command("rerun", job_id, "--from", "latest", *changed, "--set", "seed=8")
+    assert (rejected.returncode, "seed" in rejected.stderr, "start" in rejected.stderr) == (2, True, True)
     done = service.command("rerun", job_id, "--from", f"step-{paused_at}", *changed, "--follow", timeout_seconds=240)
     assert done.returncode == 0, done.stderr
     child = client.jobs(limit=1)[0]
@@ -304,8 +304,8 @@ def test_login_stores_only_a_working_key(service: Service, tmp_path: Path) -> No
 
     wrong = tmp_path / "wrong.key"
     wrong.write_text("wrong\n")
-    refused = zeta("login", service.url, "--key-file", str(wrong))
-    assert refused.returncode == 1
+    rejected = zeta("login", service.url, "--key-file", str(wrong))
+    assert rejected.returncode == 1
     assert zeta("login", service.url, typed="ключ\n").returncode == 2
     assert zeta("jobs").returncode == 4
     assert zeta("login", service.url, typed=(service.home / "admin.key").read_text()).returncode == 0

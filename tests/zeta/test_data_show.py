@@ -169,9 +169,9 @@ def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Pat
     assert "further sequences" not in truncated.stdout
     dropped = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=drop")
     assert "so a run drops it" in dropped.stdout
-    refused = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=error")
-    assert refused.returncode == 1
-    assert "data.jsonl, line 1 has 19 tokens, more than the 8 of seq_len." in refused.stdout
+    rejected = show(tmp_path, "data.jsonl", "--set", "seq_len=8", "--set", "overlong=error")
+    assert rejected.returncode == 1
+    assert "data.jsonl, line 1 has 19 tokens, more than the 8 of seq_len." in rejected.stdout
 
 
 def test_a_text_file_is_shown_as_one_document(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", 
 @pytest.fixture(scope="module")
 def closed_gateway() -> Iterator[Gateway]:
     """A closed port in place of a server: a command that gets as far as its request exits with status 4."""
-    with Gateway(answers=lambda _method, _path: GatewayResponse(403)).running() as gateway:
+    with Gateway(respond=lambda _method, _path: GatewayResponse(403)).running() as gateway:
         yield gateway
 
 
@@ -110,7 +110,7 @@ def test_a_login_that_cannot_be_stored_is_reported_in_one_sentence(environment: 
         return GatewayResponse(200, b'{"object": "list", "data": []}', headers)
 
     (tmp_path / "config").touch()
-    with Gateway(answers=respond).running() as gateway:
+    with Gateway(respond=respond).running() as gateway:
         done = zeta(environment, "login", gateway.url)
     assert (done.returncode, "XDG_CONFIG_HOME" in only_sentence(done)) == (2, True)
     assert zeta(environment, "logout").returncode == 0

@@ -72,7 +72,7 @@ def failure_behind(gateway: Gateway, path: str = "") -> ZetaError:
 def test_a_response_of_a_gateway_is_reported_as_such(
     response: GatewayResponse, code: str, exit_status: ExitStatus, parts: list[str]
 ) -> None:
-    with Gateway(answers=always(response)).running() as gateway:
+    with Gateway(respond=always(response)).running() as gateway:
         error = failure_behind(gateway)
     assert (error.code, exit_status_of_error(error)) == (code, exit_status), error.message
     for part in parts:
@@ -82,7 +82,7 @@ def test_a_response_of_a_gateway_is_reported_as_such(
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"", b"not JSON", b'{"id": 1, "status": "ok"}'])
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
 def test_a_successful_response_of_another_program_is_reported(body: bytes, content_type: str) -> None:
-    with Gateway(answers=always(GatewayResponse(200, body, {"Content-Type": content_type}))).running() as gateway:
+    with Gateway(respond=always(GatewayResponse(200, body, {"Content-Type": content_type}))).running() as gateway:
         error = failure_behind(gateway)
         with Client(gateway.url, "key", patience_seconds=0) as client, pytest.raises(ZetaError) as caught:
             list(client.jobs())
@@ -97,7 +97,7 @@ def test_an_unknown_path_of_the_server_is_reported_with_the_right_url(path: str)
     response = GatewayResponse(
         404, ErrorBody(error=missing).model_dump_json().encode(), {"Content-Type": "application/json"}
     )
-    with Gateway(answers=always(response)).running() as gateway:
+    with Gateway(respond=always(response)).running() as gateway:
         error = failure_behind(gateway, path)
     assert f"has nothing under the path {path}; set ZETA_URL to {gateway.url}." in error.message
     assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
@@ -108,7 +108,7 @@ def test_one_refused_request_is_distinguished_from_an_unreachable_server(status:
     def refuse(_method: str, path: str) -> GatewayResponse:
         return HEALTH if path == "/zeta/healthz" else GatewayResponse(status, b"no", {})
 
-    with Gateway(answers=refuse).running() as gateway:
+    with Gateway(respond=refuse).running() as gateway:
         error = failure_behind(gateway, "/zeta")
     assert (error.code, exit_status_of_error(error)) == ("refused_by_gateway", ExitStatus.FAILED)
     assert f"POST /zeta/v1/jobs/{JOB_ID}/cancel" in error.message
@@ -132,7 +132,7 @@ def test_a_redirect_names_its_target_and_is_never_followed(status: int, location
     def redirect(_method: str, path: str) -> GatewayResponse:
         return GatewayResponse(status, b"", {"Location": location.format(path=path)})
 
-    with Gateway(answers=redirect).running() as gateway:
+    with Gateway(respond=redirect).running() as gateway:
         error = failure_behind(gateway)
         assert len(gateway.requests) == 1
     assert exit_status_of_error(error) == ExitStatus.UNREACHABLE
@@ -141,7 +141,7 @@ def test_a_redirect_names_its_target_and_is_never_followed(status: int, location
 
 
 def test_a_refusal_by_a_proxy_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gateway(answers=always(GatewayResponse(403))).running() as proxy:
+    with Gateway(respond=always(GatewayResponse(403))).running() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
         error = failure(Client("http://train-box:8400", "key", patience_seconds=0))
@@ -160,7 +160,7 @@ def test_an_unresponsive_proxy_is_named_without_its_password(monkeypatch: pytest
 
 
 def test_a_proxy_that_refuses_to_connect_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Gateway(program="squid", answers=always(GatewayResponse(407))).running() as proxy:
+    with Gateway(program="squid", respond=always(GatewayResponse(407))).running() as proxy:
         variables = {"ALL_PROXY": proxy.url}
         assert choose_proxy("https://train-box", variables) is not None
         transport = HttpTransport("https://train-box", "key", patience_seconds=0, variables=variables)
@@ -207,7 +207,7 @@ def _certificate(file: Path, names: str, days: str) -> Path:
 def tls_port(certificate: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with Gateway(answers=always(GatewayResponse(413)), tls=context).running() as gateway:
+    with Gateway(respond=always(GatewayResponse(413)), tls=context).running() as gateway:
         yield gateway.port
 
 
@@ -230,7 +230,7 @@ def test_a_custom_authority_is_trusted_on_localhost_too(
 
 
 def test_a_wrong_scheme_is_recognized() -> None:
-    with Gateway(answers=always(GatewayResponse(413))).running() as plain:
+    with Gateway(respond=always(GatewayResponse(413))).running() as plain:
         error = failure(Client(f"https://127.0.0.1:{plain.port}", patience_seconds=0))
     assert f"set ZETA_URL to http://127.0.0.1:{plain.port}." in error.message
 
@@ -253,7 +253,7 @@ def test_a_program_without_http_is_reported_with_the_setting() -> None:
 
 def test_invalid_certificate_settings_do_not_matter_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/missing.pem")
-    with Gateway(answers=always(GatewayResponse(413))).running() as gateway:
+    with Gateway(respond=always(GatewayResponse(413))).running() as gateway:
         assert "HTTP 413" in failure_behind(gateway).message
     with pytest.raises(ZetaError, match=r"SSL_CERT_FILE is '/missing\.pem'"):
         Client("https://localhost:8400", "key")

@@ -53,7 +53,7 @@ def test_every_event_arrives_once_through_any_gateway(service: Service, client: 
     gateways = {
         "buffering": Gateway(service.port, buffers=True),
         "compressing": Gateway(service.port, compresses=True),
-        "refusing streams": Gateway(service.port, answers=refuse_streams),
+        "refusing streams": Gateway(service.port, respond=refuse_streams),
         "ending streams at once": Gateway(service.port, cuts_events_at=len("retry: 2000\n\n")),
     }
     relay = TcpRelay(service.port, idle_seconds=0.2)
@@ -146,7 +146,7 @@ def test_a_gateway_refusal_is_distinguished_from_a_wrong_address(service: Servic
     def refuse(method: str, path: str) -> GatewayResponse | None:
         return GatewayResponse(403) if method == "POST" else None
 
-    with Gateway(service.port, answers=refuse).running() as gateway:
+    with Gateway(service.port, respond=refuse).running() as gateway:
         environment = {**service.environment(), "ZETA_URL": gateway.url}
         done = subprocess.run(
             [ZETA, "cancel", endless_job.id, "--json"], env=environment, capture_output=True, text=True, check=False

@@ -19,7 +19,7 @@ from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.failures import InvalidData, InvalidModel, NonFiniteLoss, TrainingFailed, explain
 
 
-def refused(directory: Path, model: object, spec: dict[str, Any], error: type[TrainingFailed]) -> TrainingFailed:
+def error_of(directory: Path, model: object, spec: dict[str, Any], error: type[TrainingFailed]) -> TrainingFailed:
     with pytest.raises(error) as raised:
         train(directory, model, spec)
     return raised.value
@@ -50,7 +50,7 @@ def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
 
 
 @pytest.mark.parametrize(
-    ("spec", "trained"),
+    ("spec", "training_kind"),
     [
         ({"lora": {}, "learning_rate": 0.5}, "training a LoRA adapter with adamw"),
         ({"optimizer": "lion", "learning_rate": 0.05}, "training from scratch with lion"),
@@ -60,11 +60,11 @@ def test_a_rate_far_too_high_gives_a_warning_and_then_divergence(
     ],
 )
 def test_usual_rates_depend_on_the_optimizer_and_the_kind_of_training(
-    spec: dict[str, Any], trained: str, tmp_path: Path
+    spec: dict[str, Any], training_kind: str, tmp_path: Path
 ) -> None:
     _, lines = train(tmp_path, llama(), {"max_steps": 1, **spec})
     unusual = warnings_by_code(lines)["unusual_learning_rate"]
-    assert trained in unusual.message
+    assert training_kind in unusual.message
     _, lines = train(tmp_path, llama(), apply_patch({"max_steps": 1, **spec}, unusual.patch))
     assert "unusual_learning_rate" not in warnings_by_code(lines)
 
@@ -74,7 +74,7 @@ def test_usual_rates_depend_on_the_optimizer_and_the_kind_of_training(
 
 def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1000.0, "max_grad_norm": 1e30, "max_steps": 20}
-    error = refused(tmp_path, plain(), spec, NonFiniteLoss)
+    error = error_of(tmp_path, plain(), spec, NonFiniteLoss)
     reason, explained = explain(error)
     assert (reason, explained.code) == ("non_finite_loss", "non_finite_loss")
     evidence = explained.evidence.model_extra or {}
@@ -84,7 +84,7 @@ def test_a_non_finite_loss_ends_the_run_with_its_history_and_a_patch(tmp_path: P
     assert evidence["ranks"] == [0]
     assert explained.patch is not None
     assert explained.patch["max_grad_norm"] == 1.0
-    held_out = refused(tmp_path, plain(), {**spec, "eval_split": 0.1, "eval_steps": 1}, NonFiniteLoss)
+    held_out = error_of(tmp_path, plain(), {**spec, "eval_split": 0.1, "eval_steps": 1}, NonFiniteLoss)
     assert held_out.message == f"The loss on the held-out data after step {held_out.evidence['step']} is not finite."
     assert held_out.patch == explained.patch
     assert "check the held-out data" in (held_out.hint or "")
@@ -102,7 +102,7 @@ class Large(PlainModel):
 
 def test_a_model_that_overflows_fp16_is_patched_to_a_wider_precision(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"mixed_precision": "fp16", "max_steps": 2}
-    error = refused(tmp_path, Large(), spec, NonFiniteLoss)
+    error = error_of(tmp_path, Large(), spec, NonFiniteLoss)
     assert error.patch == {"mixed_precision": "bf16" if torch.cuda.is_available() else "no"}
     assert "65,504" in (error.hint or "")
     outcome, _ = train(tmp_path, Large(), apply_patch(spec, error.patch))
@@ -113,7 +113,7 @@ def test_a_model_with_non_finite_weights_is_reported_without_a_patch(tmp_path: P
     broken = plain()
     with torch.no_grad():
         broken.get_parameter("blocks.1.up.weight")[0, 0] = float("nan")
-    error = refused(tmp_path, broken, {"max_steps": 2}, NonFiniteLoss)
+    error = error_of(tmp_path, broken, {"max_steps": 2}, NonFiniteLoss)
     assert error.patch is None
     assert "blocks.1.up.weight" in (error.hint or "")
     assert error.evidence["tensors"] == ["weight of blocks.1.up.weight"]
@@ -127,7 +127,7 @@ class SteepAtZero(PlainModel):
 
 
 def test_a_non_finite_gradient_is_reported_with_its_origin(tmp_path: Path) -> None:
-    error = refused(tmp_path, SteepAtZero(), {"max_steps": 2}, NonFiniteLoss)
+    error = error_of(tmp_path, SteepAtZero(), {"max_steps": 2}, NonFiniteLoss)
     assert error.message == "The gradient of step 1 is not finite; the update was not applied."
     assert error.evidence["tensors"] == ["gradient of blocks.0.norm.bias"]
     assert (error.evidence["ranks"], error.patch) == ([0], None)
@@ -164,7 +164,7 @@ def test_sequences_beyond_learned_positions_are_rejected_with_a_valid_length(tmp
         return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=1, n_head=2))
 
     spec: dict[str, Any] = {"seq_len": 128, "max_steps": 1}
-    error = refused(tmp_path, gpt2(), spec, InvalidModel)
+    error = error_of(tmp_path, gpt2(), spec, InvalidModel)
     assert (error.param, error.patch) == ("seq_len", {"seq_len": 64})
     assert train(tmp_path, gpt2(), apply_patch(spec, error.patch))[0].progress.step == 1
 
@@ -181,7 +181,7 @@ def test_exceeding_rotary_positions_of_a_trained_model_gives_a_warning(tmp_path:
 
 def test_a_config_with_too_few_rows_gets_the_number_that_the_data_needs(tmp_path: Path) -> None:
     config: dict[str, Any] = {"model": {"config": {**LLAMA_CONFIG, "vocab_size": 100}}}
-    error = refused(tmp_path, ConfigModel(**config["model"]), {"max_steps": 1}, InvalidModel)
+    error = error_of(tmp_path, ConfigModel(**config["model"]), {"max_steps": 1}, InvalidModel)
     assert error.evidence["embedding_rows"] == 100
     patched = apply_patch(config, error.patch)
     assert patched["model"]["config"]["vocab_size"] == int(error.evidence["largest_token_id"]) + 1  # pyright: ignore[reportArgumentType]
@@ -190,15 +190,15 @@ def test_a_config_with_too_few_rows_gets_the_number_that_the_data_needs(tmp_path
 
 def test_the_tokenizer_of_another_model_is_removed_by_the_patch(tmp_path: Path) -> None:
     llama(vocab_size=100).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
-    words_of_python().save_pretrained(tmp_path / "model")
-    words_of_python(500).save_pretrained(tmp_path / "other")
+    python_words_tokenizer().save_pretrained(tmp_path / "model")
+    python_words_tokenizer(500).save_pretrained(tmp_path / "other")
     spec: dict[str, Any] = {"max_steps": 1, "learning_rate": 1e-4, "tokenizer": str(tmp_path / "other")}
-    error = refused(tmp_path, str(tmp_path / "model"), spec, InvalidModel)
+    error = error_of(tmp_path, str(tmp_path / "model"), spec, InvalidModel)
     assert error.patch == {"tokenizer": None}
     assert train(tmp_path, str(tmp_path / "model"), apply_patch(spec, error.patch))[0].progress.step == 1
 
 
-def words_of_python(size: int = 90) -> PreTrainedTokenizerFast:
+def python_words_tokenizer(size: int = 90) -> PreTrainedTokenizerFast:
     """A tokenizer of the most frequent words of the language reference, with an unknown token and no padding token."""
     from collections import Counter
     from pydoc_data.topics import topics
@@ -211,7 +211,7 @@ def words_of_python(size: int = 90) -> PreTrainedTokenizerFast:
 
 
 def test_a_tokenizer_without_padding_needs_none_and_nothing_is_resized(tmp_path: Path) -> None:
-    words_of_python().save_pretrained(tmp_path / "words")
+    python_words_tokenizer().save_pretrained(tmp_path / "words")
     data = tmp_path / "lines.jsonl"
     data.write_text("".join(f'{{"text": "{"the value of a " * length}"}}\n' for length in (1, 2, 3, 5)))
     spec: dict[str, Any] = {
@@ -277,7 +277,7 @@ def test_a_model_that_attends_to_later_tokens_gets_advice(tmp_path: Path) -> Non
 
 def test_an_overlong_document_is_rejected_with_a_patch_that_truncates_it(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"overlong": "error", "seq_len": 64, "max_steps": 1}
-    error = refused(tmp_path, llama(), spec, InvalidData)
+    error = error_of(tmp_path, llama(), spec, InvalidData)
     assert error.patch == {"overlong": "truncate"}
     assert int(error.evidence["longest_tokens"]) > 64  # pyright: ignore[reportArgumentType]
     assert train(tmp_path, llama(), apply_patch(spec, error.patch))[0].progress.step == 1

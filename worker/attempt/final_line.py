@@ -54,7 +54,7 @@ def exit_error(training: Training, *, has_journal: bool) -> JobError:
     evidence = JobErrorEvidence(exit_code=status, log_tail=_log_tail(training.directory / LOG_FILE))
     if status is None:
         # The signal is unknown, so only an OOM kill in our own control group can be attributed to the run.
-        if count_oom_kills().since(training.oom_kills) == "group":
+        if count_oom_kills().increased_count(training.oom_kills) == "group":
             error = oom_kill_error(training.directory, training.oom_kills, evidence)
             if error is not None:
                 return error

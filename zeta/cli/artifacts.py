@@ -17,10 +17,10 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        manifests = client.checkpoints(full_id(client, job_id))
+        manifests = client.checkpoints(resolve_job_id(client, job_id))
     if as_json:
         print_list(manifests)
         return
@@ -66,12 +66,12 @@ def download(
     from zeta.cli.output import print_json, size
     from zeta.cli.progress_bars import download_progress
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
     from zeta_core.contract.printable import printable
 
     with Client() as client, download_progress(sys.stderr) as on_progress:
         done = client.download(
-            full_id(client, job_id),
+            resolve_job_id(client, job_id),
             checkpoint,
             output,
             include=include or (),

@@ -19,30 +19,30 @@ _PENDING_ACTIONS = {"cancel": "it is being cancelled", "pause": "it is saving a 
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job. Its checkpoints, logs and events are kept."""
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        _print_job(client.cancel(full_id(client, job_id)), as_json)
+        _print_job(client.cancel(resolve_job_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def pause(job_id: JobId, as_json: AsJson = False) -> None:
     """Pause a job. It saves a checkpoint and frees its device."""
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        _print_job(client.pause(full_id(client, job_id)), as_json)
+        _print_job(client.pause(resolve_job_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def resume(job_id: JobId, as_json: AsJson = False) -> None:
     """Resume a paused job from its newest checkpoint."""
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        _print_job(client.resume(full_id(client, job_id)), as_json)
+        _print_job(client.resume(resolve_job_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -70,11 +70,11 @@ def rerun(
     from zeta.cli.follow import follow as follow_job
     from zeta.cli.output import print_json
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
     from zeta.spec_file import apply_settings
 
     with Client() as client:
-        job = client.rerun(full_id(client, job_id), apply_settings({}, settings or []), from_checkpoint=start)
+        job = client.rerun(resolve_job_id(client, job_id), apply_settings({}, settings or []), from_checkpoint=start)
         if as_json:
             print_json(job)
         else:
@@ -89,10 +89,10 @@ def delete(job_id: JobId, as_json: AsJson = False) -> None:
     """Delete a finished job with its checkpoints, logs and events."""
     from zeta.cli.output import print_json
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        deleted = client.delete(full_id(client, job_id))
+        deleted = client.delete(resolve_job_id(client, job_id))
     if as_json:
         print_json(deleted)
     else:

@@ -89,10 +89,10 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     )
     from zeta.cli.output import print_fields, print_json
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        job = client.job(full_id(client, job_id))
+        job = client.job(resolve_job_id(client, job_id))
         names = {} if as_json else file_names(client, [job])
     if as_json:
         print_json(job)
@@ -144,11 +144,11 @@ def wait(
     from zeta.cli.job_display import outcome_text
     from zeta.cli.output import print_json, print_text
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
     from zeta_core.contract.job.status import ENDED
 
     with Client() as client:
-        resolved_id = full_id(client, job_id)
+        resolved_id = resolve_job_id(client, job_id)
         # The history of a job that has already ended is shown in a terminal only, not in a pipe or a file.
         if not as_json and (sys.stdout.isatty() or client.job(resolved_id).status not in ENDED):
             raise typer.Exit(follow(client, resolved_id, timeout_seconds=timeout))
@@ -170,10 +170,10 @@ def events(
     """Print a job's events, oldest first."""
     from zeta.cli.follow import event_text, interruption, print_event
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     with Client() as client:
-        resolved_id = full_id(client, job_id)
+        resolved_id = resolve_job_id(client, job_id)
         source = (
             client.events(resolved_id, after=after, on_interruption=interruption(as_json))
             if follow
@@ -206,12 +206,16 @@ def logs(
     from zeta.cli.log_sanitizer import LogSanitizer
     from zeta.cli.output import print_json
     from zeta.client import Client
-    from zeta.job_ids import full_id
+    from zeta.job_ids import resolve_job_id
 
     cleaned = LogSanitizer(keep_colours=sys.stdout.isatty())
     with Client() as client:
         log = client.logs(
-            full_id(client, job_id), follow=follow, tail=tail, attempt=attempt, on_interruption=interruption(as_json)
+            resolve_job_id(client, job_id),
+            follow=follow,
+            tail=tail,
+            attempt=attempt,
+            on_interruption=interruption(as_json),
         )
         try:
             for piece in log:

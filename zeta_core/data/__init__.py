@@ -2,7 +2,7 @@
 
 | stage | package | entry point | input → output |
 |---|---|---|---|
-| 1. sources | `sources` | `open_sources` | the sources of a spec → `Source` objects of known format |
+| 1. sources | `sources` | `open_sources` | the sources of a spec → `Source` objects whose first row was inspected |
 | 2. rows | `rows` | `Source.units`, `Source.fields` | the bytes of a file → `Row` objects → values by standard names |
 | 3. documents | `documents` | `Renderer.render` | a row → texts, with the spans of characters that are trained on |
 | 4. tokens | `tokens` | `prepare_tokens` | all rows → a cached `TokenFile`: N ids of D documents, and statistics |
@@ -10,7 +10,7 @@
 | 6. batches | `sequences` | `Sequences.batch` | the sequences of a micro-batch → a `Batch` of tensors of shape [B, T] |
 
 `zeta_core.run.inputs` runs stages 1 to 4, `zeta_core.run.decision` stage 5, and `zeta_core.train.accumulation` stage 6
-for every micro-batch. Stages 1 to 4 process untrusted data, in forked processes with limits (`confined`).
+for every micro-batch. Stages 1 to 4 process untrusted data, in forked processes with limits (`sandbox`).
 
 `row_check` and `data_report` use several stages: `row_check` checks rows and tokenizes a sample before a run, and
 `data_report` describes the data of a run. A stage imports only from earlier ones, except that `sources` imports `rows`,

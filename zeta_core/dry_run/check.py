@@ -156,8 +156,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
         data_root=Path(file.data_root) if file.data_root else None,
-        hub=file.hub,
-        weights=False,
+        allow_hub=file.hub,
+        fetch_weights=False,
     )
     cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
     located = locate_model(spec.model, locations, cache)

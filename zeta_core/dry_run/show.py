@@ -2,7 +2,7 @@
 
 It reads a `ShowRequest` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
 (exit code 1). Nothing is trained or stored, apart from caches of configs and tokenizers. Rows are only read, rendered
-and tokenized in a confined process (`zeta_core.data.confined`).
+and tokenized in a sandboxed process (`zeta_core.data.sandbox`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel, dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import Position, confined
 from zeta_core.data.documents.template import is_default, set_template
 from zeta_core.data.rows.row import Row
+from zeta_core.data.sandbox import Position, run_in_sandbox
 from zeta_core.data.sequences import Overlong
 from zeta_core.data.sources import Source, SourceLocations, open_sources
 from zeta_core.data.tokens import WHOLE_FORMATS
@@ -61,7 +61,7 @@ def show(request: ShowRequest) -> ShownRows:
         model = parse(NamedModel, {"model": model}).model
     only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
     options = parse(TrainerOptions, {name: value for name, value in spec.items() if name not in only_of_jobs})
-    locations, cache = SourceLocations(any_path=True, weights=False), home() / "cache"
+    locations, cache = SourceLocations(any_path=True, fetch_weights=False), home() / "cache"
     located = None if model is None else locate_model(model, locations, cache)
     tokenizer = _tokenizer(options.tokenizer, located, locations)
     set_template(tokenizer, options.chat_template)
@@ -72,7 +72,7 @@ def show(request: ShowRequest) -> ShownRows:
     seq_len = defaults.seq_len(options, _positions(located)) or defaults.MAX_DEFAULT_SEQ_LEN
     cut = _Cut(seq_len, options.overlong)
     with variables(TOKENIZERS_PARALLELISM="false"):
-        rows = confined(lambda position: list(_rows(sources, encoder, tokenizer, cut, request, position)))
+        rows = run_in_sandbox(lambda position: list(_rows(sources, encoder, tokenizer, cut, request, position)))
     if not rows:
         raise InvalidRequest(f"The dataset has no row {request.row}.", param="row")
     notes: list[str] = []

@@ -63,7 +63,7 @@ def check_before_loading(
     """
     if not isinstance(model, ConfigModel | JobModel | FileModel | str | Path):
         return
-    located = locate_model(model, replace(locations, weights=False), cache)
+    located = locate_model(model, replace(locations, fetch_weights=False), cache)
     if located.needs_weights or (located.directory is not None and is_gguf(located.directory)):
         return
     with torch.device("meta"):

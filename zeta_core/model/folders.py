@@ -125,12 +125,12 @@ def hub_copy(
 ) -> tuple[Path, str]:
     """A copy of the local snapshot of a Hub repository ``org/name[@revision]``, and its commit."""
     repository, _, revision = name.partition("@")
-    if not locations.hub:
+    if not locations.allow_hub:
         raise InvalidModel(f"{what} is {name!r}, but ZETA_HUB is off here; upload it as a file, or set ZETA_HUB=on.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = [*_FETCHED, *(_FETCHED_WEIGHTS if locations.weights else ())]
+    patterns = [*_FETCHED, *(_FETCHED_WEIGHTS if locations.fetch_weights else ())]
     try:
         path = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except HFValidationError as error:
@@ -168,7 +168,7 @@ def _write_copy(files: ModelFiles, folder: str, target: Path, origin: Origin, lo
         part = part_path(target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        for path, content in clean_files(files, folder, origin, weights=locations.weights):
+        for path, content in clean_files(files, folder, origin, weights=locations.fetch_weights):
             copied = part / path
             copied.parent.mkdir(parents=True, exist_ok=True)
             source = (PurePosixPath(folder) / path).as_posix()
@@ -184,7 +184,7 @@ def _write_copy(files: ModelFiles, folder: str, target: Path, origin: Origin, lo
 
 def _kind(locations: SourceLocations) -> str:
     # Earlier versions used other names for unchecked folders.
-    return "checked-model" if locations.weights else "checked-config"
+    return "checked-model" if locations.fetch_weights else "checked-config"
 
 
 def _fingerprint(directory: Path, files: FolderFiles) -> str:

@@ -102,13 +102,13 @@ def _not_json(config: Any) -> str | None:
     for name in _saved_names(config):
         value = vars(config)[name]
         try:
-            json.dumps(value, default=lambda part: None if hasattr(part, "to_dict") else _refuse(part))
+            json.dumps(value, default=lambda part: None if hasattr(part, "to_dict") else _reject(part))
         except (TypeError, ValueError):
             return f"model.config.{name}, which is {value!r:.100},"
     return None
 
 
-def _refuse(value: object) -> None:
+def _reject(value: object) -> None:
     raise TypeError(type(value).__name__)
 
 

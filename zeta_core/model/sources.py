@@ -2,8 +2,8 @@
 
 Modules, callables and local directories passed by a script are trusted, and so are builders installed on this machine.
 Everything that a job names or that comes from the Hub is untrusted: weights are read only from safetensors, nothing is
-unpickled, code in model repositories never runs (``trust_remote_code`` is always off), and libraries only see a copy of
-the files that `folders` created, which refers to nothing outside it.
+unpickled, code in model repositories never runs (``trust_remote_code`` is always off), and libraries only see a
+self-contained copy made by `folders`.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class LocatedModel:
     pretrained: bool = False
     from_caller: bool = False  # the caller's own object, trained in place
     dtype: torch.dtype | None = None  # the stored precision of its weights; None means the precision when built
-    needs_weights: bool = False  # only its weights, which were not fetched (`SourceLocations.weights`), describe it
-    mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped from its files
+    needs_weights: bool = False  # its weights, which were not fetched, are the only description of its architecture
+    build_mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped
 
     @property
     def has_tokenizer(self) -> bool:
@@ -101,7 +101,7 @@ def locate_model(
                 raise InvalidModel(f"model names checkpoint {model.checkpoint!r} of {model.job}, which is not stored.")
             name = f"{model.job}/{model.checkpoint}"
             copy = folder_copy(directory, name, locations, cache, on_ignored)
-            return _from_files(copy, name, locations, cache, on_ignored, base_model=name, ours=True)
+            return _from_files(copy, name, locations, cache, on_ignored, base_model=name, written_by_service=True)
         case FileModel():
             copy = upload_copy(model.file, locations, cache)
             return _from_files(copy, model.file, locations, cache, on_ignored, base_model=model.file)
@@ -124,7 +124,7 @@ def locate_model(
             return _from_config(cast(Any, model).to_dict())
         case _ if callable(model):
             return LocatedModel(
-                lambda: _built(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable")
+                lambda: _build_module(cast("Callable[[], object]", model)), getattr(model, "__name__", "callable")
             )
         case _:
             raise InvalidModel(
@@ -153,7 +153,7 @@ def _from_config(config: dict[str, Any]) -> LocatedModel:
     def build() -> object:
         return AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
 
-    return LocatedModel(lambda: _built(build), model_type)
+    return LocatedModel(lambda: _build_module(build), model_type)
 
 
 _FIELD_ERROR = re.compile(r"Validation error for field '(?P<name>\w+)':\s+\w+: Field '\w+' expected (?P<type>\w+)")
@@ -179,19 +179,19 @@ def _from_files(
     on_ignored: OnIgnored,
     *,
     base_model: str,
-    ours: bool = False,
+    written_by_service: bool = False,
 ) -> LocatedModel:
     """A model in local files: a Hugging Face directory, an adapter's checkpoint, or a GGUF file.
 
-    ``ours`` means that a run of this service wrote the files. The base of any other adapter is unchecked: it could
-    be another project's job, or a Hub repository that the operator did not allow.
+    ``written_by_service`` means that a run of this service wrote the files. The base of any other adapter is unchecked:
+    it could be another project's job, or a Hub repository that the operator did not allow.
     """
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / ADAPTER_CONFIG).is_file():
-            if not ours and not locations.any_path:
+            if not written_by_service and not locations.any_path:
                 raise InvalidModel(f"{name} is an adapter without its base model; upload the merged model instead.")
             return _from_adapter(path, name, locations, cache, on_ignored, base_model=base_model)
-        if not locations.weights:
+        if not locations.fetch_weights:
             return LocatedModel(lambda: _load(path, name), name, path, base_model, pretrained=True, needs_weights=True)
         path = next(iter(sorted(path.glob("*.gguf"))), path)
     if is_gguf(path):
@@ -212,14 +212,18 @@ def _from_adapter(
         about = cast("dict[str, Any]", json.loads((directory / ADAPTER_CONFIG).read_bytes()))
     except (OSError, ValueError) as error:
         raise InvalidModel(f"The {ADAPTER_CONFIG} of {name} cannot be read: {error}") from error
-    named = str(about.get("base_model_name_or_path") or "")
-    if not named or (locations.weights and not (directory / "adapter_model.safetensors").is_file()):
+    base_name = str(about.get("base_model_name_or_path") or "")
+    if not base_name:
         raise InvalidModel(
             f"{name} is an adapter whose base model has no name, so it cannot be loaded alone; train it again with "
             "lora.save_merged, which also stores the merged model."
         )
-    base = locate_model(_named_base(named, about.get("revision"), locations), locations, cache, on_ignored=on_ignored)
-    if not locations.weights:
+    if locations.fetch_weights and not (directory / "adapter_model.safetensors").is_file():
+        raise InvalidModel(f"{name} has no adapter_model.safetensors; save the adapter with save_pretrained.")
+    base = locate_model(
+        _base_from_name(base_name, about.get("revision"), locations), locations, cache, on_ignored=on_ignored
+    )
+    if not locations.fetch_weights:
         return base
 
     def build() -> nn.Module:
@@ -235,7 +239,7 @@ def _from_adapter(
                 merged.generation_config = GenerationConfig.from_pretrained(directory)
             return merged
         except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise InvalidModel(f"The adapter {name} cannot be merged into {named}: {error}") from error
+            raise InvalidModel(f"The adapter {name} cannot be merged into {base_name}: {error}") from error
 
     return LocatedModel(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
 
@@ -253,16 +257,16 @@ def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
         cast(Any, base).resize_token_embeddings(number, mean_resizing=False)
 
 
-def _named_base(named: str, revision: object, locations: SourceLocations) -> object:
+def _base_from_name(base_name: str, revision: object, locations: SourceLocations) -> object:
     """The base in an adapter's config: a job's checkpoint, an uploaded file, a directory or a Hub id."""
-    job, _, checkpoint = named.partition("/")
+    job, _, checkpoint = base_name.partition("/")
     if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
         return JobModel(job=job, checkpoint=checkpoint)
-    if is_id(named, "file"):
-        return FileModel(file=named)
-    if not locations.any_path and not is_hub_id(named):
-        raise InvalidModel(f"The adapter's base is {named!r}, which is not a Hub id; use the merged model instead.")
-    return f"{named}@{revision}" if revision else named
+    if is_id(base_name, "file"):
+        return FileModel(file=base_name)
+    if not locations.any_path and not is_hub_id(base_name):
+        raise InvalidModel(f"The adapter's base is {base_name!r}, which is not a Hub id; use the merged model instead.")
+    return f"{base_name}@{revision}" if revision else base_name
 
 
 def _from_directory(
@@ -278,7 +282,7 @@ def _from_directory(
             fix = "it contains the weights of a custom module; load them in your own code and pass the module"
         raise InvalidModel(f"{name} has no config.json; {fix}.")
     stored = any((directory / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json"))
-    if locations.weights and not stored:
+    if locations.fetch_weights and not stored:
         raise InvalidModel(
             f"{name} has no model.safetensors; save it with save_pretrained (pickled weights are not read)."
         )
@@ -297,13 +301,13 @@ def _from_directory(
     dtype = dtype if isinstance(dtype, torch.dtype) else None
 
     def build() -> nn.Module:
-        if locations.weights:
+        if locations.fetch_weights:
             return _load(directory, name)
-        return _built(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
+        return _build_module(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
 
-    mapped = (lambda: _load(directory, name, "auto")) if locations.weights else None
+    build_mapped = (lambda: _load(directory, name, "auto")) if locations.fetch_weights else None
     return LocatedModel(
-        build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, mapped=mapped
+        build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, build_mapped=build_mapped
     )
 
 
@@ -337,10 +341,10 @@ def _from_builder(source: BuilderModel) -> LocatedModel:
         raise InvalidModel(
             f"model.builder is {source.builder!r}, which is not installed here (installed: {installed})."
         )
-    return LocatedModel(lambda: _built(lambda: builders[0].load()(**source.arguments)), source.builder)
+    return LocatedModel(lambda: _build_module(lambda: builders[0].load()(**source.arguments)), source.builder)
 
 
-def _built(build: Callable[[], object]) -> nn.Module:
+def _build_module(build: Callable[[], object]) -> nn.Module:
     try:
         model = build()
     except Exception as error:

@@ -57,13 +57,13 @@ class IsolationFinding:
 
 
 def find_isolation(
-    model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocabulary: int | None = None
+    model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocab_size: int | None = None
 ) -> IsolationFinding:
     """Find out how ``model`` keeps documents apart. It may have no storage or be memory-mapped, and is not changed.
 
-    ``sample_ids``, ``largest_id`` and ``vocabulary`` are as in `find_loss_function`.
+    ``sample_ids``, ``largest_id`` and ``vocab_size`` are as in `find_loss_function`.
     """
-    for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocabulary)):
+    for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocab_size)):
         with undisturbed(subject.model, subject.device):
             try:
                 probe = _build_probe(subject)
@@ -89,7 +89,7 @@ def find_isolation(
 class _Tokens:
     sample_ids: list[int]
     largest_id: int
-    vocabulary: int | None
+    vocab_size: int | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _build_probe(subject: _Subject) -> _IsolationProbe:
                 subject.model,
                 sample_ids=ids[:SHORT],
                 largest_id=tokens.largest_id,
-                vocabulary=tokens.vocabulary,
+                vocab_size=tokens.vocab_size,
             )
             probe = _IsolationProbe(
                 subject,

@@ -73,18 +73,18 @@ class LossFunction:
             auxiliary = getattr(output, "aux_loss", None) if self.auxiliary_weight else None
             total = cross_entropy_sum(logits_BKV, self.targets(batch))
             return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
-        counting = batch.num_targets
-        labels_BT = batch.labels_BT if counting else batch.ids_BT  # a mean over no targets is NaN
+        num_targets = batch.num_targets
+        labels_BT = batch.labels_BT if num_targets else batch.ids_BT  # a mean over no targets is NaN
         if self.convention is Convention.LABELS:
             mean = find_loss(self.call(model, batch, labels=labels_BT))
         elif self.convention is Convention.TARGETS:
             mean = find_loss(self.call(model, batch, targets=shifted(labels_BT)))
         else:
-            counts_B = (batch.labels_BT != IGNORED).any(1)
-            shown = replace(batch, ids_BT=batch.ids_BT[counts_B]) if counting else batch
+            has_target_B = (batch.labels_BT != IGNORED).any(1)
+            shown = replace(batch, ids_BT=batch.ids_BT[has_target_B]) if num_targets else batch
             mean = find_loss(self.call(model, shown, return_loss=True))
         assert mean is not None
-        return mean.float() * counting, None
+        return mean.float() * num_targets, None
 
     def take_metrics(self) -> torch.Tensor | None:
         """Additional metrics of a loss, summed over the calls since the last time; this class has none."""

@@ -29,14 +29,14 @@ def find_loss_function(
     sample_ids: list[int],
     isolation: Isolation | None = None,
     largest_id: int = 0,
-    vocabulary: int | None = None,
+    vocab_size: int | None = None,
 ) -> LossFunction:
     """Find out how to call this model, which is not wrapped yet. ``sample_ids`` are four or more, not all equal.
 
     ``isolation`` was found by `isolation_probe.find_isolation`, perhaps on a smaller model; the result does not contain
     it if it does not keep documents apart in this model. Runs the model a few times without gradients, in evaluation
     mode, and restores its random states and buffers. Raises `InvalidModel`, also if there are no logits for some ids of
-    the data, whose largest is ``largest_id``, and if several results could be the logits. ``vocabulary`` is the number
+    the data, whose largest is ``largest_id``, and if several results could be the logits. ``vocab_size`` is the number
     of ids for which the model has an embedding, if known.
     """
     parameters = forward_parameters(model)
@@ -50,7 +50,7 @@ def find_loss_function(
     mask = parameters.get("attention_mask")
     needs_mask = mask is not None and mask.default is mask.empty
     with undisturbed(model, device):
-        probe = _LossProbe(model, sample_ids, device, largest_id, vocabulary)
+        probe = _LossProbe(model, sample_ids, device, largest_id, vocab_size)
         plain = LossFunction(Convention.LOGITS, ids_name, auxiliary_weight=auxiliary, needs_mask=needs_mask)
         loss_function = probe.convention(plain, _fixed(parameters) if hugging_face else [()], frozenset(parameters))
         probe.check_logits()
@@ -104,10 +104,10 @@ class _LossProbe:
         sample_ids: list[int],
         device: torch.device,
         largest_id: int,
-        vocabulary: int | None,
+        vocab_size: int | None,
     ) -> None:
         self.model = model
-        self._largest_id, self._vocabulary = largest_id, vocabulary
+        self._largest_id, self._vocab_size = largest_id, vocab_size
         half = min(6, len(sample_ids) // 2)
         self.half = half
         self.ids_BT = torch.tensor([sample_ids[: 2 * half]], device=device)
@@ -133,7 +133,7 @@ class _LossProbe:
             for at, one in enumerate(cast("Iterable[Any]", output))
             if isinstance(one, torch.Tensor) and one.is_floating_point() and one.shape[:-1] == self.ids_BT.shape
         }
-        whole = [at for at, size in sizes.items() if size == self._vocabulary]
+        whole = [at for at, size in sizes.items() if size == self._vocab_size]
         likely = whole or [at for at, size in sizes.items() if size > self._largest_id] or list(sizes)[:1]
         if len(likely) > 1:
             shapes = " and ".join(f"(batch, tokens, {sizes[at]})" for at in likely)

@@ -13,7 +13,7 @@ from typing import Literal
 from zeta_core.contract.job.advice import Advice
 from zeta_core.contract.spec.options import Optimizer
 
-Trained = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
+TrainingKind = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
 
 # The rate of each optimizer relative to that of AdamW, for the smallest and the largest usual rate.
 #   sgd        momentum 0.9 and no division by the gradient's size: up to some hundred times AdamW's
@@ -46,7 +46,7 @@ def pretraining_rate(num_parameters: int) -> float:
     return max(1e-4, 0.003239 - 0.0001395 * math.log(max(1000, num_parameters)))
 
 
-def usual_rates(optimizer: Optimizer, trained: Trained, num_parameters: int) -> UsualRates:
+def usual_rates(optimizer: Optimizer, training_kind: TrainingKind, num_parameters: int) -> UsualRates:
     """The usual rates; ``num_parameters`` are those of the whole model.
 
     | AdamW        | low   | typical | high        | known to work                                               |
@@ -69,14 +69,16 @@ def usual_rates(optimizer: Optimizer, trained: Trained, num_parameters: int) -> 
         "fine-tuning all weights": UsualRates(1e-7, 2e-5, 3 * formula),
         "training a LoRA adapter": UsualRates(1e-6, 2e-4, min(1e-2, 20 * formula)),
         "DPO": UsualRates(1e-9, 1e-6, 1e-4),
-    }[trained]
+    }[training_kind]
     low, high = _OVER_ADAMW[optimizer]
     return UsualRates(rates.low * low, rates.typical * math.sqrt(low * high), rates.high * high)
 
 
-def unusual_rate(learning_rate: float, optimizer: Optimizer, trained: Trained, num_parameters: int) -> Advice | None:
+def unusual_rate(
+    learning_rate: float, optimizer: Optimizer, training_kind: TrainingKind, num_parameters: int
+) -> Advice | None:
     """Advice about an unusual learning rate; None for a usual one."""
-    usual = usual_rates(optimizer, trained, num_parameters)
+    usual = usual_rates(optimizer, training_kind, num_parameters)
     if usual.low <= learning_rate <= usual.high:
         return None
     typical = rounded(usual.typical)
@@ -85,7 +87,7 @@ def unusual_rate(learning_rate: float, optimizer: Optimizer, trained: Trained, n
     effect = "The loss may rise instead of falling" if high else "The model may hardly change"
     return Advice(
         code="unusual_learning_rate",
-        message=f"learning_rate is {learning_rate:g}, {relation} the usual range for {trained} with {optimizer} "
+        message=f"learning_rate is {learning_rate:g}, {relation} the usual range for {training_kind} with {optimizer} "
         f"({rounded(usual.low):g} to {rounded(usual.high):g}). {effect}.",
         hint=f"Start with {typical:g}.",
         patch={"learning_rate": typical},

@@ -292,7 +292,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
             files=file.resolved_spec.files,
             artifacts_root=Path(file.artifacts_root),
             data_root=None if file.data_root is None else Path(file.data_root),
-            hub=file.hub,
+            allow_hub=file.hub,
         ),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
         threads=file.resolved_spec.threads,  # another number gives different bits

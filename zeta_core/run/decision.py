@@ -61,7 +61,7 @@ def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint |
     torch.manual_seed(resolve_seed(request.options, resume_point.plan if resume_point else None))
     located = inputs.located
     model = without_peft_wrapper(
-        located.mapped() if request.quantizes and located.mapped is not None else located.build()
+        located.build_mapped() if request.quantizes and located.build_mapped is not None else located.build()
     )
     patch = vocabulary_patch(request.options, request.model, located, inputs.largest_id + 1)
     for tokens in (inputs.tokens, inputs.held_out):
@@ -79,7 +79,7 @@ def probe_isolation(request: RunRequest, inputs: Inputs, model: nn.Module) -> Is
         model,
         sample_ids=choose_sample_ids(inputs.tokens),
         largest_id=inputs.largest_id,
-        vocabulary=embedding_rows(model),
+        vocab_size=embedding_rows(model),
     )
 
 

@@ -80,7 +80,7 @@ def prepare(
         sample_ids=choose_sample_ids(tokens),
         isolation=decision.isolation.isolation if plan.pack else None,
         largest_id=inputs.largest_id,
-        vocabulary=embedding_rows(model),
+        vocab_size=embedding_rows(model),
     )
     if plan.beta is not None:
         loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__)

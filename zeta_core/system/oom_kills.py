@@ -18,7 +18,7 @@ from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import StatusReason
 from zeta_core.contract.wire.run_directory import JOURNAL_FILE, MAX_LINE_BYTES, RUN_FILE
 
-_COUNTS = ("memory.events", "memory.oom_control")
+_COUNT_FILES = ("memory.events", "memory.oom_control")
 _MEMORY_OPTIONS = ("batch_size", "seq_len", "use_activation_checkpointing")
 MESSAGES = {
     "group": "The kernel killed the training process because memory ran out.",
@@ -33,7 +33,7 @@ class OomKills:
     group: int | None
     machine: int | None
 
-    def since(self, before: OomKills) -> Literal["group", "machine"] | None:
+    def increased_count(self, before: OomKills) -> Literal["group", "machine"] | None:
         """The count that has increased since ``before``, if any."""
         if self.group is not None and self.group > (before.group or 0):
             return "group"
@@ -44,13 +44,13 @@ class OomKills:
 
 def count_oom_kills() -> OomKills:
     """The current counts of this process's control group (version 1 or 2) and of the machine."""
-    group = next((count for file in group_files(*_COUNTS) if (count := _count_in(file)) is not None), None)
+    group = next((count for file in group_files(*_COUNT_FILES) if (count := _count_in(file)) is not None), None)
     return OomKills(group, _count_in(Path("/proc/vmstat")))
 
 
 def oom_kill_error(run_dir: Path, before: OomKills, evidence: JobErrorEvidence) -> JobError | None:
     """The error of a run ended by SIGKILL, if memory ran out; ``before`` has the counts at its start."""
-    counted_by = count_oom_kills().since(before)
+    counted_by = count_oom_kills().increased_count(before)
     if counted_by is None:
         return None
     evidence = evidence.model_copy(update={"oom_kills_counted_by": counted_by})

@@ -14,7 +14,7 @@ from zeta_core.objective.loss import LossFunction
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
-from zeta_core.train.meter import Clock
+from zeta_core.train.meter import Stopwatch
 
 
 class GradientAccumulator:
@@ -35,7 +35,7 @@ class GradientAccumulator:
     ) -> None:
         self.plan = plan
         self.engine, self.loss_function, self.sequences = engine, loss_function, sequences
-        self.reading = Clock()
+        self.reading = Stopwatch()
         self._report, self._may_split = report, may_split
 
     def gradient(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ class _Smoothed:
 class DivergenceMonitor:
     """Observes the loss of every step, and gives advice at most once if it diverges.
 
-    ``vocabulary`` is the number of tokens that the model distinguishes, if known; ``usual`` contains the usual learning
+    ``vocab_size`` is the number of tokens that the model distinguishes, if known; ``usual`` contains the usual learning
     rates for this run.
     """
 
@@ -70,12 +70,12 @@ class DivergenceMonitor:
         plan: Plan,
         advise: Callable[[Advice], None],
         *,
-        vocabulary: int | None,
+        vocab_size: int | None,
         usual: UsualRates,
         supports_bf16: bool,
     ) -> None:
         self._plan, self._advise, self._usual, self._supports_bf16 = plan, advise, usual, supports_bf16
-        self._guess_loss = math.inf if not vocabulary else math.log(vocabulary) + WORSE_THAN_GUESSING
+        self._guess_loss = math.inf if not vocab_size else math.log(vocab_size) + WORSE_THAN_GUESSING
         self._horizon = min(50, max(5, plan.total_steps // 20))
         self._smoothed, self._deviations = _Smoothed(self._horizon), _Smoothed(self._horizon)
         self._recent: deque[dict[str, JsonValue]] = deque(maxlen=STEPS_IN_EVIDENCE)
@@ -107,9 +107,9 @@ class DivergenceMonitor:
             patience = max(5, patience // 4)
         if self._steps_above >= patience and not self._has_advised:
             self._has_advised = True
-            self._advise(self._diverging(step, smoothed))
+            self._advise(self._divergence_advice(step, smoothed))
 
-    def _diverging(self, step: int, smoothed: float) -> Advice:
+    def _divergence_advice(self, step: int, smoothed: float) -> Advice:
         patch = self._stabilizing_patch()
         return Advice(
             code="diverging_loss",
@@ -125,21 +125,21 @@ class DivergenceMonitor:
             },
         )
 
-    def not_finite(self, step: int, *, quantity: str, ranks: list[int], tensors: list[str]) -> NonFiniteLoss:
+    def non_finite_error(self, step: int, *, quantity: str, ranks: list[int], tensors: list[str]) -> NonFiniteLoss:
         """The error for a loss or gradient (``quantity``) of a step that is not finite.
 
         ``ranks`` are those on which it began; ``tensors`` are the first weights or gradients with such values.
         """
         message = f"The {quantity} of step {step} is not finite; the update was not applied."
         evidence: dict[str, JsonValue] = {"ranks": list[JsonValue](ranks)}
-        return self._explained(message, step, tensors, evidence, updates=step - 1, data="the data of that step")
+        return self._error_with_fix(message, step, tensors, evidence, updates=step - 1, data="the data of that step")
 
-    def held_out_not_finite(self, step: int, *, tensors: list[str]) -> NonFiniteLoss:
+    def eval_non_finite_error(self, step: int, *, tensors: list[str]) -> NonFiniteLoss:
         """The error for a loss on the held-out data after ``step`` that is not finite; its causes are the same."""
         message = f"The loss on the held-out data after step {step} is not finite."
-        return self._explained(message, step, tensors, {}, updates=step, data="the held-out data")
+        return self._error_with_fix(message, step, tensors, {}, updates=step, data="the held-out data")
 
-    def _explained(
+    def _error_with_fix(
         self, message: str, step: int, tensors: list[str], evidence: dict[str, JsonValue], *, updates: int, data: str
     ) -> NonFiniteLoss:
         """The error with its fix. ``updates`` were applied before it; ``data`` may also be the cause."""
@@ -161,7 +161,10 @@ class DivergenceMonitor:
         return NonFiniteLoss(message, hint=hint, patch=patch or None, evidence=evidence)
 
     def _figures(self, step: int) -> dict[str, JsonValue]:
-        """``learning_rate`` is the peak of the schedule; ``recent`` contains the rates of the recent steps."""
+        """``learning_rate`` is the schedule's peak.
+
+        ``recent`` has the step, loss, learning rate and gradient norm of the last steps.
+        """
         return {"step": step, "learning_rate": self._plan.learning_rate, "recent": list[JsonValue](self._recent)}
 
     def _stabilizing_patch(self) -> Patch:

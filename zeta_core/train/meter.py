@@ -22,7 +22,7 @@ from zeta_core.train.flops import flops_per_token, peak_flops
 SECONDS_BETWEEN_LINES = 1.0
 
 
-class Clock:
+class Stopwatch:
     """A context manager that sums up the seconds spent within it."""
 
     seconds = 0.0
@@ -33,8 +33,8 @@ class Clock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.seconds += time.perf_counter() - self._since
 
-    def take_share(self, seconds: float) -> float | None:
-        """The measured time as a share of ``seconds``, from 0 to 1. Resets the clock."""
+    def share_and_reset(self, seconds: float) -> float | None:
+        """Return the measured time as a share of ``seconds``, from 0 to 1, and reset the stopwatch."""
         spent, self.seconds = self.seconds, 0.0
         return round(min(1.0, spent / seconds), 5) if seconds > 0 else None
 
@@ -43,12 +43,12 @@ class Meter:
     """Measures steps and reports them. ``data`` and ``saving`` measure the time in which no step is computed.
 
     MFU is the share of the devices' peak FLOP/s that the model's arithmetic uses (Chowdhery et al. 2022, PaLM, appendix
-    B): tokens/s x `flops_per_token` / (`peak_flops` x processes). ``data`` is the clock of the accumulator, which also
-    counts the time that it spends reading batches.
+    B): tokens/s x `flops_per_token` / (`peak_flops` x processes). ``data`` is the accumulator's stopwatch, which runs
+    while it reads batches.
     """
 
-    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Clock) -> None:
-        self.data, self.saving, self.usage = data, Clock(), MemoryUsage()
+    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Stopwatch) -> None:
+        self.data, self.saving, self.usage = data, Stopwatch(), MemoryUsage()
         self._report = report
         self._plan = plan
         self._num_sequences = num_sequences
@@ -114,7 +114,7 @@ class Meter:
         seconds = now - self._at
         speed = None if newest.tokens is None else self._speed(newest.tokens, seconds)
         at_peak = self._tokens_per_second_at_peak
-        data_wait, checkpoint_blocked = self.data.take_share(seconds), self.saving.take_share(seconds)
+        data_wait, checkpoint_blocked = self.data.share_and_reset(seconds), self.saving.share_and_reset(seconds)
         if self._first:
             self.memory = self._memory_parts()
         self._report.write(

@@ -54,7 +54,7 @@ class NonFiniteDiagnosis:
         engine = self._accumulator.engine
         by_rank = engine.processes.gather(find_non_finite(engine.module.named_parameters()))
         tensors = next((names for names in by_rank if names), [])
-        return self.monitor.held_out_not_finite(self._progress.step, tensors=tensors)
+        return self.monitor.eval_non_finite_error(self._progress.step, tensors=tensors)
 
     def _error(self, quantity: str, *, begins_here: bool) -> NonFiniteLoss:
         engine = self._accumulator.engine
@@ -62,4 +62,4 @@ class NonFiniteDiagnosis:
         by_rank = engine.processes.gather((begins_here, find_non_finite(engine.module.named_parameters())))
         ranks = [rank for rank, (begins, _) in enumerate(by_rank) if begins]
         tensors = next((names for begins, names in by_rank if begins and names), [])
-        return self.monitor.not_finite(self._progress.step + 1, quantity=quantity, ranks=ranks, tensors=tensors)
+        return self.monitor.non_finite_error(self._progress.step + 1, quantity=quantity, ranks=ranks, tensors=tensors)

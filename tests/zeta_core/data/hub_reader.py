@@ -20,7 +20,7 @@ from transformers import ByT5Tokenizer
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import MEBIBYTE, ProcessLimits
+from zeta_core.data.sandbox import MEBIBYTE, ProcessLimits
 from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import prepare_tokens
 from zeta_core.failures import InvalidData

@@ -87,7 +87,7 @@ def test_a_conversation_longer_than_a_sequence_is_cut_or_dropped_and_counted(
         assert (found.truncated_at, found.dropped_at) == ("chat.jsonl, line 2", "chat.jsonl, line 3")
 
 
-def test_overlong_error_refuses_a_conversation_longer_than_a_sequence(tmp_path: Path) -> None:
+def test_overlong_error_rejects_a_conversation_longer_than_a_sequence(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, chats([6, 30]), byte_tokenizer(chat_templates.CHATML))
     with pytest.raises(
         InvalidData, match=r"^chat\.jsonl, line 2 has 52 tokens, more than the 40 of seq_len, as 1 of 2"

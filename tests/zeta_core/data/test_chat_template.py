@@ -129,7 +129,7 @@ def test_a_template_with_a_syntax_error_is_named_before_the_data_is_read() -> No
         ({"chat_template": "x" * 200_001}, "chat_template"),
     ],
 )
-def test_a_setting_of_conversations_without_effect_is_refused(options: dict[str, Any], message: str) -> None:
+def test_a_setting_of_conversations_without_effect_is_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidSpec, match=message):
         parse(TrainerOptions, options)
 

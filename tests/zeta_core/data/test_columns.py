@@ -1,4 +1,4 @@
-"""Well-known shapes of rows are read; unused columns are reported, or refused if they belong to the prompt."""
+"""Well-known shapes of rows are read; unused columns are reported, or rejected if they belong to the prompt."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_empty_and_repeated_columns_are_not_lost(row: dict[str, Any], tmp_path: 
     assert tokens_of([row, row], tmp_path).num_documents == 2
 
 
-def test_a_dropped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
+def test_a_dropped_column_that_no_row_has_is_rejected(tmp_path: Path) -> None:
     rows = [PAIR, {**PAIR, "system": "Be brief."}]
     assert tokens_of(rows, tmp_path, drop_columns=["system"]).unused_columns == ("system",)
     with pytest.raises(InvalidData, match=r"dataset\.drop_columns names 'sytem', which no row has"):
@@ -194,7 +194,7 @@ def test_a_dropped_column_that_no_row_has_is_refused(tmp_path: Path) -> None:
         ({"instruction": "Add.", "output": "4", "sys": "Be brief."}, {"system": "sys"}, "sys"),
     ],
 )
-def test_a_mapped_column_without_effect_is_refused(
+def test_a_mapped_column_without_effect_is_rejected(
     row: dict[str, Any], columns: dict[str, str], column: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidData, match=rf"dataset\.columns names '{column}' as 'system', but no row has"):
@@ -211,7 +211,7 @@ def test_an_optional_column_may_be_missing_in_some_rows(tmp_path: Path) -> None:
     assert tokens_of(rows, tmp_path, columns={"system": "sys"}).num_documents == 2
 
 
-def test_columns_of_text_files_are_refused(tmp_path: Path) -> None:
+def test_columns_of_text_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("one two three")
     options: list[dict[str, Any]] = [{"columns": {"text": "body"}}, {"drop_columns": ["id"]}]
     for option in options:

@@ -152,6 +152,6 @@ def test_a_template_that_splits_a_turn_at_a_control_token_is_not_misled(tmp_path
         tokens_of(tmp_path, [row], byte_tokenizer(template))
 
 
-def test_the_characters_that_are_used_as_marks_are_refused(tmp_path: Path) -> None:
+def test_the_characters_that_are_used_as_marks_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"line 1 contains U\+FDD0"):
         tokens_of(tmp_path, [chat("a \ufdd0 b")], byte_tokenizer(chat_templates.CHATML))

@@ -67,7 +67,7 @@ def test_columns_of_a_dataset_can_be_named(tmp_path: Path) -> None:
     assert train(tmp_path / "out", dataset=source, eval_dataset=source).steps == 1
 
 
-def test_datasets_without_fixed_rows_are_refused(tmp_path: Path) -> None:
+def test_datasets_without_fixed_rows_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="is an IterableDataset"):
         train(tmp_path / "out", dataset=Dataset.from_dict({"text": TEXTS}).to_iterable_dataset())
     with pytest.raises(InvalidSpec, match="is a Dataset without rows"):

@@ -1,4 +1,4 @@
-"""Files of every accepted type are read as the same rows, and content that does not fit its name is refused."""
+"""Files of every accepted type are read as the same rows, and content that does not fit its name is rejected."""
 
 from __future__ import annotations
 
@@ -207,7 +207,9 @@ WRONG: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), WRONG)
-def test_content_that_does_not_fit_its_name_is_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+def test_content_that_does_not_fit_its_name_is_rejected(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidData, match=message) as caught:
         tokens_of(tmp_path / name)

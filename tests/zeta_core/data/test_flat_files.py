@@ -1,4 +1,4 @@
-"""Flat files of ids are read with their own type, or refused."""
+"""Flat files of ids are read with their own type, or rejected."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from zeta_core.report.reporter import Reporter
 MAGIC_16, MAGIC_32 = (20240520, 1), (20240801, 7)
 
 
-def random_ids(count: int, vocabulary: int, *, seed: int = 0) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, vocabulary, size=count)
+def random_ids(count: int, vocab_size: int, *, seed: int = 0) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, vocab_size, size=count)
 
 
 def read(path: Path, lines: RecordedLines | None = None, **source: Any) -> TokenFile:
@@ -51,18 +51,18 @@ def index(lengths: list[int], bounds: list[int], code: int) -> bytes:
     return head + b"".join(array.tobytes() for array in arrays)
 
 
-@pytest.mark.parametrize("vocabulary", [4, 300, 50257, 65536])
+@pytest.mark.parametrize("vocab_size", [4, 300, 50257, 65536])
 @pytest.mark.parametrize("count", [3, 20, 5000, 5001])
-def test_a_file_of_16_bit_ids_needs_no_type(count: int, vocabulary: int, tmp_path: Path) -> None:
-    ids = 1 + random_ids(count, vocabulary - 1)
+def test_a_file_of_16_bit_ids_needs_no_type(count: int, vocab_size: int, tmp_path: Path) -> None:
+    ids = 1 + random_ids(count, vocab_size - 1)
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     assert read(tmp_path / "ids.bin").ids.tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8", "<u8"])
-@pytest.mark.parametrize("vocabulary", [10, 384, 50257, 128256, 262144])
-def test_wider_ids_are_recognized(vocabulary: int, dtype: str, tmp_path: Path) -> None:
-    ids = random_ids(500, vocabulary)
+@pytest.mark.parametrize("vocab_size", [10, 384, 50257, 128256, 262144])
+def test_wider_ids_are_recognized(vocab_size: int, dtype: str, tmp_path: Path) -> None:
+    ids = random_ids(500, vocab_size)
     ids.astype(dtype).tofile(tmp_path / "ids.bin")
     lines = RecordedLines()
     tokens = read(tmp_path / "ids.bin", lines)
@@ -81,7 +81,7 @@ def test_wider_ids_are_recognized(vocabulary: int, dtype: str, tmp_path: Path) -
         random_ids(400, 300).astype(">u4"),
     ],
 )
-def test_an_uncertain_type_is_refused_with_the_field_to_set(content: NDArray[Any], tmp_path: Path) -> None:
+def test_an_uncertain_type_is_rejected_with_the_field_to_set(content: NDArray[Any], tmp_path: Path) -> None:
     content.tofile(tmp_path / "ids.bin")
     with pytest.raises(InvalidData, match=r"ids\.bin does not state the type of its ids, and .*Set dataset\.dtype"):
         read(tmp_path / "ids.bin")
@@ -183,7 +183,7 @@ def test_16_bit_ids_do_not_fit_a_larger_vocabulary(tmp_path: Path) -> None:
     assert IdType.of(read(tmp_path / "ids.npy")) is None, "the type is in the file"
 
 
-def test_a_run_refuses_16_bit_ids_for_a_large_vocabulary(tmp_path: Path) -> None:
+def test_a_run_rejects_16_bit_ids_for_a_large_vocabulary(tmp_path: Path) -> None:
     random_ids(500, 60000).astype("<u2").tofile(tmp_path / "ids.bin")
     options: dict[str, Any] = {"dataset": {"path": str(tmp_path / "ids.bin")}, "use_pretokenized": True}
     with pytest.raises(InvalidData, match="cannot represent the 70,000 ids of the model's vocabulary"):

@@ -138,7 +138,7 @@ def test_copies_connect_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", ["a"], "absent"])
-def test_a_row_without_its_group_is_refused(value: Any, tmp_path: Path) -> None:
+def test_a_row_without_its_group_is_rejected(value: Any, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": "one", "group": "a"}, {"text": "two", "group": value}]
     if value == "absent":
         del rows[1]["group"]

@@ -18,8 +18,8 @@ from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import MEBIBYTE, ProcessLimits
 from zeta_core.data.rows.row import Unit
+from zeta_core.data.sandbox import MEBIBYTE, ProcessLimits
 from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData
@@ -41,7 +41,7 @@ def tokens_of(
 
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Any:
-    """Check that no confined process is left. Services of other tests may continue to run."""
+    """Check that no sandboxed process is left. Services of other tests may continue to run."""
     before = set(psutil.Process().children(recursive=True))
     yield
     assert not set(psutil.Process().children(recursive=True)) - before
@@ -75,11 +75,11 @@ DOUBLING = "{% set n = namespace(s='aaaaaaaaaaaaaaaa') %}{% for i in range(60) %
         ("{{ messages[0]['content'] * 15000000 }}", "produced 30,000,000 characters for this row, more than the 16,"),
     ],
 )  # fmt: skip
-def test_a_template_that_exhausts_the_machine_is_refused(template: str, message: str, tmp_path: Path) -> None:
+def test_a_template_that_exhausts_the_machine_is_rejected(template: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(ROW) + "\n")
-    with pytest.raises(InvalidData, match=message) as refused:
+    with pytest.raises(InvalidData, match=message) as rejection:
         tokens_of(tmp_path / "a.jsonl", byte_tokenizer(template))
-    assert refused.value.message.startswith("a.jsonl, line 1: the tokenizer's chat template")
+    assert rejection.value.message.startswith("a.jsonl, line 1: the tokenizer's chat template")
 
 
 def test_a_row_that_its_template_makes_huge_is_named(tmp_path: Path) -> None:
@@ -99,15 +99,15 @@ def parquet_of(path: Path, table: Any) -> Path:
     return path
 
 
-def test_a_parquet_file_of_one_huge_string_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_file_of_one_huge_string_is_rejected(tmp_path: Path) -> None:
     huge = pa.array(["a" * (8 * MEBIBYTE)] * 100)
     path = parquet_of(tmp_path / "bomb.parquet", pa.table({"text": huge}))
-    with pytest.raises(InvalidData, match="more than 400 MiB") as refused:
+    with pytest.raises(InvalidData, match="more than 400 MiB") as rejection:
         tokens_of(path)
-    assert refused.value.message.startswith(f"bomb.parquet ({path.stat().st_size:,} bytes, 100 rows), from row 1:")
+    assert rejection.value.message.startswith(f"bomb.parquet ({path.stat().st_size:,} bytes, 100 rows), from row 1:")
 
 
-def test_a_parquet_row_of_a_billion_values_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_row_of_a_billion_values_is_rejected(tmp_path: Path) -> None:
     values = pa.array(np.zeros(200_000_000, dtype=np.int32))
     rows = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     path = parquet_of(tmp_path / "ids.parquet", pa.table({"input_ids": rows}))
@@ -125,7 +125,7 @@ def test_rows_that_are_large_but_fit_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_a_compressed_arrow_file_that_expands_is_refused(write: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_compressed_arrow_file_that_expands_is_rejected(write: Callable[..., Any], tmp_path: Path) -> None:
     batch = pa.record_batch({"text": pa.array(["a" * (64 * MEBIBYTE)] * 12)})
     with write(tmp_path / "a.arrow", batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_batch(batch)
@@ -134,13 +134,13 @@ def test_a_compressed_arrow_file_that_expands_is_refused(write: Callable[..., An
         tokens_of(tmp_path / "a.arrow")
 
 
-def test_a_json_row_that_takes_many_times_its_size_is_refused(tmp_path: Path) -> None:
+def test_a_json_row_that_takes_many_times_its_size_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "", "more": [' + "[]," * 25_000_000 + "[]]}\n")
     with pytest.raises(InvalidData, match=r"a\.jsonl.*decoding it requires more than 400 MiB of memory"):
         tokens_of(tmp_path / "a.jsonl")
 
 
-def test_a_json_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_json_line_without_an_end_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zeta_core.data.rows.text_files.LONGEST_ROW", 3 * MEBIBYTE)
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "' + "a " * 2 * MEBIBYTE)
     with pytest.raises(InvalidData, match=r"a\.jsonl, line 2 is longer than 3 MiB, the limit for one row"):
@@ -148,7 +148,7 @@ def test_a_json_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("depth", [900, 5_000, 1_000_000])
-def test_json_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+def test_json_that_is_nested_too_deeply_is_rejected(depth: int, tmp_path: Path) -> None:
     nested = '{"a":' * depth + "1" + "}" * depth
     turn = '{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey", "tool_calls": '
     call = f'[{{"function": {{"name": "f", "arguments": {nested}}}}}]}}'
@@ -158,7 +158,7 @@ def test_json_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -
         tokens_of(tmp_path / "a.jsonl", byte_tokenizer(template))
 
 
-def test_token_ids_beyond_every_integer_type_are_refused(tmp_path: Path) -> None:
+def test_token_ids_beyond_every_integer_type_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"input_ids": [1, 2]}}\n{{"input_ids": [{10**300}]}}\n')
     with pytest.raises(InvalidData, match=r"a\.jsonl, line 2 contains token ids of more than 32 bits"):
         tokens_of(tmp_path / "a.jsonl", pretokenized=True)
@@ -167,7 +167,7 @@ def test_token_ids_beyond_every_integer_type_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "shape", ["(10**15,)", "(1000000000000000,)", "(-5,)", "(9223372036854775808,)", "(" * 900 + "5" + ",)" * 900]
 )
-def test_an_npy_header_with_a_wrong_shape_is_refused(shape: str, tmp_path: Path) -> None:
+def test_an_npy_header_with_a_wrong_shape_is_rejected(shape: str, tmp_path: Path) -> None:
     header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64))
@@ -175,7 +175,7 @@ def test_an_npy_header_with_a_wrong_shape_is_refused(shape: str, tmp_path: Path)
         tokens_of(tmp_path / "a.npy", pretokenized=True)
 
 
-def test_wrong_offsets_beside_a_flat_file_are_refused(tmp_path: Path) -> None:
+def test_wrong_offsets_beside_a_flat_file_are_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(100, dtype=np.uint16))
     for content in (np.arange(3.0), np.zeros((2, 2), np.int64), np.array([0, 50]), np.array([], np.int64)):
         np.save(tmp_path / "a.offsets.npy", content)
@@ -218,7 +218,7 @@ INCONSISTENT: dict[str, tuple[Any, bytes, bytes]] = {  # a valid column, bytes o
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
 @pytest.mark.parametrize("case", INCONSISTENT)
-def test_an_arrow_file_with_inconsistent_buffers_is_refused(
+def test_an_arrow_file_with_inconsistent_buffers_is_rejected(
     case: str, write: Callable[..., Any], tmp_path: Path
 ) -> None:
     column, valid, invalid = INCONSISTENT[case]
@@ -227,9 +227,9 @@ def test_an_arrow_file_with_inconsistent_buffers_is_refused(
         writer.write_batch(pa.record_batch({"text": column}))
     assert valid in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(valid, invalid))
-    with pytest.raises(InvalidData, match=r"^a\.arrow.*(is damaged|not readable as Arrow)") as refused:
+    with pytest.raises(InvalidData, match=r"^a\.arrow.*(is damaged|not readable as Arrow)") as rejection:
         tokens_of(path)
-    assert "crashed" not in refused.value.message, "the fault is found before a value is read"
+    assert "crashed" not in rejection.value.message, "the fault is found before a value is read"
 
 
 def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
         writer.write_batch(batch)
     whole = (tmp_path / "a.arrow").read_bytes()
     random = np.random.default_rng(0)
-    refused: list[str] = []
+    errors: list[str] = []
     for at in random.choice(len(whole), 60, replace=False):
         damaged = bytearray(whole)
         damaged[at] ^= int(random.integers(1, 256))
@@ -253,9 +253,9 @@ def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
         try:
             tokens_of(tmp_path / "a.arrow")
         except InvalidData as error:
-            refused.append(error.message)
-    assert len(refused) > 5
-    assert all("a.arrow" in message for message in refused), refused
+            errors.append(error.message)
+    assert len(errors) > 5
+    assert all("a.arrow" in message for message in errors), errors
 
 
 def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from zeta import Trainer
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_hub_dataset
 from zeta_core.contract.spec.sources import HubSource
-from zeta_core.data.confined import MEBIBYTE
+from zeta_core.data.sandbox import MEBIBYTE
 from zeta_core.data.sources import SourceLocations, open_sources
-from zeta_core.data.sources.hub import refuse_foreign_files
+from zeta_core.data.sources.hub import reject_foreign_files
 from zeta_core.failures import InvalidData
 
 
@@ -181,24 +181,24 @@ def test_a_damaged_file_is_named(hub: Hub) -> None:
         ({"split": "train+dev[:1]"}, "has no split 'dev'; choose from train, test."),
         ({"split": "train[1"}, "dataset.split is 'train[1', which is not valid"),
         ({"split": "train[9:]"}, "dataset.split is 'train[9:]', which contains no rows"),
-        ({"revision": "v9"}, "'owner/refused' cannot be loaded"),
+        ({"revision": "v9"}, "'owner/rejected' cannot be loaded"),
     ],
 )
-def test_a_split_or_revision_that_does_not_exist_is_refused(hub: Hub, source: dict[str, str], expected: str) -> None:
-    hub.server.add_dataset("owner/refused", LINES)
-    assert expected in hub.error("owner/refused", **source)
+def test_a_split_or_revision_that_does_not_exist_is_rejected(hub: Hub, source: dict[str, str], expected: str) -> None:
+    hub.server.add_dataset("owner/rejected", LINES)
+    assert expected in hub.error("owner/rejected", **source)
 
 
-def test_a_dataset_that_does_not_exist_is_refused(hub: Hub) -> None:
+def test_a_dataset_that_does_not_exist_is_rejected(hub: Hub) -> None:
     assert "'owner/missing' doesn't exist on the Hub" in hub.error("owner/missing")
 
 
-def test_a_dataset_of_empty_files_is_refused(hub: Hub) -> None:
+def test_a_dataset_of_empty_files_is_rejected(hub: Hub) -> None:
     hub.server.add_dataset("owner/empty", {"train.jsonl": b""})
     assert "The split 'train' of the dataset 'owner/empty' contains no data" in hub.error("owner/empty")
 
 
-def test_unsupported_files_are_refused_before_they_are_downloaded(hub: Hub) -> None:
+def test_unsupported_files_are_rejected_before_they_are_downloaded(hub: Hub) -> None:
     hub.server.add_dataset("owner/images", {"train/a.png": b"\x89PNG", "train/b.png": b"\x89PNG"})
     assert "contains 'train/a.png', which is not a supported file type; use a dataset with .jsonl" in hub.error(
         "owner/images"
@@ -206,7 +206,7 @@ def test_unsupported_files_are_refused_before_they_are_downloaded(hub: Hub) -> N
     assert not any("/resolve/" in path and path.endswith(".png") for path in hub.server.requests)
 
 
-def test_options_in_the_card_that_change_the_rows_are_refused(hub: Hub) -> None:
+def test_options_in_the_card_that_change_the_rows_are_rejected(hub: Hub) -> None:
     card = card_of({"config_name": "default", "data_files": "a.parquet", "columns": ["title"]})
     hub.server.add_dataset("owner/options", {"README.md": card, "a.parquet": parquet_of(["a"])})
     assert "The card of the dataset 'owner/options' sets 'columns' for reading its files" in hub.error("owner/options")
@@ -220,14 +220,14 @@ def test_a_hub_that_cannot_be_reached_is_reported(unreachable: HubReader) -> Non
 # --- Local and foreign files ------------------------------------------------------------------------------------------
 
 
-def test_a_card_that_names_local_files_is_refused(hub: Hub, tmp_path: Path) -> None:
+def test_a_card_that_names_local_files_is_rejected(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     card = card_of({"config_name": "default", "data_files": str(tmp_path / "secret.txt")})
     hub.server.add_dataset("owner/thief", {"README.md": card, "a.txt": b"own"})
     assert "Data files don't belong to owner/thief" in hub.error("owner/thief")
 
 
-def test_a_card_that_names_files_of_another_dataset_is_refused(hub: Hub) -> None:
+def test_a_card_that_names_files_of_another_dataset_is_rejected(hub: Hub) -> None:
     hub.server.add_dataset("owner/private", {"train.txt": b"private"})
     card = card_of({"config_name": "default", "data_files": "hf://datasets/owner/private@main/train.txt"})
     hub.server.add_dataset("owner/borrower", {"README.md": card, "a.txt": b"own"})
@@ -248,10 +248,10 @@ def test_a_card_that_names_files_of_another_dataset_is_refused(hub: Hub) -> None
 )
 def test_the_files_of_a_dataset_are_those_of_its_repository(file: str, is_own: bool) -> None:
     if is_own:
-        refuse_foreign_files({"train": [file]}, "owner/name")
+        reject_foreign_files({"train": [file]}, "owner/name")
     else:
         with pytest.raises(InvalidData, match="not one of its own files"):
-            refuse_foreign_files({"train": [file]}, "owner/name")
+            reject_foreign_files({"train": [file]}, "owner/name")
 
 
 def test_packaged_builders_are_not_hub_datasets() -> None:
@@ -277,7 +277,7 @@ def test_scripts_name_hub_datasets_with_their_owner(
         Trainer(1, 1, 8, None, lambda: None, dataset=dataset, output_dir=str(tmp_path / "out"))
 
 
-def test_a_local_folder_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_of_the_same_name_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "a.txt").write_text("secret")

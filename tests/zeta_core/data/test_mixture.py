@@ -89,7 +89,7 @@ def test_the_order_of_a_mixture_depends_only_on_seed_and_position() -> None:
         assert steps == [sorted(whole[start : start + 8].tolist()) for start in range(40, 600, 8)]
 
 
-def test_a_source_without_sequences_or_with_too_small_a_share_is_refused() -> None:
+def test_a_source_without_sequences_or_with_too_small_a_share_is_rejected() -> None:
     with pytest.raises(InvalidData, match=r"dataset\.1 has a weight, but no sequence"):
         Mixture(np.array([0, 5, 5]), (0.5, 0.5), seed=1)
     with pytest.raises(InvalidData, match=r"dataset\.0\.weight is a share of 0\.001, less than one of the 9 sequences"):

@@ -248,7 +248,7 @@ def test_faults_in_flat_files_of_ids_are_found(content: bytes, name: str, messag
     assert message in answer.details[0].message
 
 
-def test_16_bit_ids_are_refused_for_a_larger_vocabulary(tmp_path: Path) -> None:
+def test_16_bit_ids_are_rejected_for_a_larger_vocabulary(tmp_path: Path) -> None:
     model = {"config": {**LLAMA_CONFIG, "vocab_size": 70_000}}
     content = GOOD_IDS.astype("<u2").tobytes()
     spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None, "model": model}
@@ -256,7 +256,7 @@ def test_16_bit_ids_are_refused_for_a_larger_vocabulary(tmp_path: Path) -> None:
     assert "cannot represent the 70,000 ids" in fault
 
 
-def test_options_that_flat_files_do_not_support_are_refused(tmp_path: Path) -> None:
+def test_options_that_flat_files_do_not_support_are_rejected(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"use_pretokenized": True, "chat_template": None, "train_on": "assistant"}
     assert "do not mark what is trained on" in fault_of(answer_to(tmp_path, npy(GOOD_IDS), "ids.npy", **spec))
 

@@ -6,7 +6,7 @@ import zeta_core.data
 from tests.harness.import_rules import imports_of
 
 DIRECTORY = Path(zeta_core.data.__file__).parent
-ORDER = ("confined", "rows", "sources", "documents", "tokens", "sequences", "row_check", "data_report")
+ORDER = ("sandbox", "rows", "sources", "documents", "tokens", "sequences", "row_check", "data_report")
 
 
 def test_a_stage_imports_only_from_earlier_stages() -> None:

@@ -22,9 +22,9 @@ from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
 from zeta_core.contract.spec.validation import parse
-from zeta_core.data.confined import Position
 from zeta_core.data.rows import text_files
 from zeta_core.data.rows.row import Row
+from zeta_core.data.sandbox import Position
 from zeta_core.data.sources import Source, SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, encoder, parallel_encoding, prepare_tokens
 from zeta_core.failures import InvalidData, TrainingFailed

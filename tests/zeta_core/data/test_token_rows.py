@@ -1,4 +1,4 @@
-"""Rows of token ids: masks, labels and padding are honoured, and columns that are not used are refused or reported."""
+"""Rows of token ids: masks, labels and padding are honoured, and columns that are not used are rejected or reported."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_column_can_be_named_as_a_mask(tmp_path: Path) -> None:
         ({"weight": 0.0}, r"'weight' looks like"),
     ],
 )
-def test_a_wrong_or_unknown_mask_is_refused_with_its_row(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_wrong_or_unknown_mask_is_rejected_with_its_row(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     rows = [{"input_ids": IDS}, {"input_ids": IDS, **row}]
     with pytest.raises(InvalidData, match=r"rows\.jsonl, line 2:? " + message):
         tokens_of(write(tmp_path / "rows.jsonl", rows))
@@ -138,7 +138,7 @@ def test_a_wrong_or_unknown_mask_is_refused_with_its_row(row: dict[str, Any], me
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".csv"])
 @pytest.mark.parametrize("column", ["loss_mask", "segments"])
-def test_a_table_with_an_unknown_mask_is_refused(column: str, suffix: str, tmp_path: Path) -> None:
+def test_a_table_with_an_unknown_mask_is_rejected(column: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
     if suffix == ".csv":
         path.write_text(f'input_ids,{column}\n"{IDS}","[0, 0, 1, 1, 1, 1]"\n')
@@ -189,7 +189,7 @@ def test_another_column_may_contain_values_of_any_type(tmp_path: Path) -> None:
     assert (tokens.num_documents, tokens.unused_columns) == (len(others) + 1, ("note",))
 
 
-def test_a_mask_of_some_rows_only_is_refused(tmp_path: Path) -> None:
+def test_a_mask_of_some_rows_only_is_rejected(tmp_path: Path) -> None:
     rows = [{"input_ids": IDS, "completion_mask": [1] * 6}] * 2 + [{"input_ids": IDS}]
     with pytest.raises(InvalidData, match=r"rows\.jsonl, line 3 has no 'completion_mask', which other rows have"):
         tokens_of(write(tmp_path / "rows.jsonl", rows))
@@ -248,6 +248,6 @@ def test_the_data_report_states_what_was_used_and_what_was_not(tmp_path: Path) -
 @pytest.mark.parametrize(
     "columns", [{"labels": [-100] * 6}, {"completion_mask": [1, 0, 0, 0, 0, 0]}, {"attention_mask": [0] * 6}]
 )
-def test_data_without_any_trained_token_is_refused(columns: dict[str, Any], tmp_path: Path) -> None:
+def test_data_without_any_trained_token_is_rejected(columns: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"rows\.jsonl: no token is trained on in any of the 2 rows"):
         tokens_of(write(tmp_path / "rows.jsonl", [{"input_ids": IDS, **columns}] * 2))

@@ -13,6 +13,6 @@ def token_file(*documents: list[int]) -> TokenFile:
     return TokenFile(ids, offsets, int(ids.max()), "test")
 
 
-def random_documents(lengths: list[int], *, seed: int = 0, vocabulary: int = 300) -> TokenFile:
+def random_documents(lengths: list[int], *, seed: int = 0, vocab_size: int = 300) -> TokenFile:
     generator = np.random.default_rng(seed)
-    return token_file(*([int(i) for i in generator.integers(3, vocabulary, size=length)] for length in lengths))
+    return token_file(*([int(i) for i in generator.integers(3, vocab_size, size=length)] for length in lengths))

@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.harness.memory_group import memory_group
 from tests.zeta_core.advice_runs import apply_patch, train
-from tests.zeta_core.memory import refused_runs
+from tests.zeta_core.memory import oversized_runs
 from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import environment
 from zeta import Trainer
@@ -137,7 +137,7 @@ def test_a_model_that_can_never_fit_is_rejected_before_it_is_loaded(tmp_path: Pa
 @pytest.mark.timeout(200)
 def test_runs_rejected_with_little_memory_train_with_the_suggested_patch(tmp_path: Path) -> None:
     with memory_group(2_600_000_000) as procs:
-        command = f"exec {shlex.quote(sys.executable)} {refused_runs.__file__} {tmp_path}"
+        command = f"exec {shlex.quote(sys.executable)} {oversized_runs.__file__} {tmp_path}"
         join = f"echo $$ > {shlex.quote(str(procs))}; {command}"
         run = subprocess.run(["/bin/sh", "-c", join], env=environment(tmp_path), capture_output=True, timeout=180)
     assert run.returncode == 0, run.stderr.decode()[-3000:]

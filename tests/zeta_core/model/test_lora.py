@@ -153,7 +153,7 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
 
     nameless = fine_tune("job_01m00000000000000000000two", llama())
     with pytest.raises(InvalidModel, match=r"lora\.save_merged"):
-        train(nameless, tmp_path / "refused", cache=tmp_path, max_steps=1)
+        train(nameless, tmp_path / "rejected", cache=tmp_path, max_steps=1)
     merged = fine_tune("job_01m0000000000000000000three", llama(), save_merged=True)
     train(merged, tmp_path / "from-merged", cache=tmp_path, max_steps=1)
     assert (tmp_path / "from-merged" / "final" / "model.safetensors").is_file()

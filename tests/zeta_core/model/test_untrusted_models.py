@@ -40,7 +40,7 @@ def secret(tmp_path: Path) -> Path:
 @pytest.fixture
 def locations(tmp_path: Path) -> SourceLocations:
     return SourceLocations(
-        artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, hub=False
+        artifacts_root=tmp_path / "artifacts", files={FILE: UploadedFile(filename="model.tar")}, allow_hub=False
     )
 
 
@@ -180,7 +180,7 @@ def test_code_of_a_model_is_ignored_with_a_warning(source: str, locations: Sourc
         assert locations.artifacts_root is not None
         model, locations = (
             str(locations.artifacts_root / checkpoint_key(JOB, "final")),
-            SourceLocations(any_path=True, hub=False),
+            SourceLocations(any_path=True, allow_hub=False),
         )
     for number in range(2):  # the second run uses the checked copy of the first
         outcome, lines = train(
@@ -206,7 +206,7 @@ def test_code_of_an_adapters_base_and_of_a_named_tokenizer_is_reported(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": f"{base.job}/{base.checkpoint}"})
     )
     ignored: list[IgnoredCode] = []
-    locations = replace(locations, weights=False)
+    locations = replace(locations, fetch_weights=False)
     model = JobModel(job=JOB, checkpoint="step-1")
     located = locate_model(model, locations, tmp_path / "cache", on_ignored=ignored.append)
     assert ignored == [IgnoredCode(f"{JOB}/final", {"config.json": ["auto_map"]})]

@@ -118,7 +118,7 @@ def test_the_logits_among_several_results_have_an_entry_for_each_id(places: tupl
     torch.manual_seed(0)
     model = _Several()
     model.places = places
-    loss_function = find_loss_function(model, sample_ids=SAMPLE, largest_id=300, vocabulary=models.VOCABULARY)
+    loss_function = find_loss_function(model, sample_ids=SAMPLE, largest_id=300, vocab_size=models.VOCABULARY)
     assert loss_function.logits_at == at
     batch = Sequences(random_documents([64]), 16, pack=True).batch(np.arange(4), 4)
     plainly = find_loss_function(_module(models.PlainModel), sample_ids=SAMPLE)
@@ -131,7 +131,7 @@ def test_ambiguous_results_are_rejected() -> None:
     model = _Several()
     model.places = (1, 1)
     with pytest.raises(InvalidModel, match=r"tokens, 384\) and \(batch, tokens, 384\), so it is unclear which"):
-        find_loss_function(model, sample_ids=SAMPLE, vocabulary=models.VOCABULARY)
+        find_loss_function(model, sample_ids=SAMPLE, vocab_size=models.VOCABULARY)
 
 
 def test_the_error_for_an_unusable_module_describes_what_is_expected() -> None:

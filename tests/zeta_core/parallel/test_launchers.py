@@ -48,11 +48,11 @@ def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path:
     for result in found.values():
         assert result["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert result["weight"] == pytest.approx(alone["weight"], rel=1e-5)
-    code, output = train(2, "--cpu", case("refused", world=2))
+    code, output = train(2, "--cpu", case("rejected", world=2))
     assert code == 1
     assert "started a single process without a rank, but several were requested" in output
     assert "torchrun --nproc-per-node" in output
-    assert not (tmp_path / "refused").exists()
+    assert not (tmp_path / "rejected").exists()
 
 
 @pytest.mark.slow

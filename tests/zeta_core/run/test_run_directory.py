@@ -285,10 +285,10 @@ def test_a_damaged_checkpoint_gives_a_warning_and_the_previous_one_is_used(tmp_p
     for name in ("final", "step-6"):
         (tmp_path / "output" / name / "model.safetensors").write_bytes(b"broken")
     # After success, only the newest step has training state, so no other checkpoint can be resumed.
-    refused = make_run(tmp_path, 2, resume_from=str(tmp_path / "output"))
-    assert run_here(refused) == 1
-    assert [line.code for line in journal(refused) if isinstance(line, WarningLine)] == ["damaged_checkpoint"] * 2
-    error = end_of(refused).error
+    resumed = make_run(tmp_path, 2, resume_from=str(tmp_path / "output"))
+    assert run_here(resumed) == 1
+    assert [line.code for line in journal(resumed) if isinstance(line, WarningLine)] == ["damaged_checkpoint"] * 2
+    error = end_of(resumed).error
     assert error is not None
     assert error.code == "cannot_resume"
 

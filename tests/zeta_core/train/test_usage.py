@@ -19,7 +19,7 @@ from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.reporter import Reporter
 from zeta_core.run import RunRequest, execute
 from zeta_core.train.flops import flops_per_token, peak_flops, peak_flops_by_name
-from zeta_core.train.meter import Clock
+from zeta_core.train.meter import Stopwatch
 
 
 def test_flops_per_token_are_six_per_multiplied_weight_plus_attention() -> None:
@@ -56,10 +56,14 @@ def test_the_peak_of_a_device_is_looked_up_by_its_name(name: str, flops: float |
     assert peak_flops_by_name(name) == flops
 
 
-def test_a_clock_returns_its_share_and_resets() -> None:
-    clock = Clock()
-    clock.seconds = 0.5
-    assert (clock.take_share(2.0), clock.take_share(2.0), clock.take_share(0.0)) == (0.25, 0.0, None)
+def test_a_stopwatch_returns_its_share_and_resets() -> None:
+    stopwatch = Stopwatch()
+    stopwatch.seconds = 0.5
+    assert (stopwatch.share_and_reset(2.0), stopwatch.share_and_reset(2.0), stopwatch.share_and_reset(0.0)) == (
+        0.25,
+        0.0,
+        None,
+    )
 
 
 def fresh_memory(size: int) -> mmap.mmap:

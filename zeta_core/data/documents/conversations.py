@@ -38,9 +38,10 @@ _PLACEHOLDER = "ZETAANSWER"
 
 @dataclass(frozen=True)
 class Text:
-    """A training text, the spans of characters that are trained on, and those that contain no control tokens.
+    """A training text and the ranges of its characters that are trained on (``spans``).
 
-    A ``plain`` text was not rendered by a template, so the tokenizer's begin and end tokens are added to it.
+    ``literals`` are the ranges that look like control tokens but are encoded as text. A ``plain`` text was not rendered
+    by a template, so the tokenizer's begin and end tokens are added to it.
     """
 
     text: str

@@ -31,7 +31,7 @@ def check_turns(template: Template, messages: Sequence[Message], tools: Tools | 
     rendered = squeezed(seen)
     for index, message in enumerate(messages):
         for call in message.get("tool_calls", ()):
-            _refuse_unwritten(f"message {index + 1} calls the tool", call, seen)
+            _reject_unwritten(f"message {index + 1} calls the tool", call, seen)
         shape = _shape(messages, index, tools)
         if shape not in template.checked_shapes:
             _check_fields(messages, index, view)
@@ -45,11 +45,11 @@ def check_turns(template: Template, messages: Sequence[Message], tools: Tools | 
 def check_tools(template: Template, tools: Tools | None, seen: str, view: Callable[[Tools], str]) -> None:
     """Raise `Unlearnable` if the template does not render the tools of a conversation."""
     for tool in tools or ():
-        _refuse_unwritten("has the tool", tool, seen)
+        _reject_unwritten("has the tool", tool, seen)
     if tools and "tools" not in template.checked_shapes:
         function = {"name": _SENTINEL, "description": "d", "parameters": {"type": "object", "properties": {}}}
         if _SENTINEL not in _or_sentinel(lambda: view([{"type": "function", "function": function}])):
-            _refuse_unwritten("has the tool", tools[0], "")
+            _reject_unwritten("has the tool", tools[0], "")
         template.checked_shapes.add("tools")
 
 
@@ -88,7 +88,7 @@ def _check_fields(messages: Sequence[Message], index: int, view: View) -> None:
             if _SENTINEL not in _or_sentinel(
                 lambda calls=calls: view(_with(messages, index, "tool_calls", calls), index)
             ):
-                _refuse_unwritten(f"message {index + 1} calls the tool", call, "")
+                _reject_unwritten(f"message {index + 1} calls the tool", call, "")
 
 
 def _is_known_name(messages: Sequence[Message], index: int, field: str) -> bool:
@@ -158,7 +158,7 @@ def _ignored(index: int, names: Sequence[str]) -> Unlearnable:
     )
 
 
-def _refuse_unwritten(what: str, tool: Any, text: str) -> None:
+def _reject_unwritten(what: str, tool: Any, text: str) -> None:
     """Raise `Unlearnable` if the template omitted a tool or a call, so its name is missing from the text."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     name = cast("Mapping[str, Any]", inner).get("name") if isinstance(inner, Mapping) else None

@@ -43,7 +43,7 @@ def train_on_by_format(formats: Iterable[str], masks: Sequence[str] = ()) -> Tra
 def without_default(train_on: TrainOn | None, formats: Iterable[RowFormat]) -> TrainOn | None:
     """``train_on``, or ``None`` if it is the default for these formats."""
     is_default = all(name != "tokens" and DEFAULT_TRAIN_ON[name] == train_on for name in formats)
-    return None if is_default else train_on  # for rows of ids, 'all' refuses masks that exclude tokens
+    return None if is_default else train_on  # for rows of ids, 'all' rejects masks that exclude tokens
 
 
 class Renderer:

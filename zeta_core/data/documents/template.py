@@ -1,7 +1,7 @@
 """The chat template of a tokenizer: rendering messages, and what differs between tokenizers.
 
 All data is untrusted. Templates run in the sandbox of transformers, which does not limit memory and time. The rendering
-process therefore has limits for both (`zeta_core.data.confined`), and a text is limited to `MAX_CHARACTERS`.
+process therefore has limits for both (`zeta_core.data.sandbox`), and a text is limited to `MAX_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, cast
 
 from zeta_core.contract.text import is_template
-from zeta_core.data.confined import Position, confined
 from zeta_core.data.documents import control_tokens
 from zeta_core.data.rows.turns import Message
+from zeta_core.data.sandbox import Position, run_in_sandbox
 from zeta_core.failures import CannotTrain
 
 Tools = list[dict[str, Any]]
@@ -75,7 +75,7 @@ def set_template(tokenizer: Any, chat_template: str | None) -> None:
             position.move("chat_template", "rendering")
             return _syntax_error(chat_template)
 
-        fault: str | None = confined(compile_it)
+        fault: str | None = run_in_sandbox(compile_it)
         if fault is not None:
             raise CannotTrain(f"chat_template is not a valid Jinja template: {fault}.", param="chat_template")
         tokenizer.chat_template = chat_template

@@ -6,7 +6,7 @@ role, fields, neighbours, and whether it is empty). A run uses the same code, so
 
 A flat file of ids is read as a whole.
 
-Guarantees: rows are only read in a confined process (`zeta_core.data.confined`). The error is the first one in the
+Guarantees: rows are only read in a sandboxed process (`zeta_core.data.sandbox`). The error is the first one in the
 data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the content of the data, the
 tokenizer, and the options that matter; errors are cached, too.
 """
@@ -29,12 +29,12 @@ import numpy as np
 
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
-from zeta_core.data.confined import Confined, Position, ProcessLimits, send_message
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.row_check.row_pass import MAX_LENGTHS, CheckedRows, RowPass
 from zeta_core.data.rows.token_rows import MaskPresence
+from zeta_core.data.sandbox import Position, ProcessLimits, Sandbox, send_message
 from zeta_core.data.sources import Source, SourceLocations, open_sources
-from zeta_core.data.tokens.cache import fingerprint, make_encoder, no_trained_token_error, refuse_for_flat
+from zeta_core.data.tokens.cache import fingerprint, make_encoder, no_trained_token_error, reject_for_flat
 from zeta_core.data.tokens.encoder import Encoder
 from zeta_core.data.tokens.flat_files import IdType, OutOfTime, flat_tokens
 from zeta_core.data.tokens.parallel_encoding import num_processes
@@ -88,7 +88,7 @@ def check_dataset(
 
 def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str, seconds: float) -> CheckedRows | str:
     """Check a flat file of ids: its header, type, size, and all ids. Raises `InvalidData`."""
-    refuse_for_flat(sources, train_on=train_on, method=method)
+    reject_for_flat(sources, train_on=train_on, method=method)
     try:
         tokens = flat_tokens(sources, Reporter(), time.monotonic() + seconds)
     except OutOfTime:
@@ -181,7 +181,7 @@ def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[
 
 def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, processes: int) -> list[dict[str, Any]]:
     """The result of each process, which checks a share of the units."""
-    team: list[Confined] = []
+    team: list[Sandbox] = []
     limits = ProcessLimits.for_processes(processes)
     with ExitStack() as ending:
         for number in range(processes):
@@ -190,12 +190,12 @@ def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, 
                 check = RowPass(sources, encoder, position, deadline, number, processes)
                 send_message(pipe, kind="result", value=check.run())
 
-            team.append(Confined(work, limits, name=f"check-rows-{number}", others=team))
+            team.append(Sandbox(work, limits, name=f"check-rows-{number}", others=team))
             ending.callback(team[-1].close)
         return [_result(member) for member in team]
 
 
-def _result(process: Confined) -> dict[str, Any]:
+def _result(process: Sandbox) -> dict[str, Any]:
     """The result of a process. An exceeded limit has no known location in the data, so it counts as the last error.
 
     It depends on the machine, so it is not cached.

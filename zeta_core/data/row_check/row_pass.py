@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from zeta_core.contract.job.check import CheckedData
-from zeta_core.data.confined import Position
 from zeta_core.data.rows.row import Row, parsed_list
 from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.data.rows.turns import ROLES
+from zeta_core.data.sandbox import Position
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoder
 from zeta_core.data.tokens.flat_files import IdType

@@ -74,7 +74,7 @@ class _Decompressed(io.RawIOBase):
         if self._num_read > limit:
             raise InvalidData(
                 f"{self._name} decompresses to more than {limit >> 20:,} MiB, over {MAX_RATIO} times its size, "
-                "which is refused as a decompression bomb; if the data is valid, decompress the file yourself."
+                "which is rejected as a decompression bomb; if the data is valid, decompress the file yourself."
             )
         buffer[: len(data)] = data
         return len(data)

@@ -62,7 +62,7 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
     """Read batches of rows. The larger the rows according to the metadata, the fewer rows are in a batch.
 
     Equal values are stored only once, so a row may be far larger than the metadata indicates. Only the memory limit of
-    the process covers that case (`zeta_core.data.confined`).
+    the process covers that case (`zeta_core.data.sandbox`).
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -1,7 +1,7 @@
 """Reading rows of token ids, with the columns that mark padding and the tokens that are trained on.
 
-Guarantee: a column that states something about the tokens is either used or refused. Columns that cannot change what is
-trained on are ignored and reported.
+Guarantee: a column that states something about the tokens is either used or rejected. Columns that cannot change what
+is trained on are ignored and reported.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def read_token_row(
         raise InvalidTokenRow("contains token ids of more than 32 bits; use ids of the model's vocabulary.")
     ids_N = np.asarray(ids, dtype=dtype)
     masks = masks_in(row, columns)
-    _refuse_other_marks(row, columns, len(ids))
+    _reject_other_marks(row, columns, len(ids))
     if (needed := _TRAIN_ON_MASKS.get(train_on or "", "")) and needed not in masks:
         instead = f"; {' and '.join(masks)} determine what is trained on" if masks else ""
         raise InvalidTokenRow(
@@ -145,7 +145,7 @@ class MaskPresence:
         return next(((name, self.rows_without[name]) for name in self.rows_with if name in self.rows_without), None)
 
 
-def _refuse_other_marks(row: Mapping[str, object], columns: Mapping[str, str], num_ids: int) -> None:
+def _reject_other_marks(row: Mapping[str, object], columns: Mapping[str, str], num_ids: int) -> None:
     """Refuse columns that look like masks, labels or weights but are not used."""
     for column in unused_columns(row, columns):
         if column in _HARMLESS:

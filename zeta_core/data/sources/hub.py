@@ -1,9 +1,9 @@
 """Finding and downloading the data files of Hub datasets.
 
 `datasets` only determines which files belong to each split, from the dataset's card and from file names. It does so in
-a confined process, because both are untrusted. It never prepares a dataset, because that decodes every row in the
+a sandboxed process, because both are untrusted. It never prepares a dataset, because that decodes every row in the
 training process and writes all rows to disk. Only the files of the requested splits are downloaded. They are read like
-uploaded files, so files of other types are refused before they are downloaded.
+uploaded files, so files of other types are rejected before they are downloaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from zeta_core.contract.data_files.file_types import DELIMITERS, file_type, listed
 from zeta_core.contract.spec.sources import HubSource
-from zeta_core.data.confined import Position, confined
+from zeta_core.data.sandbox import Position, run_in_sandbox
 from zeta_core.failures import InvalidData
 
 _SCHEME = "hf://datasets/"
@@ -65,7 +65,7 @@ class HubDataset:
 def fetch_dataset(source: HubSource, suffixes: Sequence[str]) -> HubDataset:
     """Download the files of the requested splits, which must have one of ``suffixes``. Raises `InvalidData`."""
     importlib.import_module("datasets")  # imported once in this process instead of in every forked process
-    available: dict[str, list[str]] = confined(lambda position: _find_files(source, position))
+    available: dict[str, list[str]] = run_in_sandbox(lambda position: _find_files(source, position))
     ranges = "+".join(available) if source.split == "all" else source.split
     splits = list(dict.fromkeys(_split_names(ranges)))
     if unknown := next((split for split in splits if split not in available), None):
@@ -78,7 +78,7 @@ def fetch_dataset(source: HubSource, suffixes: Sequence[str]) -> HubDataset:
     return HubDataset({split: _download(source.hub, split, available[split]) for split in splits}, ranges)
 
 
-def refuse_foreign_files(data_files: Mapping[str, Sequence[str]], hub: str) -> None:
+def reject_foreign_files(data_files: Mapping[str, Sequence[str]], hub: str) -> None:
     """Raise `InvalidData` if the dataset's card names files outside the dataset, such as local files."""
     for file in (str(name) for names in data_files.values() for name in names):
         if not file.startswith(f"{_SCHEME}{hub}@") or ".." in PurePosixPath(file).parts or "::/" in file:
@@ -103,7 +103,7 @@ def _find_files(source: HubSource, position: Position) -> dict[str, list[str]]:
     if type(builder).__module__.startswith("datasets.packaged_modules.cache"):  # a copy that `datasets` once prepared
         raise _unreachable(source, "only a prepared copy was found")
     files: Mapping[str, Sequence[str]] = getattr(builder.config, "data_files", None) or {}
-    refuse_foreign_files(files, source.hub)
+    reject_foreign_files(files, source.hub)
     if options := _options(builder.config, files):
         raise InvalidData(
             f"The card of the dataset {source.hub!r} sets {', '.join(map(repr, options))} for reading its files, which "

@@ -1,7 +1,7 @@
 """Opening the data sources of a spec as rows: pieces of text, conversations, pairs, or lists of token ids.
 
 All data is untrusted. Files are read as text, JSON, Parquet or Arrow and never unpickled, and code in datasets is never
-run. Rows are decoded only in a confined process (`zeta_core.data.confined`), including the first row, which determines
+run. Rows are decoded only in a sandboxed process (`zeta_core.data.sandbox`), including the first row, which determines
 the format. Errors are `InvalidData` and name the original file name and the line or row.
 """
 
@@ -27,7 +27,6 @@ from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_first
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
-from zeta_core.data.confined import Position, confined
 from zeta_core.data.rows.columns import Layout, detect_layout
 from zeta_core.data.rows.delimited import delimited_units
 from zeta_core.data.rows.formats import RowFormat
@@ -36,6 +35,7 @@ from zeta_core.data.rows.row import ChooseColumns, Row, Unit, rows_between
 from zeta_core.data.rows.shapes import SHAPES
 from zeta_core.data.rows.tables import arrow_batches, num_rows, parquet_batches, table_units
 from zeta_core.data.rows.text_files import json_units, text_units
+from zeta_core.data.sandbox import Position, run_in_sandbox
 from zeta_core.data.sources.hub import HubDataset, fetch_dataset
 from zeta_core.data.sources.source import Source
 from zeta_core.failures import InvalidData
@@ -53,8 +53,10 @@ class SourceLocations:
     artifacts_root: Path | None = None
     data_root: Path | None = None
     any_path: bool = False
-    hub: bool = True
-    weights: bool = True  # if false, only a model's config and tokenizer are fetched, and it is built from the config
+    allow_hub: bool = True
+    fetch_weights: bool = (
+        True  # if false, a model is built from its config, and only that and its tokenizer are fetched
+    )
 
 
 def open_sources(
@@ -181,7 +183,7 @@ def _no_file(pattern: str, suffixes: Sequence[str], skipped: str = "") -> Invali
 
 
 def _from_hub(reader: _Reader, source: HubSource, locations: SourceLocations) -> list[Source]:
-    if not locations.hub:
+    if not locations.allow_hub:
         raise InvalidData(f"dataset.hub is {source.hub!r}, but ZETA_HUB is off here; upload the data as a file.")
     if Path(source.hub).exists():  # `datasets` would read it
         raise InvalidData(
@@ -205,7 +207,7 @@ def _sliced(source: HubSource, dataset: HubDataset, splits: Mapping[str, Sequenc
             f"dataset.split is {source.split!r}, but {text.name} is a text file, which is one document without rows; "
             "request the whole split."
         )
-    num_rows: dict[str, list[int]] = confined(
+    num_rows: dict[str, list[int]] = run_in_sandbox(
         lambda position: {split: [_last_row(one, position) for one in opened] for split, opened in splits.items()}
     )
     selected: list[Source] = []
@@ -314,12 +316,12 @@ class _Reader:
 
 
 def _with_first_rows(sources: list[Source], method: str) -> list[Source]:
-    """The sources with their number of rows and the layout of the first row, determined in a confined process."""
+    """The sources with their number of rows and the layout of the first row, determined in a sandboxed process."""
 
     def inspect(position: Position) -> list[_FirstRow]:
         return [_inspect(source, method, position) for source in sources]
 
-    found_rows: list[_FirstRow] = confined(inspect) if sources else []
+    found_rows: list[_FirstRow] = run_in_sandbox(inspect) if sources else []
     measured: list[Source] = []
     for source, (size, first_format, row_format, shape) in zip(sources, found_rows, strict=True):
         layout = None if row_format is None else Layout(row_format, None if shape is None else SHAPES[shape])

@@ -28,12 +28,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from zeta_core.data.confined import ProcessLimits
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.documents.rendering import without_default
 from zeta_core.data.documents.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
 from zeta_core.data.rows.formats import RowFormat
 from zeta_core.data.rows.token_rows import MASKS
+from zeta_core.data.sandbox import ProcessLimits
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoder
 from zeta_core.data.tokens.flat_files import flat_tokens
@@ -68,7 +68,7 @@ def prepare_tokens(
     """
     today = today or datetime.now(UTC).date()
     if any(source.flat is not None for source in sources):
-        refuse_for_flat(sources, train_on=train_on, method=method)
+        reject_for_flat(sources, train_on=train_on, method=method)
         return flat_tokens(list(sources), report)
     detected = [source.with_format() for source in sources]
     train_on = without_default(train_on, [source.row_format for source in detected if source.row_format is not None])
@@ -108,14 +108,14 @@ def make_encoder(
 ) -> Encoder:
     """The encoder for sources whose format is known. Raises `InvalidData` if ``method`` does not support a format."""
     formats: list[RowFormat] = [source.row_format for source in sources if source.row_format is not None]
-    _refuse_method(formats, method)
+    _reject_method(formats, method)
     train_on = without_default(train_on, formats)
     return Encoder(tokenizer, _dtype(sources, tokenizer), train_on=train_on, today=today)
 
 
-def refuse_for_flat(sources: Sequence[Source], *, train_on: TrainOn | None, method: str) -> None:
+def reject_for_flat(sources: Sequence[Source], *, train_on: TrainOn | None, method: str) -> None:
     """Raise `InvalidData` for options that flat files of ids do not support."""
-    _refuse_method(["tokens"], method)
+    _reject_method(["tokens"], method)
     if any(source.group_by is not None for source in sources):
         raise InvalidData("group_by names a column, but flat files of ids have none; remove it.")
     if train_on not in (None, "all"):
@@ -157,7 +157,7 @@ def _set_template(tokenizer: Any, added_beginning: str, report: Reporter) -> Non
         )
 
 
-def _refuse_method(formats: Sequence[RowFormat], method: str) -> None:
+def _reject_method(formats: Sequence[RowFormat], method: str) -> None:
     """Raise `InvalidData` unless preference pairs are used with DPO, and only with DPO."""
     for row_format in formats:
         if (row_format == "preference") != (method == "dpo"):

@@ -16,7 +16,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.data.confined import Position
 from zeta_core.data.documents import control_tokens
 from zeta_core.data.documents.control_tokens import NotText, PlainTextEncoder
 from zeta_core.data.documents.conversations import Text, TrainOn
@@ -25,6 +24,7 @@ from zeta_core.data.documents.template import Unlearnable
 from zeta_core.data.rows.row import Row, at_location
 from zeta_core.data.rows.token_rows import InvalidTokenRow, MaskPresence, TokenRow, read_token_row
 from zeta_core.data.rows.turns import InvalidTurn
+from zeta_core.data.sandbox import Position
 from zeta_core.data.sources import Source
 from zeta_core.failures import InvalidData
 
@@ -232,7 +232,7 @@ class Encoder:
         arrays: list[NDArray[Any]] = []
         masks: list[NDArray[np.bool_]] = []
         try:
-            tokenized = list(self._tokenize_marked(texts))
+            tokenized = list(self._tokenize_with_masks(texts))
         except NotText as error:
             raise _not_text_error(first_control_token, error) from error
         for row, (ids, trained) in zip(owners, tokenized, strict=True):
@@ -252,7 +252,7 @@ class Encoder:
             num_with_unused_turns=num_with_unused_turns,
         )
 
-    def _tokenize_marked(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    def _tokenize_with_masks(self, texts: list[Text]) -> Iterable[tuple[NDArray[Any], NDArray[np.bool_]]]:
         """Yield the ids of each text, and a mask of the ids that are trained on.
 
         A text is tokenized as a whole, as in inference. Tokenizing its spans separately usually gives the same ids, and

@@ -1,8 +1,8 @@
 """Reading flat files of token ids in place: ``.npy``, and ``.bin`` without a declared type.
 
 Guarantee: a ``.bin`` file is read with the type that `dataset.dtype`, its index file or its header states, or with the
-only type that its contents allow; otherwise it is refused. A wrong type would not raise an error later: 32-bit ids that
-are read as 16-bit ids become twice as many ids, and every second one is 0 (karpathy/llm.c#701).
+only type that its contents allow; otherwise it is rejected. A wrong type would not raise an error later: 32-bit ids
+that are read as 16-bit ids become twice as many ids, and every second one is 0 (karpathy/llm.c#701).
 
 Known layouts, in addition to plain ids as nanoGPT writes them (uint16):
 

@@ -5,7 +5,7 @@ arrays, never pickled. This process reads the pipes in turn, so the results are 
 that is ahead waits.
 
 Guarantees: the reported error is the first one in the data. The processes have limits, and a crash is reported
-(`zeta_core.data.confined`). No process is left running, even if this process is killed (writing to the closed pipe then
+(`zeta_core.data.sandbox`). No process is left running, even if this process is killed (writing to the closed pipe then
 fails). Without fork, which is used on Linux only, there are no limits and no parallelism.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from zeta_core.data.confined import Confined, Position, ProcessLimits, send_message
+from zeta_core.data.sandbox import Position, ProcessLimits, Sandbox, send_message
 from zeta_core.data.sources import Source
 from zeta_core.data.tokens.encoder import Encoded, Encoder
 from zeta_core.environment import free_memory_bytes, variables
@@ -55,7 +55,7 @@ def encoded_units(
         return
     processes = num_processes(sources, processes)
     limits = limits or ProcessLimits.for_processes(processes)
-    team: list[Confined] = []
+    team: list[Sandbox] = []
     with variables(TOKENIZERS_PARALLELISM="false"), ExitStack() as ending:
         # Threads do not survive a fork, so the tokenizer in a forked process must not use its thread pool.
         for number in range(processes):
@@ -65,7 +65,7 @@ def encoded_units(
                     _send(pipe, source, end, encoded)
                 send_message(pipe, kind="end")
 
-            team.append(Confined(work, limits, name=f"tokenize-{number}", others=team))
+            team.append(Sandbox(work, limits, name=f"tokenize-{number}", others=team))
             ending.callback(team[-1].close)
         for member in reversed(team):
             ending.callback(member.stop)  # terminate all of them before waiting for each

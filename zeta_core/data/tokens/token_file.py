@@ -44,7 +44,7 @@ class Mix:
         weights = {source.number: source.weight for source in sources if source.weight is not None}
         if len(weights) < 2:
             return None
-        assert len(weights) == len({source.number for source in sources}), "the spec refuses a weight for some alone"
+        assert len(weights) == len({source.number for source in sources}), "the spec rejects a weight for some alone"
         largest = max(weights.values())  # scaling avoids an infinite sum
         total = sum(weight / largest for weight in weights.values())
         shares = tuple(weights[number] / largest / total for number in sorted(weights))

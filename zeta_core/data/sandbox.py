@@ -106,7 +106,7 @@ class Position:
         return location.decode("utf-8", "replace"), stage.decode() or "reading"  # pyright: ignore[reportReturnType]
 
 
-class Confined:
+class Sandbox:
     """A forked process that runs ``work`` within its limits, and the reading end of its pipe."""
 
     def __init__(
@@ -115,9 +115,9 @@ class Confined:
         limits: ProcessLimits,
         *,
         name: str,
-        others: Sequence[Confined] = (),
+        others: Sequence[Sandbox] = (),
     ) -> None:
-        """``others`` are the parent's other processes, whose pipes the new process must not keep open."""
+        """``others`` are the parent's other sandboxes, whose pipes the new process must not keep open."""
         importlib.import_module("pyarrow")  # imported once in the parent instead of in every forked process
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex=False)
@@ -166,7 +166,7 @@ class Confined:
         )
 
 
-def confined(work: Callable[[Position], Any], limits: ProcessLimits | None = None) -> Any:
+def run_in_sandbox(work: Callable[[Position], Any], limits: ProcessLimits | None = None) -> Any:
     """Run ``work``, in a separate process if possible, and return its result, which must be JSON."""
     if sys.platform != "linux":
         return work(Position())
@@ -175,7 +175,7 @@ def confined(work: Callable[[Position], Any], limits: ProcessLimits | None = Non
     def send(pipe: Connection, position: Position) -> None:
         send_message(pipe, kind="result", value=work(position))
 
-    with closing(Confined(send, limits, name="inspect")) as process:
+    with closing(Sandbox(send, limits, name="inspect")) as process:
         return process.receive()["value"]
 
 

@@ -68,7 +68,7 @@ def test_unknown_paths_and_methods_are_reported(http: httpx.Client) -> None:
     for method, path in (("POST", "/v1/keys"), ("GET", "/v1/keys/me"), ("DELETE", "/v1/keys/key_1")):
         later = http.request(method, path)
         assert (later.status_code, error_of(later)["code"]) == (404, "not_available_yet")
-        assert error_of(later)["message"].startswith(f"{method} {path} is not available yet; use the one API key")
+        assert error_of(later)["message"].startswith(f"{method} {path} is not available yet; use the admin's API key ")
     for path in ("/v1/jobs/", "//v1/jobs", "/docs", "/v1/jobs/x/pause/now"):
         assert http.get(path).status_code == 404
     for method, path in operations(http):
@@ -261,15 +261,15 @@ def test_a_safe_request_id_of_the_client_is_kept(http: httpx.Client) -> None:
 
 def test_an_unavailable_database_returns_503_until_it_recovers(server: ServerProcess, http: httpx.Client) -> None:
     with sqlite3.connect(server.home / "zeta.db") as database:
-        database.execute("ALTER TABLE keys RENAME TO keys_away")
+        database.execute("ALTER TABLE files RENAME TO files_away")
     try:
-        answer = http.get("/v1/jobs")
+        answer = http.get("/v1/files")
         assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
-        assert "keys" not in answer.text
+        assert "no such table" not in answer.text
     finally:
         with sqlite3.connect(server.home / "zeta.db") as database:
-            database.execute("ALTER TABLE keys_away RENAME TO keys")
-    assert http.get("/v1/jobs").status_code == 200
+            database.execute("ALTER TABLE files_away RENAME TO files")
+    assert http.get("/v1/files").status_code == 200
 
 
 def test_a_rejected_large_body_is_not_read_and_closes_the_connection(server: ServerProcess) -> None:

@@ -46,7 +46,7 @@ def startup_error(server: ServerProcess) -> str:
 
 
 def readyz(server: ServerProcess) -> dict[str, Any]:
-    return httpx.get(f"{server.url}/readyz", verify=False).json()
+    return httpx.get(f"{server.url}/readyz", verify=False, timeout=30).json()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -188,7 +188,7 @@ def _shown(source: Source, location: str, encoded: Encoded, tokenizer: Any, cut:
     for length in _lengths(encoded):
         if cut.overlong == "error" and length > cut.seq_len:
             raise InvalidData(
-                f"{location}: has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
+                f"{location} has {length:,} tokens, more than the {cut.seq_len:,} of seq_len. Raise seq_len, or set "
                 "overlong to 'truncate' or 'drop'."
             )
         trained_T = np.ones(length, np.bool_) if supervised_N is None else supervised_N[start : start + length].copy()

@@ -6,14 +6,18 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from zeta_core.contract.spec.sources import ModelSource
+from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20
 _PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+
+_BASE_MODELS: TypeAdapter[dict[str, ModelSource]] = TypeAdapter(dict[str, ModelSource])
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
@@ -33,6 +37,28 @@ def parse_path_prefix(text: str) -> str:
 
 def _networks(value: str) -> str:
     parse_networks(value)
+    return value
+
+
+def parse_base_models(text: str) -> dict[str, ModelSource]:
+    """The sources of models by name, from a JSON object; empty for none. Raises `ValueError`."""
+    if not text:
+        return {}
+    try:
+        sources = parse_json(text)
+    except JsonFault as fault:
+        raise ValueError(f"it {fault.reason}") from fault
+    if not isinstance(sources, dict):
+        raise ValueError('it must be a JSON object such as {"gpt-4o-mini": "org/name"}')
+    try:
+        return _BASE_MODELS.validate_python(sources)
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        raise ValueError(f"the source of {name!r} is not a model; use a Hub id or an object as in a spec") from error
+
+
+def _base_models(value: str) -> str:
+    parse_base_models(value)
     return value
 
 
@@ -89,6 +115,14 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     claim_seconds: float = Field(
         default=10, gt=0, description="time for a worker to claim an assigned job before it is assigned again"
     )
+    openai_models: Annotated[str, AfterValidator(_base_models)] = Field(
+        default="",
+        description="base models of every project under /openai/v1, as a JSON object of names and model sources",
+    )
+
+    @property
+    def openai_base_models(self) -> dict[str, ModelSource]:
+        return parse_base_models(self.openai_models)
 
     @property
     def trusted_networks(self) -> Networks:

@@ -138,17 +138,19 @@ def _allowed(request: Request) -> list[str]:
 
 
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
-    """Invalid path, query and header parameters, as reported by FastAPI."""
     assert isinstance(error, RequestValidationError)
+    return error_response(parameter_error(request, error))
+
+
+def parameter_error(request: Request, error: RequestValidationError) -> ZetaError:
+    """The error for invalid path, query and header parameters, as reported by FastAPI."""
     names = known_parameters(request)
     details: dict[str, ErrorDetail] = {}
     faults = error.errors()
     for fault in faults[:MAX_DETAILS]:
         detail = _parameter_detail(fault, names, search=len(details) < MAX_SUGGESTIONS)
         details.setdefault(detail.param or detail.message, detail)
-    return error_response(
-        error_from_details(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS))
-    )
+    return error_from_details(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS))
 
 
 def _parameter_detail(fault: Mapping[str, Any], names: Sequence[str], *, search: bool) -> ErrorDetail:

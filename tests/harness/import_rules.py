@@ -111,6 +111,7 @@ LAYERS = {
         frozenset({"files", "jobs", "workers", "metrics"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),
+        frozenset({"openai"}),
         frozenset({"routes"}),
         frozenset({"app"}),
         frozenset({"__main__"}),

@@ -1,0 +1,64 @@
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``, with the statuses that its API uses.
+
+The client's exception class follows from the status, and whether it repeats a request from ``x-should-retry`` and
+``Retry-After``. Requests that would fail again are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+
+from server.http.error_responses import error_response, parameter_error
+from zeta_core.contract.errors import ZetaError
+
+MAX_RETRY_AFTER_SECONDS = 120  # the client does not repeat a request that has to wait for longer
+_PERMANENT = frozenset({409, 429})  # unless a `Retry-After` header says when the request may succeed
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors have OpenAI's format."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_errors(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                return openai_error(parameter_error(request, error))
+            except ZetaError as error:
+                return openai_error(error)
+
+        return handle_errors
+
+
+def openai_error(error: ZetaError) -> JSONResponse:
+    """The response to an error; the message contains the sentences of all its details."""
+    response = error_response(error)
+    status = 400 if response.status_code == 422 else response.status_code
+    content = error.body().error
+    sentences = dict.fromkeys(detail.message for detail in content.details)
+    message = "\n".join(sentences) if len(sentences) > 1 else content.message
+    body = {"message": message, "type": _type(status), "param": content.param, "code": content.code}
+    headers = {
+        name: value
+        for name, value in response.headers.items()
+        if name.lower() not in ("content-length", "content-type")
+    }
+    if "retry-after" in headers:
+        headers["retry-after"] = str(min(int(headers["retry-after"]), MAX_RETRY_AFTER_SECONDS))
+    elif status in _PERMANENT:
+        headers["x-should-retry"] = "false"
+    return JSONResponse({"error": body}, status, headers=headers)
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"

@@ -26,7 +26,7 @@ from benchmarks import (
     throughput,
 )
 from benchmarks.result import BenchmarkResult, describe_machine, markdown_table, write_json
-from benchmarks.work import FULL, SMALL, Size
+from benchmarks.workload import FULL, SMALL, Size
 
 BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "loop-overhead": loop_overhead.measure,

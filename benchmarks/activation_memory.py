@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import work
+from benchmarks import workload
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
-from benchmarks.work import FULL, SMALL, Size
+from benchmarks.workload import FULL, SMALL, Size
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 512, 384
 WITH, WITHOUT = "with", "without"
@@ -30,9 +30,9 @@ def peak_bytes(size: Size, *, checkpointing: bool) -> int:
 def _train(size: Size, *, checkpointing: bool) -> None:
     batch_size, steps = size.of(BATCH_SIZE, 1), 2
     with tempfile.TemporaryDirectory() as folder:
-        tokens = work.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocab_size=VOCABULARY)
-        work.train_zeta(
-            work.llama(size, num_hidden_layers=8, vocab_size=VOCABULARY),
+        tokens = workload.token_file(Path(folder), num_tokens=2 * steps * batch_size * SEQ_LEN, vocab_size=VOCABULARY)
+        workload.train_zeta(
+            workload.llama(size, num_hidden_layers=8, vocab_size=VOCABULARY),
             Path(folder) / "zeta",
             dataset=tokens,
             seq_len=SEQ_LEN,

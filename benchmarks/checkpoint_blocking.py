@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import loops, work
+from benchmarks import loops, workload
 from benchmarks.contestants import run_isolated
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.train.checkpointing import Checkpointer
 
@@ -37,7 +37,7 @@ SAVE_STATE = "accelerator.save_state"
 
 def build_model(size: Size) -> nn.Module:
     shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-    return work.llama(size, **shape, vocab_size=VOCABULARY, tie_word_embeddings=True)
+    return workload.llama(size, **shape, vocab_size=VOCABULARY, tie_word_embeddings=True)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class SaveTimings:
 
     def delay_per_save(self) -> float:
         """The seconds by which each save delayed the end of all steps."""
-        measured = self.finished_at[work.WARM_UP_STEPS :]
+        measured = self.finished_at[workload.WARM_UP_STEPS :]
         periods = [after - before for before, after in pairwise(measured)]
         return (sum(periods) - len(periods) * statistics.median(periods)) / max(1, len(self.blocked_seconds))
 
@@ -86,7 +86,7 @@ class SaveTimings:
 def run_zeta(size: Size, folder: Path, tokens: Path) -> SaveTimings:
     timings = SaveTimings()
     with timings.timing():
-        work.train_zeta(
+        workload.train_zeta(
             build_model(size),
             folder,
             dataset=tokens,
@@ -102,16 +102,16 @@ def run_zeta(size: Size, folder: Path, tokens: Path) -> SaveTimings:
 def save_state(size: Size, folder: Path, tokens: Path) -> SaveTimings:
     from accelerate import Accelerator
 
-    batches = work.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=_steps(size))
+    batches = workload.batches(tokens, seq_len=SEQ_LEN, batch_size=BATCH_SIZE, steps=_steps(size))
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = build_model(size)
-    model, optimizer = accelerator.prepare(model, work.adamw(model))
+    model, optimizer = accelerator.prepare(model, workload.adamw(model))
     timings = SaveTimings()
     model.train()
     for step, batch in enumerate(batches, 1):
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), work.MAX_GRAD_NORM)
+        accelerator.clip_grad_norm_(model.parameters(), workload.MAX_GRAD_NORM)
         timings.record_step()
         optimizer.step()
         optimizer.zero_grad()
@@ -130,10 +130,10 @@ def _steps(size: Size) -> int:
 def measure(size: Size) -> BenchmarkResult:
     blocked: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
     delays: dict[str, list[float]] = {ZETA: [], SAVE_STATE: []}
-    steps, vocab_size = _steps(size), size.of(VOCABULARY, work.SMALL_VOCABULARY)
+    steps, vocab_size = _steps(size), size.of(VOCABULARY, workload.SMALL_VOCABULARY)
     for turn in range(max(1, size.rounds // 2)):
         with tempfile.TemporaryDirectory() as folder:
-            tokens = work.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocab_size=vocab_size)
+            tokens = workload.token_file(Path(folder), num_tokens=2 * SEQ_LEN * steps, vocab_size=vocab_size)
             runs = [(ZETA, ZETA, run_zeta), (SAVE_STATE, loops.ACCELERATE, save_state)]
             for name, process, train in runs[:: 1 if turn % 2 == 0 else -1]:
                 timings = run_isolated(process, size, train, size, Path(folder) / process, tokens)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import JobStatus

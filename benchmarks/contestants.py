@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar, cast
 
-from benchmarks.work import SEED, Size
+from benchmarks.workload import SEED, Size
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")

@@ -7,17 +7,17 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import loops, work
+from benchmarks import loops, workload
 from benchmarks.contestants import run_isolated
 from benchmarks.result import ZETA, BenchmarkResult
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from zeta_core.contract.job.events import JOURNAL_LINE, ProgressLine
 
 
 def one_round(size: Size, folder: Path) -> float:
     """The mean of the shares that a run reports after its first step."""
-    loops.run_zeta(loops.task(size, folder, 2 * size.steps), work.llama(size), Stopwatch(skip=0))
+    loops.run_zeta(loops.task(size, folder, 2 * size.steps), workload.llama(size), Stopwatch(skip=0))
     with (folder / "zeta" / "events.jsonl").open() as journal:
         lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in journal]
     progress = [line for line in lines if isinstance(line, ProgressLine) and line.data_wait_share is not None]

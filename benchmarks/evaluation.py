@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks import loops, work
+from benchmarks import loops, workload
 from benchmarks.contestants import run_in_turns, wait_for_turn
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.sampling import SampleWriter
 
@@ -88,9 +88,9 @@ def timed(model: nn.Module) -> Generator[EvaluationClock]:
 
 
 def run_zeta(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
-    model = work.llama(size, vocab_size=VOCABULARY)
+    model = workload.llama(size, vocab_size=VOCABULARY)
     with timed(model) as clock:
-        work.train_zeta(
+        workload.train_zeta(
             model,
             folder,
             dataset=trained,
@@ -106,11 +106,11 @@ def run_zeta(size: Size, folder: Path, trained: Path, held_out: Path) -> float:
 def run_trainer(size: Size, folder: Path, held_out: Path, num_sequences: int) -> float:
     from transformers import Trainer
 
-    rows = work.Rows(work.batches(held_out, seq_len=SEQ_LEN, batch_size=num_sequences, steps=1))
-    arguments = work.trainer_arguments(
+    rows = workload.Rows(workload.batches(held_out, seq_len=SEQ_LEN, batch_size=num_sequences, steps=1))
+    arguments = workload.trainer_arguments(
         folder, batch_size=BATCH_SIZE, steps=2, per_device_eval_batch_size=BATCH_SIZE, prediction_loss_only=True
     )
-    model: Any = work.llama(size, vocab_size=VOCABULARY)
+    model: Any = workload.llama(size, vocab_size=VOCABULARY)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
     trainer.train()
     clock = EvaluationClock()
@@ -125,8 +125,8 @@ def measure(size: Size) -> BenchmarkResult:
     for _ in range(size.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            trained = work.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocab_size=VOCABULARY)
-            held_out = work.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocab_size=VOCABULARY)
+            trained = workload.token_file(folder, num_tokens=4 * BATCH_SIZE * SEQ_LEN, vocab_size=VOCABULARY)
+            held_out = workload.token_file(folder, num_tokens=num_sequences * SEQ_LEN, vocab_size=VOCABULARY)
             seconds = run_in_turns(
                 size,
                 {

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.tables import AttemptRow, EventRow, JobRow

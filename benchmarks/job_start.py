@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
 from benchmarks.whole_service import Service, running_service, wait_until
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from zeta_core.system.settings import process_environment
 
 ROUNDS = 5
@@ -62,7 +62,7 @@ def one_step(service: Service) -> tuple[float, float]:
 
 
 def recovery_seconds(service: Service) -> float:
-    """From the death of a training to the first step of its next attempt."""
+    """From the death of a run to the first step of its next attempt."""
     job_id = service.submit(max_steps=STEPS_OF_A_LONG_JOB, checkpointing_steps=STEPS_OF_A_LONG_JOB)
     wait_until(lambda: service.first_step_at(job_id))
     killed = time.time()
@@ -115,7 +115,7 @@ def measure_recovery(size: Size) -> BenchmarkResult:
             for name in (WARM, COLD)[:: 1 if turn % 2 == 0 else -1]:
                 figures[name].append(recovery_seconds(warm if name == WARM else cold))
     return BenchmarkResult(
-        title="From the kill of a training to the first step of its next attempt, warm relative to cold",
+        title="From the kill of a run to the first step of its next attempt, warm relative to cold",
         unit="s",
         figures=figures,
         ratio=ratio_of_rounds(figures[WARM], figures[COLD]),

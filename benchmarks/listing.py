@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.http_load import request_bytes, run_load
 from benchmarks.result import BenchmarkResult
 from benchmarks.services import HEADERS, databases, submission, zeta_server
-from benchmarks.work import Size
+from benchmarks.workload import Size
 from tests.server.server_process import ServerProcess
 from zeta_core.contract.identifiers import new_id
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import work
+from benchmarks import workload
 from benchmarks.contestants import run_in_turns
 from benchmarks.result import ZETA
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.work import WARM_UP_STEPS, Size
+from benchmarks.workload import WARM_UP_STEPS, Size
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 8, 256, 4096
 BARE, ACCELERATE, TRAINER = "bare loop", "accelerate", "transformers.Trainer"
@@ -36,28 +36,28 @@ class Task:
 
 def task(size: Size, folder: Path, steps: int) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
-    seq_len, vocab_size = size.of(SEQ_LEN, 16), size.of(VOCABULARY, work.SMALL_VOCABULARY)
-    tokens = work.token_file(folder, num_tokens=2 * BATCH_SIZE * seq_len * steps, vocab_size=vocab_size)
-    ordered = work.batches(tokens, seq_len=seq_len, batch_size=BATCH_SIZE, steps=steps)
+    seq_len, vocab_size = size.of(SEQ_LEN, 16), size.of(VOCABULARY, workload.SMALL_VOCABULARY)
+    tokens = workload.token_file(folder, num_tokens=2 * BATCH_SIZE * seq_len * steps, vocab_size=vocab_size)
+    ordered = workload.batches(tokens, seq_len=seq_len, batch_size=BATCH_SIZE, steps=steps)
     return Task(size, folder, tokens, steps, seq_len, ordered)
 
 
 def run_zeta(task: Task, model: nn.Module, stopwatch: Stopwatch, **options: Any) -> None:
     settings: dict[str, Any] = {"seq_len": task.seq_len, "batch_size": BATCH_SIZE, "max_steps": task.steps, **options}
     with stopwatch.running(model):
-        work.train_zeta(model, task.folder / "zeta", dataset=task.tokens, **settings)
+        workload.train_zeta(model, task.folder / "zeta", dataset=task.tokens, **settings)
 
 
 def bare(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
     """Only the necessary calls. Like the other loops, it reads the loss in each step."""
     with stopwatch.running(model):
-        optimizer = work.adamw(model)
-        schedule = work.cosine(optimizer, task.steps)
+        optimizer = workload.adamw(model)
+        schedule = workload.cosine(optimizer, task.steps)
         model.train()
         for batch in task.batches:
             loss = model(input_ids=batch, labels=batch, use_cache=False).loss
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), work.MAX_GRAD_NORM)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), workload.MAX_GRAD_NORM)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -68,17 +68,17 @@ def accelerated(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    loader = torch.utils.data.DataLoader(work.Rows(task.batches), batch_size=BATCH_SIZE)
+    loader = torch.utils.data.DataLoader(workload.Rows(task.batches), batch_size=BATCH_SIZE)
     with stopwatch.running(model):
-        optimizer = work.adamw(model)
-        schedule = work.cosine(optimizer, task.steps)
+        optimizer = workload.adamw(model)
+        schedule = workload.cosine(optimizer, task.steps)
         prepared, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
         prepared.train()
         for batch in loader:
             with accelerator.accumulate(prepared):
                 loss = prepared(**batch, use_cache=False).loss
                 accelerator.backward(loss)
-                accelerator.clip_grad_norm_(prepared.parameters(), work.MAX_GRAD_NORM)
+                accelerator.clip_grad_norm_(prepared.parameters(), workload.MAX_GRAD_NORM)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -95,9 +95,9 @@ def trainer(task: Task, model: nn.Module, stopwatch: Stopwatch) -> None:
         def _get_train_sampler(self, train_dataset: object = None) -> None:
             return None
 
-    arguments = work.trainer_arguments(task.folder / "trainer", batch_size=BATCH_SIZE, steps=task.steps)
+    arguments = workload.trainer_arguments(task.folder / "trainer", batch_size=BATCH_SIZE, steps=task.steps)
     with stopwatch.running(model):
-        InOrder(model=model, args=arguments, train_dataset=work.Rows(task.batches)).train()
+        InOrder(model=model, args=arguments, train_dataset=workload.Rows(task.batches)).train()
 
 
 LOOPS: dict[str, Callable[[Task, nn.Module, Stopwatch], None]] = {
@@ -125,7 +125,7 @@ def measure_loops(size: Size) -> dict[str, list[Stopwatch]]:
 
 def one_round(name: str, size: Size, folder: Path) -> Stopwatch:
     stopwatch = Stopwatch(skip=WARM_UP_STEPS)
-    LOOPS[name](task(size, folder, size.steps + WARM_UP_STEPS), work.llama(size), stopwatch)
+    LOOPS[name](task(size, folder, size.steps + WARM_UP_STEPS), workload.llama(size), stopwatch)
     assert len(stopwatch.steps) == size.steps, name
     return stopwatch
 

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import loops, work
+from benchmarks import loops, workload
 from benchmarks.contestants import run_in_turns
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.work import WARM_UP_STEPS, Size
+from benchmarks.workload import WARM_UP_STEPS, Size
 
 PEFT = "peft + transformers.Trainer"
 RANK, ALPHA = 16, 32
@@ -19,14 +19,14 @@ RANK, ALPHA = 16, 32
 
 def run_zeta(task: loops.Task, stopwatch: Stopwatch) -> None:
     lora = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0, "target_modules": "all-linear"}
-    loops.run_zeta(task, work.llama(task.size), stopwatch, lora=lora)
+    loops.run_zeta(task, workload.llama(task.size), stopwatch, lora=lora)
 
 
 def run_trainer(task: loops.Task, stopwatch: Stopwatch) -> None:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted: Any = get_peft_model(work.llama(task.size), config)  # pyright: ignore[reportArgumentType]
+    adapted: Any = get_peft_model(workload.llama(task.size), config)  # pyright: ignore[reportArgumentType]
     loops.trainer(task, adapted, stopwatch)
 
 

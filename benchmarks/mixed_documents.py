@@ -15,11 +15,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from benchmarks import loops, work
+from benchmarks import loops, workload
 from benchmarks.contestants import run_in_turns
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.stopwatch import Stopwatch
-from benchmarks.work import WARM_UP_STEPS, Size
+from benchmarks.workload import WARM_UP_STEPS, Size
 
 BATCH_SIZE, SEQ_LEN, VOCABULARY = 8, 512, 384
 PADDED = "transformers.Trainer, padded"
@@ -35,9 +35,9 @@ def packed(size: Size, folder: Path, documents: list[str], steps: int) -> float:
 
     file = folder / "documents.jsonl"
     file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    model, stopwatch = work.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
+    model, stopwatch = workload.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
     with stopwatch.running(model):
-        outcome = work.train_zeta(
+        outcome = workload.train_zeta(
             model,
             folder / "zeta",
             dataset=file,
@@ -64,8 +64,8 @@ def padded(size: Size, folder: Path, documents: list[str], steps: int) -> float:
         trained.append(sum(len(example["input_ids"]) - 1 for example in examples))
         return collate(examples)
 
-    model, stopwatch = work.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
-    arguments = work.trainer_arguments(folder / "trainer", batch_size=BATCH_SIZE, steps=steps)
+    model, stopwatch = workload.llama(size, vocab_size=VOCABULARY), Stopwatch(skip=WARM_UP_STEPS)
+    arguments = workload.trainer_arguments(folder / "trainer", batch_size=BATCH_SIZE, steps=steps)
     with stopwatch.running(model):
         Trainer(model=model, args=arguments, train_dataset=rows, data_collator=count_and_collate).train()
     return sum(trained[WARM_UP_STEPS:steps]) / sum(step.wall for step in stopwatch.steps)

@@ -11,14 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import work
+from benchmarks import workload
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
-from benchmarks.work import SMALL, Size
+from benchmarks.workload import SMALL, Size
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 
 EARLY, LATE = 10, 10_000
-BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 128, work.SMALL_VOCABULARY
+BATCH_SIZE, SEQ_LEN, VOCABULARY = 16, 128, workload.SMALL_VOCABULARY
 TOKENS = 40_000_000
 
 
@@ -30,8 +30,8 @@ def train_steps(steps: int, folder: Path, tokens: Path, resume_from: Path | None
         finished_at.append(time.perf_counter())
         return "hand_back" if len(finished_at) == steps else None
 
-    work.train_zeta(
-        work.llama(SMALL),
+    workload.train_zeta(
+        workload.llama(SMALL),
         folder,
         dataset=tokens,
         seq_len=SEQ_LEN,
@@ -65,7 +65,7 @@ def measure(size: Size) -> BenchmarkResult:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         num_tokens = size.of(TOKENS, 4 * LATE * BATCH_SIZE)
-        tokens = work.token_file(folder, num_tokens=num_tokens, vocab_size=VOCABULARY)
+        tokens = workload.token_file(folder, num_tokens=num_tokens, vocab_size=VOCABULARY)
         train_steps(EARLY, folder / "first", tokens)
         early = folder / "first" / "output" / f"step-{EARLY}"
         for turn in range(size.rounds):

@@ -11,7 +11,7 @@ from functools import partial
 from benchmarks.http_load import Load, run_load
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
 from benchmarks.services import DatabaseKind, databases, minimal_service, submission, zeta_server
-from benchmarks.work import Size
+from benchmarks.workload import Size
 
 CLIENTS, SUBMISSIONS = 32, 600
 PEER = "FastAPI + SQLAlchemy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import loops
 from benchmarks.result import ZETA, BenchmarkResult, ratio_of_rounds
-from benchmarks.work import Size
+from benchmarks.workload import Size
 
 
 def measure(size: Size) -> BenchmarkResult:

@@ -1,4 +1,4 @@
-"""The work that all contestants do: the same model, token file, order of batches, and optimizer."""
+"""The workload of all contestants: the same model, token file, order of batches, and optimizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEVER = 10**9  # more steps than any run here has
 
 @dataclass(frozen=True)
 class Size:
-    """The amount of work. The targets apply to the full size; the small one only tests that the benchmarks run."""
+    """The size of a workload. The targets apply to the full size; the small one only tests that the benchmarks run."""
 
     rounds: int
     steps: int  # measured in each round, after `WARM_UP_STEPS`

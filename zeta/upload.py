@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import stat
@@ -20,6 +19,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 from zeta_core.contract.job.responses import FilePurpose, Page, StoredFile
 from zeta_core.contract.printable import printable
+from zeta_core.system.file_hash import stream_sha256
 
 CHUNK_BYTES = 1 << 20
 RESPONSE_SECONDS = 300.0  # the server may still be writing to a slow disk after the last byte
@@ -38,7 +38,7 @@ def upload(
             size = os.fstat(stream.fileno()).st_size
             if size == 0:
                 raise InvalidRequest(f"{shown} is empty; name a file with content.", code="empty_file")
-            sha256 = _sha256(stream)
+            sha256 = stream_sha256(stream)
             return _known(transport, sha256, purpose) or _send(
                 transport, path.name, stream, size, sha256, purpose, on_bytes
             )
@@ -68,13 +68,6 @@ def _not_a_file(path: Path, mode: int) -> InvalidRequest:
     kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
     kind = kinds.get(stat.S_IFMT(mode), "device")
     return InvalidRequest(f"{printable(str(path))} is a {kind}; name a regular file.", code="not_a_file")
-
-
-def _sha256(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(CHUNK_BYTES):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _known(transport: HttpTransport, sha256: str, purpose: FilePurpose) -> StoredFile | None:

@@ -9,7 +9,6 @@ checkpoint is read, the sizes and hashes of all its files are compared with the 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 from zeta_core.system.durable_files import PART_SUFFIX, flush, rename_durably, write_durably
+from zeta_core.system.file_hash import file_sha256
 
 POINTER = "checkpoint.pt"
 PLAN = "plan.json"
@@ -86,11 +86,6 @@ def find_damage(checkpoint: Checkpoint) -> str | None:
         except OSError as error:
             return f"{file.path} cannot be read ({error.strerror})"
     return None
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_resumable(path: Path, output_dir: Path, warn: Callable[[str, str], None]) -> Checkpoint | None:

@@ -29,8 +29,8 @@ from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 
 
-class Sharded(Replicated):
-    """The model split over all processes."""
+class FullySharded(Replicated):
+    """The engine of ``use_fsdp``: the model is split over all processes."""
 
     writes_shards = True
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from zeta_core.failures import CannotTrain
+from zeta_core.parallel.fsdp import FullySharded
 from zeta_core.parallel.processes import Engine, Processes, Replicated
-from zeta_core.parallel.sharded import Sharded
 from zeta_core.parallel.zero import Zero, zero_config
 from zeta_core.plan import Plan
 
@@ -25,7 +25,7 @@ def build_engine(
     """The engine for the plan's strategy. Raises `CannotTrain` if it is not set up as planned."""
     match plan.strategy:
         case "fsdp2":
-            return Sharded(model, plan, processes, blocks=blocks)
+            return FullySharded(model, plan, processes, blocks=blocks)
         case "zero":
             assert deepspeed
             return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))

@@ -23,8 +23,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.validation import parse
 from zeta_core.environment import ProcessRank, library_environment
 from zeta_core.failures import CannotTrain
+from zeta_core.parallel.fsdp import FullySharded
 from zeta_core.parallel.processes import Processes, Replicated
-from zeta_core.parallel.sharded import Sharded
 from zeta_core.parallel.zero import Zero, zero_config
 from zeta_core.plan import PlanInputs, decide_plan
 
@@ -48,7 +48,7 @@ class OnlyBackend(Replicated):
         return new_accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
 
 
-class PluginDropped(Sharded):
+class PluginDropped(FullySharded):
     """Accelerate silently ignores the FSDP plugin and uses DDP."""
 
     def _accelerator(self) -> Accelerator:

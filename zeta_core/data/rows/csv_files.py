@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zeta_core.contract.data_files.file_types import DELIMITERS, file_type
-from zeta_core.data.rows.compressed import ByteStream, open_stream
+from zeta_core.data.rows.decompression import ByteStream, open_stream
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit
 from zeta_core.data.rows.text_files import UNIT_BYTES, not_utf8
 from zeta_core.failures import InvalidData
@@ -22,7 +22,7 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_NAMES = 8
 
 
-def delimited_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
+def csv_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
     """The rows of a CSV or TSV file. They are numbered from 1, without the header and empty lines."""
     csv.field_size_limit(LONGEST_FIELD)
     with open_stream(path, name) as stream:

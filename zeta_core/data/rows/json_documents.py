@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from zeta_core.data.rows.columns import detect_layout
-from zeta_core.data.rows.compressed import open_stream
+from zeta_core.data.rows.decompression import open_stream
 from zeta_core.data.rows.formats import CONVERSATIONS
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit
 from zeta_core.data.rows.text_files import LONGEST_ROW, UNIT_BYTES, check_surrogates

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from zeta_core.contract.data_files.file_types import file_type
-from zeta_core.data.rows.compressed import ByteStream, open_stream
+from zeta_core.data.rows.decompression import ByteStream, open_stream
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit
 from zeta_core.failures import InvalidData
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from zeta_core.checkpoint.checkpoint_files import file_sha256
 from zeta_core.contract.data_files.file_types import (
     DELIMITERS,
     LINE_SUFFIXES,
@@ -28,7 +27,7 @@ from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.rows.columns import Layout, detect_layout
-from zeta_core.data.rows.delimited import delimited_units
+from zeta_core.data.rows.csv_files import csv_units
 from zeta_core.data.rows.formats import RowFormat
 from zeta_core.data.rows.json_documents import document_units
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit, rows_between
@@ -40,6 +39,7 @@ from zeta_core.data.sources.hub import HubDataset, fetch_dataset
 from zeta_core.data.sources.source import Source
 from zeta_core.failures import InvalidData
 from zeta_core.system.data_folder import Split, find_data_files, split_glob
+from zeta_core.system.file_hash import file_sha256
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def _rows_of_file(path: Path, name: str) -> _FileRows:
     if suffix == ".json":
         return _FileRows("row", lambda choose: document_units(path, name, COLUMNS, choose))
     if suffix in DELIMITERS:
-        return _FileRows("row", lambda choose: delimited_units(path, name, choose))
+        return _FileRows("row", lambda choose: csv_units(path, name, choose))
     batches = parquet_batches if suffix == ".parquet" else arrow_batches
     return _FileRows(
         "row", lambda choose: table_units(batches(path, name, choose), name), count=lambda: num_rows(path, name, suffix)

@@ -1,0 +1,18 @@
+"""The SHA-256 of a file, in hexadecimal digits."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import BinaryIO
+
+
+def file_sha256(path: Path) -> str:
+    """Raises `OSError`."""
+    with path.open("rb") as file:
+        return stream_sha256(file)
+
+
+def stream_sha256(stream: BinaryIO) -> str:
+    """The hash of the rest of a stream, which is read to its end. Raises `OSError`."""
+    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos.figures``: measures recovery times with default settings, once each.
+"""``python -m tests.chaos.recovery_times``: measures recovery times with default settings, once each.
 
 The runs are real (``python -m zeta_core``), on a fleet of one server, one Valkey, SQLite and two hosts. It prints
 a table, and asserts only that each recovery happens; the times depend on the load of the machine.

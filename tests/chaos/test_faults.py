@@ -170,7 +170,7 @@ def test_invalid_data_from_redis_costs_no_attempt_and_stops_no_loop(
 def test_flushall_at_any_moment_loses_nothing(scenario: Scenario) -> None:
     with scenario.fleet.valkey.client() as client:
         job_id = scenario.submit()
-        client.flushall()  # loses the hand-over or the claim
+        client.flushall()  # loses the dispatch or the claim
         for step in (3, 10, 30):
             scenario.wait_for_step(job_id, step)
             client.flushall()

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.chaos.processes import training_processes
 from tests.worker.small_training import SmallTraining
-from worker.training.launch import TRAINER_COMMAND, own_environment
+from worker.run.launch import TRAINER_COMMAND, own_environment
 from zeta_core.contract.wire.run_directory import RUN_FILE, RunFile
 
 WITNESS_DIRECTORY = "witness"  # beside the artifact store, one file of JSON lines for each job

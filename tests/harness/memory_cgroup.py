@@ -13,7 +13,7 @@ from tests.harness.waiting import wait_until
 
 
 @contextmanager
-def memory_group(limit_bytes: int) -> Generator[Path]:
+def memory_cgroup(limit_bytes: int) -> Generator[Path]:
     """The ``cgroup.procs`` file to which a process writes its id to join. Skips if cgroups can't be created."""
     lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     paths = {controllers: path.lstrip("/") for _, controllers, path in lines}

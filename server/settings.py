@@ -113,7 +113,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     check_seconds: float = Field(default=30, gt=0, description="time to wait for a worker's check of a spec")
     claim_seconds: float = Field(
-        default=10, gt=0, description="time for a worker to claim an assigned job before it is assigned again"
+        default=10, gt=0, description="time for a worker to claim a dispatched job before it is dispatched again"
     )
     openai_models: Annotated[str, AfterValidator(_base_models)] = Field(
         default="",

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Sequence
 
+from worker.run.launch import TRAINER_COMMAND
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 from worker.threads import GuardLimits
-from worker.training.launch import TRAINER_COMMAND
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import new_incarnation
 from zeta_core.system.distribution import version

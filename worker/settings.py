@@ -50,7 +50,7 @@ class WorkerSettings(FleetSettings):
         "that exceeds its slots' share of it is ended",
     )
     warm_start: bool = Field(
-        default=True, description="keep a process ready that has imported the libraries and starts trainings on CPUs"
+        default=True, description="keep a process ready that has imported the libraries and starts runs on CPUs"
     )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,

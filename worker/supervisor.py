@@ -22,19 +22,19 @@ from pydantic import BaseModel
 from worker.artifacts.cleanup import Cleanup
 from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempts import Attempts
-from worker.attempt.output import WorkerResources
+from worker.attempt.resources import WorkerResources
 from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import find_slots
 from worker.machine.disk import DiskSpace
 from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, WorkerState
 from worker.messaging.link import RedisLink
+from worker.run.launch import own_environment
+from worker.run.process_tree import KILL_SECONDS
+from worker.run.warm_start import WarmStart
 from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
-from worker.training.launch import own_environment
-from worker.training.process_tree import KILL_SECONDS
-from worker.training.warm_start import WarmStart
-from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, HandOver, JournalAck, StopRequest
+from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, StopRequest
 from zeta_core.system.device_kind import cpu_kind
 
 TICK_SECONDS = 0.1
@@ -164,7 +164,7 @@ class Supervisor:
 
     def _handle(self, message: BaseModel) -> None:
         match message:
-            case HandOver():
+            case Dispatch():
                 last_contact = self._heartbeat.last_contact
                 self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
             case ClaimAnswer() | JournalAck() | StopRequest():

@@ -1,4 +1,4 @@
-"""``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts trainings by forking itself.
+"""``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts runs by forking itself.
 
 ``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
 """

@@ -104,9 +104,9 @@ class JobRow(Table):
     started_at: Mapped[datetime | None] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]  # the end of the back-off after a failure
-    worker: Mapped[str | None]  # the worker that the job is assigned to
+    worker: Mapped[str | None]  # the worker that the job was dispatched to
     slots: Mapped[list[Any] | None]
-    handed_over_at: Mapped[datetime | None]
+    dispatched_at: Mapped[datetime | None] = mapped_column("handed_over_at")
     last_seq: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]

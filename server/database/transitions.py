@@ -89,7 +89,7 @@ async def change_status(
     job.status_reason = reason
     job.waiting_reason = _paused_reason(reason, now) if to == JobStatus.PAUSED else None
     if to != JobStatus.RUNNING:
-        job.worker, job.slots, job.handed_over_at = None, None, None
+        job.worker, job.slots, job.dispatched_at = None, None, None
         job.requested_action = None
     if change.result is not None:
         job.result = change.result.model_dump(mode="json")

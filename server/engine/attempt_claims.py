@@ -12,7 +12,7 @@ from zeta_core.contract.wire.messages import Claim, ClaimAnswer
 
 
 async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
-    """Grant the claim, in this transaction, if the job is assigned to this worker and this is its next attempt.
+    """Grant the claim, in this transaction, if the job was dispatched to this worker and this is its next attempt.
 
     A repeated claim of the same worker process is granted again, because the first answer may have been lost. Any other
     claim is denied with a reason.
@@ -30,7 +30,7 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     if job.attempt + 1 != claim.attempt:
         return _denied(claim, f"the next attempt is {job.attempt + 1}")
     if job.worker != claim.worker:
-        return _denied(claim, "the assignment was withdrawn")
+        return _denied(claim, "the dispatch was withdrawn")
     now = utc_now()
     job.attempt = claim.attempt
     job.started_at = job.started_at or now

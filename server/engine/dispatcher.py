@@ -9,7 +9,7 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from server.engine.redis_client import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
-from zeta_core.contract.wire.messages import START_TASK, HandOver, queue_keys, sign, worker_queue
+from zeta_core.contract.wire.messages import START_TASK, Dispatch, queue_keys, sign, worker_queue
 from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 
@@ -33,15 +33,15 @@ class Dispatcher:
             },
         )
 
-    async def send(self, hand_over: HandOver) -> None:
+    async def send(self, dispatch: Dispatch) -> None:
         """Put the message into the worker's queue. Raises `RedisUnavailable` within seconds, without retries."""
-        queue = worker_queue(hand_over.worker)
-        signed = sign(hand_over, self._secret, channel=queue)
+        queue = worker_queue(dispatch.worker)
+        signed = sign(dispatch, self._secret, channel=queue)
         with calling_redis():
             try:
                 await asyncio.to_thread(self._send, queue, signed)
             except Exception as error:
-                for key, kind in queue_keys(hand_over.worker).items():
+                for key, kind in queue_keys(dispatch.worker).items():
                     await remove_wrong_type(self._redis, key, kind, error)
                 raise
 

@@ -31,7 +31,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest, parse_folder_id
 
-# A worker lists an attempt once it has the hand-over, but up to two heartbeats (2 s apart) may still be in transit.
+# A worker lists an attempt once it has the dispatch, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
 # Without this pause, a job whose checkpoint doesn't fit would restart continuously on a disk that counts as free.
 DISK_PAUSE_SECONDS = 10.0

@@ -15,7 +15,7 @@ from zeta_core.contract.wire.messages import TIME_LIMIT_VERSION, Heartbeat
 
 @dataclass(frozen=True)
 class Wait:
-    """The reason why a job can't be handed over now."""
+    """The reason why a job can't be dispatched now."""
 
     code: WaitingCode
     details: tuple[tuple[str, JsonValue], ...] = ()

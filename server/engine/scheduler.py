@@ -1,8 +1,8 @@
-"""Assigns queued jobs to workers and records why the remaining jobs wait.
+"""Dispatches queued jobs to workers and records why the remaining jobs wait.
 
-An assignment is committed before its message is sent, so no message refers to an uncommitted assignment. An assignment
-that isn't claimed in time, or whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots
-in its heartbeat, minus the slots that the database has already assigned.
+A dispatch is committed before its message is sent, so no message refers to an uncommitted dispatch. A dispatch that
+isn't claimed in time, or whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots in
+its heartbeat, minus the slots of jobs that were already dispatched to it.
 
 A new job gets its waiting reason with its insert (`Scheduler.explain`). A pass that can't place any job reads the queue
 only if the reasons may have changed, so submissions to a busy service don't cause work for each waiting job.
@@ -36,7 +36,7 @@ from zeta_core.contract.job.job import WaitingReason
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
 from zeta_core.contract.spec.resolved_spec import ResolvedResources, ResolvedSpec
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, HandOver, Heartbeat
+from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, Dispatch, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 
 SCHEDULING_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -48,12 +48,12 @@ REFRESH_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 Queued = Any  # a row of `_COLUMNS`
-Send = Callable[[HandOver], Awaitable[None]]
+Send = Callable[[Dispatch], Awaitable[None]]
 
 
 @dataclass
 class _Load:
-    """Jobs that are running or handed over: occupied slots by worker, and the number of jobs by project."""
+    """Jobs that are running or dispatched: occupied slots by worker, and the number of jobs by project."""
 
     slots: dict[str, set[int]]
     jobs: Counter[str]
@@ -76,7 +76,7 @@ class Scheduler:
         self._workers = workers
         self._send = send
         self._claim_seconds = claim_seconds
-        self._handed_over: dict[tuple[str, datetime], float] = {}  # when this process first saw it (monotonic)
+        self._dispatched: dict[tuple[str, datetime], float] = {}  # when this process first saw it (monotonic)
         self._candidates: list[Candidate] = []  # of the last pass
         self._situation: object = None  # what the waiting reasons depended on in the last pass
         self._is_queue_changed = True
@@ -98,7 +98,7 @@ class Scheduler:
         return _reason(choice, utc_now()) if isinstance(choice, Wait) else None
 
     async def one_pass(self) -> None:
-        """Withdraw unclaimed hand-overs, then schedule the queue in order.
+        """Withdraw unclaimed dispatches, then schedule the queue in order.
 
         The queue is read page by page. Once no slot is free, later pages only need their waiting reasons updated, which
         happens at most every `EXPLAIN_SECONDS`.
@@ -106,10 +106,10 @@ class Scheduler:
         if not self._workers.was_read:
             return  # no heartbeats have been read yet
         async with self._database.read() as session:
-            assigned: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
+            dispatched: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
             load = await _read_load(session)
             drained = await drained_workers(session)
-        await self._withdraw_unclaimed(assigned)
+        await self._withdraw_unclaimed(dispatched)
         candidates = [
             Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _unavailable(beat, drained))
             for beat in self._workers.workers()
@@ -142,7 +142,7 @@ class Scheduler:
     async def _schedule_page(
         self, page: Sequence[Queued], candidates: list[Candidate], running: Counter[str]
     ) -> Exception | None:
-        """Hand over the jobs that fit and update the waiting reasons of the others on the page.
+        """Dispatch the jobs that fit and update the waiting reasons of the others on the page.
 
         ``running`` counts the running jobs of each project. A failing row doesn't affect the others; the first failure
         is returned.
@@ -172,7 +172,7 @@ class Scheduler:
             running[row.project] += 1
             known_waits.clear()
             candidate.free = [slot for slot in candidate.free if slot not in slots]
-            await self._hand_over(
+            await self._dispatch(
                 row.id, row.attempt, candidate.heartbeat, slots, gpus=candidate.gpus_for(needs.resources)
             )
 
@@ -183,32 +183,32 @@ class Scheduler:
     def _is_full(self, running: int) -> bool:
         return self._project_max_running is not None and running >= self._project_max_running
 
-    async def _withdraw_unclaimed(self, assigned: Sequence[Queued]) -> None:
-        """Withdraw assignments that were not claimed in time; a later pass assigns the jobs again."""
+    async def _withdraw_unclaimed(self, dispatched: Sequence[Queued]) -> None:
+        """Withdraw dispatches that were not claimed in time; a later pass dispatches the jobs again."""
         now = time.monotonic()
-        rows = {(row.id, row.handed_over_at): row for row in assigned}
-        self._handed_over = {key: self._handed_over.get(key, now) for key in rows}
+        rows = {(row.id, row.dispatched_at): row for row in dispatched}
+        self._dispatched = {key: self._dispatched.get(key, now) for key in rows}
         for key, row in rows.items():
-            too_old = now - self._handed_over[key] > self._claim_seconds
+            too_old = now - self._dispatched[key] > self._claim_seconds
             gone = self._workers.silent_seconds(row.worker) > HEARTBEAT_GONE_SECONDS
-            if (too_old or gone) and await self._withdraw(row.id, row.handed_over_at):
+            if (too_old or gone) and await self._withdraw(row.id, row.dispatched_at):
                 logger.warning(
-                    "Worker %s did not claim %s in time; assigning it again.",
+                    "Worker %s did not claim %s in time; dispatching it again.",
                     row.worker,
                     row.id,
                     extra={"action": "withdraw", "job_id": row.id},
                 )
 
-    async def _withdraw(self, job_id: str, handed_over_at: datetime) -> bool:
+    async def _withdraw(self, job_id: str, dispatched_at: datetime) -> bool:
         async with self._database.write() as session:
             job = await lock_job(session, job_id)
-            if job is None or job.status != JobStatus.QUEUED or job.handed_over_at != handed_over_at:
+            if job is None or job.status != JobStatus.QUEUED or job.dispatched_at != dispatched_at:
                 return False
-            job.worker, job.slots, job.handed_over_at, job.waiting_reason = None, None, None, None
+            job.worker, job.slots, job.dispatched_at, job.waiting_reason = None, None, None, None
             return True
 
-    async def _hand_over(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int], *, gpus: int) -> None:
-        """Commit the assignment, then send it. Do nothing if another server has assigned the job meanwhile."""
+    async def _dispatch(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int], *, gpus: int) -> None:
+        """Commit the dispatch, then send it. Do nothing if another server has dispatched the job meanwhile."""
         async with self._database.write() as session:
             if not self._database.is_sqlite:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEDULING_LOCK})
@@ -219,17 +219,17 @@ class Scheduler:
             if load.slots.get(beat.worker, set()).intersection(slots) or self._is_full(load.jobs[job.project]):
                 return
             now = utc_now()
-            job.worker, job.slots, job.handed_over_at = beat.worker, list(slots), now
+            job.worker, job.slots, job.dispatched_at = beat.worker, list(slots), now
             job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
             resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": gpus})
             granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
             job.resolved_spec = job.resolved_spec.updated(granted)
-            message = HandOver(
+            message = Dispatch(
                 job_id=job.id,
                 attempt=job.attempt + 1,
                 worker=beat.worker,
                 slots=slots,
-                spec=_handed_over_spec(job),
+                spec=_spec_to_dispatch(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,
                 resume_from=await checkpoint_to_resume(session, job),
@@ -242,7 +242,7 @@ class Scheduler:
                 job_id,
                 beat.worker,
                 error,
-                extra={"action": "hand_over", "job_id": job_id, "attempt": message.attempt},
+                extra={"action": "dispatch", "job_id": job_id, "attempt": message.attempt},
             )
             await self._withdraw(job_id, now)
 
@@ -273,7 +273,7 @@ _COLUMNS = select(
     JobRow.priority,
     JobRow.created_at,
     JobRow.worker,
-    JobRow.handed_over_at,
+    JobRow.dispatched_at,
     JobRow.not_before,
     JobRow.waiting_reason,
     JobRow.spec["resources"].label("resources"),
@@ -362,7 +362,7 @@ async def _read_load(session: AsyncSession) -> _Load:
     return load
 
 
-def _handed_over_spec(job: JobRow) -> dict[str, Any]:
+def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
     """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
 
     ``resources.exact`` is removed: only the scheduler uses it, and older workers reject unknown fields.

@@ -119,7 +119,7 @@ LAYERS = {
     "worker": (
         frozenset({"settings", "threads"}),
         frozenset({"machine", "artifacts"}),
-        frozenset({"messaging", "training"}),
+        frozenset({"messaging", "run"}),
         frozenset({"checks", "attempt"}),
         frozenset({"supervisor"}),
         frozenset({"app"}),

@@ -1,4 +1,4 @@
-"""Which worker gets which job, why the others wait, and what happens to unclaimed hand-overs."""
+"""Which worker gets which job, why the others wait, and what happens to unclaimed dispatches."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.harness.simulated_worker import SimulatedWorker, signed_heartbeat
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.wire.messages import HandOver
+from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.system.redis_access import RedisUnavailable
 
 
@@ -31,10 +31,10 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallFleet
 
 
 class SteppedScheduler:
-    """A scheduler whose passes the test runs, its known workers, and the hand-overs that it has sent."""
+    """A scheduler whose passes the test runs, its known workers, and the dispatches that it has sent."""
 
     def __init__(self, fleet: SmallFleet, *, claim_seconds: float = 10, fails: bool = False, **limits: int) -> None:
-        self.sent: list[HandOver] = []
+        self.sent: list[Dispatch] = []
         self.now = 0.0
         self.beats = 0
         self.fails = fails
@@ -43,7 +43,7 @@ class SteppedScheduler:
         self.scheduler = Scheduler(fleet.database, self.workers, self._send, claim_seconds=claim_seconds, **limits)
         self.workers.update({})
 
-    async def _send(self, message: HandOver) -> None:
+    async def _send(self, message: Dispatch) -> None:
         if self.fails:
             raise RedisUnavailable("no connection")
         self.sent.append(message)
@@ -224,7 +224,7 @@ def test_a_job_uses_one_slot_per_gpu_and_waits_for_them(fleet: SmallFleet) -> No
 def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(fleet)
     on_gpu, on_cpu = fleet.submit(), fleet.submit()
-    not_there: dict[str, Any] = {"worker": None, "slots": None, "handed_over_at": None}
+    not_there: dict[str, Any] = {"worker": None, "slots": None, "dispatched_at": None}
     stepped.update_workers(box={"kind": "cuda"})
     assert stepped.step() == [(on_gpu, "box")]
     change(fleet, on_gpu, attempt=1, **not_there)
@@ -318,19 +318,19 @@ def test_an_exact_job_starts_only_where_device_kinds_are_known(fleet: SmallFleet
     assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 1, "processes": None}
 
 
-def test_an_unclaimed_hand_over_is_withdrawn_and_repeated(fleet: SmallFleet) -> None:
+def test_an_unclaimed_dispatch_is_withdrawn_and_repeated(fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(fleet, claim_seconds=0.05)
     job_id = fleet.submit()
     stepped.update_workers(first=1)
     assert stepped.step() == [(job_id, "first")]
-    first = fleet.job(job_id).handed_over_at
-    sent = wait_until(lambda: stepped.step() or stepped.step(), 10, "the second hand-over")
+    first = fleet.job(job_id).dispatched_at
+    sent = wait_until(lambda: stepped.step() or stepped.step(), 10, "the second dispatch")
     assert sent == [(job_id, "first")]
-    assert fleet.job(job_id).handed_over_at != first
+    assert fleet.job(job_id).dispatched_at != first
     assert [message.attempt for message in stepped.sent] == [1, 1]
 
 
-def test_a_hand_over_to_a_silent_worker_is_moved_to_another(fleet: SmallFleet) -> None:
+def test_a_dispatch_to_a_silent_worker_is_moved_to_another(fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(fleet, claim_seconds=1000)
     job_id = fleet.submit()
     stepped.update_workers(first=1)
@@ -342,12 +342,12 @@ def test_a_hand_over_to_a_silent_worker_is_moved_to_another(fleet: SmallFleet) -
     assert stepped.step() == [(job_id, "second")]
 
 
-def test_a_failed_hand_over_leaves_the_job_queued_without_a_worker(fleet: SmallFleet) -> None:
+def test_a_failed_dispatch_leaves_the_job_queued_without_a_worker(fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(fleet, fails=True)
     job_id = fleet.submit()
     stepped.update_workers(first=1)
     stepped.step()
-    assert (fleet.job(job_id).worker, fleet.job(job_id).handed_over_at) == (None, None)
+    assert (fleet.job(job_id).worker, fleet.job(job_id).dispatched_at) == (None, None)
     stepped.fails = False
     assert stepped.step() == [(job_id, "first")]
 
@@ -411,7 +411,7 @@ def test_two_schedulers_never_assign_a_slot_twice(tmp_path: Path, postgres_url: 
         assert {message.job_id for message in sent} < jobs
 
 
-def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
+def test_a_late_claim_of_a_withdrawn_dispatch_is_denied(
     tmp_path: Path, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:
     with small_fleet(tmp_path, redis_url, claim_seconds=1) as fleet, shared_valkey.client() as client:
@@ -419,25 +419,25 @@ def test_a_late_claim_of_a_withdrawn_hand_over_is_denied(
         late = SimulatedWorker(client, SECRET, "late")
         job_id = fleet.submit()
 
-        def handed_to(worker: SimulatedWorker) -> bool:
+        def was_dispatched_to(worker: SimulatedWorker) -> bool:
             worker.send_heartbeat()
             return fleet.job(job_id).worker == worker.name
 
-        wait_until(lambda: handed_to(late), 15, "the first hand-over")
+        wait_until(lambda: was_dispatched_to(late), 15, "the first dispatch")
         wait_until(lambda: late.num_dispatched() == 1, 5, "its message")
         late.stopping = True
         late.send_heartbeat()
         prompt = SimulatedWorker(client, SECRET, "prompt")
-        wait_until(lambda: handed_to(prompt), 15, "the second hand-over")
+        wait_until(lambda: was_dispatched_to(prompt), 15, "the second dispatch")
         denied = late.claim(job_id)
-        assert (denied.granted, denied.reason) == (False, "the assignment was withdrawn")
+        assert (denied.granted, denied.reason) == (False, "the dispatch was withdrawn")
         assert prompt.claim(job_id).granted
         assert late.claim(job_id).reason == "the attempt was started by another process"
 
 
 def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) -> None:
     dispatcher = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
-    message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
+    message = Dispatch(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
     asyncio.run(dispatcher.send(message))
     own_valkey.kill()
     for _ in range(2):

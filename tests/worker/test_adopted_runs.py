@@ -16,7 +16,7 @@ from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
 from worker.attempt.final_line import exit_error
-from worker.training.process_tree import Training
+from worker.run.process_tree import ProcessTree
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.wire.run_directory import PROCESS_FILE, STOP_FILE
@@ -40,24 +40,24 @@ threading.Event().wait(60)
 
 
 @dataclass
-class EndingTraining:
+class EndingRun:
     """A run that ignores stop requests, and the times of SIGTERM, SIGKILL and its end."""
 
     origin: Origin
     action: StopAction | None
-    training: Training
+    tree: ProcessTree
     began: float
     killed_at: float | None = None
     is_gone: bool = False
 
     def step(self) -> None:
-        self.is_gone = self.training.is_gone(has_ended=self.action is None, can_save=True)
-        if self.killed_at is None and not self.training.processes.alive():
+        self.is_gone = self.tree.is_gone(has_ended=self.action is None, can_save=True)
+        if self.killed_at is None and not self.tree.processes.alive():
             self.killed_at = time.monotonic()
 
     @property
     def sigterm_after_seconds(self) -> float:
-        return float((self.training.directory / "sigterm").read_text()) - self.began
+        return float((self.tree.directory / "sigterm").read_text()) - self.began
 
     @property
     def killed_after_seconds(self) -> float:
@@ -66,20 +66,20 @@ class EndingTraining:
 
 
 @pytest.fixture
-def started() -> Iterator[list[Training]]:
+def started() -> Iterator[list[ProcessTree]]:
     """The started runs, which are killed after the test."""
-    trainings: list[Training] = []
-    yield trainings
-    for training in trainings:
-        training.kill()
-        wait_until(lambda ended=training: ended.is_gone(has_ended=True, can_save=False), 30, "the end")
+    trees: list[ProcessTree] = []
+    yield trees
+    for tree in trees:
+        tree.kill()
+        wait_until(lambda tree=tree: tree.is_gone(has_ended=True, can_save=False), 30, "the end")
 
 
-def start_training(folder: Path, started: list[Training], origin: Origin, program: str = IGNORES_SIGTERM) -> Training:
+def start_run(folder: Path, started: list[ProcessTree], origin: Origin, program: str = IGNORES_SIGTERM) -> ProcessTree:
     """Start a run, as seen by the worker that started it or by a restarted worker."""
     folder.mkdir(parents=True)
     job_id = new_id("job")
-    first = Training(folder, job_id, 1, GRACE_SECONDS)
+    first = ProcessTree(folder, job_id, 1, GRACE_SECONDS)
     first.start((sys.executable, "-c", program), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
     started.append(first)
     wait_until((folder / "ready").exists, 30, "the run to be ready")
@@ -87,25 +87,25 @@ def start_training(folder: Path, started: list[Training], origin: Origin, progra
         return first
     if origin == "adopted without a process file":
         (folder / PROCESS_FILE).unlink()
-    adopted = Training(folder, job_id, 1, GRACE_SECONDS)
+    adopted = ProcessTree(folder, job_id, 1, GRACE_SECONDS)
     adopted.adopt()
     return adopted
 
 
-def step_all(endings: list[EndingTraining]) -> bool:
+def step_all(endings: list[EndingRun]) -> bool:
     for ending in endings:
         ending.step()
     return all(ending.is_gone for ending in endings)
 
 
-def test_every_stop_request_is_enforced_on_adopted_and_started_runs(tmp_path: Path, started: list[Training]) -> None:
-    endings: list[EndingTraining] = []
+def test_every_stop_request_is_enforced_on_adopted_and_started_runs(tmp_path: Path, started: list[ProcessTree]) -> None:
+    endings: list[EndingRun] = []
     for origin in get_args(Origin):
         for action in (*STOP_ACTIONS, None):  # None: it keeps running after its last line
-            training = start_training(tmp_path / f"{origin}-{action}", started, origin)
+            tree = start_run(tmp_path / f"{origin}-{action}", started, origin)
             if action is not None:
-                training.stop(action)
-            endings.append(EndingTraining(origin, action, training, time.monotonic()))
+                tree.stop(action)
+            endings.append(EndingRun(origin, action, tree, time.monotonic()))
             endings[-1].step()
     wait_until(lambda: step_all(endings), 60, "every run to be gone")
     for ending in endings:
@@ -114,14 +114,16 @@ def test_every_stop_request_is_enforced_on_adopted_and_started_runs(tmp_path: Pa
         assert ending.killed_after_seconds >= 2 * GRACE_SECONDS - 0.1, case
 
 
-def test_a_stop_request_from_before_the_restart_is_enforced_after_it(tmp_path: Path, started: list[Training]) -> None:
-    first = start_training(tmp_path / "run", started, "started")
-    ordered = time.monotonic()
+def test_a_stop_request_from_before_the_restart_is_enforced_after_it(
+    tmp_path: Path, started: list[ProcessTree]
+) -> None:
+    first = start_run(tmp_path / "run", started, "started")
+    requested_at = time.monotonic()
     first.stop("pause")
-    adopted = Training(first.directory, first.job_id, 1, GRACE_SECONDS)
+    adopted = ProcessTree(first.directory, first.job_id, 1, GRACE_SECONDS)
     adopted.adopt()
     assert adopted.stop_action == "pause"
-    ending = EndingTraining("adopted", "pause", adopted, ordered)
+    ending = EndingRun("adopted", "pause", adopted, requested_at)
     wait_until(lambda: step_all([ending]), 60, "the run to be gone")
     assert ending.sigterm_after_seconds >= GRACE_SECONDS - 0.1
 
@@ -130,13 +132,13 @@ def test_a_stop_request_from_before_the_restart_is_enforced_after_it(tmp_path: P
     ("age_seconds", "gets_sigterm"), [(7.0, False), (30.0, True), (1e9, True), (-1e6, False)], ids=str
 )
 def test_the_grace_period_counts_from_the_request_across_restarts(
-    tmp_path: Path, started: list[Training], age_seconds: float, gets_sigterm: bool
+    tmp_path: Path, started: list[ProcessTree], age_seconds: float, gets_sigterm: bool
 ) -> None:
-    first = start_training(tmp_path / "run", started, "started")
+    first = start_run(tmp_path / "run", started, "started")
     first.stop("pause")
     at = time.time() - age_seconds
     os.utime(first.directory / STOP_FILE, (at, at))
-    adopted = Training(first.directory, first.job_id, 1, 20.0)
+    adopted = ProcessTree(first.directory, first.job_id, 1, 20.0)
     adopted.adopt()
     adopted.is_gone(has_ended=False, can_save=True)
     if gets_sigterm:
@@ -147,21 +149,19 @@ def test_the_grace_period_counts_from_the_request_across_restarts(
 
 
 def test_processes_that_outlive_the_first_one_of_an_adopted_run_are_ended(
-    tmp_path: Path, started: list[Training]
+    tmp_path: Path, started: list[ProcessTree]
 ) -> None:
-    adopted = start_training(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
+    adopted = start_run(tmp_path / "run", started, "adopted", LEAVES_A_CHILD)
     assert len(adopted.processes.alive()) == 2
-    (leader,) = [one for one in adopted.processes.alive() if one.ppid() == os.getpid()]
+    (leader,) = [process for process in adopted.processes.alive() if process.ppid() == os.getpid()]
     leader.kill()
     leader.wait(30)
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the child to be ended")
     assert (tmp_path / "run/sigterm").exists(), "it got SIGTERM before it was killed"
 
 
-def test_an_adopted_run_that_ends_silently_is_reported_with_its_log(tmp_path: Path, started: list[Training]) -> None:
-    adopted = start_training(
-        tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}"
-    )
+def test_an_adopted_run_that_ends_silently_is_reported_with_its_log(tmp_path: Path, started: list[ProcessTree]) -> None:
+    adopted = start_run(tmp_path / "run", started, "adopted", f"print('the reason', flush=True)\n{IGNORES_SIGTERM}")
     adopted.processes.alive()[0].kill()
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "the run to be gone")
     error = exit_error(adopted, has_journal=True)
@@ -206,8 +206,8 @@ def test_a_stopping_worker_ends_a_hanging_adopted_run(fleet: SmallFleet) -> None
     fleet.wait_for_step(job_id, 3)
     worker.kill()
     worker.wait()
-    (training,) = map(psutil.Process, processes_of_job(job_id))
-    training.suspend()
+    (tree,) = map(psutil.Process, processes_of_job(job_id))
+    tree.suspend()
     restarted = fleet.start_worker()
     wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the run to be adopted")
     restarted.send_signal(signal.SIGTERM)

@@ -14,10 +14,10 @@ from tests.harness.waiting import wait_until
 from worker.artifacts.store import ArtifactStore
 from worker.attempt import preparation
 from worker.attempt.attempt import LocalAttempt
-from worker.attempt.output import WorkerResources
+from worker.attempt.resources import WorkerResources
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
-from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck, JournalBatch
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck, JournalBatch
 from zeta_core.contract.wire.run_directory import LOG_FILE, MANIFEST_NAME, RunFile, log_key, run_directory
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
@@ -37,8 +37,8 @@ def attempt(tmp_path: Path, gate: threading.Event) -> Iterator[LocalAttempt]:
         resources = WorkerResources(
             settings, "i", ArtifactStore(settings.artifacts), executor, (str(tmp_path / "none"),), num_slots=1
         )
-        message = HandOver(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
-        yield LocalAttempt.from_hand_over(resources, message, [Slot(0, "cpu", "cores", 1)])
+        message = Dispatch(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
+        yield LocalAttempt.from_dispatch(resources, message, [Slot(0, "cpu", "cores", 1)])
         gate.set()
 
 
@@ -92,8 +92,8 @@ def test_stopping_an_attempt_cancels_a_fetch_from_a_hanging_store(
     executor = ThreadPoolExecutor(1)
     try:
         resources = WorkerResources(settings, "i", store, executor, (str(tmp_path / "none"),), num_slots=1)
-        message = HandOver(job_id="job_2", attempt=2, worker="w", slots=[0], spec={}, resume_from="job_2/step-5")
-        attempt = LocalAttempt.from_hand_over(resources, message, [Slot(0, "cpu", "cores", 1)])
+        message = Dispatch(job_id="job_2", attempt=2, worker="w", slots=[0], spec={}, resume_from="job_2/step-5")
+        attempt = LocalAttempt.from_dispatch(resources, message, [Slot(0, "cpu", "cores", 1)])
         attempt.handle_answer(GRANTED)
         output = settings.root / "runs/job_2/output"
         wait_until(output.is_dir, 60, "the preparation to come to the store")

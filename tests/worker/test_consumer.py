@@ -18,7 +18,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.messaging.consumer import Consumer
 from worker.settings import WorkerSettings
-from zeta_core.contract.wire.messages import HandOver, queue_keys, worker_queue
+from zeta_core.contract.wire.messages import Dispatch, queue_keys, worker_queue
 from zeta_core.system.redis_access import RedisUnavailable
 
 QUEUE = worker_queue("w")
@@ -26,22 +26,22 @@ TASK = {"task": "zeta.start", "id": "1", "root_id": "1", "parent_id": None}
 
 
 class Exchange:
-    """A consumer, to which the test sends hand-overs like a server."""
+    """A consumer, to which the test sends dispatches like a server."""
 
     def __init__(self, redis_url: str, home: Path) -> None:
-        self.inbox: SimpleQueue[HandOver] = SimpleQueue()
+        self.inbox: SimpleQueue[Dispatch] = SimpleQueue()
         self._url = redis_url
         settings = WorkerSettings(home=home, worker_name="w", worker_secret="s", redis_url=redis_url)
         self.consumer = Consumer(settings, self.inbox)
 
     def send(self, job_id: str) -> bool:
-        """Send a hand-over; returns whether Redis accepted it."""
+        """Send a dispatch; returns whether Redis accepted it."""
 
         async def send() -> None:
             client = connect(self._url)
             courier = Dispatcher(self._url, client, "s")
             try:
-                await courier.send(HandOver(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
+                await courier.send(Dispatch(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
             finally:
                 courier.close()
                 await client.aclose()
@@ -59,7 +59,7 @@ class Exchange:
             except Empty:
                 return False
 
-        wait_until(received, 60, f"the hand-over of {job_id}")
+        wait_until(received, 60, f"the dispatch of {job_id}")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ INVALID: dict[str, str | bytes] = {
 }
 
 
-def test_entries_that_are_not_hand_overs_are_removed_without_delay(
+def test_entries_that_are_not_dispatchs_are_removed_without_delay(
     exchange: Exchange, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, entry in enumerate(INVALID.values()):
@@ -120,7 +120,7 @@ def test_a_queue_key_of_another_type_is_removed(exchange: Exchange, client: "red
     exchange.wait_for("job_1")
     client.delete(key)
     client.set(key, "not a queue")
-    wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a hand-over")
+    wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a dispatch")
     exchange.wait_for("job_2")
 
 
@@ -142,7 +142,7 @@ def test_a_redis_server_that_never_responds_is_an_outage(
             relay.cut()
         wait_until(lambda: outage.trouble, 60, "the outage to be reported")
         relay.restore()
-        wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a hand-over")
+        wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a dispatch")
         exchange.wait_for("job_2")
         wait_until(lambda: outage.trouble is None, 60, "the end of the outage")
     finally:
@@ -167,7 +167,7 @@ def test_a_missing_permission_is_logged_once_and_the_queue_is_read_once_granted(
             exchange.consumer.start()
             wait_until(lambda: num_refused() >= 3, 60, "three tries")
             client.execute_command("ACL", "SETUSER", "limited", "+brpop")
-            wait_until(lambda: exchange.send("job_1"), 60, "Redis to accept a hand-over")
+            wait_until(lambda: exchange.send("job_1"), 60, "Redis to accept a dispatch")
             exchange.wait_for("job_1")
         finally:
             exchange.consumer.stop()

@@ -17,9 +17,9 @@ from tests.harness.fleet import SmallFleet, small_fleet
 from tests.harness.service import clean_environment, processes_of_job
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from worker.training import processes
-from worker.training.launch import start_training
-from worker.training.processes import RunProcesses
+from worker.run import processes
+from worker.run.launch import start_run
+from worker.run.processes import RunProcesses
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.wire.run_directory import LOCK_FILE
 
@@ -180,7 +180,7 @@ def test_a_mark_follows_a_renamed_run_directory_but_not_a_copy(
     job_id = new_id("job")
     directory = tmp_path / f"home/workers/w1/runs/{job_id}/attempt-1"
     directory.mkdir(parents=True)
-    process = start_training(WAITS, directory, {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
+    process = start_run(WAITS, directory, {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
     ended.append(process)
     wait_until(lambda: (directory / "train.log").read_bytes(), 30, "the run to be ready")
     shutil.copytree(tmp_path / "home", tmp_path / "copy")

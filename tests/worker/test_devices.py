@@ -10,8 +10,8 @@ import pytest
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
 from worker.machine.devices import find_slots, memory_holders
+from worker.run.launch import run_environment
 from worker.settings import WorkerSettings
-from worker.training.launch import training_environment
 
 HOLDER = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
 
@@ -53,7 +53,7 @@ def test_a_worker_announces_the_device_kind_that_its_run_computes_on(tmp_path: P
     own = {**clean_environment(), **variables}
     settings = WorkerSettings(home=tmp_path, worker_secret="s", worker_slots=1)
     (slot,) = find_slots(settings, own)
-    environment = training_environment(
+    environment = run_environment(
         own,
         job_id="job_1",
         attempt=1,

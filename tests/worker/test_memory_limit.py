@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.fleet import SmallFleet
 from tests.harness.waiting import wait_until
-from worker.training.memory_watch import MemoryWatch, free_memory_bytes
+from worker.run.memory_watch import MemoryWatch, free_memory_bytes
 
 MEBIBYTE = 2**20
 
@@ -93,12 +93,12 @@ def test_the_kernel_prefers_a_run_when_memory_runs_out(fleet: SmallFleet) -> Non
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
-    trainings = [child for child in psutil.Process(worker.pid).children() if "small_training" in str(child.cmdline())]
+    runs = [child for child in psutil.Process(worker.pid).children() if "small_training" in str(child.cmdline())]
 
     def score(pid: int) -> int:
         return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
-    wait_until(lambda: [score(child.pid) for child in trainings] == [500], 30, "the run to be preferred")
+    wait_until(lambda: [score(child.pid) for child in runs] == [500], 30, "the run to be preferred")
     assert score(worker.pid) < 500
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from server.submitting.reruns import apply_merge_patch
-from tests.harness.memory_group import memory_group
+from tests.harness.memory_cgroup import memory_cgroup
 from tests.harness.waiting import wait_until
 from tests.zeta_core.run_directories import ROOT, journal, make_run
 from worker.attempt.final_line import exit_error
-from worker.training.process_tree import Training
+from worker.run.process_tree import ProcessTree
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
@@ -36,30 +36,30 @@ WIDE: dict[str, Any] = {
 LIMIT_BYTES = 2_600_000_000
 
 
-def train_in_group(run_dir: Path, procs: Path) -> Training:
+def train_in_group(run_dir: Path, procs: Path) -> ProcessTree:
     """Train a run directory with a real process in the control group, until all of its processes are gone."""
     join = f"echo $$ > {shlex.quote(str(procs))}; exec {shlex.quote(sys.executable)} -m zeta_core {run_dir}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # noqa: TID251 - a child's environment
     job_id = new_id("job")  # the process marks of concurrent tests must differ
     environment |= {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"}
-    training = Training(run_dir, job_id, 1, grace_seconds=5)
-    training.start(["/bin/sh", "-c", join], environment)
-    wait_until(lambda: training.is_gone(has_ended=False, can_save=False), 120, "the run to end")
-    return training
+    tree = ProcessTree(run_dir, job_id, 1, grace_seconds=5)
+    tree.start(["/bin/sh", "-c", join], environment)
+    wait_until(lambda: tree.is_gone(has_ended=False, can_save=False), 120, "the run to end")
+    return tree
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_oom_kill_is_reported_with_a_patch_that_fits(tmp_path: Path) -> None:
     spec, errors, last = WIDE, list[JobError](), None
-    with memory_group(LIMIT_BYTES) as procs:
+    with memory_cgroup(LIMIT_BYTES) as procs:
         while len(errors) < 4:
             run_dir = make_run(tmp_path / f"run-{len(errors)}", spec=spec)
-            training = train_in_group(run_dir, procs)
+            tree = train_in_group(run_dir, procs)
             last = journal(run_dir)[-1]
             if isinstance(last, StatusLine):
                 break
-            error = exit_error(training, has_journal=True)
+            error = exit_error(tree, has_journal=True)
             assert (error.code, error.evidence.signal) == ("out_of_memory", "SIGKILL"), error
             errors.append(error)
             spec = apply_merge_patch(spec, error.patch)

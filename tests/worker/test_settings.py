@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from worker.machine.devices import count_cores, find_slots
+from worker.run.launch import run_environment
 from worker.settings import WorkerSettings
-from worker.training.launch import training_environment
 from zeta_core.contract.errors import InvalidSettings
 
 SECRET = {"ZETA_WORKER_SECRET": "s"}
@@ -83,7 +83,7 @@ def test_the_environment_of_a_run_has_only_the_listed_variables() -> None:
         "WANDB_API_KEY": "w",
         "OMP_NUM_THREADS": "64",
     }
-    environment = training_environment(
+    environment = run_environment(
         own,
         job_id="job_1",
         attempt=2,

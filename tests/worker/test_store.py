@@ -14,9 +14,9 @@ import pytest
 
 from tests.harness.waiting import wait_until
 from worker.artifacts import checkpoint_uploads
-from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
+from worker.artifacts.output_uploads import OutputUploads
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import utc_now
@@ -178,7 +178,7 @@ def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path
     (tmp_path / "train.log").write_text("one\n")
     with ThreadPoolExecutor(1) as pool:
         log = JobLog(tmp_path / "train.log", store.root / log_key("job_1", 1), max_bytes=10**6)
-        archive = Archive(store, pool, "job_1", output, log)
+        archive = OutputUploads(store, pool, "job_1", output, log)
         archive.copy_log()
         wait_until((store.root / log_key("job_1", 1)).is_file, 30, "the log to be stored")
         shutil.rmtree(store.root / "jobs/job_1")

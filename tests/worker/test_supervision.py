@@ -1,4 +1,4 @@
-"""Runs of a worker from hand-over to their end, with real processes, a real engine and a real Valkey."""
+"""Runs of a worker from dispatch to their end, with real processes, a real engine and a real Valkey."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.harness.service import processes_of_job
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.attempt.final_line import exit_error
-from worker.training.process_tree import Training
+from worker.run.process_tree import ProcessTree
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.job import JobErrorEvidence
 
@@ -30,7 +30,7 @@ def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory)
         yield fleet
 
 
-def test_a_queued_job_is_handed_over_run_and_stored_with_its_checkpoints(fleet: SmallFleet) -> None:
+def test_a_queued_job_is_dispatched_run_and_stored_with_its_checkpoints(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="6", checkpoint_every="2")
     job = fleet.wait_for_status(job_id, "succeeded")
     assert (job.status_reason, job.attempt, job.worker, job.slots) == ("completed", 1, None, None)
@@ -85,8 +85,8 @@ def test_pause_saves_and_ends_the_run(fleet: SmallFleet) -> None:
 def test_a_killed_run_is_restarted_from_its_newest_checkpoint(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="60", checkpoint_every="5", seconds_per_step="0.05")
     wait_until(lambda: fleet.checkpoints(job_id), 60, "a checkpoint")
-    (training,) = processes_of_job(job_id)
-    os.kill(training, signal.SIGKILL)
+    (tree,) = processes_of_job(job_id)
+    os.kill(tree, signal.SIGKILL)
     job = fleet.wait_for_status(job_id, "succeeded")
     assert job.attempt == 2
     first, second = fleet.attempts(job_id)
@@ -110,8 +110,8 @@ def test_a_run_that_exits_silently_fails_with_its_exit_code_and_log(fleet: Small
 def test_the_environment_of_a_run_has_its_marks_and_no_secrets(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000")
     fleet.wait_for_step(job_id, 1)
-    (training,) = processes_of_job(job_id)
-    environment = psutil.Process(training).environ()
+    (tree,) = processes_of_job(job_id)
+    environment = psutil.Process(tree).environ()
     assert (environment["ZETA_JOB_ID"], environment["ZETA_ATTEMPT"]) == (job_id, "1")
     assert (environment["HF_TOKEN"], environment["EXTRA"], environment["CUDA_VISIBLE_DEVICES"]) == (
         "hf_token",
@@ -133,13 +133,13 @@ def test_a_long_step_may_finish_unless_the_worker_is_stopping(tmp_path: Path) ->
         directory = tmp_path / f"{grace_only}"
         directory.mkdir()
         job_id = new_id("job")
-        training = Training(directory, job_id, 1, grace_seconds=0.2)
-        training.start((sys.executable, "-c", deaf), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
-        training.stop("pause", grace_only=grace_only)
+        tree = ProcessTree(directory, job_id, 1, grace_seconds=0.2)
+        tree.start((sys.executable, "-c", deaf), {"ZETA_JOB_ID": job_id, "ZETA_ATTEMPT": "1"})
+        tree.stop("pause", grace_only=grace_only)
         wait_until(
-            lambda ordered=training: ordered.is_gone(has_ended=False, can_save=True, needs_seconds=60),
+            lambda tree=tree: tree.is_gone(has_ended=False, can_save=True, needs_seconds=60),
             30,
             "the run to end",
         )
-        ends.append(exit_error(training, has_journal=True).evidence)
+        ends.append(exit_error(tree, has_journal=True).evidence)
     assert [(end.exit_code, end.signal) for end in ends] == [(0, None), (None, "SIGKILL")]

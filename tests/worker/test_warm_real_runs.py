@@ -1,4 +1,4 @@
-"""Real trainings that a worker forks: the same bits as from a cold start, and every kill is survived."""
+"""Real runs that a worker forks: the same bits as from a cold start, and every kill is survived."""
 
 import signal
 import sys
@@ -48,7 +48,7 @@ def first_process(job_id: str) -> psutil.Process:
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_warm_trainings_have_the_bits_of_cold_ones_and_survive_every_kill(fleet: SmallFleet) -> None:
+def test_warm_runs_have_the_bits_of_cold_ones_and_survive_every_kill(fleet: SmallFleet) -> None:
     cold_worker = fleet.start_worker("cold", small=False, ZETA_WARM_START="no")
     cold = fleet.submit(spec=SPEC)
     fleet.wait_for_status(cold, "succeeded", 180)
@@ -60,12 +60,12 @@ def test_warm_trainings_have_the_bits_of_cold_ones_and_survive_every_kill(fleet:
     worker = start_warm_worker(fleet)
     server = fork_server_of(worker)
     undisturbed = fleet.submit(spec=SPEC)
-    wait_until(lambda: processes_of_job(undisturbed), 60, "the training to be started")
+    wait_until(lambda: processes_of_job(undisturbed), 60, "the run to be started")
     assert first_process(undisturbed).ppid() == server.pid
     fleet.wait_for_status(undisturbed, "succeeded", 120)
     assert hashes_of(fleet, undisturbed) == expected
 
-    # The training is killed, and its next attempt is forked as well.
+    # The run is killed, and its next attempt is forked as well.
     killed = fleet.submit(spec=SPEC)
     fleet.wait_for_step(killed, INTERVAL + 10, 60)
     first_process(killed).kill()
@@ -77,18 +77,18 @@ def test_warm_trainings_have_the_bits_of_cold_ones_and_survive_every_kill(fleet:
     worker.send_signal(signal.SIGKILL)
     start_warm_worker(fleet, times=2)
     fleet.wait_for_status(killed, "succeeded", 120)
-    one, two = fleet.attempts(killed)
-    assert (one.reason, two.reason) == ("process_killed", "completed"), fleet.logs()
+    first, second = fleet.attempts(killed)
+    assert (first.reason, second.reason) == ("process_killed", "completed"), fleet.logs()
     assert hashes_of(fleet, killed) == expected
     fleet.check_events(killed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_warm_trainings_can_be_paused_cancelled_and_handed_back(fleet: SmallFleet) -> None:
+def test_warm_runs_can_be_paused_cancelled_and_handed_back(fleet: SmallFleet) -> None:
     worker = start_warm_worker(fleet)
     server = fork_server_of(worker)
-    spec = {**SPEC, "max_steps": 1_000_000}
+    spec = {**SPEC, "max_steps": 1_000_000, "checkpointing_steps": 1_000_000}  # only the checkpoint of a stop
     paused = fleet.submit(spec=spec)
     fleet.wait_for_step(paused, 5, 60)
     assert first_process(paused).ppid() == server.pid

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from worker.training.watchdog import MIN_STEPS, Watchdog
+from worker.run.watchdog import MIN_STEPS, Watchdog
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

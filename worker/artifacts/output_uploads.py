@@ -26,7 +26,7 @@ RETRY_PAUSE_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-class Archive:
+class OutputUploads:
     """``output`` is the folder of the run's checkpoints."""
 
     def __init__(self, store: ArtifactStore, executor: Executor, job_id: str, output: Path, log: JobLog) -> None:

@@ -88,7 +88,7 @@ class ArtifactStore:
         """Copy TensorBoard's files; those of each attempt have names of their own. Raises `OSError`."""
         shutil.copytree(source, self.root / tensorboard_key(job_id), dirs_exist_ok=True)
 
-    def forget_after(
+    def remove_newer_checkpoints(
         self, job_id: str, name: str | None, check_cancelled: Callable[[], None] = _never_cancelled
     ) -> None:
         """Remove each ``step-N`` and ``final`` of a job that is newer than its checkpoint ``name``, if given.

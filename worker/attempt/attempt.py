@@ -1,6 +1,6 @@
 """One attempt on this worker, from its claim until its last line is stored: a state machine driven by the supervisor.
 
-    claiming -> preparing -> training -> publishing -> over
+    claiming -> preparing -> running -> publishing -> over
                                 (denied, or claim unanswered: over)
 
 Nothing starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
@@ -17,18 +17,19 @@ from enum import Enum
 from pydantic import BaseModel
 
 from worker.artifacts.store import BrokenCheckpoint
-from worker.attempt.final_line import final_line, not_launched
-from worker.attempt.monitor import TrainingMonitor
-from worker.attempt.output import AttemptOutput, WorkerResources
+from worker.attempt.final_line import final_line, launch_failure_line
+from worker.attempt.monitor import RunMonitor
+from worker.attempt.output import AttemptOutput
 from worker.attempt.preparation import Preparation
+from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import new_run_file
 from worker.machine.devices import Slot, memory_bytes, visible_gpus
-from worker.training.launch import own_environment, training_environment
-from worker.training.process_tree import Training
-from worker.training.warm_start import WarmStart
+from worker.run.launch import own_environment, run_environment
+from worker.run.process_tree import ProcessTree
+from worker.run.warm_start import WarmStart
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import StopAction
-from zeta_core.contract.wire.messages import Claim, ClaimAnswer, HandOver, JournalAck
+from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
 from zeta_core.contract.wire.run_directory import RunFile, run_directory
 
 CLAIM_REPEAT_SECONDS = 1.0
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Phase(Enum):
     CLAIMING = "claiming"
     PREPARING = "preparing"
-    TRAINING = "training"
+    RUNNING = "running"
     PUBLISHING = "publishing"
     OVER = "over"
 
@@ -77,7 +78,7 @@ class LocalAttempt:
         resume_from: str | None,
         phase: Phase,
     ) -> None:
-        """Use `from_hand_over` or `adopt`. ``resume_from`` names a stored checkpoint as ``job_.../step-N``."""
+        """Use `from_dispatch` or `adopt`. ``resume_from`` names a stored checkpoint as ``job_.../step-N``."""
         settings = resources.settings
         self.job_id = run_file.job_id
         self.attempt = run_file.attempt
@@ -97,9 +98,9 @@ class LocalAttempt:
             )
         )
         self._preparation: Preparation | None = None
-        self._training = Training(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
-        self._monitor = TrainingMonitor(
-            self._training, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
+        self._tree = ProcessTree(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
+        self._monitor = RunMonitor(
+            self._tree, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
         )
         self._output = AttemptOutput(resources, run_file, self.directory, self._monitor.watchdog.record_progress)
         self._launch_failure: StatusLine | None = None
@@ -109,7 +110,7 @@ class LocalAttempt:
         self._may_store = True  # false once the worker was cut off for so long that the attempt may be over
 
     @classmethod
-    def from_hand_over(cls, resources: WorkerResources, message: HandOver, slots: Sequence[Slot]) -> LocalAttempt:
+    def from_dispatch(cls, resources: WorkerResources, message: Dispatch, slots: Sequence[Slot]) -> LocalAttempt:
         """A new attempt that must still be claimed."""
         run_file = new_run_file(message, resources.settings)
         return cls(resources, run_file, slots, resume_from=message.resume_from, phase=Phase.CLAIMING)
@@ -117,8 +118,8 @@ class LocalAttempt:
     @classmethod
     def adopt(cls, resources: WorkerResources, run_file: RunFile, slots: Sequence[Slot]) -> LocalAttempt:
         """An attempt that an earlier process of this worker started: still alive, or ended but not fully published."""
-        attempt = cls(resources, run_file, slots, resume_from=None, phase=Phase.TRAINING)
-        attempt._training.adopt()
+        attempt = cls(resources, run_file, slots, resume_from=None, phase=Phase.RUNNING)
+        attempt._tree.adopt()
         attempt._output.adopt()
         return attempt
 
@@ -129,13 +130,13 @@ class LocalAttempt:
     @property
     def seconds_without_contact(self) -> float:
         """The time since the run's worker last had contact with the server; 0 if unknown."""
-        at = self._training.last_contact()
+        at = self._tree.last_contact()
         return 0.0 if at is None else time.monotonic() - at
 
     @property
     def is_starting(self) -> bool:
         """Whether it has not made its first step yet."""
-        is_loading = self.phase == Phase.TRAINING and not self._output.journal.has_steps
+        is_loading = self.phase == Phase.RUNNING and not self._output.journal.has_steps
         return self.phase in (Phase.CLAIMING, Phase.PREPARING) or is_loading
 
     @property
@@ -157,7 +158,7 @@ class LocalAttempt:
         if self._output.is_published and self.phase != Phase.OVER:
             self._leave()
             return []
-        if self._output.is_fenced and self.phase in (Phase.PREPARING, Phase.TRAINING, Phase.PUBLISHING):
+        if self._output.is_fenced and self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING):
             self._end_fenced()
             return []
         match self.phase:
@@ -166,10 +167,10 @@ class LocalAttempt:
             case Phase.PREPARING:
                 self._start_when_prepared()
                 return []
-            case Phase.TRAINING:
-                self._supervise_training()
+            case Phase.RUNNING:
+                self._supervise_run()
             case Phase.PUBLISHING:
-                self._output.finish(was_started=self._training.was_started)
+                self._output.finish(was_started=self._tree.was_started)
             case Phase.OVER:
                 return []
         if self._may_store:
@@ -198,20 +199,20 @@ class LocalAttempt:
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER  # not granted yet; the server hands the job over again
         elif self.phase != Phase.OVER:
-            self._training.stop(action, grace_only=grace_only)
+            self._tree.stop(action, grace_only=grace_only)
 
     def record_contact(self, at: float) -> None:
         """Record contact with the server at this monotonic time, which allows the run to continue."""
         self._last_contact = at
         self._may_store = True
-        if self.phase == Phase.TRAINING:
-            self._training.record_contact(at)
+        if self.phase == Phase.RUNNING:
+            self._tree.record_contact(at)
 
     def kill(self) -> None:
         """Kill the run without saving: the server may soon start the next attempt, which then owns the store."""
         self._may_store = False
-        if self.phase == Phase.TRAINING:
-            self._training.kill()
+        if self.phase == Phase.RUNNING:
+            self._tree.kill()
 
     def fence(self) -> None:
         """Mark the attempt as over for the server."""
@@ -232,7 +233,7 @@ class LocalAttempt:
         """Whether the preparation is still running. It is cancelled if the attempt was stopped or fenced."""
         if self._preparation is None or self._preparation.is_over:
             return False
-        if self._training.stop_action is not None or self._output.is_fenced:
+        if self._tree.stop_action is not None or self._output.is_fenced:
             self._preparation.give_up()
         return not self._preparation.is_over
 
@@ -241,15 +242,15 @@ class LocalAttempt:
         if self._is_preparing():
             return
         if self._preparation.was_given_up:
-            self.phase = Phase.TRAINING  # nothing was started; the last line follows from the stop request
+            self.phase = Phase.RUNNING  # nothing was started; the last line follows from the stop request
             return
         error = self._preparation.error()
-        if error is None and self._training.stop_action is None:
-            if self._training.processes.kill_earlier_attempts(self._resources.settings.home):
+        if error is None and self._tree.stop_action is None:
+            if self._tree.processes.kill_earlier_attempts(self._resources.settings.home):
                 return
             try:
-                self._training.record_contact(self._last_contact)
-                if not self._training.start(self._resources.command, self._environment(), self._warm_start()):
+                self._tree.record_contact(self._last_contact)
+                if not self._tree.start(self._resources.command, self._environment(), self._warm_start()):
                     return
             except OSError as not_started:
                 error = not_started
@@ -265,11 +266,11 @@ class LocalAttempt:
                 # No journal can be written; the server notices that the worker no longer lists the attempt.
                 self.phase = Phase.OVER
                 return
-            self._launch_failure = not_launched(error)
-        self.phase = Phase.TRAINING
+            self._launch_failure = launch_failure_line(error)
+        self.phase = Phase.RUNNING
 
     def _environment(self) -> dict[str, str]:
-        return training_environment(
+        return run_environment(
             own_environment(),
             job_id=self.job_id,
             attempt=self.attempt,
@@ -289,28 +290,28 @@ class LocalAttempt:
             return None
         return self._resources.warm_start
 
-    def _supervise_training(self) -> None:
+    def _supervise_run(self) -> None:
         self._output.collect()
         journal = self._output.journal
         if self._launch_failure is None:
             self._monitor.check(journal)
         has_ended = journal.last_line is not None
         needs_seconds = self._monitor.watchdog.needs_seconds
-        if not self._training.is_gone(has_ended=has_ended, can_save=journal.has_steps, needs_seconds=needs_seconds):
+        if not self._tree.is_gone(has_ended=has_ended, can_save=journal.has_steps, needs_seconds=needs_seconds):
             return
         journal.scan()
         if journal.last_line is None:
             journal.cut_torn_line()
             worker_line = self._launch_failure or self._monitor.final_line
-            journal.append(final_line(self._training, worker_line, has_journal=len(journal) > 0))
+            journal.append(final_line(self._tree, worker_line, has_journal=len(journal) > 0))
             return  # read it in the next step, with any lines before it
         self.phase = Phase.PUBLISHING
 
     def _end_fenced(self) -> None:
         if self._is_preparing():
             return
-        self._training.kill()
-        if self._training.is_gone(has_ended=True, can_save=False):
+        self._tree.kill()
+        if self._tree.is_gone(has_ended=True, can_save=False):
             logger.warning("Ended attempt %d of %s, because the server considers it over.", self.attempt, self.job_id)
             self._leave()
 

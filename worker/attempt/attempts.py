@@ -1,4 +1,4 @@
-"""The attempts of this worker, whether started or adopted: accepting hand-overs, stepping each, reporting the slots."""
+"""The attempts of this worker, whether started or adopted: accepting dispatches, stepping each, reporting the slots."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel
 
 from worker.attempt.attempt import LocalAttempt
-from worker.attempt.output import WorkerResources
+from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import unpublished_run_files
 from worker.machine.devices import Slot
 from worker.machine.disk import DiskSpace
 from worker.threads import Outage
 from zeta_core.contract.job.responses import DeviceReport
-from zeta_core.contract.wire.messages import ClaimAnswer, HandOver, JournalAck, StopRequest
+from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, StopRequest
 
 RETRY_SECONDS = 2.0  # before an attempt that failed to advance is stepped again
 
@@ -72,8 +72,8 @@ class Attempts:
                 # It was frozen; otherwise it would have ended itself. The server may have started the next attempt.
                 attempt.kill()
 
-    def accept(self, message: HandOver, *, is_stopping: bool, last_contact: float) -> None:
-        """Claim a job if its slots are free. The server repeats or withdraws hand-overs that are ignored."""
+    def accept(self, message: Dispatch, *, is_stopping: bool, last_contact: float) -> None:
+        """Claim a job if its slots are free. The server repeats or withdraws dispatches that are ignored."""
         if (message.job_id, message.attempt) in self._attempts:
             return
         older = [attempt for attempt in self._attempts.values() if attempt.job_id == message.job_id]
@@ -98,7 +98,7 @@ class Attempts:
             logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
             return
         slots = [by_number[number] for number in message.slots]
-        attempt = LocalAttempt.from_hand_over(self._resources, message, slots)
+        attempt = LocalAttempt.from_dispatch(self._resources, message, slots)
         attempt.record_contact(last_contact)
         self._attempts[message.job_id, message.attempt] = attempt
 

@@ -7,8 +7,8 @@ import os
 import signal
 from pathlib import Path
 
-from worker.training.memory_watch import Excess
-from worker.training.process_tree import Training
+from worker.run.memory_watch import Excess
+from worker.run.process_tree import ProcessTree
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason
@@ -25,46 +25,46 @@ WORKER_RESTARTED = "its worker was restarted while it ran"
 FORK_SERVER_GONE = "the worker's fork server, which had started it, exited before it"
 
 
-def final_line(training: Training, worker_line: StatusLine | None, *, has_journal: bool) -> StatusLine:
-    """The last line of an ended ``training``: from its stop request, else ``worker_line``, else its exit status."""
-    if training.stop_action is not None:
-        status, reason = STOP_ENDS[training.stop_action]
+def final_line(tree: ProcessTree, worker_line: StatusLine | None, *, has_journal: bool) -> StatusLine:
+    """The last line of a run that has ended: from its stop request, else ``worker_line``, else its exit status."""
+    if tree.stop_action is not None:
+        status, reason = STOP_ENDS[tree.stop_action]
         return StatusLine(status=status, reason=reason)
     if worker_line is not None:
         return worker_line
-    if not training.was_started:
+    if not tree.was_started:
         return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
-    error = exit_error(training, has_journal=has_journal)
-    return disk_full(error.message) if error.code == StatusReason.DISK_FULL else _failed(error)
+    error = exit_error(tree, has_journal=has_journal)
+    return disk_full_line(error.message) if error.code == StatusReason.DISK_FULL else _failed_with(error)
 
 
-def not_launched(error: BaseException) -> StatusLine:
+def launch_failure_line(error: BaseException) -> StatusLine:
     """The last line if the run directory couldn't be created or the program couldn't be started."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
-    return failed(StatusReason.LAUNCH_FAILED, f"The training process could not be started: {error}")
+        return disk_full_line(f"{REASON_SENTENCES[StatusReason.DISK_FULL]} ({error})")
+    return failure_line(StatusReason.LAUNCH_FAILED, f"The training process could not be started: {error}")
 
 
-def exit_error(training: Training, *, has_journal: bool) -> JobError:
-    """The error of a ``training`` without a final status, from its exit status; its code is a `StatusReason`.
+def exit_error(tree: ProcessTree, *, has_journal: bool) -> JobError:
+    """The error of a run without a final status, from the exit status of its ``tree``; its code is a `StatusReason`.
 
     ``has_journal`` means that its journal has lines.
     """
-    status = training.exit_status
-    evidence = JobErrorEvidence(exit_code=status, log_tail=_log_tail(training.directory / LOG_FILE))
+    status = tree.exit_status
+    evidence = JobErrorEvidence(exit_code=status, log_tail=_log_tail(tree.directory / LOG_FILE))
     if status is None:
         # The signal is unknown, so only an OOM kill in our own control group can be attributed to the run.
-        if count_oom_kills().increased_count(training.oom_kills) == "group":
-            error = oom_kill_error(training.directory, training.oom_kills, evidence)
+        if count_oom_kills().increased_count(tree.oom_kills) == "group":
+            error = oom_kill_error(tree.directory, tree.oom_kills, evidence)
             if error is not None:
                 return error
-        message = UNKNOWN_STATUS.format(reason=WORKER_RESTARTED if training.was_adopted else FORK_SERVER_GONE)
+        message = UNKNOWN_STATUS.format(reason=WORKER_RESTARTED if tree.was_adopted else FORK_SERVER_GONE)
         return JobError(code=StatusReason.PROCESS_KILLED, message=message, evidence=evidence)
     if status < 0:
         name = signal.Signals(-status).name
         evidence = evidence.model_copy(update={"exit_code": None, "signal": name})
         if status == -signal.SIGKILL:
-            error = oom_kill_error(training.directory, training.oom_kills, evidence)
+            error = oom_kill_error(tree.directory, tree.oom_kills, evidence)
             if error is not None:
                 return error
         message = f"The training process was killed by {name}."
@@ -77,24 +77,24 @@ def exit_error(training: Training, *, has_journal: bool) -> JobError:
     return JobError(code=reason, message=message, evidence=evidence)
 
 
-def failed(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
-    return _failed(JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
+def failure_line(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
+    return _failed_with(JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
 
 
-def over_memory(directory: Path, excess: Excess) -> StatusLine:
+def memory_limit_line(directory: Path, excess: Excess) -> StatusLine:
     """The last line of the run in ``directory``, which was ended because it exceeded its memory limit."""
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
     error = out_of_memory_error(directory, excess.message, JobErrorEvidence.model_validate(figures))
-    return _failed(error)
+    return _failed_with(error)
 
 
-def disk_full(message: str) -> StatusLine:
+def disk_full_line(message: str) -> StatusLine:
     """The last line for a full disk, which is not a failure: the job continues once space is available."""
     status, reason = STOP_ENDS["disk"]
     return StatusLine(status=status, reason=reason, message=message)
 
 
-def _failed(error: JobError) -> StatusLine:
+def _failed_with(error: JobError) -> StatusLine:
     reason = StatusReason(error.code)
     return StatusLine(status=JobStatus.FAILED, reason=reason, message=error.message, error=error)
 

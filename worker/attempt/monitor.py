@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from worker.attempt.final_line import failed, over_memory
+from worker.attempt.final_line import failure_line, memory_limit_line
 from worker.attempt.journal_reader import JournalReader
+from worker.run.memory_watch import MemoryWatch
+from worker.run.process_tree import ProcessTree
+from worker.run.stacks import StackDumps
+from worker.run.watchdog import Watchdog, measure_effort
 from worker.settings import WorkerSettings
-from worker.training.memory_watch import MemoryWatch
-from worker.training.process_tree import Training
-from worker.training.stacks import StackDumps
-from worker.training.watchdog import Watchdog, measure_effort
 from zeta_core.contract.job.events import StatusLine, WarningLine
 from zeta_core.contract.job.status import StatusReason
 
 
-class TrainingMonitor:
+class RunMonitor:
     """Checks one run in every iteration of the supervising loop."""
 
-    def __init__(self, training: Training, settings: WorkerSettings, *, memory_share_bytes: int) -> None:
+    def __init__(self, tree: ProcessTree, settings: WorkerSettings, *, memory_share_bytes: int) -> None:
         """``memory_share_bytes`` is the share of the machine's memory that belongs to the attempt's slots."""
         self.final_line: StatusLine | None = None  # why the monitor ended the run
         self.watchdog = Watchdog(
             factor=settings.stall_factor,
             floor_seconds=settings.stall_min_seconds,
-            effort=lambda: measure_effort(training.processes.alive()),
+            effort=lambda: measure_effort(tree.processes.alive()),
         )
-        self._training = training
+        self._tree = tree
         self._memory = MemoryWatch(
-            training.processes.alive, limit_bytes=settings.job_memory_bytes, share_bytes=memory_share_bytes
+            tree.processes.alive, limit_bytes=settings.job_memory_bytes, share_bytes=memory_share_bytes
         )
         self._stacks: StackDumps | None = None
         self._stalled_seconds = 0.0
@@ -40,9 +40,9 @@ class TrainingMonitor:
         """End a stalled run, with its stacks in the log and in a warning."""
         seconds = self.watchdog.stalled_for()
         if self._stacks is None:
-            if seconds is not None and self._training.stop_action is None and journal.last_line is None:
+            if seconds is not None and self._tree.stop_action is None and journal.last_line is None:
                 self._stalled_seconds = seconds
-                self._stacks = StackDumps(self._training.processes)
+                self._stacks = StackDumps(self._tree.processes)
         elif self.final_line is None and self._stacks.step():
             message = (
                 f"The run stalled: no step for {self._stalled_seconds:.0f} s, {self.watchdog.expectation()}. "
@@ -50,13 +50,13 @@ class TrainingMonitor:
             )
             stacks = self._stacks.text()
             journal.append(WarningLine(code=StatusReason.STALLED, message=message, stacks=stacks))
-            self.final_line = failed(StatusReason.STALLED, message, log_tail=stacks)
-            self._training.kill()
+            self.final_line = failure_line(StatusReason.STALLED, message, log_tail=stacks)
+            self._tree.kill()
 
     def _check_memory(self, journal: JournalReader) -> None:
         if self.final_line is not None or journal.last_line is not None:
             return
         excess = self._memory.excess()
         if excess is not None:
-            self._training.kill()
-            self.final_line = over_memory(self._training.directory, excess)
+            self._tree.kill()
+            self.final_line = memory_limit_line(self._tree.directory, excess)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts.archive import Archive
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
-from worker.artifacts.store import ArtifactStore
+from worker.artifacts.output_uploads import OutputUploads
 from worker.attempt.journal_reader import JournalReader
 from worker.attempt.publisher import Publisher
-from worker.machine.devices import count_cores
-from worker.settings import WorkerSettings
+from worker.attempt.resources import WorkerResources
 from worker.threads import log_failure
-from worker.training.warm_start import WarmStart
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
@@ -33,27 +28,6 @@ from zeta_core.contract.wire.run_directory import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """The resources that all attempts of a worker share.
-
-    ``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can.
-    """
-
-    settings: WorkerSettings
-    incarnation: str
-    store: ArtifactStore
-    executor: Executor
-    command: Sequence[str]
-    num_slots: int
-    warm_start: WarmStart | None = None
-
-    @property
-    def threads(self) -> int:
-        """The number of threads of each training."""
-        return max(1, count_cores() // self.num_slots)
 
 
 class AttemptOutput:
@@ -82,7 +56,7 @@ class AttemptOutput:
         )
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
         log = JobLog(directory / LOG_FILE, store.root / log_key(job_id, attempt), max_bytes=settings.log_max_bytes)
-        self._archive = Archive(store, executor, job_id, self._folder, log)
+        self._archive = OutputUploads(store, executor, job_id, self._folder, log)
         self._publisher = Publisher(
             self.journal, self._uploads, job_id=job_id, attempt=attempt, worker=settings.worker_name
         )

@@ -83,7 +83,7 @@ def prepare(
     is_own = resume is not None and job_id == run_file.job_id and NAME_PATTERN.match(name) is not None
     _clear_output(output, store, run_file.job_id, keep=name if is_own else None, check_cancelled=check_cancelled)
     resume_from: Path | None = None
-    store.forget_after(run_file.job_id, name if is_own else None, check_cancelled)
+    store.remove_newer_checkpoints(run_file.job_id, name if is_own else None, check_cancelled)
     if is_own:
         resume_from = output / name
         store.fetch_checkpoint(job_id, name, resume_from, check_cancelled)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from worker.run import processes
+from worker.run.processes import RunProcesses
 from worker.settings import WorkerSettings
-from worker.training import processes
-from worker.training.processes import RunProcesses
-from zeta_core.contract.wire.messages import HandOver
+from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import (
     CACHE_DIRECTORY,
     PUBLISHED_FILE,
@@ -25,7 +25,7 @@ from zeta_core.contract.wire.run_directory import (
 logger = logging.getLogger(__name__)
 
 
-def new_run_file(message: HandOver, settings: WorkerSettings) -> RunFile:
+def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
     """The run file of an attempt that the server hands over."""
     return RunFile(
         job_id=message.job_id,

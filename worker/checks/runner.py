@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from worker.checks.process import CheckFailed, CheckProcess
 from worker.machine.devices import Slot, count_cores, uses_gpus
+from worker.run.launch import own_environment, run_environment
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
-from worker.training.launch import own_environment, training_environment
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RUN_FILE, RunFile
@@ -45,7 +45,7 @@ class SpecCheckRunner:
         self._settings = settings
         self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
         self._send = send
-        environment = training_environment(
+        environment = run_environment(
             own_environment(),
             job_id=NAME,
             attempt=0,

@@ -1,1 +1,1 @@
-"""The worker's communication over Redis: hand-overs through Celery, messages and heartbeats."""
+"""The worker's communication over Redis: dispatches through Celery, messages and heartbeats."""

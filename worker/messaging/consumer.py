@@ -1,8 +1,8 @@
-"""The Celery consumer of this worker's queue. Its only task validates a hand-over and forwards it to the supervisor.
+"""The Celery consumer of this worker's queue. Its only task validates a dispatch and forwards it to the supervisor.
 
 Messages are acknowledged early, because a late acknowledgement would start a long task again when the broker's
 visibility timeout expires (celery issue 5935), and they are never prefetched behind a busy task. The server repeats
-hand-overs that are lost with this process, so nothing is returned to the queue, and an invalid entry is removed
+dispatches that are lost with this process, so nothing is returned to the queue, and an invalid entry is removed
 permanently. The consumer runs in a thread, so that only the main thread's supervising loop handles signals.
 """
 
@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from worker.messaging.link import InvalidEntryCounter, connect, remove_wrong_type
 from worker.settings import WorkerSettings
 from worker.threads import RetryingThread
-from zeta_core.contract.wire.messages import START_TASK, BadMessage, HandOver, queue_keys, read_message, worker_queue
+from zeta_core.contract.wire.messages import START_TASK, BadMessage, Dispatch, queue_keys, read_message, worker_queue
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable
 
@@ -37,17 +37,17 @@ SILENCE_SECONDS = 5.0  # more than kombu's blocking pop takes (`brpop_timeout`, 
 STOP_SECONDS = 3.0
 EX_OK = 0
 
-HAND_OVER = TypeAdapter(HandOver)
+DISPATCH = TypeAdapter(Dispatch)
 
 
-def _only_hand_overs(
+def _amqp_for_dispatches(
     take: Callable[[object], dict[str, str] | None],
     invalid: InvalidEntryCounter,
     polled: Callable[[Exception | None], None],
     reconnecting: Callable[[], None],
     unreachable: Callable[[BaseException], None],
 ) -> type[AMQP]:
-    """Connections that pass only hand-overs to Celery.
+    """Connections that pass only dispatches to Celery.
 
     ``polled`` is called after each poll, with its error if any, ``reconnecting`` at each try to connect again, and
     ``unreachable`` with the error of each try that failed.
@@ -56,7 +56,7 @@ def _only_hand_overs(
     message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
     """
 
-    class HandOverChannel(redis_transport.Channel):
+    class DispatchChannel(redis_transport.Channel):
         ack_emulation = False  # kombu would keep copies in keys shared by all workers and redeliver them an hour later
         do_restore = False
 
@@ -75,18 +75,18 @@ def _only_hand_overs(
             finally:
                 polled(failure)
 
-    class HandOverTransport(redis_transport.Transport):
+    class DispatchTransport(redis_transport.Transport):
         def _deliver(self, message: object, queue: str) -> None:
             if (fields := take(message)) is not None:
                 super()._deliver(_celery_message(fields, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
 
-    HandOverTransport.Channel = HandOverChannel
+    DispatchTransport.Channel = DispatchChannel
 
-    class ConnectionOfHandOvers(Connection):
+    class DispatchConnection(Connection):
         """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
 
         def get_transport_cls(self) -> Any:
-            return HandOverTransport
+            return DispatchTransport
 
         def ensure_connection(
             self,
@@ -109,7 +109,7 @@ def _only_hand_overs(
             return super().ensure_connection(failed, *args, **{**kwargs, **pauses, "callback": called_each_second})
 
     class Amqp(AMQP):
-        Connection = ConnectionOfHandOvers
+        Connection = DispatchConnection
 
     return Amqp
 
@@ -138,7 +138,7 @@ def _fields_in(message: object) -> object:
         arguments, *_ = json.loads(base64.b64decode(message["body"], validate=True))  # pyright: ignore
         return arguments[0]
     except (TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
-        raise BadMessage("it is not a task with a hand-over as its argument") from error
+        raise BadMessage("it is not a task with a dispatch as its argument") from error
 
 
 class _ErrorFilter(logging.Filter):
@@ -157,7 +157,7 @@ class _ErrorFilter(logging.Filter):
 
 
 class Consumer:
-    """Puts every valid `HandOver` into ``inbox``."""
+    """Puts every valid `Dispatch` into ``inbox``."""
 
     def __init__(self, settings: WorkerSettings, inbox: SimpleQueue[Any]) -> None:
         self._queue = worker_queue(settings.worker_name)
@@ -178,7 +178,7 @@ class Consumer:
         self.thread.start()
 
     def begin_to_stop(self) -> None:
-        """Stop taking messages; they stay in the queue, and the server hands the jobs over to other workers."""
+        """Stop taking messages; they stay in the queue, and the server dispatches the jobs to other workers."""
         self.thread.stopped.set()
         state.should_stop = EX_OK
 
@@ -188,7 +188,9 @@ class Consumer:
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _only_hand_overs(self._take, self.invalid, self._polled, self.thread.mark_progress, self._unreachable)
+        amqp = _amqp_for_dispatches(
+            self._take, self.invalid, self._polled, self.thread.mark_progress, self._unreachable
+        )
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
@@ -217,7 +219,7 @@ class Consumer:
         return celery
 
     def _take(self, message: object) -> dict[str, str] | None:
-        """The signed fields of a raw message; ``None`` if it is not a hand-over for this worker."""
+        """The signed fields of a raw message; ``None`` if it is not a dispatch for this worker."""
         try:
             fields = _fields_in(message)
             self._read(fields)
@@ -227,8 +229,8 @@ class Consumer:
         assert isinstance(fields, dict), "its signature fits"
         return {name: fields[name] for name in ("body", "signature")}
 
-    def _read(self, fields: object) -> HandOver:
-        return read_message(HAND_OVER, fields, self._secret, channel=self._queue)
+    def _read(self, fields: object) -> Dispatch:
+        return read_message(DISPATCH, fields, self._secret, channel=self._queue)
 
     def _one_pass(self) -> None:
         """Run Celery until it stops, which only happens on an error. Raises that error."""

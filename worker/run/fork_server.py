@@ -1,7 +1,7 @@
-"""The worker's end of a fork server (`zeta_core.process.fork_server`): one process, and the trainings that it forks.
+"""The worker's end of a fork server (`zeta_core.process.fork_server`): one process, and the runs that it forks.
 
-Nothing here blocks. A fork server that doesn't answer is killed, and may have forked a training just before: then
-`Fork.is_lost` is set, and the processes of its run must be ended before it is started again. Other trainings survive.
+Nothing here blocks. A fork server that doesn't answer is killed, and may have forked a run just before: then
+`Fork.is_lost` is set, and the processes of its run must be ended before it is started again. Other runs survive.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from worker.training.launch import make_preferred_when_memory_runs_out
-from worker.training.processes import run_mark, share_lock
+from worker.run.launch import make_preferred_when_memory_runs_out
+from worker.run.processes import run_mark, share_lock
 from zeta_core.contract.wire.fork_server import (
     FILLER,
     FORK_SERVER_ARGUMENT,
@@ -46,7 +46,7 @@ _LIMITS = tuple(sorted({value for name, value in vars(resource).items() if name.
 
 @dataclass
 class Fork:
-    """A training that was requested; the fork server's answers are filled in as they arrive."""
+    """A run that was requested; the fork server's answers are filled in as they arrive."""
 
     requested_at: float  # monotonic
     pid: int | None = None
@@ -104,7 +104,7 @@ class ForkServerProcess:
         return self._process.returncode
 
     def fork(self, run_directory: Path, environment: Mapping[str, str]) -> Fork | None:
-        """Request a training; ``None`` if the request can't be sent. Raises `OSError` if the directory is unusable."""
+        """Request a run; ``None`` if the request can't be sent. Raises `OSError` if the directory is unusable."""
         umask = _umask()
         if umask is None:
             return None

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from worker.training.processes import run_mark, share_lock
+from worker.run.processes import run_mark, share_lock
 from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, LOG_FILE, RUN_VARIABLE
 from zeta_core.system.device_kind import KERNEL_VARIABLES
 
@@ -30,7 +30,7 @@ OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used an additional half of the m
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def training_environment(
+def run_environment(
     own: Mapping[str, str],
     *,
     job_id: str,
@@ -68,9 +68,7 @@ def training_environment(
     return environment
 
 
-def start_training(
-    command: Sequence[str], run_directory: Path, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
+def start_run(command: Sequence[str], run_directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start ``command RUN_DIR`` with its output appended to ``train.log``. Raises `OSError` if it cannot be started."""
     lock = share_lock(run_directory)
     try:

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from worker.training import processes
-from worker.training.fork_server import Fork
-from worker.training.launch import start_training
-from worker.training.processes import RunProcesses
+from worker.run import processes
+from worker.run.fork_server import Fork
+from worker.run.launch import start_run
+from worker.run.processes import RunProcesses
 from zeta_core.contract.wire.run_directory import PROCESS_FILE, ProcessFile
 from zeta_core.system.oom_kills import OomKills
 
@@ -27,7 +27,7 @@ class StartedLeader:
         self, command: Sequence[str], directory: Path, environment: Mapping[str, str], oom_kills: OomKills
     ) -> None:
         """Start it, and record its id and ``oom_kills`` for a restarted worker. Raises `OSError`."""
-        self._process = start_training(command, directory, environment)
+        self._process = start_run(command, directory, environment)
         record = ProcessFile(
             pid=self._process.pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine
         )
@@ -103,5 +103,5 @@ class AdoptedLeader:
 
 def _record(pid: int, directory: Path, oom_kills: OomKills) -> None:
     record = ProcessFile(pid=pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine)
-    with contextlib.suppress(OSError):  # a full disk must not end the training that was just started
+    with contextlib.suppress(OSError):  # a full disk must not end the run that was just started
         (directory / PROCESS_FILE).write_text(record.model_dump_json())

@@ -20,11 +20,11 @@ import psutil
 from pydantic import ValidationError
 
 from worker.machine.devices import memory_holders
-from worker.training import processes
-from worker.training.fork_server import Fork
-from worker.training.leader import LOOK_SECONDS, AdoptedLeader, ForkedLeader, StartedLeader
-from worker.training.processes import RunProcesses
-from worker.training.warm_start import WarmStart
+from worker.run import processes
+from worker.run.fork_server import Fork
+from worker.run.leader import LOOK_SECONDS, AdoptedLeader, ForkedLeader, StartedLeader
+from worker.run.processes import RunProcesses
+from worker.run.warm_start import WarmStart
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.wire.run_directory import ALIVE_FILE, LOG_FILE, STOP_FILE, StopFile
 from zeta_core.system.durable_files import write_atomically
@@ -45,7 +45,7 @@ class _StopRequest:
     since: float  # monotonic
 
 
-class Training:
+class ProcessTree:
     def __init__(
         self, directory: Path, job_id: str, attempt: int, grace_seconds: float, devices: Sequence[str] = ()
     ) -> None:
@@ -262,7 +262,7 @@ class Training:
             self.attempt,
             self.job_id,
             event,
-            extra={"action": "end_training", "job_id": self.job_id, "attempt": self.attempt},
+            extra={"action": "end_run", "job_id": self.job_id, "attempt": self.attempt},
         )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from worker.training import processes
-from worker.training.processes import RunProcesses
+from worker.run import processes
+from worker.run.processes import RunProcesses
 from zeta_core.contract.wire.run_directory import LOG_FILE, STACKS_SIGNAL
 
 ANSWER_SECONDS = 2.0  # from the signal to the stack in the log

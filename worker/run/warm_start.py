@@ -1,9 +1,9 @@
-"""Warm starts: keeps a fork server ready, so that trainings start without importing their libraries.
+"""Warm starts: keeps a fork server ready, so that runs start without importing their libraries.
 
-A training is started cold instead, with a reason in the log, whenever the fork server is not ready, refuses, or was
-started with other variables than the training gets. The fork server is started once the worker has been idle for a
+A run is started cold instead, with a reason in the log, whenever the fork server is not ready, refuses, or was
+started with other variables than the run gets. The fork server is started once the worker has been idle for a
 moment, because importing takes seconds of two cores. It is replaced when its code has changed, and ended while the
-machine runs out of memory. It has the priority of trainings: a process can't raise its priority again without
+machine runs out of memory. It has the priority of runs: a process can't raise its priority again without
 privileges, and they inherit it.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 
 from worker.machine.devices import Slot, count_cores
+from worker.run.fork_server import Fork, ForkServerProcess, kill_left_fork_servers, mark_of
+from worker.run.launch import TRAINER_COMMAND, own_environment, run_environment
+from worker.run.memory_watch import free_memory_bytes, in_gib
 from worker.settings import WorkerSettings
-from worker.training.fork_server import Fork, ForkServerProcess, kill_left_fork_servers, mark_of
-from worker.training.launch import TRAINER_COMMAND, own_environment, training_environment
-from worker.training.memory_watch import free_memory_bytes, in_gib
 from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, RUN_VARIABLE
 
 START_SECONDS = 2.0  # for which the worker must have been idle
@@ -30,13 +30,13 @@ MAX_MEMORY_BYTES = 2 * 2**30  # of a fork server; the libraries take less than h
 FREE_SHARE = 0.1  # of the machine's memory: with less free memory, no fork server is started
 RELEASE_SHARE = 0.05  # and with less than this, the present one is ended
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 30.0, 3600.0  # before another try after a failure, twice as long each time
-MARKS = (JOB_VARIABLE, ATTEMPT_VARIABLE, RUN_VARIABLE)  # differ between trainings
+MARKS = (JOB_VARIABLE, ATTEMPT_VARIABLE, RUN_VARIABLE)  # differ between runs
 
 logger = logging.getLogger(__name__)
 
 
 class WarmStart:
-    """``fork`` requests a training; `step` is called in every round of the supervising loop."""
+    """``fork`` requests a run; `step` is called in every round of the supervising loop."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class WarmStart:
         worker_lock: Path,
         free_bytes: Callable[[], int] = free_memory_bytes,
     ) -> None:
-        """``environment`` is that of a training on a CPU, whose marks are ignored."""
+        """``environment`` is that of a run on a CPU, whose marks are ignored."""
         self._command, self._folder = command, folder
         self._environment = _without_marks(environment)
         self._mark = mark_of(worker_lock)
@@ -55,7 +55,7 @@ class WarmStart:
         self._total_bytes = int(psutil.virtual_memory().total)
         self._server: ForkServerProcess | None = None
         self._announced: ForkServerProcess | None = None
-        self._retired: list[ForkServerProcess] = []  # they report the exits of their trainings
+        self._retired: list[ForkServerProcess] = []  # they report the exits of their runs
         self._pause_seconds = PAUSE_SECONDS
         self._next_start = 0.0  # this and all following times are monotonic
         self._next_look = 0.0
@@ -64,7 +64,7 @@ class WarmStart:
 
     @classmethod
     def of_worker(cls, settings: WorkerSettings, slots: Sequence[Slot], command: Sequence[str]) -> WarmStart | None:
-        """The worker's warm start; ``None`` if its trainings all start cold.
+        """The worker's warm start; ``None`` if its runs all start cold.
 
         Only Linux shows the memory with the marks of a process. With a GPU, importing the libraries may use CUDA, which
         doesn't work after a fork. Another ``command`` is not known to have a fork server.
@@ -72,7 +72,7 @@ class WarmStart:
         on_gpus = any(slot.kind == "cuda" for slot in slots)
         if not settings.warm_start or on_gpus or sys.platform != "linux" or tuple(command) != TRAINER_COMMAND:
             return None
-        environment = training_environment(
+        environment = run_environment(
             own_environment(),
             job_id="",
             attempt=0,
@@ -92,7 +92,7 @@ class WarmStart:
         return self._server is not None and self._server.can_fork
 
     def fork(self, run_directory: Path, environment: Mapping[str, str]) -> Fork | None:
-        """Request a training; ``None`` if it must be started cold. Raises `OSError` if the directory is unusable."""
+        """Request a run; ``None`` if it must be started cold. Raises `OSError` if the directory is unusable."""
         server, fork = self._server, None
         if server is None or not server.can_fork:
             reason = "the fork server is not ready"
@@ -102,7 +102,7 @@ class WarmStart:
             fork = server.fork(run_directory, environment)
             reason = "the request can't be sent to the fork server"
         if fork is None:
-            logger.info("The training in %s starts cold: %s.", run_directory, reason, extra={"action": "warm_start"})
+            logger.info("The run in %s starts cold: %s.", run_directory, reason, extra={"action": "warm_start"})
         return fork
 
     def step(self, *, is_idle: bool) -> None:
@@ -118,7 +118,7 @@ class WarmStart:
             self._start(now)
 
     def stop(self) -> None:
-        """Let the fork servers exit; their trainings continue."""
+        """Let the fork servers exit; their runs continue."""
         for server in (*self._retired, *((self._server,) if self._server else ())):
             server.close()
         self._retired, self._server = [], None
@@ -155,7 +155,7 @@ class WarmStart:
                     self._retire(server, "the machine runs out of memory")
 
     def _retire(self, server: ForkServerProcess, reason: str) -> None:
-        """Request nothing more from it. It is closed when its last training has exited."""
+        """Request nothing more from it. It is closed when its last run has exited."""
         logger.info("The fork server is not used any more: %s.", reason, extra={"action": "warm_start"})
         self._retired.append(server)
         self._server = None
@@ -169,7 +169,7 @@ class WarmStart:
 
     def _fail(self, now: float, reason: str) -> None:
         logger.warning(
-            "The fork server failed: %s. Trainings start cold; the next try is in %.0f s.",
+            "The fork server failed: %s. Runs start cold; the next try is in %.0f s.",
             reason,
             self._pause_seconds,
             extra={"action": "warm_start"},

@@ -1,12 +1,12 @@
-"""``python -m zeta_core fork-server MARK``: imports the libraries once, then starts trainings by forking itself.
+"""``python -m zeta_core fork-server MARK``: imports the libraries once, then starts runs by forking itself.
 
 Guarantees: a forked training has the environment, resource limits, scheduling, descriptors, working directory, session,
 signal handlers and marks of one that was started as a program (``python -m zeta_core RUN_DIR``); if any of them cannot
 be set, nothing is started and the request is refused. Nothing is forked after the worker has exited, or after a file of
-the imported code has changed. The exit of the fork server doesn't affect its trainings, apart from their exit status,
+the imported code has changed. The exit of the fork server doesn't affect its runs, apart from their exit status,
 which nobody reports then.
 
-The process that forks has no other threads of Python, no child processes but its trainings, and no device open. Some
+The process that forks has no other threads of Python, no child processes but its runs, and no device open. Some
 libraries have threads (OpenBLAS, jemalloc); they handle forks themselves.
 """
 
@@ -42,7 +42,7 @@ from zeta_core.process.preloading import CodeFingerprint, UnsafeToFork, preload
 from zeta_core.report.library_noise import hide_library_noise
 
 CHECK_SECONDS = 30.0  # between two checks of the code's files, which take milliseconds
-BECOME_SECONDS = 10.0  # for a forked process to become a training
+BECOME_SECONDS = 10.0  # for a forked process to become a run
 _IS_TRAINING = b"training"  # what it reports then; anything else is an error
 _MARKS = (JOB_VARIABLE, ATTEMPT_VARIABLE, RUN_VARIABLE)
 _STATUS_FIELDS = slice(45, 49)  # of /proc/PID/stat after the name: arg_start, arg_end, env_start, env_end (proc(5))
@@ -58,10 +58,10 @@ def serve() -> Path | None:
     try:
         variables = preload()
     except UnsafeToFork as error:
-        print(f"Trainings are not forked, because {error}.", file=sys.stderr)
+        print(f"Runs are not forked, because {error}.", file=sys.stderr)
         return None
     fingerprint.record()
-    # Collections in the trainings would otherwise write to, and so copy, all pages with objects.
+    # Collections in the runs would otherwise write to, and so copy, all pages with objects.
     gc.collect()
     gc.freeze()
     try:
@@ -72,7 +72,7 @@ def serve() -> Path | None:
 
 class ForkServer:
     def __init__(self, control: socket.socket, fingerprint: CodeFingerprint, variables: Mapping[str, str]) -> None:
-        """``variables`` are the environment variables that the imports set, which every training gets as well."""
+        """``variables`` are the environment variables that the imports set, which every run gets as well."""
         self._control = control
         self._fingerprint = fingerprint
         self._variables = dict(variables)
@@ -179,7 +179,7 @@ def _become_training(request: ForkRequest, variables: Mapping[str, str], lock: i
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    os.set_inheritable(lock, True)  # as for a started program: processes that the training starts may share it
+    os.set_inheritable(lock, True)  # as for a started program: processes that the run starts may share it
     replace_environment({**request.environment, **variables})
     sys.argv[1:] = sys.orig_argv[-2:] = [request.run_directory]
     _write_marks({name: request.environment[name] for name in _MARKS}, request.run_directory)

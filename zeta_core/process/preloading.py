@@ -1,4 +1,4 @@
-"""Importing what trainings need into a process that will fork them, and detecting that the imported code has changed.
+"""Importing what runs need into a process that will fork them, and detecting that the imported code has changed.
 
 Guarantees: `preload` uses no device and starts no thread of Python and no process. It imports modules and fills caches
 of pure functions; it reads no random numbers that a run depends on, because a run sets its seeds itself.
@@ -32,7 +32,7 @@ _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gem
 
 
 class UnsafeToFork(Exception):
-    """Why this process must not fork trainings, in one sentence."""
+    """Why this process must not fork runs, in one sentence."""
 
 
 def preload() -> dict[str, str]:
@@ -46,7 +46,7 @@ def preload() -> dict[str, str]:
     for name in _ARCHITECTURES:
         _import_if_present(f"transformers.models.{name}.modeling_{name}")
     _import_if_present("peft")
-    # Accelerate imports DeepSpeed in every run. Its accelerator is chosen once, so trainings that use it start cold.
+    # Accelerate imports DeepSpeed in every run. Its accelerator is chosen once, so runs that use it start cold.
     with variables(DS_ACCELERATOR="cpu"):
         _import_if_present("deepspeed")
     _fill_caches()

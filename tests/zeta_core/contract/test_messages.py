@@ -13,7 +13,7 @@ from zeta_core.contract.wire.messages import (
     BadSignature,
     Claim,
     ClaimAnswer,
-    HandOver,
+    Dispatch,
     Heartbeat,
     JournalAck,
     JournalBatch,
@@ -56,8 +56,8 @@ def test_fields_of_a_newer_version_are_kept() -> None:
 
 # Messages exactly as version 1 wrote them: workers are upgraded one by one while the others keep running.
 OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
-    "hand_over": (
-        HandOver,
+    "dispatch": (
+        Dispatch,
         {"job_id": "job_1", "attempt": 1, "worker": "w", "slots": [0], "spec": {}, "resolved_spec": {}, "processes": 1},
     ),
     "claim": (Claim, {"job_id": "job_1", "attempt": 1, "worker": "w", "incarnation": "i"}),

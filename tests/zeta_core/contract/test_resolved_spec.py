@@ -12,7 +12,7 @@ from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
-from zeta_core.contract.wire.messages import HandOver
+from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import RunFile
 
 RECORDED: dict[str, Any] = {
@@ -38,9 +38,9 @@ def test_reading_and_writing_changes_nothing() -> None:
 
 def test_messages_and_journal_lines_contain_the_same_object() -> None:
     fields = {"job_id": "job_1", "attempt": 1, "spec": {}, "resolved_spec": RECORDED}
-    handed_over = HandOver.model_validate({**fields, "worker": "w", "slots": [0]})
+    dispatch = Dispatch.model_validate({**fields, "worker": "w", "slots": [0]})
     run_file = RunFile.model_validate({**fields, "output_dir": "/o", "artifacts_root": "/a"})
-    for message in (handed_over, run_file):
+    for message in (dispatch, run_file):
         assert json.loads(message.model_dump_json())["resolved_spec"] == RECORDED
     line = JOURNAL_LINE.validate_python({"type": "status", "status": "running", "resolved_spec": RECORDED})
     assert isinstance(line, StatusLine)

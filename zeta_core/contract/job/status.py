@@ -101,7 +101,7 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
     WaitingCode.DISK: "The disk is nearly full; the job continues when space is free.",
     WaitingCode.WORKER_TOO_OLD: "The connected workers run a version that is too old for this job; upgrade them.",
-    WaitingCode.HANDING_OVER: "The job is assigned to a worker, which is starting it.",
+    WaitingCode.HANDING_OVER: "The job was dispatched to a worker, which is starting it.",
 }
 
 RequestedAction = Literal["cancel", "pause"]

@@ -53,7 +53,7 @@ class UploadedFile(_Recorded):
 
 
 class ResolvedResources(_Recorded, Resources):
-    """The resources of a job; once the job is assigned, ``gpus`` is set."""
+    """The resources of a job; once the job is dispatched, ``gpus`` is set."""
 
     # overrides the strict configuration that `Resources` inherits
     model_config = ConfigDict(frozen=True, extra="allow", strict=False)

@@ -1,4 +1,4 @@
-"""Messages between a worker and its fork server, a process that starts trainings by forking itself.
+"""Messages between a worker and its fork server, a process that starts runs by forking itself.
 
 Each is one packet of JSON on a Unix socket (``SOCK_SEQPACKET``), which is the fork server's standard input. A
 `ForkRequest` is accompanied by two descriptors: the locked ``RUN_DIR/lock``, and ``RUN_DIR/train.log``. Requests are
@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 FORK_SERVER_ARGUMENT = "fork-server"
-# The mark of a fork server: the identity of its worker's lock file. A training writes its own marks over it, because
+# The mark of a fork server: the identity of its worker's lock file. A run writes its own marks over it, because
 # /proc/PID/environ of a forked process is memory that it has from its parent.
 FORK_SERVER_VARIABLE = "ZETA_FORK_SERVER"
-MARK_BYTES = 1024  # of the variable's value, filled up with `FILLER`: the space for the marks of a training
+MARK_BYTES = 1024  # of the variable's value, filled up with `FILLER`: the space for the marks of a run
 FILLER = "."
-MAX_PACKET_BYTES = 64 * 1024  # a longer environment is refused, and the training is started cold
+MAX_PACKET_BYTES = 64 * 1024  # a longer environment is refused, and the run is started cold
 
 
 class _Message(BaseModel):

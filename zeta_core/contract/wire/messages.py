@@ -2,7 +2,7 @@
 
 | channel                       | from -> to       | content                                                      |
 |-------------------------------|------------------|--------------------------------------------------------------|
-| Celery queue `worker_queue`   | server -> worker | `HandOver`: start this job (the argument of one Celery task) |
+| Celery queue `worker_queue`   | server -> worker | `Dispatch`: start this job (the argument of one Celery task) |
 | stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
 | stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`   |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
@@ -84,8 +84,8 @@ class _Message(BaseModel):
     contract_version: int = CONTRACT_VERSION
 
 
-class HandOver(_Message):
-    kind: Literal["hand_over"] = "hand_over"
+class Dispatch(_Message):
+    kind: Literal["hand_over"] = "hand_over"  # as version 1 called it
     job_id: str
     attempt: int  # the attempt that the claim will start: the job's `attempt` + 1
     worker: str
@@ -97,7 +97,7 @@ class HandOver(_Message):
 
 
 class Claim(_Message):
-    """A worker's request to start an attempt that was handed to it. It starts the attempt only when this is granted."""
+    """A worker's request to start an attempt that was dispatched to it. It starts nothing before this is granted."""
 
     kind: Literal["claim"] = "claim"
     job_id: str

@@ -1,0 +1,30 @@
+"""The resources that all attempts of a worker share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from worker.artifacts.store import ArtifactStore
+from worker.machine.devices import count_cores
+from worker.run.warm_start import WarmStart
+from worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can."""
+
+    settings: WorkerSettings
+    incarnation: str
+    store: ArtifactStore
+    executor: Executor
+    command: Sequence[str]
+    num_slots: int
+    warm_start: WarmStart | None = None
+
+    @property
+    def threads(self) -> int:
+        """The number of threads of each run."""
+        return max(1, count_cores() // self.num_slots)

@@ -68,7 +68,7 @@ PACKAGES = (
     Package(
         name="zeta",
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
-        third_party=frozenset({"httpx", "httpx_sse", "typer", "rich", "ruamel", "pydantic"}),
+        third_party=frozenset({"httpx", "httpx_sse", "plotext", "pydantic", "rich", "ruamel", "typer"}),
         # A bare install contains only the third-party packages above.
         forbidden=frozenset({"torch", "transformers", "server", "worker", "fastapi", "sqlalchemy", "celery", "redis"}),
         exceptions=frozenset({("zeta/trainer.py", "zeta_core")}),

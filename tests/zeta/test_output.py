@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress
+from rich.live import Live
 
 from zeta.cli.estimate_display import estimate_rows
-from zeta.cli.follow import PlainView, TerminalView, event_text
+from zeta.cli.event_text import event_text
+from zeta.cli.event_views import PlainView, TerminalView
 from zeta.cli.job_display import data_cell, eval_cell, loss_cell, model_cell, outcome_text, status_cell, time_cell
 from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
@@ -78,8 +79,8 @@ def test_events_are_escaped_for_the_terminal(text_event: Event, capsys: pytest.C
     PlainView("job_1").show(text_event)
     assert not any(sign in capsys.readouterr().out for sign in DANGEROUS)
     screen = StringIO()
-    with Progress(console=Console(file=screen, width=300)) as progress:
-        TerminalView(progress, "job_1").show(text_event)
+    with Live(console=Console(file=screen, width=300)) as live:
+        TerminalView(live, "job_1").show(text_event)
     assert "owned\x07" not in screen.getvalue()
     if text_event.type == "log":
         assert "[red][link=http://x]:bomb:[/]" in screen.getvalue()

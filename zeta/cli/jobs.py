@@ -168,7 +168,8 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, oldest first."""
-    from zeta.cli.follow import event_text, interruption, print_event
+    from zeta.cli.event_text import event_text, print_event
+    from zeta.cli.follow import interruption
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 

@@ -1,0 +1,50 @@
+"""The command line in a real terminal of 40 to 200 columns, with and without colour."""
+
+import pytest
+
+from tests.harness.service import ZETA, Service
+from tests.harness.terminals import Terminal, TerminalSession, run_in_terminal
+from zeta.client import Client
+from zeta_core.contract.job.job import Job
+
+pytestmark = pytest.mark.timeout(300)
+
+WIDTHS = (40, 60, 80, 120, 200)
+
+
+def zeta(service: Service, columns: int, *words: str, **variables: str) -> TerminalSession:
+    return run_in_terminal([ZETA, *words], {**service.environment(), **variables}, columns=columns)
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_followed_job_fits_the_terminal(service: Service, finished_job: Job, columns: int) -> None:
+    shown = zeta(service, columns, "wait", finished_job.id)
+    assert shown.status == 0, shown.text
+    (line,) = [line for line in shown.lines if "8/8" in line]
+    assert "loss" in line
+    assert ("tokens/s" in line) == (columns >= 80)
+    assert ("━━━━" in line) == (columns >= 60)
+    assert "█" in line or columns < 80, "the curve of the loss"
+    assert shown.is_coloured == (columns >= 60), "the bar and the curve are coloured"
+    assert f"{finished_job.id} succeeded" in "".join(shown.lines), "the outcome may wrap"
+
+
+def test_a_followed_job_has_no_colour_if_the_user_wants_none(service: Service, finished_job: Job) -> None:
+    shown = zeta(service, 100, "wait", finished_job.id, NO_COLOR="1")
+    assert not shown.is_coloured
+    assert "8/8" in shown.text
+    dumb = zeta(service, 100, "wait", finished_job.id, TERM="dumb")
+    assert b"\x1b" not in dumb.written
+    assert "step 8/8" in dumb.text
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_job_and_names_the_next_commands(
+    service: Service, client: Client, endless_job: Job
+) -> None:
+    with Terminal([ZETA, "wait", endless_job.id], service.environment(), columns=90) as terminal:
+        terminal.read_until("/1000000  loss")
+        terminal.type("\x03")
+        ended = terminal.finish()
+    assert ended.status == 130
+    assert f"zeta cancel {endless_job.id}" in "".join(ended.lines)
+    assert client.job(endless_job.id).status == "running"

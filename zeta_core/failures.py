@@ -14,6 +14,8 @@ from zeta_core.contract.job.advice import Patch, advice_text
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
 
+_RUST_PANIC = "PanicException"  # pyo3_runtime.PanicException, which cannot be imported
+
 
 class TrainingFailed(ZetaError):
     """A run cannot start or continue. ``reason`` is one of the contract's, and ``hint`` says how to fix the problem.
@@ -101,6 +103,8 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
         )
     if isinstance(error, ZetaError):
         return StatusReason.TRAIN_ERROR, JobError(code=error.code, message=error.message)
+    if (failure := tokenizer_failure(error)) is not None:
+        return explain(failure)
     reason = StatusReason.TRAIN_ERROR
     if is_out_of_memory(error):
         reason = StatusReason.OUT_OF_MEMORY
@@ -112,6 +116,23 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
         message=f"{type(error).__name__}: {error}",
         hint=REASON_SENTENCES[reason],
         evidence=JobErrorEvidence(log_tail=text[-4000:]),
+    )
+
+
+def tokenizer_failure(error: BaseException) -> InvalidModel | None:
+    """The failure of a tokenizer's own code as `InvalidModel`; ``None`` if something else raised ``error``.
+
+    A damaged ``tokenizer.json`` makes the Rust library panic (a ``BaseException``), or raise a plain ``Exception``, so
+    the code that raised the error identifies it.
+    """
+    if isinstance(error, OSError | MemoryError | KeyboardInterrupt | SystemExit | ZetaError):
+        return None
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if type(error).__name__ != _RUST_PANIC and not any(map(_is_tokenizer_code, modules)):
+        return None
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".")
+    return InvalidModel(
+        f"The tokenizer failed: {reason}.", hint="Repair the files of the tokenizer, or use another tokenizer."
     )
 
 
@@ -129,3 +150,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _is_cpu_allocation(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _is_tokenizer_code(module: str) -> bool:
+    package, _, rest = module.partition(".")
+    return package == "tokenizers" or (package == "transformers" and "tokenization_" in rest)

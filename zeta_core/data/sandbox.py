@@ -4,9 +4,9 @@ A small file can contain rows that expand to gigabytes, a chat template is a pro
 decodes a damaged file. The training process therefore never decodes, renders or tokenizes data itself.
 
 Guarantees on Linux: if a process exceeds its memory limit, exceeds its CPU time limit for one row, or crashes, the
-caller gets an `InvalidData` error that names the row and the limit. No process is left running when this process exits.
-Results are returned as JSON and plain arrays, never pickled. On other systems, where forking is not safe, the work runs
-in this process without limits.
+caller gets an `InvalidData` error that names the row and the limit. A failing tokenizer is reported as `InvalidModel`.
+No process is left running when this process exits. Results are returned as JSON and plain arrays, never pickled. On
+other systems, where forking is not safe, the work runs in this process without limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zeta_core.environment import free_memory_bytes
-from zeta_core.failures import InvalidData, TrainingFailed
+from zeta_core.failures import InvalidData, InvalidModel, TrainingFailed, tokenizer_failure
 
 MEBIBYTE = 2**20
 MAX_MEMORY_BYTES = 4096 * MEBIBYTE
@@ -137,6 +137,8 @@ class Sandbox:
             raise self._unreported_end() from None
         if message["kind"] == "invalid":
             raise InvalidData(message["message"], code=message["code"])
+        if message["kind"] == "invalid_model":
+            raise InvalidModel(message["message"], hint=message["hint"])
         if message["kind"] == "failed":
             raise TrainingFailed(message["message"])
         return message
@@ -211,6 +213,9 @@ def _run(
     except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it
         traceback.print_exception(error, file=sys.stderr)
         location, stage = position.read()
+        if (failure := tokenizer_failure(error)) is not None:
+            send_message(pipe, kind="invalid_model", message=f"{location}: {failure.message}", hint=failure.hint)
+            return
         send_message(pipe, kind="failed", message=f"{location}: {stage} failed: {type(error).__name__}: {error}")
 
 

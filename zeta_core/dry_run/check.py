@@ -34,7 +34,7 @@ from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
 from zeta_core.environment import standard_output_reserved
-from zeta_core.failures import is_out_of_memory
+from zeta_core.failures import is_out_of_memory, tokenizer_failure
 
 if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
@@ -88,10 +88,14 @@ def serve() -> int:
 def _answer(read: Callable[[], str]) -> CheckAnswer:
     try:
         return check(read())
-    except Exception as error:  # the caller reads JSON; the traceback is for people
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the caller reads JSON; the traceback is for people
         if _ran_out_of_memory(error):
             raise SystemExit(OUT_OF_MEMORY_EXIT) from error
         traceback.print_exception(error, file=sys.stderr)
+        if (failure := tokenizer_failure(error)) is not None:  # a panic of the Rust library is not an `Exception`
+            return CheckAnswer(ok=False, details=_details(failure))
         message = f"The check itself failed: {type(error).__name__}: {error}"
         return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
 

@@ -258,6 +258,29 @@ def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
     assert all("a.arrow" in message for message in errors), errors
 
 
+def test_bytes_after_the_end_of_an_arrow_stream_are_rejected(tmp_path: Path) -> None:
+    """A damaged length of zero looks like the end of the stream; the rows behind it must not be lost in silence."""
+    batch = pa.record_batch({"text": pa.array(["one two three"] * 50)})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", batch.schema) as writer:
+        for _ in range(3):
+            writer.write_batch(batch)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    begins = [at for at in range(0, len(whole), 8) if whole[at : at + 4] == b"\xff" * 4]
+    (tmp_path / "a.arrow").write_bytes(whole[: begins[2]] + b"\xff\xff\xff\xff\0\0\0\0" + whole[begins[2] + 8 :])
+    with pytest.raises(
+        InvalidData, match=r"a\.arrow is not readable as Arrow: the stream ends at byte .*write it again"
+    ):
+        tokens_of(tmp_path / "a.arrow")
+
+
+def test_a_parquet_schema_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [["one"]]}), tmp_path / "a.parquet")  # pyright: ignore[reportUnknownMemberType]
+    damaged = (tmp_path / "a.parquet").read_bytes().replace(b"element", b"\xfflement")
+    (tmp_path / "a.parquet").write_bytes(damaged)
+    with pytest.raises(InvalidData, match=r"a\.parquet is not readable as parquet: .*utf-8.*write it again"):
+        tokens_of(tmp_path / "a.parquet")
+
+
 def test_a_process_that_crashes_while_it_reads_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect in a library, which validation cannot find: it reads from address 0."""
     import ctypes

@@ -54,7 +54,7 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
         return sum(batch.num_rows for batch, _ in _arrow_batches(path, name, lambda names, _: names[:1]))
     try:
         return parquet.ParquetFile(path).metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "parquet") from error
 
 
@@ -78,7 +78,7 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
                 batch_size=batch_rows, row_groups=[index], columns=chosen, use_threads=False
             ):
                 yield batch.select(chosen), unread  # the name of a column may be the beginning of another one
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "parquet") from error
 
 
@@ -114,6 +114,8 @@ def _arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
                 yield (batch if chosen else batch.select([])), unread
+            if not is_file and memory.tell() != memory.size():  # damaged bytes may look like the end of the stream
+                raise ValueError(f"the stream ends at byte {memory.tell()} of {memory.size()}")
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "Arrow") from error
 
@@ -155,7 +157,10 @@ def _unreadable(error: Exception, name: str, what: str) -> InvalidData:
     _raise_memory_error(error)
     if isinstance(error, OSError) and error.errno is not None:  # without errno, the compressed data is damaged
         raise error
-    return InvalidData(f"{name} is not readable as {what}: {error}")
+    reason = " ".join(str(error).split()).rstrip(".")
+    return InvalidData(
+        f"{name} is not readable as {what}: {reason}. The file is damaged or incomplete; write it again and replace it."
+    )
 
 
 def _raise_memory_error(error: Exception) -> None:

@@ -20,6 +20,7 @@ from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
 from server.settings import ServerSettings
 from server.uploads.quota import OpenUploads
+from zeta_core.system.home_folder import require_protected
 
 
 class Stopping:
@@ -57,6 +58,7 @@ class Service:
 @asynccontextmanager
 async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
     """Open all resources and start the engine. Raises a `ZetaError` that names the setting to fix."""
+    require_protected(settings.home)
     database = Database(settings.database)
     try:
         await require_schema(database)

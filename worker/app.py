@@ -19,6 +19,7 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import new_incarnation
 from zeta_core.system.distribution import version
 from zeta_core.system.file_identity import FileIdentity
+from zeta_core.system.home_folder import require_protected
 
 EX_USAGE = 2
 THREAD_EXIT_SECONDS = 3.0  # for the threads to end before the process exits
@@ -64,6 +65,7 @@ def end_stuck_threads(status: int) -> None:
 def _run(command: Sequence[str], limits: GuardLimits) -> int:
     try:
         settings = WorkerSettings.of_this_process()
+        require_protected(settings.home)
         lock, folder_id = _lock_name(settings)
         try:
             incarnation = new_incarnation(folder_id)

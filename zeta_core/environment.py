@@ -19,6 +19,7 @@ from zeta_core.system.settings import Settings
 
 # Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
 # `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
+COMPILED_CODE = "compiled"  # a folder in the cache
 _WORLD_SIZE_VARIABLES = (
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -142,8 +143,11 @@ def home() -> Path:
 
 
 @contextmanager
-def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
+def library_environment(cache: Path, *, deepspeed: bool, cuda: bool) -> Generator[None]:
     """Set the environment for libraries during a run, and restore it afterwards.
+
+    Compiled kernels, which are code, are kept in ``cache``. Torch's default is a folder with a predictable name in
+    /tmp, which another user of the machine may create first.
 
     Accelerate writes to the environment when it gets a plugin, and a second run of this process would inherit that.
     `strategy.check_launcher` has already compared Accelerate's variables with the Trainer's own settings.
@@ -151,7 +155,10 @@ def library_environment(*, deepspeed: bool, cuda: bool) -> Generator[None]:
     before = dict(os.environ)
     for name in accelerate_variables():
         del os.environ[name]
-    defaults = {"TOKENIZERS_PARALLELISM": "true"}
+    compiled = (cache / COMPILED_CODE).absolute()
+    if compiled.is_dir():
+        os.utime(compiled)  # the worker's cache evicts the least recently used entries
+    defaults = {"TOKENIZERS_PARALLELISM": "true", "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
     if cuda:
         defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch.use_deterministic_algorithms
     if deepspeed:

@@ -51,6 +51,11 @@ def children_of(service: Service) -> dict[str, int]:
     return {name: pid for name, pid in state_of(service).children.items() if is_alive(pid)}
 
 
+def variables_of(pid: int) -> set[str]:
+    """The names of the process's environment variables."""
+    return {entry.partition("=")[0] for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")}
+
+
 def test_zeta_up_restarts_its_children_and_stops_them_in_order(tmp_path: Path) -> None:
     with running_service(tmp_path / "home") as service:
         wait_until(lambda: state_of(service).state == "ready", 30, "zeta up to be ready")
@@ -60,6 +65,11 @@ def test_zeta_up_restarts_its_children_and_stops_them_in_order(tmp_path: Path) -
             assert stat.S_IMODE((service.home / secret).stat().st_mode) == 0o600
         visible = Path(f"/proc/{state.children['valkey']}/cmdline").read_bytes()
         assert (service.home / "redis.url").read_text().split("@")[0].removeprefix("redis://:").encode() not in visible
+
+        only_for_the_server = {"ZETA_API_KEY", "ZETA_API_KEY_FILE", "ZETA_DATABASE_URL", "ZETA_DATABASE_URL_FILE"}
+        assert "ZETA_API_KEY_FILE" in variables_of(state.children["server"])
+        assert not variables_of(state.children["worker"]) & only_for_the_server
+        assert not any(name.startswith("ZETA_") for name in variables_of(state.children["valkey"]))
 
         second = zeta("up", "--home", service.home, "--port", str(free_loopback_port()))
         assert second.returncode == 1
@@ -115,6 +125,19 @@ def test_a_detached_zeta_up_runs_with_a_given_redis_until_zeta_down(tmp_path: Pa
     assert stopped.returncode == 0, stopped.stderr
     assert not any(is_alive(pid) for pid in (state.pid, *state.children.values()))
     assert zeta("down", environment=environment).returncode == 0
+
+
+@pytest.mark.parametrize("command", [("up", "--port", "0"), ("server", "--port", "0"), ("worker",)])
+def test_a_home_to_which_every_user_can_write_is_rejected(tmp_path: Path, command: tuple[str, ...]) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o777)
+    environment = clean_environment() | {"ZETA_HOME": str(home), "ZETA_WORKER_SECRET": "x" * 40}
+    refused = zeta(*command, environment=environment)
+    assert refused.returncode == 2
+    assert f"{str(home)!r}, and every user of this machine can write to it (mode 0777)" in refused.stderr
+    assert "run `chmod o-w` on it" in refused.stderr
+    assert list(home.iterdir()) == []
 
 
 def test_a_child_that_fails_to_start_is_reported_with_its_message(tmp_path: Path) -> None:

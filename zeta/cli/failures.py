@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -92,8 +90,11 @@ def _as_zeta_error(error: BaseException) -> ZetaError:
 def _report(error: BaseException) -> str:
     """Write the traceback to a file and name it, as the end of a sentence; empty if it cannot be written."""
     with contextlib.suppress(OSError):
-        report = Path(tempfile.gettempdir()) / f"zeta-defect-{os.getpid()}.txt"
-        report.write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+        text = "".join(traceback.format_exception(error))
+        # An unpredictable name, which no other user of the machine can create first, and mode 0600.
+        descriptor, report = tempfile.mkstemp(prefix="zeta-defect-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
         return f" with {report}"
     return ""
 

@@ -2,7 +2,7 @@
 
 Guarantees: the folder is created with mode 0700, and every secret with mode 0600 from the start. A secret is never
 replaced. Only one `zeta up` can hold the lock of a folder; the lock is released when its process exits, for whatever
-reason. An existing folder keeps its mode.
+reason. An existing folder keeps its mode; if every user of the machine can write to it, it is rejected.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from zeta_core.contract.errors import Conflict, InvalidSettings
 from zeta_core.system.durable_files import private_part_file, write_private_durably
 from zeta_core.system.file_identity import FileIdentity, process_start
+from zeta_core.system.home_folder import require_protected
 
 PROBE_SECONDS = 0.05
 LOCK_SECONDS = 2.0  # clients briefly hold the lock to check whether the service is running
@@ -93,10 +94,11 @@ class Home:
         return self.path / "valkey"
 
     def create(self) -> None:
-        """Create the folder and its subfolders. Raises `InvalidSettings` if that fails."""
+        """Create the folder and its subfolders. Raises `InvalidSettings` if that fails or if others can write to it."""
         try:
             if not self.path.is_dir():
                 self.path.mkdir(parents=True, mode=0o700)
+            require_protected(self.path)
             for folder in (self.logs, self.valkey):
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:

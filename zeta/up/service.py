@@ -27,7 +27,13 @@ import httpx
 from zeta.client import Client
 from zeta.up.child import Child
 from zeta.up.home import Home, UpState
-from zeta.up.settings import UpSettings, child_environment, worker_name
+from zeta.up.settings import (
+    UpSettings,
+    child_environment,
+    valkey_environment,
+    worker_environment,
+    worker_name,
+)
 from zeta.up.valkey import REPLY_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.system.file_identity import FileIdentity, process_start
@@ -104,11 +110,11 @@ class LocalService:
         self._write_state()
         environment = child_environment(self._variables, settings, port)
 
-        def child(name: str, command: list[str], death_signal: signal.Signals) -> Child:
+        def child(name: str, command: list[str], death_signal: signal.Signals, variables: Mapping[str, str]) -> Child:
             made = Child(
                 name,
                 command,
-                environment=environment,
+                environment=variables,
                 directory=home.path,
                 log_file=home.logs / f"{name}.log",
                 death_signal=death_signal,
@@ -121,7 +127,7 @@ class LocalService:
 
         if settings.redis_url is None:
             valkey = Valkey(home, _free_port("127.0.0.1"))
-            child("valkey", valkey.command, signal.SIGTERM)
+            child("valkey", valkey.command, signal.SIGTERM, valkey_environment(environment))
             self._wait_for(valkey.is_ready, "Valkey")
         else:
             address = RedisAddress.parse(settings.redis_url)
@@ -133,12 +139,12 @@ class LocalService:
         self._migrate(environment)
         # If `zeta up` is killed, its worker is killed too. Its runs continue for their grace period, and the next
         # worker adopts them. An orderly stop would need the server, which exits at the same time.
-        child("server", module_command("server"), signal.SIGTERM)
+        child("server", module_command("server"), signal.SIGTERM, environment)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
         with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
             if settings.redis_url is not None:  # the server exits with a message if it belongs to another service
                 self._wait_for(client.is_ready, "the API")
-            worker = child("worker", module_command("worker"), signal.SIGKILL)
+            worker = child("worker", module_command("worker"), signal.SIGKILL, worker_environment(environment))
             self._wait_for(client.is_ready, "the API")
             self._wait_for(lambda: _has_worker(client, worker_name(settings), worker.started_at), "the worker")
 

@@ -18,6 +18,7 @@ from zeta_core.system.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Set
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
+_SERVER_SECRETS = frozenset({"ZETA_API_KEY", "ZETA_DATABASE_URL"})
 
 
 class UpSettings(Settings):
@@ -59,7 +60,7 @@ def worker_name(settings: UpSettings) -> str:
 
 
 def child_environment(variables: Mapping[str, str], settings: UpSettings, port: int) -> dict[str, str]:
-    """The environment of every child: the inherited variables, the effective settings, and paths of secret files."""
+    """The environment of the server: the inherited variables, the effective settings, and paths of secret files."""
     home = Home(settings.home)
     child = dict(variables)
     child |= {
@@ -80,3 +81,13 @@ def child_environment(variables: Mapping[str, str], settings: UpSettings, port: 
             child.pop(name, None)
             child[f"{name}_FILE"] = str(file)
     return child
+
+
+def worker_environment(server: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the worker: that of the server without the secrets that only the server needs."""
+    return {name: value for name, value in server.items() if name.removesuffix("_FILE") not in _SERVER_SECRETS}
+
+
+def valkey_environment(server: Mapping[str, str]) -> dict[str, str]:
+    """The environment of Valkey, which reads its configuration from a file: no setting of the service."""
+    return {name: value for name, value in server.items() if not name.startswith(PREFIX)}

@@ -50,7 +50,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
     accelerate, kernels = accelerate_variables(), kernel_variables()
     with ExitStack() as stack:
         memory = stack.enter_context(explained_out_of_memory())
-        stack.enter_context(library_environment(deepspeed=bool(options.use_deepspeed), cuda=cuda))
+        stack.enter_context(library_environment(request.cache, deepspeed=bool(options.use_deepspeed), cuda=cuda))
         processes = Processes(rank, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
         stack.enter_context(restored_state())

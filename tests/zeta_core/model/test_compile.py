@@ -45,6 +45,8 @@ def test_compiled_blocks_train_the_same_and_resume_to_the_bit(
     whole, straight = train("compiled", compile=True)
     assert counters["stats"]["unique_graphs"] >= 1, "torch compiled no graph"
     assert counters["inductor"], "no kernel was generated for the graphs"
+    compiled = tmp_path / "home" / "cache" / environment.COMPILED_CODE
+    assert any(compiled.iterdir()), "kernels are kept in the home, not in a predictable folder of /tmp"
     assert "The first step compiles 2 x LlamaDecoderLayer" in (output := capsys.readouterr().out)
     assert "The first step, including compilation, took" in output
     assert whole == pytest.approx(eager, abs=1e-4)

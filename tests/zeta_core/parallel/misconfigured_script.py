@@ -83,7 +83,7 @@ def main(result_file: str) -> None:
     options = parse(TrainerOptions, {"batch_size": 2, "gradient_accumulate_every": 1})
     plan = decide_plan(options, PlanInputs(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
     answers: dict[str, str] = {}
-    with library_environment(deepspeed=why_no_deepspeed() is None, cuda=False):
+    with library_environment(Path("cache"), deepspeed=why_no_deepspeed() is None, cuda=False):
         processes = Processes(ProcessRank.from_environment(), need_group=True)
         answers["right"] = result_of(lambda: type(Replicated(plain(), plan, processes, blocks=[]).model).__name__)
         for engine in (WithoutCpu, OnlyBackend, PluginDropped):

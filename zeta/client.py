@@ -33,7 +33,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
-from zeta_core.contract.job.responses import DeletedObject, FilePurpose, Page, StoredFile, Worker
+from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, Page, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
 
@@ -233,6 +233,13 @@ class Client:
 
         log = LogStream(self._transport, self._id(job_id), tail=tail, attempt=attempt)
         return log.follow(on_interruption) if follow else log.read()
+
+    def metrics(self, job_id: str, *, max_points: int | None = None) -> Curves:
+        """The job's training curves: arrays of equal length, reduced to ``max_points`` steps if it is given."""
+        response = self._transport.request(
+            "GET", f"/v1/jobs/{self._id(job_id)}/metrics", params={"max_points": max_points}
+        )
+        return parse_response(Curves, response)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 

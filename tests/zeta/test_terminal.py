@@ -48,3 +48,27 @@ def test_ctrl_c_in_a_terminal_leaves_the_job_and_names_the_next_commands(
     assert ended.status == 130
     assert f"zeta cancel {endless_job.id}" in "".join(ended.lines)
     assert client.job(endless_job.id).status == "running"
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_top_shows_the_running_job_and_its_device(service: Service, endless_job: Job, columns: int) -> None:
+    with Terminal([ZETA, "top", "--interval", "0.2"], service.environment(), columns=columns) as terminal:
+        lines = terminal.read_until("TOKENS/S" if columns >= 120 else "LEFT" if columns >= 80 else "running")
+        assert any(endless_job.id in line and "running" in line for line in lines)
+        assert sum(endless_job.id in line for line in lines) == 2, "with the devices and with the jobs"
+        assert any("/1000000" in line for line in lines) or columns < 80
+        terminal.type("\x03")
+        assert terminal.finish().status == 0
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_chart_fits_the_terminal(service: Service, finished_job: Job, columns: int) -> None:
+    shown = zeta(service, columns, "plot", finished_job.id)
+    assert shown.status == 0, shown.text
+    assert shown.is_coloured
+    frame = next(line for line in shown.lines if "┌" in line)
+    assert columns - 2 <= len(frame) <= columns
+    assert f"━━ {finished_job.id}" in shown.text
+    plain = zeta(service, columns, "plot", finished_job.id, "--metric", "grad_norm", "--log", NO_COLOR="1")
+    assert not plain.is_coloured
+    assert "grad_norm, logarithmic" in plain.text

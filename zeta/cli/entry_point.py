@@ -19,6 +19,8 @@ MODULES = {
     "zeta.cli.submit": ("submit", "validate"),
     "zeta.cli.data": ("data",),
     "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
+    "zeta.cli.top": ("top",),
+    "zeta.cli.comparisons": ("plot", "diff"),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "rerun", "delete"),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from pydantic import BaseModel
 
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.printable import is_printable, printable
+from zeta_core.system.settings import process_environment
+
+DEFAULT_WIDTH, DEFAULT_HEIGHT = 80, 24  # where there is no terminal, and COLUMNS and LINES are not set
 
 
 def print_text(text: str) -> None:
@@ -89,3 +93,17 @@ def size(number_of_bytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def terminal_size() -> os.terminal_size:
+    """The columns and lines of standard output; COLUMNS and LINES take precedence.
+
+    `shutil.get_terminal_size` asks the original standard output, which `standard_streams` has replaced.
+    """
+    variables = process_environment()
+    try:
+        width, height = os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):
+        width = height = 0
+    given = [int(text) if (text := variables.get(name, "")).isdecimal() else 0 for name in ("COLUMNS", "LINES")]
+    return os.terminal_size((given[0] or width or DEFAULT_WIDTH, given[1] or height or DEFAULT_HEIGHT))

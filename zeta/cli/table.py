@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zeta.cli.output import cell
+from zeta.cli.output import cell, terminal_size
 
 GAP = "  "
-DEFAULT_WIDTH = 80  # where there is no terminal, and COLUMNS is not set
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ def print_table(columns: Sequence[Column | str], rows: Sequence[Sequence[object]
         print(none)
         return
     all_columns = [Column(column) if isinstance(column, str) else column for column in columns]
-    for line in table_lines(all_columns, rows, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns):
+    for line in table_lines(all_columns, rows, terminal_size().columns):
         print(line)
 
 

@@ -77,6 +77,15 @@ class JobRow(Table):
         Index("ix_jobs_project_entity_name_created_at_id", "project", "entity_name", "created_at", "id"),
         Index("ix_jobs_status_priority_created_at_id", "status", "priority", "created_at", "id"),
         Index(
+            "ix_jobs_queue",
+            "project",
+            "priority",
+            "created_at",
+            "id",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
             "ix_jobs_worker",
             "worker",
             sqlite_where=text("worker IS NOT NULL"),
@@ -141,11 +150,12 @@ class JobMetadataRow(Table):
 
 
 class JobCountRow(Table):
-    """A change of the number of jobs with this status and priority. Triggers insert it; see `job_counts`."""
+    """A change of a project's number of jobs with this status and priority. Triggers insert it; see `job_counts`."""
 
     __tablename__ = "job_counts"
 
     id: Mapped[int] = mapped_column(BigNumber, primary_key=True, autoincrement=True)
+    project: Mapped[str]
     status: Mapped[str]
     priority: Mapped[int]
     count: Mapped[int] = mapped_column(BigNumber)
@@ -216,10 +226,25 @@ class FileRow(Table):
     created_at: Mapped[datetime]
 
 
+class ProjectRow(Table):
+    """A project. ``limits`` contains only the limits that differ from the defaults in the settings."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
 class KeyRow(Table):
-    """An API key, identified by the SHA-256 of its text, which is not stored."""
+    """An API key, identified by the SHA-256 of its text, which is not stored.
+
+    After a rotation with a grace period, the key's old text continues to work until ``old_expires_at``.
+    """
 
     __tablename__ = "keys"
+    __table_args__ = (Index("ix_keys_project_created_at_id", "project", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project: Mapped[str]
@@ -230,6 +255,26 @@ class KeyRow(Table):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    old_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
+    old_expires_at: Mapped[datetime | None]
+
+
+class AuditRow(Table):
+    """One entry of the audit log. Triggers reject every change and every deletion of a row."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("ix_audit_project_id", "project", "id"),)
+
+    id: Mapped[int] = mapped_column(BigNumber, primary_key=True, autoincrement=True)
+    created_at: Mapped[datetime]
+    project: Mapped[str | None]
+    key_id: Mapped[str]
+    key_name: Mapped[str]
+    address: Mapped[str | None]
+    action: Mapped[str]
+    object_id: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class DrainRow(Table):
@@ -280,6 +325,7 @@ class IdempotencyRow(Table):
 
     __tablename__ = "idempotency"
 
+    project: Mapped[str] = mapped_column(primary_key=True)  # an admin key acts in several
     key_id: Mapped[str] = mapped_column(primary_key=True)
     idempotency_key: Mapped[str] = mapped_column(primary_key=True)
     body_sha256: Mapped[str]

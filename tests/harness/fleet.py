@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 from sqlalchemy import inspect, select
 
-from migrations.versions.r0007_indexes import TRIGGERS
+from migrations.versions import r0007_indexes, r0008_projects
 from server.database.connections import Database
 from server.database.service_identity import identify_service
 from server.database.tables import AttemptRow, CheckpointRow, DrainRow, EventRow, JobEndRow, JobRow, Table
@@ -224,7 +224,8 @@ async def _create_tables(database: Database) -> None:
         if await connection.run_sync(lambda existing: inspect(existing).has_table(JobRow.__tablename__)):
             return  # another fleet uses this database
         await connection.run_sync(Table.metadata.create_all)
-        for statement in TRIGGERS[connection.dialect.name]:
+        name = connection.dialect.name
+        for statement in (*r0007_indexes.TRIGGERS[name], *r0008_projects.TRIGGERS[name]):
             await connection.exec_driver_sql(statement)
 
 

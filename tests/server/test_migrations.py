@@ -65,12 +65,13 @@ def test_the_upgrade_counts_and_indexes_existing_jobs(database_url: str) -> None
         entries = connection.execute(select(*columns)).all()
         same_times = select(func.count()).select_from(JobMetadataRow).join(JobRow, JobRow.id == JobMetadataRow.job_id)
         num_same = connection.scalar(same_times.where(JobRow.created_at == JobMetadataRow.created_at))
-        counts = connection.execute(select(JobCountRow.status, JobCountRow.priority, JobCountRow.count)).all()
+        columns = (JobCountRow.project, JobCountRow.status, JobCountRow.priority, JobCountRow.count)
+        counts = connection.execute(select(*columns)).all()
     engine.dispose()
     expected = [("job_0", "team", "a"), ("job_0", "Größe", "5"), ("job_2", "team", "b"), ("job_3", "team", "a")]
     assert sorted(map(tuple, entries)) == sorted((*entry, "p") for entry in expected)
     assert num_same == 4
-    assert sorted(map(tuple, counts)) == [("failed", 0, 1), ("queued", 0, 2), ("queued", 7, 1)]
+    assert sorted(map(tuple, counts)) == [("p", "failed", 0, 1), ("p", "queued", 0, 2), ("p", "queued", 7, 1)]
 
 
 def test_the_migrations_build_exactly_the_tables(database_url: str) -> None:

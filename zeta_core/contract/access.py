@@ -1,0 +1,138 @@
+"""API keys with their scopes, projects with their limits, and entries of the audit log, as the API returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+DEFAULT_PROJECT = "default"
+PROJECT_HEADER = "Zeta-Project"
+PROJECT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+MAX_GRACE_SECONDS = 30 * 24 * 3600
+
+ProjectName = Annotated[
+    str,
+    StringConstraints(pattern=PROJECT_PATTERN),
+    Field(description="lower-case letters, digits and hyphens, at most 63 characters"),
+]
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+    METRICS = "metrics"
+
+
+SCOPE_SENTENCES: Mapping[Scope, str] = {
+    Scope.READ: "read everything in the project, checkpoints included, but not the content of data files",
+    Scope.SUBMIT: "everything that `read` allows; submit and control jobs, upload and download files",
+    Scope.ADMIN: "everything, in all projects; manage keys, projects and workers; read the audit log",
+    Scope.METRICS: "only read /metrics, which counts the jobs of all projects",
+}
+_INCLUDED: Mapping[Scope, frozenset[Scope]] = {
+    Scope.READ: frozenset({Scope.READ}),
+    Scope.SUBMIT: frozenset({Scope.SUBMIT, Scope.READ}),
+    Scope.ADMIN: frozenset(Scope),
+    Scope.METRICS: frozenset({Scope.METRICS}),
+}
+
+
+def allows(granted: Iterable[str], required: Scope) -> bool:
+    """Whether a key with the scopes ``granted`` may do what requires this scope. Unknown scopes allow nothing."""
+    return any(required in _INCLUDED[Scope(scope)] for scope in granted if scope in _INCLUDED)
+
+
+class _Response(BaseModel):
+    """Frozen. A client keeps the fields of a newer server."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class _RequestBody(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- Keys -------------------------------------------------------------------------------------------------------------
+
+
+class NewKey(_RequestBody):
+    """A request to create a key. A project that doesn't exist yet is created with it."""
+
+    name: str = Field(min_length=1, max_length=100, description="who or what uses the key")
+    project: ProjectName = DEFAULT_PROJECT
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="what the key may do")
+    expires_at: AwareDatetime | None = Field(default=None, description="when the key stops working; default: never")
+
+
+class KeyRotation(_RequestBody):
+    """A request to replace the text of a key."""
+
+    grace_seconds: int = Field(
+        default=0, ge=0, le=MAX_GRACE_SECONDS, description="for this time, the old text continues to work, too"
+    )
+
+
+class Key(_Response):
+    """An API key without its text, which is only shown when the key is created or rotated."""
+
+    id: str
+    object: Literal["key"] = "key"
+    name: str
+    project: str
+    scopes: list[str]
+    created_by: str = Field(description="id of the key that created it, or `settings` for ZETA_API_KEY")
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = Field(default=None, description="accurate to about a minute")
+    old_text_expires_at: datetime | None = Field(
+        default=None, description="until then, the text from before the last rotation continues to work"
+    )
+
+
+class CreatedKey(Key):
+    """A new or rotated key with its text."""
+
+    key: str = Field(description="the text of the key, which can't be shown again")
+    is_new_project: bool = Field(default=False, description="whether the key's project was created with it")
+
+
+# --- Projects ---------------------------------------------------------------------------------------------------------
+
+
+class NewProject(_RequestBody):
+    name: ProjectName
+
+
+class Project(_Response):
+    """A project: a name that separates the jobs, files and keys of one group of users from those of all others."""
+
+    name: str
+    object: Literal["project"] = "project"
+    created_at: datetime
+    created_by: str
+
+
+# --- Audit log --------------------------------------------------------------------------------------------------------
+
+
+class AuditEntry(_Response):
+    """One change: who made it, what it was, and which object it changed."""
+
+    id: str
+    object: Literal["audit_entry"] = "audit_entry"
+    created_at: datetime
+    project: str | None = Field(description="null for a change of the whole service, such as draining a worker")
+    key_id: str
+    key_name: str
+    address: str | None = Field(description="the client's network address")
+    action: str = Field(description="the kind of object and the change, such as `job.cancel`")
+    object_id: str
+    details: dict[str, Any] = Field(default={}, description="further facts about the change, such as a key's scopes")

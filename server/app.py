@@ -13,15 +13,17 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
-from server.routes import checkpoints, files, job_output, jobs, openai_models, operations, workers
+from server.routes import access, checkpoints, files, job_output, jobs, openai_models, operations, workers
 from server.service import Service
 from server.submitting.submissions import Submissions
+from zeta_core.contract.access import KeyRotation, NewKey, NewProject
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
+BODIES = (JobSpec, Rerun, NewKey, KeyRotation, NewProject)
 LINES = (
     events.StatusLine,
     events.ProgressLine,
@@ -51,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
     app.add_middleware(ProxyMiddleware, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
     register_error_handlers(app)
-    modules = (jobs, job_output, checkpoints, files, workers, operations, openai_models)
+    modules = (jobs, job_output, checkpoints, files, workers, access, operations, openai_models)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]
@@ -64,7 +66,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, further = models_json_schema(
-            [(JobSpec, "validation"), (Rerun, "validation"), *((line, "serialization") for line in LINES)],
+            [*((model, "validation") for model in BODIES), *((line, "serialization") for line in LINES)],
             ref_template=REF,
         )
         description["components"]["schemas"] = {**further["$defs"], **description["components"]["schemas"]}

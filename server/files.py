@@ -14,11 +14,10 @@ from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
 from server.uploads.multipart import MAX_FORM_BYTES, check_length, receive
-from zeta_core.contract.errors import Conflict, NotFound
+from zeta_core.contract.errors import Conflict
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
 from zeta_core.contract.job.status import UNFINISHED
-from zeta_core.contract.spec.validation import shown
 
 
 async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
@@ -40,7 +39,7 @@ async def upload(service: Service, caller: Caller, request: Request) -> StoredFi
             purpose=fields.purpose,
             created_at=created_at,
         )
-        await service.uploads.store(opened, row)
+        await service.uploads.store(opened, row, caller.audit_row("file.upload", file_id, project=row.project))
     return _to_stored_file(row)
 
 
@@ -51,7 +50,7 @@ async def list_files(service: Service, caller: Caller, sha256: str | None, page_
         query = query.where(FileRow.sha256 == storable(sha256))
     async with service.database.read() as session:
         matches = Matches(query, FileRow.created_at, FileRow.id)
-        rows, has_more = await newest_first(session, FileRow, [matches], page_query)
+        rows, has_more = await newest_first(session, FileRow, [matches], page_query, project=caller.project)
     return page([_to_stored_file(row) for row in rows], has_more, lambda file: file.id)
 
 
@@ -71,7 +70,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
     async with service.database.write() as session:
         row = await _find(session, caller, file_id, lock=True)
         users = select(JobRow.id, JobRow.status).where(
-            JobRow.project == caller.project,
+            JobRow.project == row.project,
             JobRow.status.in_(UNFINISHED),
             JobRow.resolved_spec_json["files"][file_id].as_string().is_not(None),
         )
@@ -83,6 +82,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
                 code="file_in_use",
             )
         await session.delete(row)
+        session.add(caller.audit_row("file.delete", file_id, project=row.project))
     path = service.store.file_path(file_id)
     await asyncio.to_thread(path.unlink, missing_ok=True)
     return DeletedObject(id=file_id, object="file")
@@ -91,7 +91,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
 async def _find(session: AsyncSession, caller: Caller, file_id: str, *, lock: bool = False) -> FileRow:
     row = await session.get(FileRow, file_id, with_for_update=lock) if is_id(file_id, "file") else None
     if row is None or row.project != caller.project:
-        raise NotFound(f"File {shown(file_id)} not found; GET /v1/files lists your files.", code="file_not_found")
+        raise caller.not_found("file", file_id, row.project if row is not None else None)
     return row
 
 

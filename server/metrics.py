@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import select
 
-from server.database.job_counts import jobs_by_status
+from server.database.job_counts import jobs_by_project
 from server.database.tables import JobEndRow, JobRow
 from server.service import Service
 from zeta_core.contract.job.events import utc_now
@@ -43,6 +43,9 @@ class JobMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._jobs = Gauge("zeta_jobs", "Jobs by status.", ("status",), registry=registry)
+        self._project_jobs = Gauge(
+            "zeta_project_jobs", "Jobs by project and status.", ("project", "status"), registry=registry
+        )
         self._slots = Gauge("zeta_slots", "Slots of connected workers.", ("state",), registry=registry)
         self._workers = Gauge("zeta_workers", "Connected workers.", registry=registry)
         self._redis = Gauge("zeta_redis_up", "Whether Redis is reachable from this server.", registry=registry)
@@ -63,13 +66,15 @@ class JobMetrics:
     async def text(self, service: Service) -> bytes:
         """All metrics of the registry in Prometheus's text format."""
         async with service.database.read() as session:
-            counts = await jobs_by_status(session)
+            counts = await jobs_by_project(session)
             by_reason = await session.execute(select(JobEndRow.reason, JobEndRow.count))
             starts = await session.execute(
                 select(JobRow.created_at, JobRow.started_at).where(JobRow.started_at > self._seen_until)
             )
         for status in JobStatus:
-            self._jobs.labels(status.value).set(counts.get(status.value, 0))
+            self._jobs.labels(status.value).set(sum(num for (_, other), num in counts.items() if other == status))
+        for (project, status), count in counts.items():
+            self._project_jobs.labels(project, status).set(count)
         self._ends.values = dict(by_reason.tuples().all())
         for created_at, started_at in starts.tuples():
             if started_at is not None:

@@ -10,7 +10,7 @@ from functools import partial
 
 from server.artifact_ownership import claim_store
 from server.artifacts import ArtifactFolder
-from server.auth import Keys, register_admin_key
+from server.auth import RECORDING_SECONDS, Keys, register_admin_key
 from server.database.connections import Database
 from server.database.schema import require_schema
 from server.database.service_identity import identify_service
@@ -74,7 +74,9 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             deletions = partial(finish_deletions, database, store)
             engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
-            yield Service(settings, database, store, engine, uploads, Keys(database))
+            keys = Keys(database)
+            engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
+            yield Service(settings, database, store, engine, uploads, keys)
         finally:
             await engine.stop()
     finally:

@@ -6,36 +6,42 @@ database, so it survives restarts of the worker and of the server until the work
 
 from __future__ import annotations
 
-from server.auth import ADMIN_SCOPE, Caller
+from collections.abc import Collection
+
+from sqlalchemy import select
+
+from server.auth import Caller
 from server.database.draining import drained_workers, set_drained
 from server.database.pagination import PageQuery, page
+from server.database.tables import JobRow
 from server.engine.engine import Engine
 from server.service import Service
-from zeta_core.contract.errors import NotFound, PermissionDenied
-from zeta_core.contract.job.responses import Page, Worker
+from zeta_core.contract.errors import NotFound
+from zeta_core.contract.job.responses import DeviceReport, Page, Worker, WorkerSlot
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.messages import Heartbeat
 
 
-async def list_workers(service: Service, query: PageQuery) -> Page[Worker]:
-    """One page, sorted by name; ``after`` is the last name of the previous page."""
-    async with service.database.read() as session:
-        drained = await drained_workers(session)
+async def list_workers(service: Service, caller: Caller, query: PageQuery) -> Page[Worker]:
+    """One page, sorted by name; ``after`` is the last name of the previous page.
+
+    Only an admin key sees the jobs of other projects, and the messages of failing components.
+    """
     engine = service.engine
     beats = [beat for beat in engine.workers() if query.after is None or beat.worker > query.after]
-    workers = [_worker(engine, beat, beat.worker in drained) for beat in beats[: query.limit]]
+    shown_beats = beats[: query.limit]
+    jobs = {slot.job_id for beat in shown_beats for slot in beat.slots if slot.job_id is not None}
+    async with service.database.read() as session:
+        drained = await drained_workers(session)
+        if not caller.is_admin:
+            own = select(JobRow.id).where(JobRow.id.in_(sorted(jobs)), JobRow.project == caller.project)
+            jobs = set(await session.scalars(own))
+    workers = [_worker(engine, beat, beat.worker in drained, caller, jobs) for beat in shown_beats]
     return page(workers, len(beats) > query.limit, lambda worker: worker.name)
 
 
 async def set_draining(service: Service, caller: Caller, name: str, draining: bool) -> Worker:
-    """Drain or undrain a worker. This is idempotent.
-
-    Raises `PermissionDenied` for a key without the scope ``admin``, and `NotFound`.
-    """
-    if ADMIN_SCOPE not in caller.scopes:
-        raise PermissionDenied(
-            "This API key lacks the 'admin' scope, which is required to drain workers; use a key that has it."
-        )
+    """Drain or undrain a worker. This is idempotent. Raises `NotFound`."""
     beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
     if beat is None:
         raise NotFound(
@@ -44,11 +50,14 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
         )
     async with service.database.write() as session:
         await set_drained(session, name, draining, changed_by=caller.key_id)
+        session.add(caller.audit_row("worker.drain" if draining else "worker.undrain", name, project=None))
     service.engine.wake()
-    return _worker(service.engine, beat, draining)
+    jobs = {slot.job_id for slot in beat.slots if slot.job_id is not None}
+    return _worker(service.engine, beat, draining, caller, jobs)
 
 
-def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
+def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, jobs: Collection[str]) -> Worker:
+    """The worker as the caller may see it; ``jobs`` are the ids that are shown."""
     if not engine.is_alive(beat.worker):
         status = "gone"
     elif beat.stopping:
@@ -61,7 +70,7 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
         status=status,
         draining=draining,
         disk_low=beat.disk_low,
-        failing=beat.failing,
+        failing=beat.failing if caller.is_admin else dict.fromkeys(beat.failing, "failing"),
         num_dropped=beat.num_dropped,
         version=beat.version,
         started_at=beat.started_at,
@@ -70,5 +79,11 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool) -> Worker:
         memory_bytes=beat.memory_bytes,
         cpu_kind=beat.cpu_kind,
         labels=beat.labels,
-        slots=beat.slots,
+        slots=[_slot(slot, is_shown=slot.job_id in jobs) for slot in beat.slots],
     )
+
+
+def _slot(device: DeviceReport, *, is_shown: bool) -> WorkerSlot:
+    """The slot, without its job unless it is shown."""
+    slot = WorkerSlot.model_validate({**device.model_dump(), "busy": device.job_id is not None})
+    return slot if is_shown else slot.model_copy(update={"job_id": None, "attempt": None})

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import FileRow, JobRow
+from server.database.tables import FileRow, JobRow, KeyRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id
 from zeta_core.contract.job.responses import Page
@@ -28,9 +28,9 @@ MAX_PAGE_BYTES = 4 << 20
 UNWEIGHED_ROWS = 50  # with so few rows, a page is always small enough
 
 ItemT = TypeVar("ItemT")
-RowT = TypeVar("RowT", JobRow, FileRow)
+RowT = TypeVar("RowT", JobRow, FileRow, KeyRow)
 
-_PREFIXES: dict[type[JobRow] | type[FileRow], IdPrefix] = {JobRow: "job", FileRow: "file"}
+_PREFIXES: dict[type[JobRow] | type[FileRow] | type[KeyRow], IdPrefix] = {JobRow: "job", FileRow: "file", KeyRow: "key"}
 
 
 class PageQuery(BaseModel):
@@ -58,15 +58,17 @@ async def newest_first(
     alternatives: Sequence[Matches],
     page_query: PageQuery,
     *,
+    project: str | None,
     size: ColumnElement[int] | None = None,
 ) -> tuple[list[RowT], bool]:
     """The rows of one page, and whether more follow. A row matches exactly one of ``alternatives`` or none.
 
+    ``project`` contains the listed rows (``None``: all projects): ``after`` reveals nothing about a row of another one.
     ``size`` is the size in bytes of possibly large rows. Raises `InvalidRequest` for an invalid ``after``.
     """
     start: tuple[datetime, str] | None = None
     if page_query.after is not None:
-        start = await _position(session, table, page_query.after)
+        start = await _position(session, table, page_query.after, project)
         if start is None:
             raise InvalidRequest(
                 f"after is {shown(page_query.after)}, which is not a valid id; use the last_id of an earlier page.",
@@ -97,12 +99,15 @@ def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, l
     return select(both).order_by(both.c.created_at.desc(), both.c.id.desc()).limit(limit)
 
 
-async def _position(session: AsyncSession, table: type[RowT], after: str) -> tuple[datetime, str] | None:
+async def _position(
+    session: AsyncSession, table: type[RowT], after: str, project: str | None
+) -> tuple[datetime, str] | None:
     """The position after this id, whether or not its row still exists; ``None`` for an invalid id."""
     if not is_id(after, _PREFIXES[table]):
         return None
     row = await session.get(table, after)
-    time = creation_time(after) if row is None else row.created_at
+    is_listed = row is not None and project in (None, row.project)
+    time = row.created_at if row is not None and is_listed else creation_time(after)
     return None if time is None else (time, after)
 
 

@@ -14,7 +14,6 @@ from starlette.routing import Route
 
 from server.http.proxies import route_path
 from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
-from zeta_core.contract.spec.availability import route_fault
 from zeta_core.contract.spec.validation import (
     MAX_DETAILS,
     MAX_SUGGESTIONS,
@@ -122,8 +121,6 @@ def _to_zeta_error(request: Request, error: HTTPException) -> ZetaError:
     path = route_path(request)
     target = f"{cut(request.method)} {cut(path)}"
     if error.status_code == 404:
-        if (message := route_fault(request.method, path)) is not None:
-            return RouteNotFound(message, code="not_available_yet")
         return RouteNotFound(f"Not found: {target}. See /openapi.json for the available routes.")
     if error.status_code == 405:
         return MethodNotAllowed(f"Method not allowed: {target}. Allowed: {', '.join(_allowed(request))}.")

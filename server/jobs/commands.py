@@ -26,6 +26,7 @@ async def run_command(service: Service, caller: Caller, job_id: str, command: Co
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
         await _apply(service, session, row, require_accepted(row, command).effect)
+        session.add(caller.audit_row(f"job.{command}", row.id, project=row.project))
         await session.flush()
         job = await to_job(session, row)
     service.engine.wake()

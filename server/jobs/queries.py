@@ -17,12 +17,10 @@ from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
-from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.contract.spec.validation import shown
 
 MAX_METADATA = 16  # maximum number of entries of a job
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
@@ -91,7 +89,9 @@ async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page
     """One page of the caller's jobs that match the filters, newest first."""
     async with service.database.read() as session:
         matching = matching_jobs(caller.project, filters)
-        rows, has_more = await newest_first(session, JobRow, matching, filters, size=_SPEC_BYTES)
+        rows, has_more = await newest_first(
+            session, JobRow, matching, filters, project=caller.project, size=_SPEC_BYTES
+        )
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
 
 
@@ -111,6 +111,8 @@ async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: 
     row: JobRow | None = None
     if is_id(job_id, "job"):
         row = await (lock_job(session, job_id) if lock else session.get(JobRow, job_id))
-    if row is None or row.project != caller.project or row.deleted_at is not None:
-        raise NotFound(f"Job {shown(job_id)} not found; GET /v1/jobs lists your jobs.", code="job_not_found")
+    if row is None or row.deleted_at is not None:
+        raise caller.not_found("job", job_id, None)
+    if row.project != caller.project:
+        raise caller.not_found("job", job_id, row.project)
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
@@ -14,6 +14,7 @@ from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.status import JobStatus
 
 FINAL_CHECKPOINT = "final"
+_IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")  # a parameter would not match the partial index
 NEAR_END, NEAR_FRONT = 200, 200  # jobs whose queue positions are found without counting the queue
 
 
@@ -38,32 +39,38 @@ async def to_jobs(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
 
 
 async def _positions(session: AsyncSession, rows: Sequence[JobRow]) -> dict[str, int]:
-    """The positions of queued jobs in the queue, starting at 1."""
-    if not rows:
-        return {}
-    totals = await queued_by_priority(session)
+    """The positions of queued jobs among those of their project, starting at 1."""
+    positions: dict[str, int] = {}
+    for project in sorted({row.project for row in rows}):
+        of_project = [row for row in rows if row.project == project]
+        positions |= await _positions_in_project(session, project, of_project)
+    return positions
+
+
+async def _positions_in_project(session: AsyncSession, project: str, rows: Sequence[JobRow]) -> dict[str, int]:
+    totals = await queued_by_priority(session, project)
     positions: dict[str, int] = {}
     for priority in {row.priority for row in rows}:
         ids = {row.id for row in rows if row.priority == priority}
         ahead = sum(count for other, count in totals.items() if other > priority)
         # New jobs are near the end of the queue, and jobs that start soon are near its front: usually, neither the
         # rest of the queue nor its length matters.
-        last = await _numbers(session, priority, ids, newest_first=True, limit=NEAR_END)
+        last = await _numbers(session, project, priority, ids, newest_first=True, limit=NEAR_END)
         positions |= {job_id: ahead + totals[priority] - number + 1 for job_id, number in last.items()}
         for limit in (NEAR_FRONT, None):
             if left := ids - positions.keys():
-                found = await _numbers(session, priority, left, newest_first=False, limit=limit)
+                found = await _numbers(session, project, priority, left, newest_first=False, limit=limit)
                 positions |= {job_id: ahead + number for job_id, number in found.items()}
     return positions
 
 
 async def _numbers(
-    session: AsyncSession, priority: int, ids: Collection[str], *, newest_first: bool, limit: int | None
+    session: AsyncSession, project: str, priority: int, ids: Collection[str], *, newest_first: bool, limit: int | None
 ) -> dict[str, int]:
-    """The numbers, from 1, of these jobs among the oldest or newest ``limit`` queued jobs of a priority."""
+    """The numbers, from 1, of these jobs among the project's oldest or newest ``limit`` queued jobs of a priority."""
     columns = (JobRow.created_at, JobRow.id)
     order = [column.desc() if newest_first else column.asc() for column in columns]
-    queue = select(*columns).where(JobRow.status == JobStatus.QUEUED, JobRow.priority == priority)
+    queue = select(*columns).where(_IS_QUEUED, JobRow.project == project, JobRow.priority == priority)
     part = queue.order_by(*order).limit(limit).subquery()
     numbered_order = [part.c.created_at.desc(), part.c.id.desc()] if newest_first else [part.c.created_at, part.c.id]
     numbered = select(part.c.id, func.row_number().over(order_by=numbered_order).label("number")).subquery()

@@ -1,6 +1,6 @@
-"""Shared by all route modules: a router that also answers HEAD, and the dependencies `TheService` and `TheCaller`.
+"""Shared by all route modules: a router that checks API keys, and the dependencies `TheService` and `TheCaller`.
 
-Every route except the open ones (health checks) requires `TheCaller`: it rejects requests without a valid API key, with
+Every route except the open ones rejects requests without a valid API key or its scope (`server.routes.scopes`), with
 query parameters on a route that has none, or with a parameter that is repeated and not a list. A route that has query
 parameters rejects unknown ones by its own model. The open routes ignore query parameters.
 """
@@ -9,35 +9,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from server.auth import Caller
 from server.http.error_responses import known_parameters, list_parameters
+from server.routes.scopes import is_open, required_scope
 from server.service import Service
 from server.submitting.submissions import Submissions
+from zeta_core.contract.access import PROJECT_HEADER
 from zeta_core.contract.spec.validation import cut
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
-
-
-class Router(APIRouter):
-    """Registers each GET route for HEAD, too (RFC 9110, section 9.1).
-
-    The server never sends the body of a response to HEAD. A handler checks the method only if creating the body is
-    expensive.
-    """
-
-    def add_api_route(  # pyright: ignore[reportIncompatibleMethodOverride] - FastAPI declares 25 options
-        self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str] | None = None, **options: Any
-    ) -> None:
-        super().add_api_route(path, endpoint, methods=list(methods or ("GET",)), **options)
-        if methods is None or "GET" in methods:
-            hidden: dict[str, Any] = {**options, "include_in_schema": False}
-            super().add_api_route(path, endpoint, methods=["HEAD"], **hidden)
+_PROJECT = Header(
+    alias=PROJECT_HEADER, description="the project in which an admin key acts; default: the project of the key"
+)
 
 
 async def _service(request: Request) -> Service:
@@ -62,11 +52,16 @@ async def _caller(
     service: TheService,
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    zeta_project: Annotated[str | None, _PROJECT] = None,
 ) -> Caller:
     caller = await service.keys.authenticate(credentials.credentials if credentials else None)
+    path = str(getattr(request.scope.get("route"), "path_format", request.url.path))
+    caller.require(required_scope(request.method, path), f"{request.method} {path}")
+    if zeta_project is not None:
+        caller = await service.keys.in_project(caller, zeta_project)
     if request.query_params:
         _check_parameters(request)
-    return caller
+    return replace(caller, address=request.client.host if request.client else None)
 
 
 def _check_parameters(request: Request) -> None:
@@ -84,3 +79,22 @@ def _repeated_parameter(name: str, count: int) -> dict[str, Any]:
 
 
 TheCaller = Annotated[Caller, Depends(_caller)]
+
+
+class Router(APIRouter):
+    """Registers each GET route for HEAD, too (RFC 9110, section 9.1), and requires an API key, except on open routes.
+
+    The server never sends the body of a response to HEAD. A handler checks the method only if creating the body is
+    expensive.
+    """
+
+    def add_api_route(  # pyright: ignore[reportIncompatibleMethodOverride] - FastAPI declares 25 options
+        self, path: str, endpoint: Callable[..., Any], *, methods: Sequence[str] | None = None, **options: Any
+    ) -> None:
+        methods = list(methods or ("GET",))
+        if not all(is_open(method, self.prefix + path) for method in methods):
+            options["dependencies"] = [Depends(_caller), *(options.get("dependencies") or ())]
+        super().add_api_route(path, endpoint, methods=methods, **options)
+        if "GET" in methods:
+            hidden: dict[str, Any] = {**options, "include_in_schema": False}
+            super().add_api_route(path, endpoint, methods=["HEAD"], **hidden)

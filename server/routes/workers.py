@@ -17,7 +17,7 @@ router = Router(prefix="/v1/workers", tags=["workers"])
 @router.get("")
 async def get_workers(service: TheService, caller: TheCaller, query: Annotated[PageQuery, Query()]) -> Page[Worker]:
     """List the workers that were seen within the last day, sorted by name."""
-    return await workers.list_workers(service, query)
+    return await workers.list_workers(service, caller, query)
 
 
 @router.post("/{name}/drain")

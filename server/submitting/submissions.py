@@ -18,7 +18,7 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.tables import IdempotencyRow, JobRow
+from server.database.tables import AuditRow, IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
@@ -60,10 +60,14 @@ class _Submission:
     parent: str | None
 
     @property
-    def key(self) -> tuple[str, str] | None:
+    def key(self) -> tuple[str, str, str] | None:
         """The primary key of its `IdempotencyRow`."""
         key = self.request.idempotency_key
-        return None if key is None else (self.caller.key_id, key)
+        return None if key is None else (self.caller.project, self.caller.key_id, key)
+
+    def audit_row(self, job_id: str) -> AuditRow:
+        action, details = ("job.submit", {}) if self.parent is None else ("job.rerun", {"parent": self.parent})
+        return self.caller.audit_row(action, job_id, project=self.caller.project, **details)
 
 
 Created = tuple[Job, bool]  # a job, and whether an earlier request created it
@@ -120,6 +124,7 @@ class Submissions:
                 rows[number] = self._row(submission, accepted)
         await create_jobs(session, list(rows.values()))
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
+        session.add_all([submissions[number].audit_row(row.id) for number, row in rows.items()])
         replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
         shown = {**rows, **replayed}
         jobs = dict(zip(shown, await to_jobs(session, list(shown.values())), strict=True))
@@ -154,7 +159,7 @@ async def find_created_job(service: Service, caller: Caller, request: RequestIde
     if key is None:
         return None
     async with service.database.read() as session:
-        row = await session.get(IdempotencyRow, (caller.key_id, key))
+        row = await session.get(IdempotencyRow, (caller.project, caller.key_id, key))
         job_id = _job_id_of_key(row, request) if row is not None else None
         job = await session.get(JobRow, job_id) if job_id is not None else None
         return await to_job(session, job) if job is not None else None
@@ -207,11 +212,11 @@ async def _earlier_jobs(
     if not keys:
         return {}
     await session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < _oldest_valid()))
-    columns = tuple_(IdempotencyRow.key_id, IdempotencyRow.idempotency_key)
+    columns = tuple_(IdempotencyRow.project, IdempotencyRow.key_id, IdempotencyRow.idempotency_key)
     used = await session.scalars(select(IdempotencyRow).where(columns.in_(list(keys))))
     found: dict[int, JobRow | InvalidRequest] = {}
     for row in used:
-        number = keys[row.key_id, row.idempotency_key]
+        number = keys[row.project, row.key_id, row.idempotency_key]
         try:
             job_id = _job_id_of_key(row, submissions[number].request)
         except InvalidRequest as error:
@@ -231,13 +236,14 @@ async def _record_keys(session: AsyncSession, created: Mapping[str, _Submission]
     keyed = sorted((submission.key, job_id) for job_id, submission in created.items() if submission.key is not None)
     values = [
         {
+            "project": project,
             "key_id": key_id,
             "idempotency_key": key,
             "body_sha256": created[job_id].request.body_sha256,
             "job_id": job_id,
             "created_at": now,
         }
-        for (key_id, key), job_id in keyed
+        for (project, key_id, key), job_id in keyed
     ]
     if values:
         await session.execute(insert(IdempotencyRow), values)

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from server.artifacts import ArtifactFolder, IncomingFile
 from server.database.connections import Database
-from server.database.tables import FileRow
+from server.database.tables import AuditRow, FileRow
 from zeta_core.contract.errors import QuotaExceeded
 
 FRESH_SECONDS = 1.0  # how long the sum of stored bytes is cached
@@ -74,8 +74,8 @@ class OpenUploads:
             upload.num_bytes = 0  # the upload will be dropped, so it must not count against others
             raise
 
-    async def store(self, upload: OpenUpload, row: FileRow) -> None:
-        """Store the file: its bytes first, then its row. Raises `QuotaExceeded` and `Unavailable`."""
+    async def store(self, upload: OpenUpload, row: FileRow, entry: AuditRow) -> None:
+        """Store the file: its bytes first, then its rows. Raises `QuotaExceeded` and `Unavailable`."""
         target = self._store.file_path(row.id)
         await asyncio.to_thread(upload.incoming.flush)
         async with self._counting:
@@ -84,7 +84,7 @@ class OpenUploads:
             try:
                 await asyncio.to_thread(upload.incoming.commit, target)
                 async with self._database.write() as session:
-                    session.add(row)
+                    session.add_all([row, entry])
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise

@@ -108,7 +108,7 @@ LAYERS = {
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
         frozenset({"auth", "uploads", "engine"}),
         frozenset({"service"}),
-        frozenset({"files", "jobs", "workers", "metrics"}),
+        frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "workers"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),
         frozenset({"openai"}),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 
 from server.artifacts import ArtifactFolder
 from server.database import events
@@ -77,6 +77,10 @@ class Rows:
         """Set columns of the job's row."""
         asyncio.run(self._change(job_id, values))
 
+    def copy_job(self, job_id: str, new_id: str) -> None:
+        """Insert a copy of the job with another id."""
+        asyncio.run(self._copy_job(job_id, new_id))
+
     def has_job(self, job_id: str) -> bool:
         """Whether the job has a row, even if it is hidden from users."""
         return asyncio.run(self._has_job(job_id))
@@ -89,14 +93,22 @@ class Rows:
         """Make every stored submission older."""
         asyncio.run(self._age_submissions(timedelta(hours=hours)))
 
-    def key(self, secret: str, *, expires_at: datetime | None = None, revoked_at: datetime | None = None) -> None:
+    def key(
+        self,
+        secret: str,
+        *,
+        project: str = "default",
+        scopes: Sequence[str] = ("submit",),
+        expires_at: datetime | None = None,
+        revoked_at: datetime | None = None,
+    ) -> None:
         """Create an API key that isn't the admin key."""
         row = KeyRow(
             id=new_id("key"),
-            project="default",
+            project=project,
             created_by="test",
             name="another",
-            scopes=[],
+            scopes=list(scopes),
             secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
             created_at=CREATED_AT,
             expires_at=expires_at,
@@ -185,6 +197,14 @@ class Rows:
             row = await session.get_one(JobRow, job_id)
             for name, value in values.items():
                 setattr(row, name, value)
+        await database.close()
+
+    async def _copy_job(self, job_id: str, new_id: str) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            row = await session.get_one(JobRow, job_id)
+            values = {attribute.key: getattr(row, attribute.key) for attribute in inspect(JobRow).column_attrs}
+            session.add(JobRow(**{**values, "id": new_id}))
         await database.close()
 
     async def _has_job(self, job_id: str) -> bool:

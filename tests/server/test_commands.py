@@ -277,4 +277,4 @@ def test_only_an_admin_can_drain_an_existing_worker(server: ServerProcess, rows:
     rows.key("no-admin")
     with server.http("no-admin") as other:
         answer = other.post("/v1/workers/nobody/drain")
-    assert (answer.status_code, error_of(answer)["type"]) == (403, "permission_error")
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")

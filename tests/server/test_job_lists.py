@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from migrations.upgrade import upgrade
 from server.database.connections import Database
-from server.database.job_counts import jobs_by_status, merge_counts, queued_by_priority
+from server.database.job_counts import jobs_by_project, merge_counts, queued_by_priority
 from server.database.pagination import Matches, PageQuery, newest_first
 from server.database.tables import FileRow, JobCountRow, JobRow
 from server.jobs.queries import JobQuery, matching_jobs
@@ -141,7 +141,9 @@ async def test_every_list_reads_its_pages_from_an_index(database: Database) -> N
             while True:
                 with recorded(session) as statements:
                     size = func.length(JobRow.id)
-                    rows, has_more = await newest_first(session, JobRow, matching_jobs("p", query), query, size=size)
+                    rows, has_more = await newest_first(
+                        session, JobRow, matching_jobs("p", query), query, project="p", size=size
+                    )
                 for statement, parameters in statements:
                     await require_index(session, statement, parameters)
                 found += [row.id for row in rows]
@@ -169,7 +171,9 @@ async def test_lists_of_files_read_their_pages_from_an_index(database: Database,
     query = query if sha256 is None else query.where(FileRow.sha256 == sha256)
     async with database.read() as session:
         with recorded(session) as statements:
-            await newest_first(session, FileRow, [Matches(query, FileRow.created_at, FileRow.id)], PageQuery())
+            await newest_first(
+                session, FileRow, [Matches(query, FileRow.created_at, FileRow.id)], PageQuery(), project="p"
+            )
         for statement, parameters in statements:
             await require_index(session, statement, parameters)
 
@@ -214,11 +218,14 @@ async def test_counts_agree_with_the_jobs_after_random_changes(database: Databas
         merges = [merge_counts(database, max_rows=0) for _ in range(2)]
         await asyncio.gather(*(change(start + offset) for offset in range(8)), *merges)
     async with database.read() as session:
-        by_status = dict((await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))).all())
+        rows = await session.execute(select(JobRow.status, func.count()).group_by(JobRow.status))
+        by_status = {("p", status): count for status, count in rows}
         queued = Counter(await session.scalars(select(JobRow.priority).where(JobRow.status == "queued")))
-        assert {status: count for status, count in (await jobs_by_status(session)).items() if count} == by_status
-        assert {priority: count for priority, count in (await queued_by_priority(session)).items() if count} == queued
+        assert {key: count for key, count in (await jobs_by_project(session)).items() if count} == by_status
+        assert {
+            priority: count for priority, count in (await queued_by_priority(session, "p")).items() if count
+        } == queued
     await merge_counts(database, max_rows=0)
     async with database.read() as session:
-        assert {status: count for status, count in (await jobs_by_status(session)).items() if count} == by_status
+        assert {key: count for key, count in (await jobs_by_project(session)).items() if count} == by_status
         assert (await session.scalar(select(func.count()).select_from(JobCountRow)) or 0) <= len(JobStatus) * 3

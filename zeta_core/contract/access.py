@@ -75,7 +75,11 @@ class KeyRotation(_RequestBody):
     """A request to replace the text of a key."""
 
     grace_seconds: int = Field(
-        default=0, ge=0, le=MAX_GRACE_SECONDS, description="for this time, the old text continues to work, too"
+        default=0,
+        ge=0,
+        le=MAX_GRACE_SECONDS,
+        strict=True,
+        description="for this time, the old text continues to work, too",
     )
 
 

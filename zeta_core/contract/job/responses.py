@@ -41,6 +41,12 @@ class DeviceReport(_Response):
     attempt: int | None = None
 
 
+class WorkerSlot(DeviceReport):
+    """A slot as the API shows it: the job of another project is not named."""
+
+    busy: bool = Field(default=False, description="whether a job occupies the slot, even if it is not shown")
+
+
 class Worker(_Response):
     """A machine that runs jobs: its slots (one per device), and the job in each slot."""
 
@@ -59,7 +65,7 @@ class Worker(_Response):
     memory_bytes: int
     cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
     labels: dict[str, str] = {}
-    slots: list[DeviceReport]
+    slots: list[WorkerSlot]
 
 
 class Page(_Response, Generic[ItemT]):

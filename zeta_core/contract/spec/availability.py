@@ -1,4 +1,4 @@
-"""Fields and routes of the contract that are not implemented yet; requests that use them are rejected.
+"""Fields of the contract that are not implemented yet; specs that use them are rejected.
 
 Remove an entry when its feature is implemented. The spec already contains every field, so nothing else changes then.
 """
@@ -9,14 +9,6 @@ from pydantic import BaseModel
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.validation import shown
-
-_ROUTES = {"/v1/keys": "use the admin's API key (ZETA_API_KEY), which is the only one"}
-
-
-def route_fault(method: str, path: str) -> str | None:
-    """A sentence for a route that is not available yet; ``None`` for a route that the contract doesn't contain."""
-    fix = next((fix for route, fix in _ROUTES.items() if path == route or path.startswith(f"{route}/")), None)
-    return None if fix is None else f"{method} {path} is not available yet; {fix}."
 
 
 def faults(options: BaseModel) -> list[ErrorDetail]:

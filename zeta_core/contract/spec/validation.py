@@ -27,6 +27,10 @@ _TYPE_DESCRIPTIONS = {
     "model_type": "an object",
     "model_attributes_type": "an object",
     "finite_number": "a finite number",
+    "datetime_type": "a time such as '2030-01-31T12:00:00Z'",
+    "datetime_parsing": "a time such as '2030-01-31T12:00:00Z'",
+    "datetime_from_date_parsing": "a time such as '2030-01-31T12:00:00Z'",
+    "timezone_aware": "a time with its offset, such as '2030-01-31T12:00:00Z'",
 }
 
 _LENGTH_DESCRIPTIONS = {

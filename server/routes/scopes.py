@@ -1,0 +1,68 @@
+"""The scope that each route requires: the only place that decides what a key may do.
+
+A route that is missing here requires ``admin``, and `tests/server/test_scopes.py` fails. HEAD requires the same as GET.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zeta_core.contract.access import Scope
+
+OPEN = frozenset({"GET /healthz", "GET /readyz"})  # no key
+
+SCOPES: Mapping[str, Scope] = {
+    "GET /v1/jobs": Scope.READ,
+    "POST /v1/jobs": Scope.SUBMIT,
+    "POST /v1/jobs/validate": Scope.SUBMIT,
+    "GET /v1/jobs/{job_id}": Scope.READ,
+    "DELETE /v1/jobs/{job_id}": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/cancel": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/pause": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/resume": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/rerun": Scope.SUBMIT,
+    "GET /v1/jobs/{job_id}/events": Scope.READ,
+    "GET /v1/jobs/{job_id}/logs": Scope.READ,
+    "GET /v1/jobs/{job_id}/metrics": Scope.READ,
+    "GET /v1/jobs/{job_id}/checkpoints": Scope.READ,
+    "GET /v1/jobs/{job_id}/checkpoints/{name}": Scope.READ,
+    "GET /v1/jobs/{job_id}/checkpoints/{name}/files/{path}": Scope.READ,
+    "GET /v1/jobs/{job_id}/checkpoints/{name}/archive": Scope.READ,
+    "GET /v1/files": Scope.READ,
+    "POST /v1/files": Scope.SUBMIT,
+    "GET /v1/files/{file_id}": Scope.READ,
+    "GET /v1/files/{file_id}/content": Scope.SUBMIT,  # training data may be confidential; checkpoints are the result
+    "DELETE /v1/files/{file_id}": Scope.SUBMIT,
+    "GET /v1/workers": Scope.READ,
+    "POST /v1/workers/{name}/drain": Scope.ADMIN,
+    "POST /v1/workers/{name}/undrain": Scope.ADMIN,
+    "GET /v1/keys": Scope.ADMIN,
+    "POST /v1/keys": Scope.ADMIN,
+    "GET /v1/keys/me": Scope.READ,
+    "GET /v1/keys/{key_id}": Scope.ADMIN,
+    "DELETE /v1/keys/{key_id}": Scope.ADMIN,
+    "POST /v1/keys/{key_id}/rotate": Scope.ADMIN,
+    "GET /v1/projects": Scope.READ,
+    "POST /v1/projects": Scope.ADMIN,
+    "GET /v1/projects/{project}": Scope.READ,
+    "DELETE /v1/projects/{project}": Scope.ADMIN,
+    "GET /v1/audit": Scope.ADMIN,
+    "GET /metrics": Scope.METRICS,
+    "GET /openai/v1/models": Scope.READ,
+    "GET /openai/v1/models/{model}": Scope.READ,
+    "DELETE /openai/v1/models/{model}": Scope.SUBMIT,
+}
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether the route needs no key. ``path`` is the route's template, such as ``/v1/jobs/{job_id}``."""
+    return _name(method, path) in OPEN
+
+
+def required_scope(method: str, path: str) -> Scope:
+    """The scope that a request to the route with this path template requires."""
+    return SCOPES.get(_name(method, path), Scope.ADMIN)
+
+
+def _name(method: str, path: str) -> str:
+    return f"{'GET' if method == 'HEAD' else method} {path}"

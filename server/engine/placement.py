@@ -1,138 +1,191 @@
-"""Chooses a worker for a job, or explains why the job waits. Uses only heartbeats, not the database."""
+"""Chooses a worker for a job, or explains why the job waits. Uses only heartbeats, not the database.
+
+A job that needs several slots of one worker would wait forever if every free slot went to a smaller job further back in
+the queue. So a waiting job of this size reserves the free slots of one worker (`reserve`), in the order of the queue.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import JsonValue
-
+from server.engine.candidate import Candidate, SlotGroup, Wait
 from server.engine.requirements import Requirements
 from zeta_core.contract.job.status import WaitingCode
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.wire.messages import TIME_LIMIT_VERSION, Heartbeat
+from zeta_core.contract.wire.messages import GPUS_VERSION, TIME_LIMIT_VERSION
 
 
 @dataclass(frozen=True)
-class Wait:
-    """The reason why a job can't be dispatched now."""
+class Placement:
+    """The worker and the slots that a job gets, and how many of the slots it uses as GPUs: all or none."""
 
-    code: WaitingCode
-    details: tuple[tuple[str, JsonValue], ...] = ()
-    message: str | None = None
-
-
-@dataclass
-class Candidate:
-    """A live worker in one scheduling pass: its free slots, and the reason why it accepts no jobs, if any."""
-
-    heartbeat: Heartbeat
-    free: list[int]
-    unavailable: Wait | None = None
-
-    def has_gpus(self) -> bool:
-        return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
-
-    def gpus_for(self, resources: Resources) -> int:
-        """The number of GPUs that the job gets on this worker; unset means one if the worker has GPUs."""
-        return resources.gpus if resources.gpus is not None else int(self.has_gpus())
-
-    def slots_for(self, resources: Resources) -> int | None:
-        """The number of slots that the job needs on this worker; ``None`` if it can never run here."""
-        gpus = self.gpus_for(resources)
-        if gpus and not self.has_gpus():
-            return None
-        needed = max(1, gpus)
-        return needed if needed <= len(self.heartbeat.slots) else None
-
-    def slots_of_kind(self, device_kind: str | None, resources: Resources) -> list[int]:
-        """The slots with this device kind, including busy ones."""
-        if device_kind is None:
-            return []
-        gpus = self.gpus_for(resources)
-        return [
-            slot.slot
-            for slot in self.heartbeat.slots
-            if (slot.device_kind if gpus else self.heartbeat.cpu_kind) == device_kind
-        ]
-
-    def reports_kinds(self) -> bool:
-        return self.heartbeat.cpu_kind is not None
+    candidate: Candidate
+    slots: list[int]
+    gpus: int
 
 
-def choose(candidates: Sequence[Candidate], needs: Requirements) -> tuple[Candidate, list[int]] | Wait:
+@dataclass(frozen=True)
+class _Option:
+    """A worker that is large enough for the job, with the slots that suit it."""
+
+    candidate: Candidate
+    group: SlotGroup
+
+    @property
+    def free(self) -> list[int]:
+        return self.group.free(self.candidate.free)
+
+    @property
+    def num_missing(self) -> int:
+        """The number of slots that must become free before the job can start."""
+        return self.group.needed - len(self.free)
+
+
+def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | Wait:
     """The best worker for a job and the slots to use, or the reason why the job waits.
 
     Free slots of ``needs.device_kind`` are preferred; among equals, the worker with the most free slots wins.
     ``resources.exact`` rules out every other kind.
     """
-    resources, threads, device_kind = needs.resources, needs.threads, needs.device_kind
+    options = _available_options(candidates, needs)
+    if isinstance(options, Wait):
+        return options
+    fitting = [option for option in options if option.num_missing <= 0]
+    if fitting:
+        best = max(
+            fitting, key=lambda one: (_has_kind(one.group, needs.device_kind), len(one.candidate.free), len(one.free))
+        )
+        return Placement(best.candidate, best.free[: best.group.needed], best.group.gpus)
+    return _wait_for_slots(candidates, options, needs)
+
+
+def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
+    """Reserve slots for a waiting job that needs several; returns whether free slots are now held back.
+
+    They are the free slots of the worker that lacks the fewest. It isn't reserved yet, so each worker is reserved for
+    one job at most.
+    """
+    options = _available_options(candidates, needs)
+    if isinstance(options, Wait):
+        return False
+    wide = [option for option in options if option.group.needed > 1 and not option.candidate.is_reserved]
+    if not wide:
+        return False
+    best = min(wide, key=lambda option: (option.num_missing, option.candidate.heartbeat.worker))
+    slots = best.free
+    best.candidate.reserve(slots)
+    return bool(slots)
+
+
+def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> list[_Option] | Wait:
+    """The workers on which the job could start now or later, or the reason why there is none."""
+    resources, device_kind = needs.resources, needs.device_kind
     if not candidates:
         return Wait(WaitingCode.NO_WORKER)
-    capable = [
-        (candidate, needed) for candidate in candidates if (needed := candidate.slots_for(resources)) is not None
-    ]
-    if not capable:
-        return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus),))
-    capable = [(candidate, needed) for candidate, needed in capable if candidate.heartbeat.cores >= threads]
-    if not capable:
+    suitable = [_Option(candidate, group) for candidate in candidates for group in candidate.groups(resources)]
+    options = [option for option in suitable if option.group.is_large_enough]
+    if not options:
+        return _never_fits(candidates, suitable, resources)
+    options = [option for option in options if option.candidate.heartbeat.cores >= needs.threads]
+    if not options:
         message = (
-            f"The job started with {threads} threads, which its exact results depend on, and no connected worker has "
-            "that many cores; connect one that does."
+            f"The job started with {needs.threads} threads, which its exact results depend on, and no connected worker "
+            "has that many cores; connect one that does."
         )
-        return Wait(WaitingCode.NEVER_FITS, (("threads", threads),), message)
-    if needs.timed:
-        capable = [
-            (candidate, needed)
-            for candidate, needed in capable
-            if candidate.heartbeat.contract_version >= TIME_LIMIT_VERSION
-        ]
-        if not capable:
-            return Wait(WaitingCode.WORKER_TOO_OLD)
-    other_kinds_are_free = False
+        return Wait(WaitingCode.NEVER_FITS, (("threads", needs.threads),), message)
+    options = [option for option in options if option.candidate.heartbeat.contract_version >= _version(option, needs)]
+    if not options:
+        return Wait(WaitingCode.WORKER_TOO_OLD)
     if resources.exact:
-        exact = [
-            (candidate, needed)
-            for candidate, needed in capable
-            if _is_exact_on(candidate, needed, resources, device_kind)
-        ]
+        exact = [option for option in options if _is_exact(option, device_kind)]
         if not exact:
-            return _no_worker_of_kind(capable, device_kind)
-        other_kinds_are_free = any(candidate.free for candidate, _ in capable)
-        capable = exact
-    unavailable = [candidate.unavailable for candidate, _ in capable if candidate.unavailable is not None]
-    if len(unavailable) == len(capable):
-        return unavailable[0]
-    capable = [(candidate, needed) for candidate, needed in capable if candidate.unavailable is None]
-    fitting: list[tuple[bool, Candidate, list[int]]] = []
-    for candidate, needed in capable:
-        matching = [slot for slot in candidate.slots_of_kind(device_kind, resources) if slot in candidate.free]
-        if len(matching) >= needed:
-            fitting.append((True, candidate, matching[:needed]))
-        elif len(candidate.free) >= needed and not (resources.exact and device_kind is not None):
-            fitting.append((False, candidate, candidate.free[:needed]))
-    if fitting:
-        _, candidate, slots = max(fitting, key=lambda option: (option[0], len(option[1].free)))
-        return candidate, slots
-    if other_kinds_are_free and device_kind is not None:
-        return _wait_for_kind(WaitingCode.RESOURCES, device_kind, "all such workers are busy")
-    if any(candidate.free for candidate, _ in capable):
-        return Wait(WaitingCode.RESOURCES, (("gpus", resources.gpus),))
-    return Wait(WaitingCode.WORKERS_BUSY)
+            return _no_worker_of_kind(options, device_kind)
+        options = exact
+    available = [option for option in options if option.candidate.unavailable is None]
+    unavailable = [option.candidate.unavailable for option in options if option.candidate.unavailable is not None]
+    return available or unavailable[0]
 
 
-def _is_exact_on(candidate: Candidate, needed: int, resources: Resources, device_kind: str | None) -> bool:
-    """Whether a job with ``resources.exact`` may run on this worker.
-
-    Its first attempt may run on any worker that reports device kinds.
-    """
-    if device_kind is None:
-        return candidate.reports_kinds()
-    return len(candidate.slots_of_kind(device_kind, resources)) >= needed
+def _version(option: _Option, needs: Requirements) -> int:
+    """The oldest version of a worker that can run the job."""
+    version = TIME_LIMIT_VERSION if needs.timed else 0
+    return max(version, GPUS_VERSION if option.group.gpus > 1 else 0)
 
 
-def _no_worker_of_kind(capable: Sequence[tuple[Candidate, int]], device_kind: str | None) -> Wait:
-    if device_kind is None or not any(candidate.reports_kinds() for candidate, _ in capable):
+def _has_kind(group: SlotGroup, device_kind: str | None) -> bool:
+    return device_kind is not None and group.device_kind == device_kind
+
+
+def _is_exact(option: _Option, device_kind: str | None) -> bool:
+    """Whether a job with ``resources.exact`` may run there. Its first attempt may, if the worker reports its kinds."""
+    return option.candidate.reports_kinds() if device_kind is None else _has_kind(option.group, device_kind)
+
+
+# --- Why a job waits --------------------------------------------------------------------------------------------------
+
+
+def _wait_for_slots(candidates: Sequence[Candidate], options: Sequence[_Option], needs: Requirements) -> Wait:
+    """The reason if all suitable workers lack free slots now."""
+    if needs.resources.exact and needs.device_kind is not None and any(candidate.free for candidate in candidates):
+        return _wait_for_kind(WaitingCode.RESOURCES, needs.device_kind, "all such workers are busy")
+    best = min(options, key=lambda option: option.num_missing)
+    problems = {
+        f"{option.candidate.heartbeat.worker}/{device}": problem
+        for option in options
+        for device, problem in option.group.problems.items()
+    }
+    if not best.free and not problems:
+        return _all_busy(options)
+    needed, unit = best.group.needed, _unit(best.group)
+    worker, num_free = best.candidate.heartbeat.worker, len(best.free)
+    message = (
+        f"The job needs {_count(needed, f'free {unit}')} on one worker, and at most {num_free} "
+        f"{'is' if num_free == 1 else 'are'} free now (on {worker!r}); it starts when more are free."
+    )
+    if problems:
+        message += " Not assigned: " + " ".join(f"{device}: {problem}" for device, problem in problems.items())
+    details = ((f"{unit}s".lower(), needed), ("free", num_free), ("worker", worker))
+    return Wait(WaitingCode.RESOURCES, details, message)
+
+
+def _all_busy(options: Sequence[_Option]) -> Wait:
+    num_reserved = sum(option.candidate.num_reserved for option in options)
+    if not num_reserved:
+        return Wait(WaitingCode.WORKERS_BUSY)
+    message = (
+        f"{_count(num_reserved, 'free slot')} {'is' if num_reserved == 1 else 'are'} reserved for jobs ahead in the "
+        "queue that need several slots of one worker; all others are in use. The job starts when more are free."
+    )
+    return Wait(WaitingCode.WORKERS_BUSY, (("reserved", num_reserved),), message)
+
+
+def _never_fits(candidates: Sequence[Candidate], suitable: Sequence[_Option], resources: Resources) -> Wait:
+    """The reason if no connected worker has enough suitable slots, with the number on the largest one."""
+    if not any(candidate.has_labels(resources) for candidate in candidates):
+        labels = ", ".join(f"{name}={value}" for name, value in resources.labels.items())
+        message = f"No connected worker has the labels {labels}; connect one, or change resources.labels."
+        return Wait(WaitingCode.NEVER_FITS, (("labels", labels),), message)
+    needed = resources.gpus if isinstance(resources.gpus, int) else resources.processes or 1
+    kind = [] if resources.gpu_model is None else [f"of the model {resources.gpu_model!r}"]
+    if resources.min_gpu_memory is not None:
+        kind.append(f"with at least {resources.min_gpu_memory.human_readable(decimal=True)} of memory")
+    request = f"The job needs {' '.join([_count(needed, 'GPU'), *kind])} on one worker"
+    best = max(suitable, key=lambda option: len(option.group.slots), default=None)
+    if best is None:
+        details = (("gpus", resources.gpus), ("largest", 0))
+        message = f"{request}, and no connected worker has such a GPU; connect one that does."
+        return Wait(WaitingCode.NEVER_FITS, details, message)
+    largest, worker = len(best.group.slots), best.candidate.heartbeat.worker
+    message = (
+        f"{request}, and the largest connected worker, {worker!r}, has {largest}; request at most {largest}, or "
+        "connect a larger worker."
+    )
+    return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus), ("largest", largest)), message)
+
+
+def _no_worker_of_kind(options: Sequence[_Option], device_kind: str | None) -> Wait:
+    if device_kind is None or not any(option.candidate.reports_kinds() for option in options):
         return Wait(WaitingCode.WORKER_TOO_OLD)
     return _wait_for_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has this kind")
 
@@ -143,3 +196,11 @@ def _wait_for_kind(code: WaitingCode, device_kind: str, reason: str) -> Wait:
         "To continue on another kind, rerun the job from its newest checkpoint with resources.exact=false."
     )
     return Wait(code, (("device_kind", device_kind),), message)
+
+
+def _unit(group: SlotGroup) -> str:
+    return "GPU" if group.gpus else "slot"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

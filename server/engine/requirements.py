@@ -62,14 +62,17 @@ def requirements(
 def _fixed_resources(
     attempt: int, requested: Resources, resolved: Mapping[str, Any] | None, device_kind: str | None
 ) -> Resources:
-    """The requested resources; once a job has started, its choice between GPU and CPU is fixed.
+    """The requested resources; once a job has started, its number of GPUs, or its choice of a CPU, is fixed.
 
-    Exact results depend on that choice. For the same reason it is fixed for a job with ``resources.exact`` that resumes
+    Exact results depend on that number. For the same reason it is fixed for a job with ``resources.exact`` that resumes
     another job's checkpoint.
     """
-    if requested.gpus is not None:
+    if isinstance(requested.gpus, int):
         return requested
     if not attempt:
-        kind = device_kind if requested.exact else None
-        return requested if kind is None else requested.model_copy(update={"gpus": int(not kind.startswith("cpu:"))})
+        kind = device_kind if requested.exact and requested.gpus is None else None
+        if kind is None:
+            return requested
+        gpus = 0 if kind.startswith("cpu:") else requested.processes or 1
+        return requested.model_copy(update={"gpus": gpus})
     return requested.model_copy(update={"gpus": (resolved or {}).get("gpus")})

@@ -26,10 +26,11 @@ from server.database.connections import Database
 from server.database.draining import drained_workers
 from server.database.tables import JobRow
 from server.database.transitions import lock_job
+from server.engine.candidate import Candidate, Wait
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
-from server.engine.placement import Candidate, Wait, choose
+from server.engine.placement import Placement, choose, reserve
 from server.engine.requirements import Requirements, requirements, requirements_of
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
@@ -161,20 +162,20 @@ class Scheduler:
                 return
             needs = _requirements(row)
             choice = known_waits.get(needs) or choose(candidates, needs)
+            is_full = self._is_full(running[row.project])
             if isinstance(choice, Wait):
                 known_waits[needs] = choice
                 waits.append((row, choice))
+                if not is_full and reserve(candidates, needs):
+                    known_waits.clear()
                 return
-            if self._is_full(running[row.project]):
+            if is_full:
                 waits.append((row, Wait(WaitingCode.QUOTA, (("limit", self._project_max_running),))))
                 return
-            candidate, slots = choice
             running[row.project] += 1
             known_waits.clear()
-            candidate.free = [slot for slot in candidate.free if slot not in slots]
-            await self._dispatch(
-                row.id, row.attempt, candidate.heartbeat, slots, gpus=candidate.gpus_for(needs.resources)
-            )
+            choice.candidate.take(choice.slots)
+            await self._dispatch(row.id, row.attempt, choice)
 
         failure = await try_each(page, consider)
         await self._explain(waits)
@@ -207,8 +208,9 @@ class Scheduler:
             job.worker, job.slots, job.dispatched_at, job.waiting_reason = None, None, None, None
             return True
 
-    async def _dispatch(self, job_id: str, attempt: int, beat: Heartbeat, slots: list[int], *, gpus: int) -> None:
+    async def _dispatch(self, job_id: str, attempt: int, placement: Placement) -> None:
         """Commit the dispatch, then send it. Do nothing if another server has dispatched the job meanwhile."""
+        beat, slots = placement.candidate.heartbeat, placement.slots
         async with self._database.write() as session:
             if not self._database.is_sqlite:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEDULING_LOCK})
@@ -221,7 +223,8 @@ class Scheduler:
             now = utc_now()
             job.worker, job.slots, job.dispatched_at = beat.worker, list(slots), now
             job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
-            resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": gpus})
+            resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": placement.gpus})
+            assert resources.num_processes is not None, "the number of GPUs is known"
             granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
             job.resolved_spec = job.resolved_spec.updated(granted)
             message = Dispatch(
@@ -322,8 +325,8 @@ def _has_free_slot(candidates: Sequence[Candidate]) -> bool:
 def _situation_of(candidate: Candidate) -> object:
     """Everything about a worker that waiting reasons depend on."""
     beat = candidate.heartbeat
-    kinds = [(slot.kind, slot.device_kind) for slot in beat.slots]
-    return beat.worker, beat.contract_version, beat.cores, beat.cpu_kind, kinds, candidate.free, candidate.unavailable
+    machine = beat.contract_version, beat.cores, beat.cpu_kind, beat.labels, beat.slots
+    return beat.worker, *machine, candidate.free, candidate.unavailable
 
 
 def _requirements(row: Queued) -> Requirements:
@@ -365,11 +368,11 @@ async def _read_load(session: AsyncSession) -> _Load:
 def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
     """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
 
-    ``resources.exact`` is removed: only the scheduler uses it, and older workers reject unknown fields.
+    Only the scheduler uses the other fields of ``resources``, and older workers reject unknown fields.
     """
     resolved = job.resolved_spec
     assert resolved.resources is not None
-    resources = {name: value for name, value in resolved.resources.model_dump().items() if name != "exact"}
+    resources = {name: getattr(resolved.resources, name) for name in ("gpus", "nodes", "processes")}
     spec = {**job.spec, "resources": resources}
     return spec if resolved.job_model is None else {**spec, "model": resolved.model}
 

@@ -17,8 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, JobRow
+from server.engine.candidate import Candidate
 from server.engine.engine import Engine
-from server.engine.placement import Candidate
 from zeta_core.contract.job.estimate import Seconds
 from zeta_core.contract.job.memory import MeasuredMemory
 from zeta_core.contract.job.status import JobStatus
@@ -26,6 +26,7 @@ from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
+from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import Heartbeat
 
 NEWEST_JOBS = 200  # number of successful jobs that are searched
@@ -71,9 +72,13 @@ async def find_earlier(
 ) -> tuple[EarlierJob, str] | str:
     """The job and the name of its device, or why there is none; ``resolved`` is the spec as far as it is known."""
     beats = {beat.worker: beat for beat in engine.workers()}
-    candidates = [Candidate(beat, []) for beat in beats.values() if engine.is_alive(beat.worker) and not beat.stopping]
-    capable = [candidate for candidate in candidates if candidate.slots_for(spec.resources) is not None]
-    available = {_device(candidate.heartbeat, candidate.gpus_for(spec.resources)) for candidate in capable}
+    capable = [
+        (candidate.heartbeat, group)
+        for candidate in _candidates(engine)
+        for group in candidate.groups(spec.resources)
+        if group.is_large_enough
+    ]
+    available = {_device(beat, group.needed, on_gpus=group.gpus > 0) for beat, group in capable}
     if not available:
         return _NO_DEVICE
     requested = resolve(spec)
@@ -84,19 +89,35 @@ async def find_earlier(
     for job_id, worker in await session.execute(attempts):
         workers[job_id].add(worker)
     for job in sorted(comparable, key=lambda job: job.seconds, reverse=True):
-        gpus = int((job.resolved.device or "").startswith("cuda"))
-        devices = {_device(beats[name], gpus) if name in beats else None for name in workers[job.id]}
+        on_gpus, resources = (job.resolved.device or "").startswith("cuda"), job.resolved.resources
+        num_slots = (resources and resources.num_processes) or 1
+        devices = {
+            _device(beats[name], num_slots, on_gpus=on_gpus) if name in beats else None for name in workers[job.id]
+        }
         device = devices.pop() if len(devices) == 1 else None
         if device is not None and device in available:
             return job, device
     return _NO_JOB.format(" or ".join(sorted(available)))
 
 
-def _device(beat: Heartbeat, gpus: int) -> str:
+def resources_on_a_worker(engine: Engine, resources: Resources) -> Resources:
+    """The resources with the number of GPUs that ``gpus="all"`` means on the largest connected worker."""
+    if resources.gpus != "all":
+        return resources
+    groups = [group for candidate in _candidates(engine) for group in candidate.groups(resources)]
+    return resources.model_copy(update={"gpus": max((group.gpus for group in groups), default=1)})
+
+
+def _candidates(engine: Engine) -> list[Candidate]:
+    return [Candidate(beat, []) for beat in engine.workers() if engine.is_alive(beat.worker) and not beat.stopping]
+
+
+def _device(beat: Heartbeat, num_slots: int, *, on_gpus: bool) -> str:
     """The kind of device that a job gets on this worker: its GPUs by name, or its share of the cores."""
-    if gpus:
+    if on_gpus:
         return ", ".join(sorted({slot.name for slot in beat.slots if slot.kind == "cuda"}))
-    cores = max(1, beat.cores // max(1, len(beat.slots)))
+    num_shares = max(1, len(beat.slots))
+    cores = max(1, beat.cores * min(num_slots, num_shares) // num_shares)
     return f"{cores} CPU core{'s' if cores > 1 else ''}"
 
 
@@ -131,8 +152,8 @@ def _has_same_workload(requested: ResolvedSpec, resolved: ResolvedSpec, job: Ear
         now, then = _speed_part(name, resolved), _speed_part(name, job.resolved)
         if _speed_part(name, requested) != _speed_part(name, job.requested) and (now is None or now != then):
             return False
-    now, then = (options.resources and options.resources.num_processes for options in (requested, job.requested))
-    return now == then
+    now, then = requested.resources, job.resolved.resources or job.requested.resources
+    return (now and now.num_processes) == (then and then.num_processes)
 
 
 def _speed_part(name: str, options: ResolvedSpec) -> Any:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import JobRow
-from server.estimates.earlier_jobs import find_earlier
+from server.estimates.earlier_jobs import find_earlier, resources_on_a_worker
 from server.estimates.parameter_counts import count_parameters
 from server.estimates.sequence_counts import count_steps, default_global_batch, find_sequence_count, is_fixed
 from server.service import Service
@@ -66,12 +66,13 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
     async with service.database.read() as session:
         accepted = await accept(session, service, caller, spec)
         count = await _count_parameters(session, accepted.spec)
-    spec, resolved = accepted.spec, accepted.resolved_spec
+    resources = resources_on_a_worker(service.engine, accepted.spec.resources)
+    spec, resolved = accepted.spec.model_copy(update={"resources": resources}), accepted.resolved_spec
     estimate = _without_worker(spec, resolved, count)
     request = {**body, "model": resolved.model} if isinstance(spec.model, JobModel) else body
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
     reuse = all(is_fixed(source) for source in sources)
-    answer = await service.engine.spec_checks.request(request, resolved, spec.resources.num_processes, reuse=reuse)
+    answer = await service.engine.spec_checks.request(request, resolved, resources.num_processes or 1, reuse=reuse)
     if isinstance(answer, str):
         pending = {name: f"{reason} {answer}" for name, reason in estimate.pending.items()}
         estimate = estimate.model_copy(update={"pending": pending})

@@ -61,7 +61,7 @@ def count_steps(num_sequences: int, epochs: float, global_batch_size: int) -> tu
 
 def default_global_batch(num_sequences: int, spec: JobSpec) -> int:
     """The default global batch, as `zeta_core.plan.decide_plan` chooses it, if ``batch_size`` is unset."""
-    processes, accumulate = spec.resources.num_processes, spec.gradient_accumulate_every
+    processes, accumulate = spec.resources.num_processes or 1, spec.gradient_accumulate_every
     batch = global_batch(num_sequences, processes, from_scratch=is_from_scratch(spec.model))
     return batch if accumulate is None else split_micro_batch(batch, accumulate, processes) * accumulate * processes
 

@@ -102,12 +102,12 @@ def _changed_global_batch(spec: JobSpec, resolved: ResolvedSpec) -> Iterator[tup
     """
     requested = resolve(spec)
     batch_size, accumulate = requested.batch_size, requested.gradient_accumulate_every
-    then = resolved.first_world_size or (None if resolved.resources is None else resolved.resources.processes)
-    processes = spec.resources.processes
-    if batch_size is None or accumulate is None or (processes or 1) != (then or 1):
+    then = resolved.first_world_size or (None if resolved.resources is None else resolved.resources.num_processes)
+    processes = spec.resources.num_processes
+    if batch_size is None or accumulate is None or processes is None or processes != (then or 1):
         return
-    now = batch_size * accumulate * (processes or 1)
+    now = batch_size * accumulate * processes
     global_batch = resolved.global_batch_size
     if global_batch is not None and now != global_batch:
-        product = f"{batch_size} x {accumulate} x {processes or 1} = {now} sequences"
+        product = f"{batch_size} x {accumulate} x {processes} = {now} sequences"
         yield "batch_size", product, f"{global_batch} sequences"

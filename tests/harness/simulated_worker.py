@@ -1,6 +1,6 @@
 """A simulated worker: the test sends the worker's side of the protocol over real Redis, message by message."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import redis
@@ -155,8 +155,16 @@ def signed_heartbeat(
     incarnation: str = "first",
     contract_version: int = CONTRACT_VERSION,
     device_kind: str | None = "cpu:simulated",
+    name: str | None = None,
+    memory_bytes: int = 1,
+    labels: Mapping[str, str] | None = None,
+    devices: Sequence[str | None] = (),
+    problems: Mapping[int, str] | None = None,
 ) -> str:
-    """The signed heartbeat that a worker writes into its field of the hash."""
+    """The signed heartbeat that a worker writes into its field of the hash.
+
+    ``devices`` are those of the slots, ``None`` for the remaining ones; ``problems`` are by slot.
+    """
     listed = [*running, *[(None, None)] * (slots - len(running))]
     heartbeat = Heartbeat(
         worker=worker,
@@ -171,13 +179,16 @@ def signed_heartbeat(
         disk_low=disk_low,
         contract_version=contract_version,
         cpu_kind=device_kind,
+        labels=dict(labels or {}),
         slots=[
             DeviceReport(
                 slot=slot,
                 kind=kind,
-                name=kind,
-                memory_bytes=1,
+                name=name or kind,
+                memory_bytes=memory_bytes,
                 device_kind=device_kind,
+                device=devices[slot] if slot < len(devices) else None,
+                problem=(problems or {}).get(slot),
                 job_id=job_id,
                 attempt=attempt,
             )

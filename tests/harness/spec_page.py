@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from zeta_core.contract.spec import sources
@@ -93,7 +93,9 @@ def _names(annotation: Any) -> list[str]:
         return [f"list ({', '.join(_names(arguments[0]))})"]
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return ["object"]
-    return {bool: ["true or false"], int: ["integer"], float: ["number"], str: ["text"]}[annotation]
+    return {bool: ["true or false"], int: ["integer"], float: ["number"], str: ["text"], ByteSize: ["integer or text"]}[
+        annotation
+    ]
 
 
 def _default(field: FieldInfo) -> str:

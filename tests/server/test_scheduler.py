@@ -237,7 +237,7 @@ def test_a_started_job_keeps_its_choice_of_gpu_or_cpu(fleet: SmallFleet) -> None
     decided = [(message.job_id, message.spec["resources"]) for message in stepped.sent]
     one, none = ({"gpus": gpus, "nodes": 1, "processes": None} for gpus in (1, 0))
     assert dict(decided) == {on_gpu: one, on_cpu: none}  # the latter on the box's CPU
-    assert fleet.job(on_cpu).resolved_spec["resources"] == {**none, "exact": False}
+    assert none.items() <= fleet.job(on_cpu).resolved_spec["resources"].items()
 
 
 def test_a_started_job_waits_for_enough_cores(fleet: SmallFleet) -> None:

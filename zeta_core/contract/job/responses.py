@@ -30,13 +30,19 @@ class StoredFile(_Response):
 
 
 class DeviceReport(_Response):
-    """One slot of a worker: a GPU, or the CPU of a host that has none."""
+    """One slot of a worker: a GPU (or an instance of one, with MIG), or a share of the CPU of a host without GPUs.
+
+    Slots with the same ``device`` share a GPU.
+    """
 
     slot: int
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
     device_kind: str | None = None  # see `device_kind`; older workers don't report it
+    device: str | None = Field(default=None, description="the GPU's number or UUID, as in CUDA_VISIBLE_DEVICES")
+    is_mig: bool = Field(default=False, description="it is a MIG instance, which can't be combined with other GPUs")
+    problem: str | None = Field(default=None, description="why the GPU is not assigned to jobs now")
     job_id: str | None = None
     attempt: int | None = None
 

@@ -15,10 +15,9 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
     """One detail (code ``not_available_yet``) for every value that is not supported yet."""
     details: list[ErrorDetail] = []
     resources = getattr(options, "resources", None)
-    for name in ("nodes", "gpus"):
-        value = getattr(resources, name, None)
-        if value is not None and value > 1:
-            details.append(_detail(f"resources.{name}", value, "use 1"))
+    nodes = getattr(resources, "nodes", 1)
+    if nodes > 1:
+        details.append(_detail("resources.nodes", nodes, "use 1"))
     return details
 
 

@@ -101,14 +101,17 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     from_scratch = is_from_scratch(spec.model)
     pack = False if spec.method == "dpo" else True if from_scratch and spec.pack is None else spec.pack
     processes = spec.resources.num_processes
-    default_batch = global_batch(None, processes, from_scratch=True) if from_scratch else None
-    if default_batch is not None and batch_size is None and accumulate is not None:
+    default_batch = global_batch(None, processes, from_scratch=True) if from_scratch and processes else None
+    if processes and default_batch is not None and batch_size is None and accumulate is not None:
         batch_size = split_micro_batch(default_batch, accumulate, processes)
+    global_batch_size = default_batch
+    if batch_size and accumulate:
+        global_batch_size = batch_size * accumulate * processes if processes else None
     decided = {
         **spec.model_dump(mode="json"),
         "batch_size": batch_size,
         "gradient_accumulate_every": accumulate,
-        "global_batch_size": batch_size * accumulate * processes if batch_size and accumulate else default_batch,
+        "global_batch_size": global_batch_size,
         "learning_rate": learning_rate(spec, from_scratch=from_scratch),
         "epochs": epochs(spec, from_scratch=from_scratch),
         "seq_len": seq_len(spec, context_limit(spec.model)),

@@ -21,6 +21,7 @@ from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import fault_in_a_job
 from zeta_core.contract.spec.options import OptionFields
 from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.resources import faults as resource_faults
 from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
 
@@ -73,6 +74,7 @@ class JobSpec(TrainerOptions):
 
     def _job_faults(self) -> Iterator[ErrorDetail]:
         """Values that a Trainer accepts and a job does not."""
+        yield from resource_faults(self.resources)
         if self.resume_from_checkpoint is not None:
             job_id, _, name = self.resume_from_checkpoint.partition("/")
             if not is_id(job_id, "job") or (name and not NAME_PATTERN.match(name)):

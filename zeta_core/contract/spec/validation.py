@@ -31,6 +31,8 @@ _TYPE_DESCRIPTIONS = {
     "datetime_parsing": "a time such as '2030-01-31T12:00:00Z'",
     "datetime_from_date_parsing": "a time such as '2030-01-31T12:00:00Z'",
     "timezone_aware": "a time with its offset, such as '2030-01-31T12:00:00Z'",
+    "byte_size": "a number of bytes, or text such as '80GB'",
+    "byte_size_unit": "a number of bytes, or text such as '80GB'",
 }
 
 _LENGTH_DESCRIPTIONS = {

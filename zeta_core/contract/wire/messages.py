@@ -32,9 +32,10 @@ from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
+GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"

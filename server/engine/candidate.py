@@ -1,0 +1,128 @@
+"""A live worker in a scheduling pass: which of its slots suit a job, and how many the job needs there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from zeta_core.contract.job.responses import DeviceReport
+from zeta_core.contract.job.status import WaitingCode
+from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.wire.messages import Heartbeat
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The reason why a job can't be dispatched now."""
+
+    code: WaitingCode
+    details: tuple[tuple[str, JsonValue], ...] = ()
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class SlotGroup:
+    """Equal slots of a worker that suit a job, busy ones included: GPUs of one model, or shares of its CPU.
+
+    Each GPU is in it once: of several slots that share a GPU, a free one represents it. ``needed`` is the number of
+    slots that the job takes.
+    """
+
+    device_kind: str | None
+    slots: tuple[DeviceReport, ...]
+    needed: int
+    gpus: int  # the GPUs among the needed slots: all or none
+
+    @property
+    def is_large_enough(self) -> bool:
+        return len(self.slots) >= self.needed
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why GPUs of this group are not assigned, by the device."""
+        return {slot.device or str(slot.slot): slot.problem for slot in self.slots if slot.problem is not None}
+
+    def free(self, free: Sequence[int]) -> list[int]:
+        """The slots among ``free`` that can be assigned."""
+        return [slot.slot for slot in self.slots if slot.slot in free and slot.problem is None]
+
+
+@dataclass
+class Candidate:
+    """A live worker in one scheduling pass.
+
+    ``free`` are the slots that no job uses, without the ``num_reserved`` that are held back for a job ahead in the
+    queue. ``unavailable`` is the reason why the worker accepts no jobs, if any.
+    """
+
+    heartbeat: Heartbeat
+    free: list[int]
+    unavailable: Wait | None = None
+    is_reserved: bool = False  # for a job that needs several slots, even if none is free yet
+    num_reserved: int = 0
+
+    def has_gpus(self) -> bool:
+        return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
+
+    def has_labels(self, resources: Resources) -> bool:
+        return resources.labels.items() <= self.heartbeat.labels.items()
+
+    def groups(self, resources: Resources) -> list[SlotGroup]:
+        """The groups of slots that suit the job, whether or not they are large enough for it."""
+        if not self.has_labels(resources):
+            return []
+        if resources.gpus == 0 or not (resources.requires_gpus or self.has_gpus()):
+            slots = tuple(self.heartbeat.slots)
+            return [SlotGroup(self.heartbeat.cpu_kind, slots, min(resources.processes or 1, len(slots)), 0)]
+        by_kind: dict[tuple[str, str | None], list[DeviceReport]] = {}
+        for slot in self._gpu_slots(resources):
+            by_kind.setdefault((slot.name, slot.device_kind), []).append(slot)
+        groups = [self._gpu_group(kind, slots, resources) for (_, kind), slots in by_kind.items()]
+        if resources.gpus == "all":
+            groups = sorted(groups, key=lambda group: group.needed)[-1:]
+        return groups
+
+    def _gpu_group(self, kind: str | None, slots: Sequence[DeviceReport], resources: Resources) -> SlotGroup:
+        distinct = self._one_per_gpu(slots)
+        needed = resources.gpus
+        if needed is None:
+            needed = resources.processes or 1
+        elif needed == "all":  # of those that can be assigned; a job waits if there is none
+            needed = max(1, sum(slot.problem is None for slot in distinct))
+        return SlotGroup(kind, distinct, needed, needed)
+
+    def _gpu_slots(self, resources: Resources) -> Iterable[DeviceReport]:
+        several = resources.gpus == "all" or max(resources.gpus or 0, resources.processes or 0) > 1
+        for slot in self.heartbeat.slots:
+            is_model = resources.gpu_model is None or _names(resources.gpu_model) <= _names(slot.name)
+            is_large = slot.memory_bytes >= (resources.min_gpu_memory or 0)
+            if slot.kind == "cuda" and is_model and is_large and not (several and slot.is_mig):
+                yield slot
+
+    def _one_per_gpu(self, slots: Sequence[DeviceReport]) -> tuple[DeviceReport, ...]:
+        """One slot for each GPU, a free one if there is one."""
+        by_device: dict[str, DeviceReport] = {}
+        for slot in slots:
+            device = slot.device or f"slot {slot.slot}"  # older workers don't report devices
+            if device not in by_device or (by_device[device].slot not in self.free and slot.slot in self.free):
+                by_device[device] = slot
+        return tuple(by_device.values())
+
+    def reports_kinds(self) -> bool:
+        return self.heartbeat.cpu_kind is not None
+
+    def take(self, slots: Sequence[int]) -> None:
+        self.free = [slot for slot in self.free if slot not in slots]
+
+    def reserve(self, slots: Sequence[int]) -> None:
+        """Hold back these free slots, so that jobs further back in the queue don't get them."""
+        self.take(slots)
+        self.is_reserved, self.num_reserved = True, len(slots)
+
+
+def _names(text: str) -> frozenset[str]:
+    """The words of a GPU's name: ``A100`` is a word of ``NVIDIA A100-SXM4-80GB``, and ``A10`` is not."""
+    return frozenset(word for word in re.split(r"[^0-9a-z.]+", text.lower()) if word)

@@ -26,6 +26,7 @@ from worker.attempt.resources import WorkerResources
 from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import find_slots
 from worker.machine.disk import DiskSpace
+from worker.machine.gpu_health import GpuHealth
 from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, WorkerState
 from worker.messaging.link import RedisLink
@@ -65,7 +66,8 @@ class Supervisor:
             min_free_bytes=settings.disk_min_free_bytes,
             executor=self._executor,
         )
-        self._attempts = Attempts(resources, slots, self._disk, self._link.post)
+        self._gpu_health = GpuHealth([slot.gpu for slot in slots if slot.gpu is not None], self._executor)
+        self._attempts = Attempts(resources, slots, self._disk, self._gpu_health, self._link.post)
         self._checks = SpecCheckRunner(
             settings, command, slots, lambda result: self._link.post(("check", result.check_id), result)
         )
@@ -77,6 +79,7 @@ class Supervisor:
         steps = {
             "message handling": self._handle_messages,
             "disk check": self._disk.step,
+            "GPU check": self._check_gpus,
             "warm start": self._step_warm_start,
             "training supervision": self._step_attempts,
             "worker report": self._report_changes,
@@ -175,6 +178,9 @@ class Supervisor:
             case _:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
 
+    def _check_gpus(self) -> None:
+        self._gpu_health.step(self._attempts.used_devices)
+
     def _step_warm_start(self) -> None:
         if self._warm_start is not None:
             self._warm_start.step(is_idle=not self._stopping and not self._attempts.any_is_starting)
@@ -212,7 +218,12 @@ class Supervisor:
 
     def _failing(self) -> dict[str, str]:
         threads, steps = self._threads, self._steps
-        outages = (self._disk.outage, *(thread.outage for thread in threads), *(outage for _, outage in steps))
+        outages = (
+            self._disk.outage,
+            self._gpu_health.outage,
+            *(thread.outage for thread in threads),
+            *(outage for _, outage in steps),
+        )
         failing = {outage.name: str(trouble) for outage in outages if (trouble := outage.trouble) is not None}
         if attempts := self._attempts.failing():
             failing["attempts"] = attempts

@@ -9,7 +9,8 @@ import pytest
 
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
-from worker.machine.devices import find_slots, memory_holders
+from worker.machine.devices import find_slots
+from worker.machine.gpus import memory_holders
 from worker.run.launch import run_environment
 from worker.settings import WorkerSettings
 

@@ -114,3 +114,42 @@ def test_a_killed_or_stalled_rank_ends_the_attempt_and_all_ranks_can_be_stopped(
 
 def newest_of(fleet: SmallFleet, job_id: str) -> int:
     return max((checkpoint_step(name) or 0 for name in fleet.checkpoints(job_id)), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_of_four_processes_takes_four_slots_and_survives_kills(fleet: SmallFleet) -> None:
+    """It is killed once as a rank, once as a whole, and resumed; then it runs on a worker with fewer slots."""
+    fleet.start_worker("wide", small=False, ZETA_STOP_GRACE_SECONDS="30", ZETA_WORKER_SLOTS="5")
+    spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20, batch_size=1, resources={"processes": 4})
+    job_id = fleet.submit(spec=spec)
+
+    def ranks_after(step: int) -> dict[str, psutil.Process]:
+        """The processes by rank, once the job has passed this step and saved it."""
+        wait_until(lambda: newest_of(fleet, job_id) >= step, 200, f"the checkpoint of step {step}")
+        return {process.environ().get("RANK", ""): process for process in map(psutil.Process, processes_of_job(job_id))}
+
+    ranks = ranks_after(10)
+    assert sorted(ranks) == ["", "0", "1", "2", "3"]
+    assert fleet.job(job_id).slots == [0, 1, 2, 3]
+    assert {rank.environ()["OMP_NUM_THREADS"] for rank in ranks.values()} <= {"1", "4"}
+    narrow = fleet.submit(spec=tiny_job(max_steps=1))
+    fleet.wait_for_status(narrow, "succeeded", 120)
+    ranks["2"].kill()
+    for process in ranks_after(newest_of(fleet, job_id) + 20).values():
+        process.kill()
+    wait_until(lambda: fleet.job(job_id).attempt == 3, 100, "the third attempt")
+    saved = newest_of(fleet, job_id)
+    fleet.start_worker("small", small=False, ZETA_WORKER_SLOTS="2")
+    fleet.drain("wide")
+    wait_until(lambda: newest_of(fleet, job_id) > saved + 40, 200, "checkpoints of the other worker")
+    fleet.request(job_id, "pause")
+    job = fleet.wait_for_status(job_id, "paused", 60)
+    attempts = fleet.attempts(job_id)
+    assert [attempt.reason for attempt in attempts[:2]] == ["process_killed", "process_killed"]
+    assert (attempts[-1].worker, attempts[-1].reason) == ("small", "paused_by_user")
+    firsts = [attempt.first_step for attempt in attempts if attempt.first_step is not None]
+    assert firsts == sorted(set(firsts)), "each attempt continued after the one before it"
+    assert (job.resolved_spec["world_size"], job.resolved_spec["global_batch_size"]) == (4, 4)
+    assert not processes_of_job(job_id)
+    fleet.check_events(job_id)

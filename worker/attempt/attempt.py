@@ -274,10 +274,11 @@ class LocalAttempt:
             own_environment(),
             job_id=self.job_id,
             attempt=self.attempt,
-            threads=self._resources.threads,
+            threads=self._resources.threads * max(1, len(self.slots)),
             devices=self._devices,
             hub=self._run_file.hub,
             job_env=self._resources.settings.job_env,
+            directory=self.directory,
         )
 
     def _warm_start(self) -> WarmStart | None:
@@ -286,7 +287,11 @@ class LocalAttempt:
         Libraries read the number of threads and DeepSpeed's accelerator when they are imported.
         """
         threads = self._run_file.resolved_spec.threads
-        if threads not in (None, self._resources.threads) or self._run_file.spec.get("use_deepspeed"):
+        if (
+            len(self.slots) > 1
+            or threads not in (None, self._resources.threads)
+            or self._run_file.spec.get("use_deepspeed")
+        ):
             return None
         return self._resources.warm_start
 

@@ -14,6 +14,7 @@ from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import unpublished_run_files
 from worker.machine.devices import Slot
 from worker.machine.disk import DiskSpace
+from worker.machine.gpu_health import GpuHealth
 from worker.threads import Outage
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, StopRequest
@@ -31,12 +32,14 @@ class Attempts:
         resources: WorkerResources,
         slots: Sequence[Slot],
         disk: DiskSpace,
+        gpu_health: GpuHealth,
         send: Callable[[tuple[object, ...], BaseModel], None],
     ) -> None:
         """``send`` sends a message, which replaces an unsent one with the same key."""
         self._resources = resources
         self._slots = slots
         self._disk = disk
+        self._gpu_health = gpu_health
         self._send = send
         self._attempts: dict[tuple[str, int], LocalAttempt] = {}
         self._retry_at: dict[tuple[str, int], float] = {}  # monotonic
@@ -48,6 +51,12 @@ class Attempts:
     @property
     def active_jobs(self) -> set[str]:
         return {attempt.job_id for attempt in self._attempts.values()}
+
+    @property
+    def used_devices(self) -> set[str]:
+        """The GPUs of the attempts, as in ``CUDA_VISIBLE_DEVICES``."""
+        slots = (slot for attempt in self._attempts.values() for slot in attempt.slots)
+        return {slot.device for slot in slots if slot.device is not None}
 
     @property
     def any_is_starting(self) -> bool:
@@ -83,6 +92,7 @@ class Attempts:
         by_number = {slot.slot: slot for slot in self._slots}
         used = {slot.slot for attempt in self._attempts.values() for slot in attempt.slots}
         requested = set(message.slots)
+        problems = [self._problem(by_number[number]) for number in message.slots if number in by_number]
         refusal = (
             "the worker is stopping"
             if is_stopping
@@ -92,7 +102,7 @@ class Attempts:
             if older
             else f"slots {sorted(requested)} are not free"
             if requested & used or not requested or not requested <= by_number.keys()
-            else None
+            else next((problem for problem in problems if problem is not None), None)
         )
         if refusal is not None:
             logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
@@ -157,6 +167,10 @@ class Attempts:
         troubles = [outage.trouble for outage in self._outages.values() if outage.trouble is not None]
         return f"{len(troubles)} of {len(self)} cannot continue; the first is {troubles[0]}" if troubles else None
 
+    def _problem(self, slot: Slot) -> str | None:
+        """Why the slot's GPU must not be assigned, if there is a reason."""
+        return None if slot.device is None else self._gpu_health.problems.get(slot.device)
+
     def slot_reports(self) -> tuple[DeviceReport, ...]:
         """Each slot with the attempt that uses it, including slots of adopted attempts that are no longer offered."""
         attempts = self._attempts.values()
@@ -169,6 +183,9 @@ class Attempts:
                 name=slot.name,
                 memory_bytes=slot.memory_bytes,
                 device_kind=slot.device_kind,
+                device=slot.device,
+                is_mig=slot.gpu is not None and slot.gpu.is_mig,
+                problem=self._problem(slot),
                 job_id=by_slot[slot.slot].job_id if slot.slot in by_slot else None,
                 attempt=by_slot[slot.slot].attempt if slot.slot in by_slot else None,
             )

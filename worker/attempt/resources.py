@@ -26,5 +26,5 @@ class WorkerResources:
 
     @property
     def threads(self) -> int:
-        """The number of threads of each run."""
+        """The number of threads for each slot of a run."""
         return max(1, count_cores() // self.num_slots)

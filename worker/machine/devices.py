@@ -1,12 +1,7 @@
-"""The resources of this machine: slots (one per visible GPU, or the CPU), cores and memory, without using torch.
-
-NVML numbers the GPUs by their position on the bus and ignores ``CUDA_VISIBLE_DEVICES``; a run therefore gets
-``CUDA_DEVICE_ORDER=PCI_BUS_ID`` beside its devices.
-"""
+"""The resources of this machine: slots (one per visible GPU, or the CPU), cores and memory, without using torch."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,38 +10,31 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-import pynvml
 from pydantic import JsonValue
 
+from worker.machine.gpus import Gpu, find_gpus
 from worker.settings import WorkerSettings
 from zeta_core.system.device_kind import cpu_kind, gpu_kind
 
 FIRST_WITH_BF16 = 8  # major compute capability, Ampere, as in torch.cuda.is_bf16_supported
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Slot:
-    """The resources for one run: ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``, ``None`` on a CPU."""
+    """The resources for one run, or for one process of a run with several; ``gpu`` is ``None`` on a CPU."""
 
     slot: int
     kind: Literal["cuda", "cpu"]
     name: str
     memory_bytes: int
-    device: str | None = None
+    gpu: Gpu | None = None
     supports_bf16: bool = False
     device_kind: str | None = None
 
-
-@dataclass(frozen=True)
-class _Gpu:
-    """A GPU as the driver describes it; ``device`` is its entry in ``CUDA_VISIBLE_DEVICES``."""
-
-    device: str
-    name: str
-    memory_bytes: int
-    compute_capability: tuple[int, int]
+    @property
+    def device(self) -> str | None:
+        """Its entry in ``CUDA_VISIBLE_DEVICES``; ``None`` on a CPU."""
+        return None if self.gpu is None else self.gpu.device
 
 
 def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list[Slot]:
@@ -54,7 +42,7 @@ def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list
 
     ``environment`` is the worker's: its variables that select kernels reach every run.
     """
-    gpus = _gpus(settings.cuda_visible_devices)
+    gpus = find_gpus(settings.cuda_visible_devices)
     if not gpus:
         number, kind = settings.worker_slots or 1, cpu_kind(environment)
         memory = memory_bytes() // number
@@ -63,13 +51,13 @@ def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list
     return [_slot_on(slot, gpus[slot % len(gpus)], environment) for slot in range(number)]
 
 
-def _slot_on(slot: int, gpu: _Gpu, environment: Mapping[str, str]) -> Slot:
+def _slot_on(slot: int, gpu: Gpu, environment: Mapping[str, str]) -> Slot:
     return Slot(
         slot,
         "cuda",
         gpu.name,
         gpu.memory_bytes,
-        device=gpu.device,
+        gpu=gpu,
         supports_bf16=gpu.compute_capability[0] >= FIRST_WITH_BF16,
         device_kind=gpu_kind(gpu.name, gpu.compute_capability, environment),
     )
@@ -89,70 +77,6 @@ def memory_bytes() -> int:
     total = int(psutil.virtual_memory().total)
     limit = _words("/sys/fs/cgroup/memory.max")
     return min(total, int(limit[0])) if limit and limit[0].isdigit() else total
-
-
-def memory_holders(devices: Sequence[str]) -> set[int]:
-    """The process ids, according to the driver, that hold memory on these GPUs.
-
-    In a container with its own PID namespace, these are the host's ids, which have no meaning here.
-    """
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return set()
-    try:
-        holders: set[int] = set()
-        for word in devices:
-            handle = (
-                pynvml.nvmlDeviceGetHandleByIndex(int(word))
-                if word.isdigit()
-                else pynvml.nvmlDeviceGetHandleByUUID(word.encode())
-            )
-            holders.update(int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-        return holders
-    except pynvml.NVMLError as error:
-        logger.warning("The driver does not report the processes on the GPUs %s: %s.", ", ".join(devices), error)
-        return set()
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpus(visible: str | None) -> list[_Gpu]:
-    """The GPUs that may be used."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []  # no driver: a machine without NVIDIA GPUs
-    try:
-        gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        gpus_by_name = {
-            word: _Gpu(
-                word,
-                _text(pynvml.nvmlDeviceGetName(gpu)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
-                _pair(pynvml.nvmlDeviceGetCudaComputeCapability(gpu)),
-            )
-            for index, gpu in enumerate(gpus)
-            for word in (str(index), _text(pynvml.nvmlDeviceGetUUID(gpu)))
-        }
-        words = [str(index) for index in range(len(gpus))]
-        if visible is not None:
-            words = [word.strip() for word in visible.split(",") if word.strip()]
-        for word in words:
-            if word not in gpus_by_name and word != "-1":
-                logger.warning("CUDA_VISIBLE_DEVICES names %r, which the driver does not report; it is ignored.", word)
-        return [gpus_by_name[word] for word in words if word in gpus_by_name]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    major, minor = values
-    return int(major), int(minor)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _words(file: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Starts the first process of a run, in its own session and with an allow-listed environment.
 
-A run gets the variables for Python, CUDA, kernel selection, the Hub and proxies, the names in ``ZETA_JOB_ENV``,
+A run gets the variables for Python, CUDA, NCCL, kernel selection, the Hub and proxies, the names in ``ZETA_JOB_ENV``,
 and its marks. Nothing else is passed on from the worker's environment, so no secret of the service reaches the code of
 a user's job.
 """
@@ -26,6 +26,8 @@ PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *KERNEL_VARIABLES,
 )
+PASSED_PREFIXES = ("LC_", "NCCL_", "TORCH_NCCL_", "TORCH_FR_")
+FLIGHT_RECORDER_ENTRIES = 2000  # collective operations that each rank keeps, to be written if one of them hangs
 OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used an additional half of the machine's memory
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -39,12 +41,17 @@ def run_environment(
     devices: Sequence[str],
     hub: bool,
     job_env: Sequence[str],
+    directory: Path | None = None,
 ) -> dict[str, str]:
-    """The complete environment of a run; ``own`` is the worker's. Without ``devices`` no GPU is visible."""
+    """The complete environment of a run; ``own`` is the worker's. Without ``devices`` no GPU is visible.
+
+    With several, each rank records its latest collective operations; if one hangs, NCCL's watchdog writes them into the
+    run ``directory``.
+    """
     environment = {
         name: value
         for name, value in own.items()
-        if name in PASSED or name.startswith("LC_") or (name in job_env and not name.startswith("ZETA_"))
+        if name in PASSED or name.startswith(PASSED_PREFIXES) or (name in job_env and not name.startswith("ZETA_"))
     }
     beside = str(Path(sys.executable).parent)  # ninja and torchrun are installed beside the interpreter
     environment["PATH"] = os.pathsep.join((beside, own.get("PATH", DEFAULT_PATH)))
@@ -60,6 +67,10 @@ def run_environment(
         }
     )
     environment.setdefault("USE_HUB_KERNELS", "0")  # the Hub's kernels are code; ZETA_JOB_ENV may allow them
+    if len(devices) > 1 and directory is not None:
+        environment.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(FLIGHT_RECORDER_ENTRIES))
+        environment.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        environment.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(directory / "nccl-trace-rank-"))
     if not hub:
         environment["HF_HUB_OFFLINE"] = "1"
     packages = _packages_of_zeta_core()

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from worker.machine.devices import memory_holders
+from worker.machine.gpus import memory_holders
 from worker.run import processes
 from worker.run.fork_server import Fork
 from worker.run.leader import LOOK_SECONDS, AdoptedLeader, ForkedLeader, StartedLeader

@@ -57,7 +57,7 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 
 @app.command(rich_help_panel=SERVICE)
 def workers(as_json: AsJson = False) -> None:
-    """List workers, their slots, and the jobs that they run."""
+    """List workers, their slots, and the job in each slot, or the problem of its GPU."""
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
@@ -75,7 +75,7 @@ def workers(as_json: AsJson = False) -> None:
             slot.slot,
             slot.name,
             size(slot.memory_bytes),
-            slot.job_id,
+            slot.job_id or slot.problem,
             worker.last_seen_at,
         )
         for worker in listed

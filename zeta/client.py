@@ -19,25 +19,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
-from pydantic import BaseModel
 
 from zeta.errors import InvalidResponse, Unreachable, parse_response
 from zeta.job_ids import LAST, resolve_job_id, with_full_job
-from zeta.server_lookup import find_server
+from zeta.pagination import read_pages
+from zeta.server_lookup import ClientSettings, find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
-from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, Page, StoredFile, Worker
+from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
 
 if TYPE_CHECKING:
+    from zeta.administration import Administration
     from zeta.download import Download, DownloadProgress
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.estimate import Estimate
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from zeta_core.contract.spec.job_spec import JobSpec
 
 PATIENCE_SECONDS = 5.0  # a server that restarts is back within this
-PAGE_SIZE = 1000
-
-ResponseT = TypeVar("ResponseT", bound=BaseModel)
 
 
 class Client:
@@ -58,10 +56,12 @@ class Client:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        project: str | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         use_proxy: bool = True,
     ) -> None:
-        """``patience_seconds`` is how long a request is retried while the server does not respond. With
+        """``project`` (default: ZETA_PROJECT) is the project in which an admin key acts; other keys act in their own.
+        ``patience_seconds`` is how long a request is retried while the server does not respond. With
         ``use_proxy=False``, the client ignores proxy variables; a server on this machine is always reached directly.
 
         Raises `Unreachable` if no server is configured and none runs on this machine, and `InvalidSettings` if an
@@ -77,6 +77,7 @@ class Client:
         self._transport = HttpTransport(
             target.url,
             target.api_key,
+            project=ClientSettings.from_environment(variables, project=project).project,
             patience_seconds=patience_seconds,
             variables=variables,
             use_proxy=use_proxy and not target.is_local,
@@ -92,6 +93,13 @@ class Client:
 
     def close(self) -> None:
         self._transport.close()
+
+    @property
+    def admin(self) -> Administration:
+        """Managing keys and projects, and reading the audit log."""
+        from zeta.administration import Administration
+
+        return Administration(self._transport)
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -131,7 +139,7 @@ class Client:
         """List jobs, newest first; ``limit=None`` lists all of them."""
         params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
         params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-        return list(self._pages(Job, "/v1/jobs", params, limit))
+        return list(read_pages(self._transport, Job, "/v1/jobs", params, limit))
 
     def job(self, job_id: str) -> Job:
         return parse_response(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
@@ -247,7 +255,7 @@ class Client:
         """List the job's checkpoints, newest first."""
         from zeta_core.contract.job.checkpoint import Manifest
 
-        return list(self._pages(Manifest, f"/v1/jobs/{self._id(job_id)}/checkpoints", {}, None))
+        return list(read_pages(self._transport, Manifest, f"/v1/jobs/{self._id(job_id)}/checkpoints", {}, None))
 
     def checkpoint(self, job_id: str, name: str = "final") -> Manifest:
         """The manifest of ``step-N``, ``best``, ``final`` or ``latest``."""
@@ -313,10 +321,10 @@ class Client:
         return upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
 
     def files(self, *, sha256: str | None = None, limit: int | None = 20) -> list[StoredFile]:
-        return list(self._pages(StoredFile, "/v1/files", {"sha256": sha256}, limit))
+        return list(read_pages(self._transport, StoredFile, "/v1/files", {"sha256": sha256}, limit))
 
     def workers(self) -> list[Worker]:
-        return list(self._pages(Worker, "/v1/workers", {}, None))
+        return list(read_pages(self._transport, Worker, "/v1/workers", {}, None))
 
     def drain(self, worker: str, *, draining: bool = True) -> Worker:
         """Drain a worker: it hands back its jobs and gets no new ones. ``draining=False`` undoes it. Admin only."""
@@ -355,21 +363,6 @@ class Client:
             )
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return parse_response(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
-
-    def _pages(
-        self, model: type[ResponseT], path: str, params: Mapping[str, Any], limit: int | None
-    ) -> Iterator[ResponseT]:
-        after: str | None = None
-        left = limit
-        while left is None or left > 0:
-            size = PAGE_SIZE if left is None else min(left, PAGE_SIZE)
-            response = self._transport.request("GET", path, params={**params, "limit": size, "after": after})
-            page = parse_response(Page[model], response)
-            yield from page.data
-            if not page.has_more or page.last_id is None:
-                return
-            after = page.last_id
-            left = None if left is None else left - len(page.data)
 
 
 def _json(sent: Mapping[str, Any]) -> bytes:

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zeta.address import checked_url
 from zeta.stored_login import Login, login_file, read_login
 from zeta.up.home import Home
+from zeta_core.contract.access import PROJECT_PATTERN
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.system.settings import ApiKey, Settings
 
@@ -33,6 +34,7 @@ class ClientSettings(Settings):
 
     url: str | None = None
     api_key: ApiKey | None = None
+    project: str | None = Field(default=None, pattern=PROJECT_PATTERN, description="project in which an admin key acts")
 
 
 class Target(BaseModel):

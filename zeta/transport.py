@@ -28,6 +28,7 @@ from zeta.connection_failures import (
 )
 from zeta.errors import Unreachable, error_from
 from zeta.http_proxy import Proxy, choose_proxy
+from zeta_core.contract.access import PROJECT_HEADER
 from zeta_core.contract.errors import ErrorBody, InvalidRequest, Unavailable
 from zeta_core.contract.job.responses import Health
 
@@ -46,11 +47,13 @@ class HttpTransport:
         base_url: str,
         api_key: str | None,
         *,
+        project: str | None = None,
         patience_seconds: float,
         variables: Mapping[str, str],
         use_proxy: bool = True,
     ) -> None:
-        """``variables`` is the environment, which configures proxies and certificate authorities.
+        """``project`` is sent with every request. ``variables`` is the environment, which configures proxies and
+        certificate authorities.
 
         Raises `InvalidSettings` if one of them applies but cannot be used.
         """
@@ -60,7 +63,7 @@ class HttpTransport:
         self._proxy = choose_proxy(self.base_url, variables) if use_proxy else None
         self._http = httpx.Client(
             base_url=self.base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers=_identity(api_key, project),
             timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,
             # httpx would read the environment itself, and fail on settings that do not apply to this server.
@@ -233,6 +236,12 @@ def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str]) -> 
         return {"verify": context}
     is_tls = proxy.url.startswith("https://")
     return {"verify": context, "proxy": httpx.Proxy(proxy.url, ssl_context=context if is_tls else None)}
+
+
+def _identity(api_key: str | None, project: str | None) -> dict[str, str]:
+    """The headers that say who makes the request."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return headers if project is None else {**headers, PROJECT_HEADER: project}
 
 
 def _without_none(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ MODULES = {
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),
+    "zeta.cli.access": ("keys", "projects", "audit"),
     "zeta.cli.login": ("config", "login", "logout"),
 }
 

@@ -46,7 +46,7 @@ def child_settings(variables: Mapping[str, str]) -> dict[str, str]:
     """The ``ZETA_*`` variables that only child processes read, for display. Values are masked if the name suggests a
     secret.
     """
-    own = {PREFIX + name.upper() for name in (*UpSettings.model_fields, "url")}
+    own = {PREFIX + name.upper() for name in (*UpSettings.model_fields, "url", "project")}
     return {
         name: "***" if _SECRET.search(name) and not name.endswith("_FILE") else value
         for name, value in sorted(variables.items())

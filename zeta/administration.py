@@ -1,0 +1,100 @@
+"""Managing keys and projects, and reading the audit log: `Client.admin`. Most methods need the scope ``admin``.
+
+with Client() as client:
+    created = client.admin.create_key("laptop of Ada", project="vision", scopes=["submit"])
+    print(created.key)  # can't be shown again
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from zeta.errors import parse_response
+from zeta.pagination import read_pages
+from zeta.transport import HttpTransport
+from zeta_core.contract.access import DEFAULT_PROJECT, AuditEntry, CreatedKey, Key, Project, Scope
+from zeta_core.contract.job.responses import DeletedObject
+
+
+class Administration:
+    """Each method calls one route of the API."""
+
+    def __init__(self, transport: HttpTransport) -> None:
+        self._transport = transport
+
+    # --- Keys ---------------------------------------------------------------------------------------------------------
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scopes: Iterable[Scope | str],
+        project: str = DEFAULT_PROJECT,
+        expires_at: datetime | None = None,
+    ) -> CreatedKey:
+        """Create a key, and its project if that doesn't exist. The result contains the key's text, this one time."""
+        body = {
+            "name": name,
+            "project": project,
+            "scopes": [str(scope) for scope in scopes],
+            "expires_at": None if expires_at is None else expires_at.isoformat(),
+        }
+        return parse_response(CreatedKey, self._send("POST", "/v1/keys", body))
+
+    def keys(self, *, project: str | None = None, include_revoked: bool = False, limit: int | None = None) -> list[Key]:
+        """List the keys of a project, or of all projects, newest first."""
+        params = {"project": project, "include_revoked": True if include_revoked else None}
+        return list(read_pages(self._transport, Key, "/v1/keys", params, limit))
+
+    def own_key(self) -> Key:
+        """The key of this client. Needs the scope ``read``."""
+        return parse_response(Key, self._transport.request("GET", "/v1/keys/me"))
+
+    def rotate_key(self, key_id: str, *, grace_seconds: int = 0) -> CreatedKey:
+        """Give a key a new text; the old one continues to work for the grace period."""
+        body = {"grace_seconds": grace_seconds}
+        return parse_response(CreatedKey, self._send("POST", f"/v1/keys/{_segment(key_id)}/rotate", body))
+
+    def revoke_key(self, key_id: str) -> DeletedObject:
+        return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/keys/{_segment(key_id)}"))
+
+    # --- Projects -----------------------------------------------------------------------------------------------------
+
+    def create_project(self, name: str) -> Project:
+        return parse_response(Project, self._send("POST", "/v1/projects", {"name": name}))
+
+    def projects(self) -> list[Project]:
+        """List all projects by name; a key without the scope ``admin`` sees its own."""
+        return list(read_pages(self._transport, Project, "/v1/projects", {}, None))
+
+    def delete_project(self, name: str) -> DeletedObject:
+        """Delete a project without jobs, files and keys."""
+        return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/projects/{_segment(name)}"))
+
+    # --- Audit log ----------------------------------------------------------------------------------------------------
+
+    def audit(
+        self,
+        *,
+        project: str | None = None,
+        key_id: str | None = None,
+        action: str | None = None,
+        object_id: str | None = None,
+        limit: int | None = 20,
+    ) -> list[AuditEntry]:
+        """List changes, newest first; ``limit=None`` lists all of them."""
+        params = {"project": project, "key_id": key_id, "action": action, "object_id": object_id}
+        return list(read_pages(self._transport, AuditEntry, "/v1/audit", params, limit))
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        return self._transport.request(method, path, content=json.dumps(body).encode(), headers=headers)
+
+
+def _segment(text: str) -> str:
+    """``text`` as one segment of a URL path."""
+    return quote(text, safe="")

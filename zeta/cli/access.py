@@ -1,0 +1,282 @@
+"""The commands for keys, projects and the audit log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zeta.cli.app import SERVICE, AsJson, app
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from zeta.client import Client
+    from zeta_core.contract.access import CreatedKey, Key
+
+keys_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+projects_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(keys_app, name="keys", rich_help_panel=SERVICE)
+app.add_typer(projects_app, name="projects", rich_help_panel=SERVICE)
+
+KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, the beginning of one, or its name.")]
+OnlyProject = Annotated[
+    str | None, typer.Option("--project", metavar="NAME", help="Only this project. Default: all projects.")
+]
+ProjectArgument = Annotated[str, typer.Argument(metavar="NAME", help="A project.")]
+_LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+_UNIT_SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+
+
+# --- Keys -------------------------------------------------------------------------------------------------------------
+
+
+@keys_app.callback()
+def keys(
+    context: typer.Context,
+    project: OnlyProject = None,
+    revoked: Annotated[bool, typer.Option("--revoked", help="Also list revoked keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List API keys, or create, rotate and revoke them. This needs a key with the scope `admin`."""
+    if context.invoked_subcommand is None:
+        list_keys(project, revoked, as_json)
+
+
+@keys_app.command(name="create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who or what uses the key.")],
+    scopes: Annotated[
+        list[str],
+        typer.Option(help="read, submit, admin or metrics. Repeatable, or separated by commas."),
+    ],
+    project: Annotated[
+        str, typer.Option(metavar="NAME", help="The key's project, which is created if it is new.")
+    ] = "default",
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="When the key stops working: 12h, 90d, or a time. Default: never."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a key, and print the two lines that its user needs. The key can't be shown again."""
+    from zeta.client import Client
+
+    names = [scope.strip() for text in scopes for scope in text.split(",") if scope.strip()]
+    expires_at = None if expires is None else _expiry(expires)
+    with Client() as client:
+        created = client.admin.create_key(name, scopes=names, project=project, expires_at=expires_at)
+        new = "the new project" if created.is_new_project else "project"
+        _print_created(client, created, f"Created {created.id} in {new} {created.project}", as_json)
+
+
+@keys_app.command(name="list")
+def list_keys(
+    project: OnlyProject = None,
+    revoked: Annotated[bool, typer.Option("--revoked", help="Also list revoked keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List keys, newest first."""
+    from zeta.cli.output import print_list
+    from zeta.cli.table import Column, print_table
+    from zeta.client import Client
+
+    with Client() as client:
+        listed = client.admin.keys(project=project, include_revoked=revoked)
+    if as_json:
+        print_list(listed)
+        return
+    heads = ("ID", Column("NAME", min_width=8), "PROJECT", "SCOPES", "CREATED", "LAST USED", "EXPIRES")
+    rows = [
+        (key.id, key.name, key.project, ",".join(key.scopes), key.created_at, key.last_used_at, _ending(key))
+        for key in listed
+    ]
+    print_table(heads, rows, none="No keys.")
+
+
+@keys_app.command(name="rotate")
+def rotate_key(
+    key: KeyName,
+    grace: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long the old text continues to work: 1h, 7d. Default: not.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a key a new text. Its id, name, project and scopes stay the same."""
+    from zeta.client import Client
+
+    grace_seconds = 0 if grace is None else _seconds(grace, "--grace")
+    with Client() as client:
+        rotated = client.admin.rotate_key(_find_key(client, key).id, grace_seconds=grace_seconds)
+        _print_created(client, rotated, f"Rotated {rotated.id}", as_json)
+
+
+@keys_app.command(name="revoke")
+def revoke_key(key: KeyName, as_json: AsJson = False) -> None:
+    """Revoke a key for ever."""
+    from zeta.cli.output import print_json, print_text
+    from zeta.client import Client
+
+    with Client() as client:
+        found = _find_key(client, key)
+        revoked = client.admin.revoke_key(found.id)
+    if as_json:
+        print_json(revoked)
+    else:
+        print_text(f"Revoked {found.id} ({found.name}).")
+
+
+def _print_created(client: Client, created: CreatedKey, sentence: str, as_json: bool) -> None:
+    from urllib.parse import urlsplit
+
+    from zeta.cli.output import notice, print_json
+
+    if as_json:
+        print_json(created)
+        return
+    print(f"export ZETA_URL={client.base_url}\nexport ZETA_API_KEY={created.key}", flush=True)
+    notice(f"{sentence} (scopes: {', '.join(created.scopes)}). The key can't be shown again.", as_json=as_json)
+    if urlsplit(client.base_url).hostname in _LOOPBACK_HOSTS:
+        notice("This URL works only on this machine; docs/security.md shows how to expose the service.", as_json=False)
+
+
+def _ending(key: Key) -> str | None:
+    """When the key stops working, or that it was revoked."""
+    if key.revoked_at is not None:
+        return "revoked"
+    return None if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
+
+
+def _find_key(client: Client, text: str) -> Key:
+    """The key with this id or name, or the only one whose id begins with the text."""
+    from zeta_core.contract.errors import InvalidRequest, NotFound
+
+    listed = client.admin.keys(include_revoked=True)
+    exact = [key for key in listed if key.id == text]
+    found = exact or [key for key in listed if key.revoked_at is None and (key.name == text or key.id.startswith(text))]
+    if not found:
+        raise NotFound(f"Key {text!r} not found; `zeta keys` lists the keys.", code="key_not_found", param="KEY")
+    if len(found) > 1:
+        ids = ", ".join(key.id for key in found)
+        raise InvalidRequest(f"Several keys match {text!r}: {ids}; use one of these ids.", param="KEY")
+    return found[0]
+
+
+def _expiry(text: str) -> datetime:
+    """A time in the future from ``90d`` or from an ISO 8601 time."""
+    from datetime import UTC, datetime, timedelta
+
+    from zeta_core.contract.errors import InvalidRequest
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.now(UTC) + timedelta(seconds=_seconds(text, "--expires"))
+    if moment.tzinfo is None:
+        raise InvalidRequest(f"--expires is {text!r}; add the offset, such as {text}Z.", param="--expires")
+    return moment
+
+
+def _seconds(text: str, option: str) -> int:
+    from zeta_core.contract.errors import InvalidRequest
+
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdigit() and len(number) <= 6 and unit in _UNIT_SECONDS):
+        raise InvalidRequest(
+            f"{option} is {text!r}; it must be hours, days or weeks such as 12h, 90d or 2w.", param=option
+        )
+    return int(number) * _UNIT_SECONDS[unit]
+
+
+# --- Projects ---------------------------------------------------------------------------------------------------------
+
+
+@projects_app.callback()
+def projects(context: typer.Context, as_json: AsJson = False) -> None:
+    """List projects, or create and delete them. This needs a key with the scope `admin`."""
+    if context.invoked_subcommand is None:
+        list_projects(as_json)
+
+
+@projects_app.command(name="list")
+def list_projects(as_json: AsJson = False) -> None:
+    """List projects by name."""
+    from zeta.cli.output import print_list
+    from zeta.cli.table import print_table
+    from zeta.client import Client
+
+    with Client() as client:
+        listed = client.admin.projects()
+    if as_json:
+        print_list(listed)
+    else:
+        print_table(
+            ("NAME", "CREATED"), [(project.name, project.created_at) for project in listed], none="No projects."
+        )
+
+
+@projects_app.command(name="create")
+def create_project(name: ProjectArgument, as_json: AsJson = False) -> None:
+    """Create a project."""
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        created = client.admin.create_project(name)
+    if as_json:
+        print_json(created)
+    else:
+        print(f"Created project {created.name}. `zeta keys create --project {created.name}` gives access to it.")
+
+
+@projects_app.command(name="delete")
+def delete_project(name: ProjectArgument, as_json: AsJson = False) -> None:
+    """Delete a project without jobs, files and keys."""
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        deleted = client.admin.delete_project(name)
+    if as_json:
+        print_json(deleted)
+    else:
+        print(f"Deleted project {name}.")
+
+
+# --- Audit log --------------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=SERVICE)
+def audit(
+    project: OnlyProject = None,
+    key: Annotated[str | None, typer.Option(metavar="ID", help="Only changes made with this key.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as job.cancel.")] = None,
+    object_id: Annotated[
+        str | None, typer.Option("--object", metavar="ID", help="Only changes of this object, such as a job.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of entries.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List who changed what, newest first. This needs a key with the scope `admin`."""
+    from zeta.cli.output import print_list
+    from zeta.cli.table import Column, print_table
+    from zeta.client import Client
+
+    with Client() as client:
+        entries = client.admin.audit(project=project, key_id=key, action=action, object_id=object_id, limit=limit)
+    if as_json:
+        print_list(entries)
+        return
+    heads = ("TIME", "PROJECT", Column("KEY", min_width=8), "ACTION", "OBJECT", "ADDRESS")
+    rows = [
+        (
+            f"{entry.created_at:%Y-%m-%d %H:%M:%S}",
+            entry.project,
+            entry.key_name,
+            entry.action,
+            entry.object_id,
+            entry.address,
+        )
+        for entry in entries
+    ]
+    print_table(heads, rows, none="No entries.")

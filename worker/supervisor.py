@@ -35,7 +35,7 @@ from worker.run.process_tree import KILL_SECONDS
 from worker.run.warm_start import WarmStart
 from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
-from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, StopRequest
+from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
 from zeta_core.system.device_kind import cpu_kind
 
 TICK_SECONDS = 0.1
@@ -170,7 +170,7 @@ class Supervisor:
             case Dispatch():
                 last_contact = self._heartbeat.last_contact
                 self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
-            case ClaimAnswer() | JournalAck() | StopRequest():
+            case ClaimAnswer() | JournalAck() | StopRequest() | SaveRequest():
                 self._attempts.deliver(message)
             case CheckRequest():
                 if not self._stopping:

@@ -156,6 +156,10 @@ class Client:
         """Queue a paused job again; it continues from its newest checkpoint."""
         return self._command(job_id, "resume")
 
+    def save_checkpoint(self, job_id: str) -> Job:
+        """Ask a running job to save a checkpoint after its current step; it continues."""
+        return self._command(job_id, "checkpoint")
+
     def rerun(
         self,
         job_id: str,

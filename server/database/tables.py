@@ -91,15 +91,24 @@ class JobRow(Table):
             sqlite_where=text("worker IS NOT NULL"),
             postgresql_where=text("worker IS NOT NULL"),
         ),
+        Index(
+            "ix_jobs_sweep",
+            "sweep",
+            sqlite_where=text("sweep IS NOT NULL"),
+            postgresql_where=text("sweep IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     project: Mapped[str]
     created_by: Mapped[str]
     parent: Mapped[str | None]
+    sweep: Mapped[str | None]  # the id of the `SweepRow` that created it
     status: Mapped[str]
     status_reason: Mapped[str | None]
     requested_action: Mapped[str | None]
+    num_save_requests: Mapped[int] = mapped_column(server_default="0")
+    fulfilled_save_request: Mapped[int] = mapped_column(server_default="0")  # the number of the newest one
     waiting_reason: Mapped[dict[str, Any] | None]
     entity_name: Mapped[str | None]
     spec: Mapped[dict[str, Any]]
@@ -132,6 +141,23 @@ class JobRow(Table):
     @resolved_spec.setter
     def resolved_spec(self, resolved: ResolvedSpec) -> None:
         self.resolved_spec_json = resolved.as_json()
+
+
+class SweepRow(Table):
+    """A sweep. ``request`` is the body that created it; its jobs are those with its id."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (
+        Index("ix_sweeps_project_created_at_id", "project", "created_at", "id"),
+        UniqueConstraint("created_by", "idempotency_key"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    request: Mapped[dict[str, Any]]
+    idempotency_key: Mapped[str | None]
 
 
 class JobMetadataRow(Table):

@@ -60,6 +60,7 @@ async def create_jobs(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
     for job in jobs:
         job.status = JobStatus.QUEUED
         job.attempt = job.failures = job.lost_workers = 0
+        job.num_save_requests = job.fulfilled_save_request = 0
         job.last_seq = 1
         job.warnings = []
     session.add_all(jobs)
@@ -91,6 +92,8 @@ async def change_status(
     if to != JobStatus.RUNNING:
         job.worker, job.slots, job.dispatched_at = None, None, None
         job.requested_action = None
+    if to not in (JobStatus.RUNNING, JobStatus.QUEUED):  # the next attempt fulfils what is left
+        job.fulfilled_save_request = job.num_save_requests
     if change.result is not None:
         job.result = change.result.model_dump(mode="json")
     error = change.error.model_dump(mode="json", exclude_none=True) if change.error is not None else None

@@ -152,6 +152,9 @@ class _Appending:
                     self._last_step = line.step
             case CheckpointLine():
                 await record_checkpoint(self._session, job, line, attempt=self._number, protected=self._protected)
+                if line.request is not None:
+                    fulfilled = min(line.request, job.num_save_requests)
+                    job.fulfilled_save_request = max(job.fulfilled_save_request, fulfilled)
             case WarningLine():
                 warn(job, line)
             case _:

@@ -26,10 +26,18 @@ from server.engine.endings import lose_worker
 from server.engine.event_signal import EventSignal
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
+from server.engine.save_requests import due_save_requests
 from server.engine.stop_requests import RUNNING, StopRequests
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.contract.wire.messages import Heartbeat, JournalAck, StopRequest, parse_folder_id
+from zeta_core.contract.wire.messages import (
+    SAVE_VERSION,
+    Heartbeat,
+    JournalAck,
+    SaveRequest,
+    StopRequest,
+    parse_folder_id,
+)
 
 # A worker lists an attempt once it has the dispatch, but up to two heartbeats (2 s apart) may still be in transit.
 UNLISTED_SECONDS = 5.0
@@ -76,10 +84,17 @@ class JobMonitor:
             return
         running, drained = await self._read()
 
-        async def send(due: tuple[str, StopRequest]) -> None:
+        async def send(due: tuple[str, StopRequest | SaveRequest]) -> None:
             await self._send_to_worker(*due)
 
-        raise_first(await try_each(await self._stop_requests.due(running, drained), send))
+        stops = await self._stop_requests.due(running, drained)
+        saves = [due for due in due_save_requests(running) if self._can_save(due[0])]
+        raise_first(await try_each([*stops, *saves], send))
+
+    def _can_save(self, worker: str) -> bool:
+        """Whether the worker understands `SaveRequest`."""
+        beat = self._workers.get(worker)
+        return beat is not None and beat.contract_version >= SAVE_VERSION
 
     async def _resume_paused_by_disk(self) -> None:
         if not self._workers.is_connected:

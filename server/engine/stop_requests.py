@@ -31,6 +31,8 @@ RUNNING = (
         JobRow.id,
         JobRow.attempt,
         JobRow.requested_action,
+        JobRow.num_save_requests,
+        JobRow.fulfilled_save_request,
         JobRow.spec["time_limit_seconds"].label("time_limit_seconds"),
         AttemptRow.worker,
         AttemptRow.incarnation,

@@ -1,7 +1,10 @@
-"""Runs the commands cancel, pause and resume, as defined by `contract.job.commands`, each in one transaction.
+"""Runs the commands cancel, pause, resume and checkpoint, as `contract.job.commands` defines them.
+
+Each command is one transaction.
 
 An idle job changes immediately. For a running job, the command is stored in ``requested_action`` until the attempt has
-ended: the engine repeats the stop request, and `engine.endings` applies the requested status.
+ended: the engine repeats the stop request, and `engine.endings` applies the requested status. A request to save is
+repeated until the job has stored a checkpoint for it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from zeta_core.contract.errors import Conflict
 from zeta_core.contract.job.commands import COMMAND_TABLE, Accepted, Command, Effect, job_situation
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.wire.messages import SAVE_VERSION
 
 
 async def run_command(service: Service, caller: Caller, job_id: str, command: Command) -> Job:
@@ -55,6 +59,9 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             row.requested_action = "cancel"
         case Effect.REQUEST_PAUSE:
             row.requested_action = "pause"
+        case Effect.REQUEST_SAVE:
+            _require_saving_worker(service, row)
+            row.num_save_requests += 1
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
         case Effect.KEEP_PAUSED:
@@ -68,6 +75,17 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
             pass
         case Effect.DELETE | Effect.RERUN:
             raise AssertionError(f"{effect!r} is not handled here")
+
+
+def _require_saving_worker(service: Service, row: JobRow) -> None:
+    """Raise `Conflict` if the job's worker runs a version that cannot save on request."""
+    beat = next((beat for beat in service.engine.workers() if beat.worker == row.worker), None)
+    if beat is not None and beat.contract_version < SAVE_VERSION:
+        raise Conflict(
+            f"Worker {row.worker} runs version {beat.version}, which can't save on request; upgrade it, or save by "
+            f"pausing the job: `zeta pause {row.id}`, then `zeta resume {row.id}`.",
+            code="worker_too_old",
+        )
 
 
 async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: StatusReason) -> None:

@@ -88,6 +88,7 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
             "status": row.status,
             "status_reason": row.status_reason,
             "requested_action": row.requested_action,
+            "checkpoint_requested": row.num_save_requests > row.fulfilled_save_request,
             "waiting_reason": row.waiting_reason,
             "queue_position": position,
             "entity_name": row.entity_name,

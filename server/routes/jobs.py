@@ -88,6 +88,12 @@ async def resume_job(service: TheService, caller: TheCaller, job_id: str) -> Job
     return await commands.run_command(service, caller, job_id, "resume")
 
 
+@router.post("/{job_id}/checkpoint", status_code=202)
+async def save_checkpoint(service: TheService, caller: TheCaller, job_id: str) -> Job:
+    """Save a checkpoint of a running job after its current step; the job continues."""
+    return await commands.run_command(service, caller, job_id, "checkpoint")
+
+
 @router.post("/{job_id}/rerun", status_code=201, openapi_extra=_body("Rerun", required=False))
 async def rerun_job(
     service: TheService,

@@ -128,6 +128,10 @@ class SmallFleet:
         self.loop.run(_request(self.database, job_id, action))
         self.wake()
 
+    def request_save(self, job_id: str) -> None:
+        self.loop.run(_request_save(self.database, job_id))
+        self.wake()
+
     def drain(self, worker: str) -> None:
         self.loop.run(_drain(self.database, worker))
         self.wake()
@@ -252,6 +256,12 @@ async def _request(database: Database, job_id: str, action: str) -> None:
     async with database.write() as session:
         job = await session.get_one(JobRow, job_id)
         job.requested_action = action
+
+
+async def _request_save(database: Database, job_id: str) -> None:
+    async with database.write() as session:
+        job = await session.get_one(JobRow, job_id)
+        job.num_save_requests += 1
 
 
 async def _drain(database: Database, worker: str) -> None:

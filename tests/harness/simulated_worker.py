@@ -38,9 +38,11 @@ class SimulatedWorker:
         *,
         slots: int = 1,
         device_kind: str | None = "cpu:simulated",
+        contract_version: int = CONTRACT_VERSION,
     ) -> None:
         self.name = name
         self.device_kind = device_kind
+        self.contract_version = contract_version
         self.incarnation = f"{name}-1"
         self.stopping = False
         self.disk_low = False
@@ -63,6 +65,7 @@ class SimulatedWorker:
             disk_low=self.disk_low,
             incarnation=self.incarnation,
             device_kind=self.device_kind,
+            contract_version=self.contract_version,
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
 

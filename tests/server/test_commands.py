@@ -56,11 +56,16 @@ PAUSED = ("paused", "paused_by_user", None, "paused")
 QUEUED = ("queued", "resumed", None, "no_worker")
 LEFT: dict[Situation, dict[str, tuple[str, str | None, str | None, str | None]]] = {
     Situation.QUEUED: {"cancel": CANCELLED, "pause": PAUSED},
-    Situation.RUNNING: {"cancel": ("running", None, "cancel", None), "pause": ("running", None, "pause", None)},
+    Situation.RUNNING: {
+        "cancel": ("running", None, "cancel", None),
+        "pause": ("running", None, "pause", None),
+        "checkpoint": ("running", None, None, None),
+    },
     Situation.PAUSING: {
         "cancel": ("running", None, "cancel", None),
         "pause": ("running", None, "pause", None),
         "resume": ("running", None, None, None),
+        "checkpoint": ("running", None, "pause", None),
     },
     Situation.CANCELLING: {"cancel": ("running", None, "cancel", None)},
     Situation.PAUSED: {"cancel": CANCELLED, "resume": QUEUED},
@@ -90,6 +95,7 @@ def test_every_command_in_every_situation_follows_the_table(
                 code = (job["waiting_reason"] or {}).get("code")
                 left = (job["status"], job["status_reason"], job["requested_action"], code)
                 assert left == LEFT[situation][command], where
+                assert job["checkpoint_requested"] == (command == "checkpoint")
         else:
             assert answer.status_code == 409, where
             assert (error_of(answer)["code"], error_of(answer)["type"]) == (expected.code, "conflict_error")

@@ -12,10 +12,10 @@ from server.database.tables import AttemptRow, DrainRow, JobRow
 from server.engine import stop_requests
 from server.engine.engine import Engine
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
-from tests.harness.simulated_worker import SimulatedWorker, progress, status
+from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.wire.messages import StopRequest
+from zeta_core.contract.wire.messages import SAVE_VERSION, SaveRequest, StopRequest
 
 
 @pytest.fixture
@@ -152,3 +152,50 @@ def test_a_job_paused_by_a_full_disk_resumes_automatically(
     resumed = [event.fields for event in fleet.events(job_id) if event.fields.get("reason") == "resumed"]
     assert "Disk space is available again" in resumed[0]["message"]
     fleet.check_events(job_id)
+
+
+# --- Requests to save a checkpoint ------------------------------------------------------------------------------------
+
+
+def receive_save_request(worker: SimulatedWorker, job_id: str) -> tuple[int, int]:
+    """The attempt and the number of the next request."""
+    request = worker.receive(SaveRequest, job_id)
+    assert isinstance(request, SaveRequest)
+    return request.attempt, request.number
+
+
+def test_a_save_request_is_repeated_until_a_checkpoint_names_it(fleet: SmallFleet, client: "redis.Redis") -> None:
+    worker = SimulatedWorker(client, SECRET)
+    job_id = fleet.submit(spec=spec())
+    worker.start(fleet, job_id)
+    change(fleet, JobRow, job_id, num_save_requests=1)
+    assert [receive_save_request(worker, job_id) for _ in range(2)] == [(1, 1), (1, 1)]
+    worker.publish(job_id, 1, progress(5), checkpoint(5))
+    assert fleet.job(job_id).fulfilled_save_request == 0, "a periodic checkpoint may be older than the request"
+    worker.publish(job_id, 3, {**checkpoint(6), "request": 1})
+    assert fleet.job(job_id).fulfilled_save_request == 1
+    worker.receive_all()
+    change(fleet, JobRow, job_id, num_save_requests=2)
+    assert receive_save_request(worker, job_id) == (1, 2), "a new number after the first one was fulfilled"
+
+
+def test_the_next_attempt_fulfils_a_save_request_that_a_crash_left(fleet: SmallFleet, client: "redis.Redis") -> None:
+    worker = SimulatedWorker(client, SECRET)
+    job_id = fleet.submit(spec=spec())
+    worker.start(fleet, job_id)
+    change(fleet, JobRow, job_id, num_save_requests=1)
+    worker.publish(job_id, 1, progress(5), status("failed", reason="process_killed"))
+    worker.start(fleet, job_id, 2)
+    assert receive_save_request(worker, job_id) == (2, 1)
+    worker.publish(job_id, 1, progress(6), status("succeeded"), attempt=2)
+    assert fleet.job(job_id).fulfilled_save_request == 1, "the job has ended with its final checkpoint"
+
+
+def test_an_older_worker_gets_no_save_request(fleet: SmallFleet, client: "redis.Redis") -> None:
+    worker = SimulatedWorker(client, SECRET, contract_version=SAVE_VERSION - 1)
+    job_id = fleet.submit(spec=spec())
+    worker.start(fleet, job_id)
+    change(fleet, JobRow, job_id, num_save_requests=1)
+    fleet.request(job_id, "cancel")
+    assert receive_stop_request(worker, job_id) == "cancel"
+    assert not [message for message in worker.receive_all() if isinstance(message, SaveRequest)]

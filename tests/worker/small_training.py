@@ -3,8 +3,8 @@
 ``python small_training.py RUN_DIR``. Its spec's metadata controls it: ``steps``, ``seconds_per_step``,
 ``seconds_to_load``, ``checkpoint_every``, and ``then`` (``succeed``, ``exit``, ``hang``, ``allocate`` with
 ``mebibytes``). ``child=stubborn`` starts a child in its own session that ignores SIGTERM. After each step, it
-checks for a stop file and for contact with its worker, as the trainer does. Its weights are a chain of hashes, so they
-show whether a step was skipped or repeated.
+checks for a save file, a stop file and contact with its worker, as the trainer does. Its weights are a chain of hashes,
+so they show whether a step was skipped or repeated.
 """
 
 import errno
@@ -31,11 +31,13 @@ from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
     LOCK_FILE,
     RUN_FILE,
+    SAVE_FILE,
     STACKS_SIGNAL,
     STOP_FILE,
     RunFile,
     StopFile,
 )
+from zeta_core.process.save_requests import SaveRequests
 from zeta_core.process.worker_monitor import WorkerMonitor
 
 WEIGHTS_FILE = "model.safetensors"
@@ -67,6 +69,8 @@ class SmallTraining:
         self.then = str(metadata.get("then", "succeed"))
         self.child = str(metadata.get("child", ""))
         self.weights = b""
+        self.save_requests = SaveRequests(directory / SAVE_FILE)
+        self.fulfilled_request = 0
         self.worker_monitor = WorkerMonitor(directory / ALIVE_FILE)
         self.worker_monitor.start(self.run_file, on_exit=self.hand_back)
         faulthandler.register(signal.Signals[STACKS_SIGNAL])
@@ -91,6 +95,9 @@ class SmallTraining:
             )
             if self.checkpoint_every and step % self.checkpoint_every == 0:
                 self.save(f"step-{step}", step)
+            elif self.save_requests.newest() > self.fulfilled_request:
+                self.fulfilled_request = self.save_requests.newest()
+                self.save(f"step-{step}", step, request=self.fulfilled_request)
             if (self.directory / STOP_FILE).exists():
                 return self.stop(StopFile.model_validate_json((self.directory / STOP_FILE).read_text()), step)
             if self.worker_monitor.is_lost:
@@ -123,7 +130,7 @@ class SmallTraining:
         status, reason = STOP_ENDS["hand_back"]
         self.write(StatusLine(status=status, reason=reason))
 
-    def save(self, name: str, step: int) -> None:
+    def save(self, name: str, step: int, *, request: int | None = None) -> None:
         directory = self.output / f".{name}.new"
         directory.mkdir(parents=True)
         (directory / WEIGHTS_FILE).write_bytes(self.weights)
@@ -140,7 +147,7 @@ class SmallTraining:
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
         directory.rename(self.output / name)
-        self.write(CheckpointLine(name=name, step=step, bytes=len(self.weights)))
+        self.write(CheckpointLine(name=name, step=step, bytes=len(self.weights), request=request))
 
     def write(self, line: JournalLine) -> None:
         with (self.directory / JOURNAL_FILE).open("ab") as journal:

@@ -45,6 +45,19 @@ def test_a_queued_job_is_dispatched_run_and_stored_with_its_checkpoints(fleet: S
     assert log.read_text() == "attempt 1 begins\nthe last line of the log\n"
 
 
+def test_a_run_saves_on_request_and_continues(fleet: SmallFleet) -> None:
+    job_id = fleet.submit(steps="100000")
+    fleet.wait_for_step(job_id, 3)
+    for number in (1, 2):
+        fleet.request_save(job_id)
+        wait_until(lambda number=number: fleet.job(job_id).fulfilled_save_request == number, 30, "the checkpoint")
+    assert len(fleet.checkpoints(job_id)) == 2
+    assert fleet.job(job_id).status == "running"
+    fleet.request(job_id, "cancel")
+    fleet.wait_for_status(job_id, "cancelled")
+    fleet.check_events(job_id)
+
+
 def test_cancel_ends_every_process_even_in_its_own_session_and_ignoring_sigterm(fleet: SmallFleet) -> None:
     job_id = fleet.submit(steps="100000", child="stubborn")
     fleet.wait_for_step(job_id, 3)

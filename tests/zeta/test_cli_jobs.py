@@ -295,6 +295,19 @@ def test_a_worker_validates_a_spec_and_the_result_is_cached(
     assert (unknown.returncode, "nonsense" in unknown.stderr) == (2, True), "the worker's process is warm by now"
 
 
+def test_checkpoint_saves_a_running_job_which_continues(service: Service, client: Client, endless_job: Job) -> None:
+    wait_until(lambda: (client.job(endless_job.id).progress or {}).get("step"), 60, "the first step")
+    saved = service.command("checkpoint", endless_job.id)
+    assert (saved.returncode, "saves a checkpoint" in saved.stdout) == (0, True), saved.stderr
+    wait_until(lambda: client.checkpoints(endless_job.id), 60, "the checkpoint")
+    job = client.job(endless_job.id)
+    assert (job.status, job.checkpoint_requested) == ("running", False)
+    client.cancel(endless_job.id)
+    client.wait(endless_job.id, timeout_seconds=60)
+    ended = service.command("checkpoint", endless_job.id)
+    assert (ended.returncode, "zeta checkpoints" in ended.stderr) == (1, True)
+
+
 def test_login_stores_only_a_working_key(service: Service, tmp_path: Path) -> None:
     environment = {name: value for name, value in service.environment().items() if not name.startswith("ZETA_")}
     environment |= {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}

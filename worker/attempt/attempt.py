@@ -30,7 +30,8 @@ from worker.run.warm_start import WarmStart
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
-from zeta_core.contract.wire.run_directory import RunFile, run_directory
+from zeta_core.contract.wire.run_directory import SAVE_FILE, RunFile, SaveFile, run_directory
+from zeta_core.system.durable_files import write_atomically
 
 CLAIM_REPEAT_SECONDS = 1.0
 CLAIM_GIVE_UP_SECONDS = 60.0
@@ -107,6 +108,7 @@ class LocalAttempt:
         self._last_contact = time.monotonic()
         self._stage: tuple[Phase, bool] = (phase, False)  # the second value: whether the journal has its last line
         self._stage_since = time.monotonic()
+        self._save_request = 0  # the number of the newest one that was passed on to the run
         self._may_store = True  # false once the worker was cut off for so long that the attempt may be over
 
     @classmethod
@@ -200,6 +202,12 @@ class LocalAttempt:
             self.phase = Phase.OVER  # not granted yet; the server hands the job over again
         elif self.phase != Phase.OVER:
             self._tree.stop(action, grace_only=grace_only)
+
+    def request_save(self, number: int) -> None:
+        """Let the run save a checkpoint and continue. The server repeats this until the checkpoint is stored."""
+        if self.phase == Phase.RUNNING and number > self._save_request:
+            write_atomically(self.directory / SAVE_FILE, SaveFile(number=number).model_dump_json().encode())
+            self._save_request = number
 
     def record_contact(self, at: float) -> None:
         """Record contact with the server at this monotonic time, which allows the run to continue."""

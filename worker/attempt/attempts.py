@@ -17,7 +17,7 @@ from worker.machine.disk import DiskSpace
 from worker.machine.gpu_health import GpuHealth
 from worker.threads import Outage
 from zeta_core.contract.job.responses import DeviceReport
-from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, StopRequest
+from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
 
 RETRY_SECONDS = 2.0  # before an attempt that failed to advance is stepped again
 
@@ -112,7 +112,7 @@ class Attempts:
         attempt.record_contact(last_contact)
         self._attempts[message.job_id, message.attempt] = attempt
 
-    def deliver(self, message: ClaimAnswer | JournalAck | StopRequest) -> None:
+    def deliver(self, message: ClaimAnswer | JournalAck | StopRequest | SaveRequest) -> None:
         """Pass a message on to its attempt, if this worker has it."""
         attempt = self._attempts.get((message.job_id, message.attempt))
         if attempt is None:
@@ -124,6 +124,8 @@ class Attempts:
                 attempt.acknowledge(message)
             case StopRequest(action=action):
                 attempt.stop(action)
+            case SaveRequest(number=number):
+                attempt.request_save(number)
 
     def step(self, *, is_stopping: bool, contact_at: float | None, seconds_without_contact: float) -> None:
         """Advance each attempt; ``contact_at`` is the time of a new contact with the server (monotonic), if any."""

@@ -21,7 +21,7 @@ MODULES = {
     "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
     "zeta.cli.top": ("top",),
     "zeta.cli.comparisons": ("plot", "diff"),
-    "zeta.cli.job_commands": ("cancel", "pause", "resume", "rerun", "delete"),
+    "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),

@@ -1,4 +1,4 @@
-"""The commands that change a job: cancel, pause, resume, rerun, delete."""
+"""The commands that change a job: cancel, pause, resume, checkpoint, rerun, delete."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ def resume(job_id: JobId, as_json: AsJson = False) -> None:
 
     with Client() as client:
         _print_job(client.resume(resolve_job_id(client, job_id)), as_json)
+
+
+@app.command(rich_help_panel=JOBS)
+def checkpoint(job_id: JobId, as_json: AsJson = False) -> None:
+    """Save a checkpoint of a running job now. The job continues."""
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+    from zeta.job_ids import resolve_job_id
+
+    with Client() as client:
+        job = client.save_checkpoint(resolve_job_id(client, job_id))
+    if as_json:
+        print_json(job)
+    else:
+        print(f"{job.id} saves a checkpoint after its current step. List its checkpoints: zeta checkpoints {job.id}")
 
 
 @app.command(rich_help_panel=JOBS)

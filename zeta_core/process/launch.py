@@ -40,6 +40,7 @@ from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
     LOCK_FILE,
     RUN_FILE,
+    SAVE_FILE,
     STACKS_SIGNAL,
     STOP_FILE,
     RunFile,
@@ -47,6 +48,7 @@ from zeta_core.contract.wire.run_directory import (
 )
 from zeta_core.environment import ProcessRank, job_id, variables
 from zeta_core.failures import TrainingFailed, explain
+from zeta_core.process.save_requests import SaveRequests
 from zeta_core.process.worker_monitor import WorkerMonitor
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.library_noise import hide_library_noise
@@ -82,7 +84,7 @@ def main(run_dir: Path) -> int:
                 line = _train_in_processes(run_dir, file, stop, worker_monitor)
             else:
                 with variables(**_thread_variables(file)):  # torch reads it when it is imported
-                    line = _train(file, rank, report, stop)
+                    line = _train(file, rank, report, stop, SaveRequests(run_dir / SAVE_FILE))
         except Interrupted:
             line = _ended_by_sigterm(stop() or "hand_back")
         except BaseException as error:  # noqa: BLE001 - the journal reports any exception before the process exits
@@ -274,7 +276,7 @@ def _first_failure(error: Any) -> str:
     return f"Rank {rank} exited with code {failure.exitcode}; see the log."
 
 
-def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> StatusLine:
+def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop, save_requests: SaveRequests) -> StatusLine:
     spec = parse(JobSpec, _spec_with_first_choices(file))
 
     with stop.deferred():
@@ -299,6 +301,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop) -> St
         device_kind=file.resolved_spec.device_kind,
         started_on=_submitted_on(file),
         stop=stop,
+        newest_save_request=save_requests.newest,
         on_training_start=stop.on_training_start,
     )
     outcome = execute(request, rank, report)

@@ -133,6 +133,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             report,
             output_dir=request.output_dir,
             checkpointing_steps=options.checkpointing_steps,
+            newest_request=request.newest_save_request,
         )
         loop = TrainingLoop(
             accumulator, progress, meter, checkpointer, evaluator, diagnosis, report, requested_stop=request.stop

@@ -19,6 +19,7 @@ from zeta_core.data.sources import SourceLocations
 class RunRequest:
     """A request to train, from a script or a job. Paths are absolute. ``stop`` is called after every optimizer step.
 
+    ``newest_save_request`` returns the number of the newest request to save a checkpoint, or 0; it is called as often.
     ``on_training_start`` is called on every rank when everything is loaded; after that, there may be progress to save.
     ``threads`` (per process) and ``device_kind`` are those of an earlier attempt, even if it saved no checkpoint,
     because exact results depend on them. ``started_on`` is the day of the first start, if known.
@@ -35,6 +36,7 @@ class RunRequest:
     device_kind: str | None = None
     started_on: date | None = None
     stop: Callable[[], StopAction | None] = field(default=lambda: None)
+    newest_save_request: Callable[[], int] = field(default=lambda: 0)
     on_training_start: Callable[[], None] = field(default=lambda: None)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,10 +42,12 @@ class Checkpointer:
         *,
         output_dir: Path,
         checkpointing_steps: int | Literal["epoch"] | None,
+        newest_request: Callable[[], int],
     ) -> None:
         self._accumulator, self._engine = accumulator, accumulator.engine
         self._progress, self._saved, self._saver, self._meter, self._report = progress, saved, saver, meter, report
         self._output_dir, self._checkpointing_steps = output_dir, checkpointing_steps
+        self._newest_request, self._fulfilled_request = newest_request, 0
         self._staging = Staging()
         self._newest_weights = saved.names  # the names of the weights in the newest checkpoint
         self.saved_step = progress.step if saver.newest is not None else -1
@@ -64,8 +66,11 @@ class Checkpointer:
     def is_due(self, step: int, num_sequences: int) -> bool:
         """Whether to save after ``step``, which trains on ``num_sequences``.
 
-        Saves by time come early at first, and then about every ten minutes.
+        Saves by time come early at first, and then about every ten minutes. A requested save is due in the first
+        process.
         """
+        if self._engine.processes.is_main and self._newest_request() > self._fulfilled_request:
+            return True
         every, epoch = self._checkpointing_steps, len(self._accumulator.sequences)
         if every == "epoch":
             consumed = self._progress.consumed_sequences
@@ -95,10 +100,18 @@ class Checkpointer:
         if not self._accumulator.loss_function.is_likelihood:
             metrics.pop("perplexity", None)
         with self._meter.saving:
-            self._saver.save(names, self._snapshot(names), metrics, plan.stored())
+            self._saver.save(names, self._snapshot(names), metrics, plan.stored(), request=self._next_request())
         self.saved_step = self._progress.step
         self._saved_at = time.monotonic()
         self._seconds_saving += self._saved_at - started
+
+    def _next_request(self) -> int | None:
+        """The number of the newest request if no earlier save fulfils it."""
+        newest = self._newest_request()
+        if newest <= self._fulfilled_request:
+            return None
+        self._fulfilled_request = newest
+        return newest
 
     def _snapshot(self, names: Sequence[str]) -> Snapshot:
         engine, saved = self._engine, self._saved

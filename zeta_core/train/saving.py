@@ -80,15 +80,24 @@ class CheckpointSaver:
         if self._pending is None and self.newest is None:
             self._reserving = staging, self._thread.submit(self._engine.reserve, staging, self._saved.names)
 
-    def save(self, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float], plan: dict[str, Any]) -> None:
+    def save(
+        self,
+        names: Sequence[str],
+        snapshot: Snapshot,
+        metrics: dict[str, float],
+        plan: dict[str, Any],
+        *,
+        request: int | None = None,
+    ) -> None:
         """Start completing and writing ``snapshot``, which must not change before `wait`, under each of ``names``.
 
         The first name is written; the others are hard links to its files. ``plan`` is stored in the training state.
+        ``request`` is the number of the request that this save fulfils, if any.
         """
         assert self._pending is None, "wait for the previous save"
         part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
         self._engine.write_now(part / TRAINING_STATE_NAME)
-        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics, plan)
+        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics, plan, request)
 
     def save_copy(self, name: str) -> None:
         """Save the newest checkpoint under another name, as an independent copy if there is enough space."""
@@ -132,7 +141,13 @@ class CheckpointSaver:
         return max(tensors, 0 if self.newest is None else self.newest.size_bytes) + SMALL_FILES_BYTES
 
     def _write(
-        self, part: Path, names: Sequence[str], snapshot: Snapshot, metrics: dict[str, float], plan: dict[str, Any]
+        self,
+        part: Path,
+        names: Sequence[str],
+        snapshot: Snapshot,
+        metrics: dict[str, float],
+        plan: dict[str, Any],
+        request: int | None,
     ) -> Checkpoint | None:
         snapshot.complete()
         if self._processes.is_main or self._engine.writes_shards:
@@ -161,7 +176,7 @@ class CheckpointSaver:
                 files=files,
             )
 
-        written = self._finish(checkpoint_files.publish_checkpoint(part, self._output_dir, manifest))
+        written = self._finish(checkpoint_files.publish_checkpoint(part, self._output_dir, manifest), request)
         for name in names[1:]:
             self._finish(checkpoint_files.copy_checkpoint(written, self._output_dir, name))
         if "best" in names:
@@ -186,11 +201,11 @@ class CheckpointSaver:
         if failed:
             raise OSError(f"A checkpoint was not written: {'; '.join(failed)}")
 
-    def _finish(self, published: Checkpoint) -> Checkpoint:
+    def _finish(self, published: Checkpoint, request: int | None = None) -> Checkpoint:
         """Update the pointer, remove the checkpoints that it replaces, and report it, in this order."""
         checkpoint_files.write_pointer(published, self._output_dir)
         checkpoint_files.prune_steps(self._output_dir, self._run_id, self._keep)
-        self._report_checkpoint(published)
+        self._report_checkpoint(published, request)
         return published
 
     def _copy_best(self) -> None:
@@ -199,8 +214,14 @@ class CheckpointSaver:
         if best is not None:
             self._report_checkpoint(checkpoint_files.copy_checkpoint(best, self._output_dir, "best"))
 
-    def _report_checkpoint(self, published: Checkpoint) -> None:
+    def _report_checkpoint(self, published: Checkpoint, request: int | None = None) -> None:
         manifest = published.manifest
         self._report.write(
-            CheckpointLine(name=manifest.name, step=manifest.step, metrics=manifest.metrics, bytes=published.size_bytes)
+            CheckpointLine(
+                name=manifest.name,
+                step=manifest.step,
+                metrics=manifest.metrics,
+                bytes=published.size_bytes,
+                request=request,
+            )
         )

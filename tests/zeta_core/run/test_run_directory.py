@@ -20,6 +20,7 @@ from tests.zeta_core.run_directories import end_of, journal, make_run, start
 from tests.zeta_core.runs import train
 from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.events import CheckpointLine, ErrorLine, ProgressLine, StatusLine, WarningLine
+from zeta_core.contract.wire.run_directory import SAVE_FILE, SaveFile
 from zeta_core.process import launch
 
 DROPOUT = {"model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}}, "max_steps": 24}
@@ -77,6 +78,16 @@ def test_the_journal_describes_the_whole_run(straight: Path) -> None:
     assert (end.status, end.reason) == ("succeeded", "completed")
     assert end.result is not None
     assert end.result.tokens == 24 * 4 * 32
+
+
+def test_a_requested_checkpoint_is_saved_at_once_and_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, spec=DROPOUT)
+    (run_dir / SAVE_FILE).write_text(SaveFile(number=3).model_dump_json())
+    assert start(run_dir).wait(timeout=100) == 0, (run_dir / "train.log").read_text()
+    saved = [(line.name, line.request) for line in journal(run_dir) if isinstance(line, CheckpointLine)]
+    assert saved[0] == ("step-1", 3)
+    assert [request for _, request in saved[1:]] == [None] * (len(saved) - 1), "once for each number"
+    assert weights(tmp_path / "output") == weights(straight.parent / "output")
 
 
 def test_the_final_checkpoint_is_a_hugging_face_model(straight: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReason
 
-Command = Literal["cancel", "pause", "resume", "delete", "rerun"]
+Command = Literal["cancel", "pause", "resume", "checkpoint", "delete", "rerun"]
 COMMANDS: tuple[Command, ...] = get_args(Command)
 
 
@@ -54,6 +54,7 @@ class Effect(StrEnum):
     REQUEST_PAUSE = "stopped after saving a checkpoint"
     KEEP_PAUSED = "stays paused even when the disk has space"
     QUEUE = "queued, to continue from its newest checkpoint"
+    REQUEST_SAVE = "saves a checkpoint after its current step and continues"
     WITHDRAW_PAUSE = "the pause is withdrawn; if the run has already stopped, the job is queued again"
     NOTHING = "no change"
     DELETE = "deleted with its artifacts"
@@ -77,6 +78,10 @@ class Rejected:
 
 
 _NOT_PAUSED = Rejected("job_not_paused", "Job {id} is {status}; only a paused job can be resumed.")
+_NOT_RUNNING = Rejected(
+    "job_not_running",
+    "Job {id} is {status}; only a running job can save a checkpoint. `zeta checkpoints {id}` lists those that it has.",
+)
 _NOT_ENDED = Rejected("job_not_ended", "Job {id} is {status}; cancel it first, or wait until it has ended.")
 _CANCELLING = Rejected("cancel_under_way", "Job {id} is being cancelled; `zeta rerun {id}` submits it again.")
 _ALREADY_PAUSED = Rejected("job_paused", "Job {id} is already paused; `zeta resume {id}` continues it.")
@@ -103,6 +108,10 @@ _ENDED_JOB: dict[Command, Accepted | Rejected] = {
         "Job {id} is already {status}; only a paused job can be resumed. `zeta rerun {id} --from latest` continues it "
         "from its newest checkpoint as a new job.",
     ),
+    "checkpoint": Rejected(
+        "job_ended",
+        "Job {id} is already {status} and saves no more checkpoints; `zeta checkpoints {id}` lists those that it has.",
+    ),
     "delete": Accepted(200, Effect.DELETE),
     "rerun": _RERUN,
 }
@@ -112,6 +121,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.CANCEL),
         "pause": _accepted(Effect.PAUSE),
         "resume": _NOT_PAUSED,
+        "checkpoint": _NOT_RUNNING,
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
@@ -119,6 +129,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.REQUEST_CANCEL),
         "pause": _accepted(Effect.REQUEST_PAUSE),
         "resume": _NOT_PAUSED,
+        "checkpoint": _accepted(Effect.REQUEST_SAVE),
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
@@ -126,6 +137,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.REQUEST_CANCEL),
         "pause": _accepted(Effect.NOTHING),
         "resume": _accepted(Effect.WITHDRAW_PAUSE),
+        "checkpoint": _accepted(Effect.REQUEST_SAVE),
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
@@ -133,6 +145,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.NOTHING),
         "pause": _CANCELLING,
         "resume": _CANCELLING,
+        "checkpoint": _CANCELLING,
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
@@ -140,6 +153,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.CANCEL),
         "pause": _ALREADY_PAUSED,
         "resume": _accepted(Effect.QUEUE),
+        "checkpoint": _NOT_RUNNING,
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
@@ -147,6 +161,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "cancel": _accepted(Effect.CANCEL),
         "pause": _accepted(Effect.KEEP_PAUSED),
         "resume": _accepted(Effect.QUEUE),
+        "checkpoint": _NOT_RUNNING,
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },

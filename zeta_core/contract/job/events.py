@@ -129,13 +129,14 @@ class LogLine(_Line):
 
 
 class CheckpointLine(_Line):
-    """A checkpoint that is complete and can be downloaded."""
+    """A checkpoint that is complete and can be downloaded. ``request`` is the number of the request that it fulfils."""
 
     type: Literal["checkpoint"] = "checkpoint"
     name: str
     step: int
     metrics: dict[str, float] = {}
     bytes: int = 0
+    request: int | None = None
 
 
 class SampleLine(_Line):

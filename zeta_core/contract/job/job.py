@@ -81,6 +81,7 @@ class Job(BaseModel):
     status: JobStatus
     status_reason: StatusReason | None = None
     requested_action: RequestedAction | None = None
+    checkpoint_requested: bool = Field(default=False, description="a requested checkpoint is not stored yet")
     waiting_reason: WaitingReason | None = None
     queue_position: int | None = Field(default=None, description="1 is the next to start; null when not queued")
     entity_name: str | None = None

@@ -36,6 +36,7 @@ CONTRACT_VERSION = 3
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
 GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
+SAVE_VERSION = 3  # ... and that support `SaveRequest`
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -145,6 +146,15 @@ class StopRequest(_Message):
     action: StopAction
 
 
+class SaveRequest(_Message):
+    """Save a checkpoint after the current step and continue. It is repeated until a checkpoint names its number."""
+
+    kind: Literal["save_request"] = "save_request"
+    job_id: str
+    attempt: int
+    number: int  # counts the job's requests, from 1; a checkpoint fulfils this request and all earlier ones
+
+
 class CheckRequest(_Message):
     """Run ``python -m zeta_core check`` on a spec. It is sent once, and the server waits no longer than the limit."""
 
@@ -189,7 +199,7 @@ class Heartbeat(_Message):
 
 FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
-ToWorker = Annotated[ClaimAnswer | JournalAck | StopRequest | CheckRequest, Field(discriminator="kind")]
+ToWorker = Annotated[ClaimAnswer | JournalAck | StopRequest | SaveRequest | CheckRequest, Field(discriminator="kind")]
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
 

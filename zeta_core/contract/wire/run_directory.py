@@ -65,6 +65,7 @@ def output_directory(job_id: str) -> PurePosixPath:
 
 RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start and never changed
 STOP_FILE = "stop"  # in: a `StopFile`; the run checks for it after each optimizer step
+SAVE_FILE = "save"  # in: a `SaveFile`; the run checks for it after each optimizer step
 ALIVE_FILE = "alive"  # in: the last contact between worker and server, in seconds of the monotonic clock
 JOURNAL_FILE = "events.jsonl"  # out: one journal line per text line, appended, flushed
 MAX_LINE_BYTES = 4 * 2**20  # of a journal line; longer ones are not read, so writers shorten their texts
@@ -117,6 +118,14 @@ class StopFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     action: StopAction
+
+
+class SaveFile(BaseModel):
+    """``save``: save a checkpoint and continue. A run saves once for each new number, which its checkpoint reports."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    number: int
 
 
 class ProcessFile(BaseModel):

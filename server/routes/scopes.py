@@ -20,6 +20,7 @@ SCOPES: Mapping[str, Scope] = {
     "POST /v1/jobs/{job_id}/cancel": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/pause": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/resume": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/checkpoint": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/rerun": Scope.SUBMIT,
     "GET /v1/jobs/{job_id}/events": Scope.READ,
     "GET /v1/jobs/{job_id}/logs": Scope.READ,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,15 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from server.http.proxies import route_path
-from zeta_core.contract.errors import ErrorBody, ErrorDetail, InvalidRequest, MalformedRequest, ZetaError
-from zeta_core.contract.spec.validation import (
-    MAX_DETAILS,
-    MAX_SUGGESTIONS,
-    closest,
-    cut,
-    error_from_details,
-    value_detail,
-)
+from server.http.query_parameters import parameter_error
+from zeta_core.contract.errors import ErrorBody, MalformedRequest, ZetaError
+from zeta_core.contract.spec.validation import cut
 
 STATUS_OF_TYPE: dict[str, int] = {
     "malformed_request_error": 400,
@@ -137,46 +131,3 @@ def _allowed(request: Request) -> list[str]:
 async def _invalid_parameters(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return error_response(parameter_error(request, error))
-
-
-def parameter_error(request: Request, error: RequestValidationError) -> ZetaError:
-    """The error for invalid path, query and header parameters, as reported by FastAPI."""
-    names = known_parameters(request)
-    details: dict[str, ErrorDetail] = {}
-    faults = error.errors()
-    for fault in faults[:MAX_DETAILS]:
-        detail = _parameter_detail(fault, names, search=len(details) < MAX_SUGGESTIONS)
-        details.setdefault(detail.param or detail.message, detail)
-    return error_from_details(list(details.values()), InvalidRequest, num_more=max(0, len(faults) - MAX_DETAILS))
-
-
-def _parameter_detail(fault: Mapping[str, Any], names: Sequence[str], *, search: bool) -> ErrorDetail:
-    context = fault.get("ctx", {})
-    param = cut(str(fault["loc"][1] if len(fault["loc"]) > 1 else context.get("name", "query")))
-    if fault["type"] == "extra_forbidden":
-        close = closest(param, names) if search else None
-        fix = f"did you mean {close!r}?" if close else f"known parameters: {', '.join(names) or 'none'}."
-        message = f"{param!r} is not a known parameter; {fix}"
-        return ErrorDetail(param=param, message=message, code="unknown_parameter", suggestion=close)
-    if "sentence" in context:
-        return ErrorDetail(param=param, message=context["sentence"], code="invalid_parameter")
-    return value_detail(param, fault).model_copy(update={"code": "invalid_parameter"})
-
-
-def known_parameters(request: Request) -> list[str]:
-    """The query parameters of the request's route, from the OpenAPI description."""
-    return [
-        f"{parameter['name']}[k]" if parameter.get("style") == "deepObject" else parameter["name"]
-        for parameter in _query_parameters(request)
-    ]
-
-
-def list_parameters(request: Request) -> set[str]:
-    """The query parameters that may be given more than once."""
-    return {parameter["name"] for parameter in _query_parameters(request) if parameter["schema"].get("type") == "array"}
-
-
-def _query_parameters(request: Request) -> list[dict[str, Any]]:
-    operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path_format", ""), {})
-    operation = operations.get("get" if request.method == "HEAD" else request.method.lower(), {})
-    return [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"]

@@ -14,7 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from server.http.error_responses import error_response, parameter_error
+from server.http.error_responses import error_response
+from server.http.query_parameters import parameter_error
 from zeta_core.contract.errors import ZetaError
 
 MAX_RETRY_AFTER_SECONDS = 120  # the client does not repeat a request that has to wait for longer

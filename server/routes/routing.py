@@ -7,22 +7,19 @@ parameters rejects unknown ones by its own model. The open routes ignore query p
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from server.auth import Caller
-from server.http.error_responses import known_parameters, list_parameters
+from server.http.query_parameters import check_query
 from server.routes.scopes import is_open, required_scope
 from server.service import Service
 from server.submitting.submissions import Submissions
 from zeta_core.contract.access import PROJECT_HEADER
-from zeta_core.contract.spec.validation import cut
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
 _PROJECT = Header(
@@ -60,22 +57,8 @@ async def _caller(
     if zeta_project is not None:
         caller = await service.keys.in_project(caller, zeta_project)
     if request.query_params:
-        _check_parameters(request)
+        check_query(request)
     return replace(caller, address=request.client.host if request.client else None)
-
-
-def _check_parameters(request: Request) -> None:
-    counts = Counter(name for name, _ in request.query_params.multi_items())
-    if not known_parameters(request):
-        raise RequestValidationError([{"type": "extra_forbidden", "loc": ("query", name)} for name in counts])
-    repeated = [name for name in counts if counts[name] > 1 and name not in list_parameters(request)]
-    if repeated:
-        raise RequestValidationError([_repeated_parameter(name, counts[name]) for name in repeated])
-
-
-def _repeated_parameter(name: str, count: int) -> dict[str, Any]:
-    sentence = f"{cut(name)} is given {count} times; remove all but one."
-    return {"type": "given_twice", "loc": ("query", name), "ctx": {"sentence": sentence}}
 
 
 TheCaller = Annotated[Caller, Depends(_caller)]

@@ -22,9 +22,9 @@ from tests.harness.waiting import wait_until
 
 
 def test_wait_until_returns_the_value_or_reports_the_timeout() -> None:
-    answers = iter(["", "", "here"])
-    assert wait_until(lambda: next(answers), 5, "a word") == "here"
-    with pytest.raises(AssertionError, match=r"waited 0\.2 s for a word; the last answer was ''"):
+    values = iter(["", "", "here"])
+    assert wait_until(lambda: next(values), 5, "a word") == "here"
+    with pytest.raises(AssertionError, match=r"waited 0\.2 s for a word; the last value was ''"):
         wait_until(str, 0.05, "a word")
 
 

@@ -51,7 +51,9 @@ def end_stuck_threads(status: int) -> None:
     safe to interrupt it, as a power failure would: the next start detects incomplete work.
     """
     deadline = time.monotonic() + THREAD_EXIT_SECONDS
-    others = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    others = [
+        thread for thread in threading.enumerate() if thread is not threading.current_thread() and not thread.daemon
+    ]
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))
     if stuck := [thread.name for thread in others if thread.is_alive()]:

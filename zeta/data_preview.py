@@ -52,8 +52,8 @@ def local_spec(source: str, model: str | None, tokenizer: str | None, settings: 
     for name in DATA_FIELDS:
         if spec.get(name) is not None:
             several = isinstance(spec[name], list)
-            expanded_sources = [_local_source(name, one) for one in (spec[name] if several else [spec[name]])]
-            sources = [one for each in expanded_sources for one in each]
+            expanded_sources = [_local_source(name, item) for item in (spec[name] if several else [spec[name]])]
+            sources = [item for expanded in expanded_sources for item in expanded]
             spec[name] = sources if several or len(sources) > 1 else sources[0]
     spec["model"] = _local_model(spec.get("model"))
     spec["chat_template"] = template_text(spec.get("chat_template"))

@@ -76,7 +76,7 @@ class _DataUploader:
             files: Any = source["file"]
             if isinstance(files, str | os.PathLike | list):
                 items = cast("list[Any]", files if isinstance(files, list) else [files])
-                ids = [one for item in items for one in self._file_ids(item, source.get("format"))]
+                ids = [file_id for item in items for file_id in self._file_ids(item, source.get("format"))]
                 return {**source, "file": ids if isinstance(files, list) or len(ids) > 1 else ids[0]}
         return value
 

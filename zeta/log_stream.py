@@ -170,5 +170,5 @@ class LogStream:
     def _has_ended(self) -> bool:
         """Whether the log is complete."""
         job = parse_response(Job, self._transport.request("GET", f"/v1/jobs/{self._job_id}"))
-        is_over = any(one.attempt == self._attempt and one.finished_at is not None for one in job.attempts)
+        is_over = any(attempt.attempt == self._attempt and attempt.finished_at is not None for attempt in job.attempts)
         return is_over or job.status in ENDED

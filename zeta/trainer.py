@@ -111,7 +111,7 @@ def Trainer(
     for name in _SOURCES:
         value = more.get(name)
         if isinstance(value, list):
-            more[name] = [_source(one, name, notes) for one in cast("list[Any]", value)]
+            more[name] = [_source(item, name, notes) for item in cast("list[Any]", value)]
         else:
             more[name] = _source(value, name, notes)
     if isinstance(more.get("lora"), bool):

@@ -97,7 +97,7 @@ _RESULT_OPTIONS = frozenset(options_affecting(JobSpec, "results"))
 # The fields that a resumed run must not change. The split of a global batch may change, but not its size.
 FIXED_PLAN_FIELDS = tuple(
     name
-    for name in (one.name for one in fields(Plan))
+    for name in (plan_field.name for plan_field in fields(Plan))
     if name == "global_batch" or not _RESULT_OPTIONS.isdisjoint(_DECIDING_OPTIONS.get(name, (name,)))
 )
 

@@ -65,8 +65,12 @@ def training_suspended(fleet: Fleet, rng: Random) -> Injection:
     """The watchdog ends the run. Otherwise (during a save), it is resumed after the stall limit."""
     job_states = fleet.database.job_states()
     found = sorted(fleet.training_processes(), key=lambda process: process.job_id)
-    alone = [one for one in found if one.rank is None and sum(one.job_id == other.job_id for other in found) == 1]
-    candidates = [one for one in alone if (job_states[one.job_id].last_step or 0) >= MIN_STEPS]
+    alone = [
+        training
+        for training in found
+        if training.rank is None and sum(training.job_id == other.job_id for other in found) == 1
+    ]
+    candidates = [training for training in alone if (job_states[training.job_id].last_step or 0) >= MIN_STEPS]
     if candidates:
         victim = rng.choice(candidates)
         victim.process.suspend()
@@ -189,8 +193,8 @@ def redis_unavailable_for_longer_than_the_lease(fleet: Fleet, rng: Random) -> In
 def another_program_on_redis_port(fleet: Fleet, rng: Random) -> Injection:
     """Another program listens on Redis's port."""
     fleet.valkey.kill()
-    answer = rng.choice([HTTP_ERROR, b":one\r\n", b"\xff\xfe\r\n", b"-LOADING the dataset\r\n"])
-    with non_redis_server(fleet.valkey.port, answer):
+    response = rng.choice([HTTP_ERROR, b":one\r\n", b"\xff\xfe\r\n", b"-LOADING the dataset\r\n"])
+    with non_redis_server(fleet.valkey.port, response):
         yield Impact(running(fleet), rng.uniform(1.0, SELF_STOP_SECONDS - 2.0))
     fleet.valkey.start()
 

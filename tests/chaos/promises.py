@@ -119,7 +119,7 @@ def weights_are_identical(evidence: Evidence) -> Breaches:
             continue
         expected, found = planned.computed_weights or references.get(planned.kind), evidence.final_weights(job.id)
         if expected is None or found != expected:
-            steps = [(one.attempt, one.first_step, one.last_step) for one in evidence.attempts[job.id]]
+            steps = [(attempt.attempt, attempt.first_step, attempt.last_step) for attempt in evidence.attempts[job.id]]
             yield f"{job.id} ({planned.kind}) ended with weights {found}, undisturbed {expected}; its attempts: {steps}"
 
 

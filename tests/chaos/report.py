@@ -23,15 +23,15 @@ def table(injected: Sequence[InjectedFault], evidence: Evidence) -> str:
     """
     lines = [HEAD]
     for fault in FAULTS:
-        mine = [one for one in injected if one.fault is fault]
-        impact = [job_id for one in mine for job_id in one.impact.jobs]
+        mine = [injection for injection in injected if injection.fault is fault]
+        impact = [job_id for injection in mine for job_id in injection.impact.jobs]
         ends = Counter(evidence.jobs[job_id].status for job_id in set(impact))
-        recoveries = [seconds for one in mine for seconds in one.recovered.values()]
+        recoveries = [seconds for injection in mine for seconds in injection.recovered.values()]
         cells = [
             fault.name,
             str(len(mine)),
             str(len(set(impact))),
-            str(sum(len(one.attempts_lost) for one in mine)),
+            str(sum(len(injection.attempts_lost) for injection in mine)),
             ", ".join(f"{count} {status}" for status, count in sorted(ends.items())) or "–",
             f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "–",
         ]

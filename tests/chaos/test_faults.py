@@ -56,7 +56,7 @@ class Scenario:
         """Wait until every job has ended, check every promise, and return the end reasons of this job's attempts."""
         try:
             wait_until(
-                lambda: all(one.status in ENDED for one in self.fleet.database.job_states().values()),
+                lambda: all(job.status in ENDED for job in self.fleet.database.job_states().values()),
                 timeout_seconds,
                 "every job to end",
             )
@@ -110,12 +110,12 @@ def test_two_servers_create_and_start_each_job_once(scenario: Scenario) -> None:
             pool.submit(scenario.users.request, "POST", "/v1/jobs", json=planned.spec, headers=headers)
             for _ in range(2)
         ]
-    answers = [answer for one in requests if (answer := one.result()) is not None]
-    assert [answer.status_code for answer in answers] == [201, 201]
-    (job_id,) = {answer.json()["id"] for answer in answers}
+    responses = [response for request in requests if (response := request.result()) is not None]
+    assert [response.status_code for response in responses] == [201, 201]
+    (job_id,) = {response.json()["id"] for response in responses}
     scenario.users.accepted[job_id] = planned
     others = [scenario.submit(steps=20) for _ in range(5)]
-    assert [scenario.check_promises(one) for one in (job_id, *others)] == [["completed"]] * 6
+    assert [scenario.check_promises(other_id) for other_id in (job_id, *others)] == [["completed"]] * 6
 
 
 def test_jobs_continue_while_another_program_locks_the_database(scenario: Scenario) -> None:
@@ -135,8 +135,8 @@ def test_a_database_outage_is_reported_and_costs_no_attempt(scenario: Scenario) 
     scenario.wait_for_step(job_id, 3)
     database.crash()
     with scenario.fleet.servers[0].http() as http:
-        answer = http.post("/v1/jobs", json=spec_of("small", ""))
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
+        response = http.post("/v1/jobs", json=spec_of("small", ""))
+        assert (response.status_code, error_of(response)["code"]) == (503, "database_unavailable")
         assert http.get("/healthz").status_code == 200
     wait_until(lambda: len(_journal(scenario, job_id)) > 40, 60, "the run to continue")
     database.start_again()
@@ -229,7 +229,7 @@ def test_commands_to_adopted_runs_that_hang_are_enforced(scenario: Scenario) -> 
 
 
 def _first_step(scenario: Scenario, job_id: str, attempt: int) -> int | None:
-    return next((one.first_step for one in scenario.fleet.database.attempts(job_id) if one.attempt == attempt), None)
+    return next((row.first_step for row in scenario.fleet.database.attempts(job_id) if row.attempt == attempt), None)
 
 
 def _journal(scenario: Scenario, job_id: str) -> list[str]:

@@ -60,15 +60,15 @@ class Users:
 
     def submit(self, planned: PlannedJob) -> str | None:
         """The id of the accepted job; ``None`` without a response."""
-        answer = self.request("POST", "/v1/jobs", json=planned.spec, headers={"Idempotency-Key": planned.key})
-        if answer is None:
+        response = self.request("POST", "/v1/jobs", json=planned.spec, headers={"Idempotency-Key": planned.key})
+        if response is None:
             return None
-        if answer.status_code != 201:
+        if response.status_code != 201:
             self.unexpected_responses.append(
-                f"POST /v1/jobs of {planned.key} was answered {answer.status_code}: {answer.text}"
+                f"POST /v1/jobs of {planned.key} was answered {response.status_code}: {response.text}"
             )
             return planned.key
-        job_id = str(answer.json()["id"])
+        job_id = str(response.json()["id"])
         self.accepted[job_id] = planned
         self._unfinished.add(job_id)
         return job_id
@@ -78,22 +78,22 @@ class Users:
         server = self._servers[next(self._turns) % len(self._servers)]
         try:
             with server.http() as http:
-                answer = http.request(method, path, timeout=ANSWER_SECONDS, **request)
+                response = http.request(method, path, timeout=ANSWER_SECONDS, **request)
         except httpx.TransportError:
             return None
-        return answer if answer.status_code < 500 else None
+        return response if response.status_code < 500 else None
 
     def _check(self, job_id: str) -> None:
-        answer = self.request("GET", f"/v1/jobs/{job_id}")
-        if answer is None:
+        response = self.request("GET", f"/v1/jobs/{job_id}")
+        if response is None:
             return
-        if answer.status_code != 200:
+        if response.status_code != 200:
             self.unexpected_responses.append(
-                f"GET of the accepted job {job_id} was answered {answer.status_code}: {answer.text}"
+                f"GET of the accepted job {job_id} was answered {response.status_code}: {response.text}"
             )
             self._unfinished.discard(job_id)
             return
-        job: dict[str, Any] = answer.json()
+        job: dict[str, Any] = response.json()
         if job["status"] in ENDED:
             self._unfinished.discard(job_id)
             return
@@ -111,19 +111,21 @@ class Users:
         return planned.command if step >= planned.after_step else None
 
     def _command(self, job_id: str, command: str) -> None:
-        answer = self.request("POST", f"/v1/jobs/{job_id}/{command}")
-        if answer is None:
+        response = self.request("POST", f"/v1/jobs/{job_id}/{command}")
+        if response is None:
             return
-        if answer.status_code == 202:
+        if response.status_code == 202:
             self.accepted_commands.setdefault(job_id, []).append(command)
-        elif answer.status_code != 409:  # 409: its status has changed since it was read
-            self.unexpected_responses.append(f"{command} of {job_id} was answered {answer.status_code}: {answer.text}")
+        elif response.status_code != 409:  # 409: its status has changed since it was read
+            self.unexpected_responses.append(
+                f"{command} of {job_id} was answered {response.status_code}: {response.text}"
+            )
             self.accepted_commands.setdefault(job_id, []).append(command)
 
 
 def upload(server: ServerProcess, content: bytes) -> str:
     """Upload a text; returns its id."""
     with server.http() as http:
-        answer = http.post("/v1/files", files={"file": ("text.txt", content)}, data={"purpose": "dataset"})
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["id"])
+        response = http.post("/v1/files", files={"file": ("text.txt", content)}, data={"purpose": "dataset"})
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])

@@ -17,8 +17,8 @@ def real_conversations(count: int) -> list[list[dict[str, str]]]:
         pytest.skip("chitchat-dataset is not installed (pip install --no-deps chitchat-dataset)")
     stored: dict[str, Any] = json.loads((Path(found.origin).parent / "dataset.json").read_text())
     conversations: list[list[dict[str, str]]] = []
-    for one in stored.values():
-        texts = ["\n".join(message["text"] for message in turn) for turn in one["messages"][:4]]
+    for conversation in stored.values():
+        texts = ["\n".join(message["text"] for message in turn) for turn in conversation["messages"][:4]]
         if len(texts) == 4 and all(text.strip() for text in texts) and sum(map(len, texts)) < 350:
             roles = ("user", "assistant", "user", "assistant")
             conversations.append([{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)])

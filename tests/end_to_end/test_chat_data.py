@@ -33,7 +33,7 @@ def run(http: httpx.Client, service: Service, **fields: Any) -> tuple[dict[str, 
 @pytest.mark.timeout(400)
 def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx.Client, service: Service) -> None:
     conversations = real_conversations(120)
-    rows = [{"turns": one} for one in conversations]
+    rows = [{"turns": turns} for turns in conversations]
     chat = {"file": upload(http, "chat.jsonl", as_lines(rows)), "columns": {"messages": "turns"}}
 
     broken = upload(http, "broken.jsonl", as_lines([*rows[:2], {"turns": [{"role": "robot", "content": "x"}]}]))
@@ -58,8 +58,8 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
 
     # The real next turn is preferred to a turn of another conversation.
     pairs = [
-        {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
-        for one, other in zip(conversations[:8], conversations[8:16], strict=True)
+        {"prompt": turns[:3], "chosen": turns[3:], "rejected": other[3:]}
+        for turns, other in zip(conversations[:8], conversations[8:16], strict=True)
     ]
     preferences = [
         {"file": upload(http, f"pairs-{weight}.jsonl", as_lines(some)), "format": "preference", "weight": weight}
@@ -73,7 +73,10 @@ def test_a_model_learns_from_conversations_and_then_from_preferences(http: httpx
     assert rewards[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert preferred["resolved_spec"]["dpo"] == {"beta": 0.5}
     seen = preferred["resolved_spec"]["data_report"]["sources"]
-    assert [(one["name"], one["seen_share"]) for one in seen] == [("pairs-1.jsonl", 0.25), ("pairs-3.jsonl", 0.75)]
+    assert [(source["name"], source["seen_share"]) for source in seen] == [
+        ("pairs-1.jsonl", 0.25),
+        ("pairs-3.jsonl", 0.75),
+    ]
     losses = [event["loss"] for event in events if event["type"] == "progress" and event.get("loss") is not None]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert rewards[-1]["margin"] > 0, json.dumps(rewards)

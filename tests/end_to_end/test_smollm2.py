@@ -34,7 +34,7 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
     assert base["purpose"] == "model"
     conversations = real_conversations(128)
     chats = tmp_path / "chats.jsonl"
-    chats.write_bytes(as_lines([{"messages": one} for one in conversations]))
+    chats.write_bytes(as_lines([{"messages": turns} for turns in conversations]))
 
     # Train an adapter from the command line.
     settings = [*_words(SIZES), "eval_split=0.06", "eval_steps=4", "max_steps=8", "learning_rate=0.001"]
@@ -69,8 +69,8 @@ def test_a_real_model_learns_from_real_conversations_and_preferences(
 
     # The real next turn is preferred to a turn of another conversation. The run starts from the adapter's model.
     pairs = [
-        {"prompt": one[:3], "chosen": one[3:], "rejected": other[3:]}
-        for one, other in zip(conversations[:6], conversations[6:12], strict=True)
+        {"prompt": turns[:3], "chosen": turns[3:], "rejected": other[3:]}
+        for turns, other in zip(conversations[:6], conversations[6:12], strict=True)
     ]
     sent = http.post("/v1/files", files={"file": ("pairs.jsonl", as_lines(pairs))}, data={"purpose": "dataset"})
     method = {"method": "dpo", "lora": {"r": 8}, "learning_rate": 5e-4, "max_steps": 6}

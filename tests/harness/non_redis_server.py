@@ -9,8 +9,8 @@ HTTP_ERROR = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n<html>
 
 
 @contextmanager
-def non_redis_server(port: int, answer: bytes = HTTP_ERROR) -> Generator[None]:
-    """Send ``answer`` to every connection to the port on 127.0.0.1, and close it, until the block ends."""
+def non_redis_server(port: int, response: bytes = HTTP_ERROR) -> Generator[None]:
+    """Send ``response`` to every connection to the port on 127.0.0.1, and close it, until the block ends."""
     listener = socket.create_server(("127.0.0.1", port), backlog=50)
     stopped = threading.Event()
 
@@ -21,7 +21,7 @@ def non_redis_server(port: int, answer: bytes = HTTP_ERROR) -> Generator[None]:
                 with connection:
                     connection.settimeout(1)
                     connection.recv(1000)
-                    connection.sendall(answer)
+                    connection.sendall(response)
             except OSError:
                 continue
 

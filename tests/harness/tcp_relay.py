@@ -78,7 +78,7 @@ class TcpRelay:
             _hang_up(endpoint)
 
 
-def _hang_up(one: socket.socket) -> None:
+def _hang_up(endpoint: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked on it, unlike `close`
-    one.close()
+        endpoint.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked on it, unlike `close`
+    endpoint.close()

@@ -19,9 +19,9 @@ def wait_until(predicate: Callable[[], Answer], timeout_seconds: float, what: st
     deadline = time.monotonic() + limit
     while True:
         is_last = time.monotonic() >= deadline
-        answer = predicate()
-        if answer:
-            return answer
+        value = predicate()
+        if value:
+            return value
         if is_last:
-            raise AssertionError(f"waited {limit:g} s for {what}; the last answer was {answer!r}")
+            raise AssertionError(f"waited {limit:g} s for {what}; the last value was {value!r}")
         time.sleep(POLL_SECONDS)  # noqa: TID251 - the one place where tests sleep

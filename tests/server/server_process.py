@@ -117,16 +117,16 @@ def running_server(
 
 def submit(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     """Submit `SPEC` with additional fields; returns the job."""
-    answer = http.post("/v1/jobs", json={**SPEC, **fields})
-    assert answer.status_code == 201, answer.text
-    return answer.json()
+    response = http.post("/v1/jobs", json={**SPEC, **fields})
+    assert response.status_code == 201, response.text
+    return response.json()
 
 
-def error_of(answer: httpx.Response) -> dict[str, Any]:
+def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error of a response, after checking its shape."""
-    assert answer.headers["x-request-id"], answer.headers
-    assert answer.headers["content-type"] == "application/json", answer.text
-    body = answer.json()
+    assert response.headers["x-request-id"], response.headers
+    assert response.headers["content-type"] == "application/json", response.text
+    body = response.json()
     assert list(body) == ["error"], body
     error = body["error"]
     assert list(error) == ["message", "type", "param", "code", "details"], error

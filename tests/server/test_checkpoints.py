@@ -68,8 +68,8 @@ def test_a_job_without_checkpoints_is_named_with_the_next_command(rows: Rows, ht
             f"Job {failed} ended (failed) before it saved a checkpoint; start it again with `zeta rerun {failed}`.",
         ),
     ):
-        answer = http.get(f"/v1/jobs/{job_id}/checkpoints/{name}")
-        assert (answer.status_code, error_of(answer)["message"]) == (404, sentence)
+        response = http.get(f"/v1/jobs/{job_id}/checkpoints/{name}")
+        assert (response.status_code, error_of(response)["message"]) == (404, sentence)
 
 
 def test_a_manifest_lists_each_file_with_size_hash_and_role(stored: StoredCheckpoints, http: httpx.Client) -> None:
@@ -91,10 +91,10 @@ def get_raw_path(server: ServerProcess, path: str) -> tuple[int, bytes]:
     """GET a path unchanged (`httpx` would resolve the dots)."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", path, headers={"Authorization": f"Bearer {API_KEY}"})
-    answer = connection.getresponse()
-    content = answer.read()
+    response = connection.getresponse()
+    content = response.read()
     connection.close()
-    return answer.status, content
+    return response.status, content
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ def get_raw_path(server: ServerProcess, path: str) -> tuple[int, bytes]:
 
 def test_every_downloaded_file_matches_its_manifest(stored: StoredCheckpoints, http: httpx.Client) -> None:
     for path, content in stored.files.items():
-        answer = http.get(f"{stored.path}/final/files/{path}")
-        assert answer.content == content
-        assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
-        assert answer.headers["content-length"] == str(len(content))
-        assert answer.headers["accept-ranges"] == "bytes"
+        response = http.get(f"{stored.path}/final/files/{path}")
+        assert response.content == content
+        assert response.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+        assert response.headers["content-length"] == str(len(content))
+        assert response.headers["accept-ranges"] == "bytes"
         head = http.head(f"{stored.path}/final/files/{path}")
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-length"] == str(len(content))
@@ -149,27 +149,27 @@ def test_only_files_of_the_manifest_are_served(server: ServerProcess, stored: St
 def test_a_range_returns_exactly_its_bytes(
     stored: StoredCheckpoints, http: httpx.Client, wanted: str, start: int, end: int | None
 ) -> None:
-    answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
-    assert answer.status_code == 206
-    assert answer.content == WEIGHTS[start:end]
+    response = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
+    assert response.status_code == 206
+    assert response.content == WEIGHTS[start:end]
     last = (len(WEIGHTS) if end is None else end) - 1
-    assert answer.headers["content-range"] == f"bytes {start}-{last}/{len(WEIGHTS)}"
-    assert answer.headers["content-length"] == str(last - start + 1)
+    assert response.headers["content-range"] == f"bytes {start}-{last}/{len(WEIGHTS)}"
+    assert response.headers["content-length"] == str(last - start + 1)
 
 
 @pytest.mark.parametrize("wanted", ["bytes=3000000-", "bytes=9999999-", "bytes=-0", f"bytes={'9' * 18}-"])
 def test_a_range_beyond_the_end_returns_416_with_the_length(
     stored: StoredCheckpoints, http: httpx.Client, wanted: str
 ) -> None:
-    answer = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
-    assert (answer.status_code, error_of(answer)["code"]) == (416, "range_not_satisfiable")
-    assert answer.headers["content-range"] == "bytes */3000000"
+    response = http.get(f"{stored.path}/final/files/model.safetensors", headers={"Range": wanted})
+    assert (response.status_code, error_of(response)["code"]) == (416, "range_not_satisfiable")
+    assert response.headers["content-range"] == "bytes */3000000"
 
 
 @pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,5-6", "lines=1-2", "bytes=", "bytes=-", "bytes=a-b"])
 def test_an_invalid_range_is_ignored(stored: StoredCheckpoints, http: httpx.Client, wanted: str) -> None:
-    answer = http.get(f"{stored.path}/final/files/config.json", headers={"Range": wanted})
-    assert (answer.status_code, answer.content) == (200, FILES["config.json"][1])
+    response = http.get(f"{stored.path}/final/files/config.json", headers={"Range": wanted})
+    assert (response.status_code, response.content) == (200, FILES["config.json"][1])
 
 
 def test_if_range_and_if_none_match_compare_the_etag(stored: StoredCheckpoints, http: httpx.Client) -> None:
@@ -180,8 +180,8 @@ def test_if_range_and_if_none_match_compare_the_etag(stored: StoredCheckpoints, 
     assert http.get(path, headers={**some, "If-Range": '"other"'}).status_code == 200
     assert http.get(path, headers={**some, "If-Range": "Sun, 22 Nov 2026 10:00:00 GMT"}).status_code == 200
     for header in (etag, f'"other", {etag}', f"W/{etag}", "*"):
-        answer = http.get(path, headers={"If-None-Match": header})
-        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+        response = http.get(path, headers={"If-None-Match": header})
+        assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", etag)
     assert http.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
@@ -191,10 +191,10 @@ def test_an_interrupted_download_resumes_to_the_same_bytes(stored: StoredCheckpo
     received = b""
     while len(received) < len(WEIGHTS):
         headers = {"Range": f"bytes={len(received)}-", "If-Range": etag} if received else {}
-        with http.stream("GET", path, headers=headers) as answer:
-            assert answer.status_code == (206 if received else 200)
+        with http.stream("GET", path, headers=headers) as response:
+            assert response.status_code == (206 if received else 200)
             cut = len(received) + 700_001
-            for chunk in answer.iter_raw():
+            for chunk in response.iter_raw():
                 received += chunk
                 if len(received) >= cut:
                     break
@@ -217,16 +217,16 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def test_an_archive_omits_the_training_state_by_default(stored: StoredCheckpoints, http: httpx.Client) -> None:
-    answer = http.get(f"{stored.path}/final/archive")
-    assert answer.headers["content-type"] == "application/x-tar"
-    assert answer.headers["content-length"] == str(len(answer.content))
-    assert len(answer.content) % 512 == 0
+    response = http.get(f"{stored.path}/final/archive")
+    assert response.headers["content-type"] == "application/x-tar"
+    assert response.headers["content-length"] == str(len(response.content))
+    assert len(response.content) % 512 == 0
     wanted = {path: content for path, content in stored.files.items() if not path.startswith("training_state/")}
-    assert members(answer.content) == wanted
-    assert list(members(answer.content))[-1] == "manifest.json"
+    assert members(response.content) == wanted
+    assert list(members(response.content))[-1] == "manifest.json"
     with_state = http.get(f"{stored.path}/final/archive?state=true")
     assert members(with_state.content) == stored.files
-    assert with_state.headers["etag"] != answer.headers["etag"]
+    assert with_state.headers["etag"] != response.headers["etag"]
 
 
 @pytest.mark.parametrize(
@@ -241,16 +241,16 @@ def test_an_archive_omits_the_training_state_by_default(stored: StoredCheckpoint
 def test_a_glob_selects_the_files_of_an_archive(
     stored: StoredCheckpoints, http: httpx.Client, query: dict[str, str], names: list[str]
 ) -> None:
-    answer = http.get(f"{stored.path}/final/archive", params=query)
-    assert list(members(answer.content)) == names
+    response = http.get(f"{stored.path}/final/archive", params=query)
+    assert list(members(response.content)) == names
 
 
 @pytest.mark.parametrize("query", [{"include": "*.bin"}, {"include": "nothing"}, {"include": "["}])
 def test_a_glob_without_matches_is_reported(
     stored: StoredCheckpoints, http: httpx.Client, query: dict[str, str]
 ) -> None:
-    answer = http.get(f"{stored.path}/final/archive", params=query)
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
+    response = http.get(f"{stored.path}/final/archive", params=query)
+    assert (response.status_code, error_of(response)["code"]) == (404, "nothing_included")
 
 
 def test_an_archive_is_reproducible_and_supports_ranges(stored: StoredCheckpoints, http: httpx.Client) -> None:
@@ -275,5 +275,5 @@ def test_a_damaged_manifest_is_reported_and_a_truncated_file_ends_the_download(r
     with pytest.raises(httpx.RemoteProtocolError):
         http.get(f"/v1/jobs/{job_id}/checkpoints/final/files/model.safetensors")
     (directory / "manifest.json").write_text("{")
-    answer = http.get(f"/v1/jobs/{job_id}/checkpoints/final")
-    assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
+    response = http.get(f"/v1/jobs/{job_id}/checkpoints/final")
+    assert (response.status_code, error_of(response)["type"]) == (503, "unavailable_error")

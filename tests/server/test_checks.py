@@ -85,9 +85,9 @@ def test_only_checks_of_immutable_data_are_cached(
     requests.clear()
     spec = {**server_process.SPEC, "dataset": dataset}
     for _ in range(2):
-        answer = answered.post("/v1/jobs/validate", json=spec)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["tokens"] == 7
+        response = answered.post("/v1/jobs/validate", json=spec)
+        assert response.status_code == 200, response.text
+        assert response.json()["tokens"] == 7
     assert len(requests) == num_checks
 
 

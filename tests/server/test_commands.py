@@ -80,26 +80,28 @@ def test_every_command_in_every_situation_follows_the_table(
     for command in COMMANDS:
         job_id = job_in(rows, situation)
         before = http.get(f"/v1/jobs/{job_id}").json()
-        answer = http.delete(f"/v1/jobs/{job_id}") if command == "delete" else http.post(f"/v1/jobs/{job_id}/{command}")
+        response = (
+            http.delete(f"/v1/jobs/{job_id}") if command == "delete" else http.post(f"/v1/jobs/{job_id}/{command}")
+        )
         expected = COMMAND_TABLE[situation][command]
-        where = f"{command} of a job that is {situation}: {answer.text}"
+        where = f"{command} of a job that is {situation}: {response.text}"
         if isinstance(expected, Accepted):
-            assert answer.status_code == expected.status, where
-            job = answer.json()
+            assert response.status_code == expected.status, where
+            job = response.json()
             if command == "delete":
                 assert job == {"id": job_id, "object": "job", "deleted": True}
             elif command == "rerun":
                 assert (job["parent"], job["status"], job["spec"]) == (job_id, "queued", before["spec"])
-                assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+                assert response.headers["location"] == f"/v1/jobs/{job['id']}"
             else:
                 code = (job["waiting_reason"] or {}).get("code")
                 left = (job["status"], job["status_reason"], job["requested_action"], code)
                 assert left == LEFT[situation][command], where
                 assert job["checkpoint_requested"] == (command == "checkpoint")
         else:
-            assert answer.status_code == 409, where
-            assert (error_of(answer)["code"], error_of(answer)["type"]) == (expected.code, "conflict_error")
-            assert job_id in error_of(answer)["message"]
+            assert response.status_code == 409, where
+            assert (error_of(response)["code"], error_of(response)["type"]) == (expected.code, "conflict_error")
+            assert job_id in error_of(response)["message"]
             now = http.get(f"/v1/jobs/{job_id}").json()
             assert {**now, "waiting_reason": None} == {**before, "waiting_reason": None}
         if command != "delete" or not isinstance(expected, Accepted):
@@ -132,9 +134,9 @@ def at(name: str) -> dict[str, Any]:
 def test_a_rerun_creates_a_job_from_the_patched_spec_once_per_key(http: httpx.Client) -> None:
     parent = submit(http, metadata={"a": "1", "b": "2"}, learning_rate=0.5)
     patch = {"metadata": {"a": None, "c": "3"}, "learning_rate": None, "max_steps": 9}
-    answer = rerun(http, parent["id"], key="again", patch=patch)
-    job = answer.json()
-    assert (answer.status_code, job["parent"]) == (201, parent["id"])
+    response = rerun(http, parent["id"], key="again", patch=patch)
+    job = response.json()
+    assert (response.status_code, job["parent"]) == (201, parent["id"])
     assert job["spec"] == {**SPEC, "max_steps": 9, "metadata": {"b": "2", "c": "3"}}
     assert job["metadata"] == {"b": "2", "c": "3"}
     replayed = rerun(http, parent["id"], key="again", patch=patch)
@@ -146,9 +148,9 @@ def test_a_rerun_creates_a_job_from_the_patched_spec_once_per_key(http: httpx.Cl
 
 def test_errors_of_a_rerun_name_the_invalid_fields(http: httpx.Client) -> None:
     parent = submit(http)["id"]
-    answer = rerun(http, parent, patch={"batch_size": 0, "lerning_rate": 1})
-    assert answer.status_code == 422
-    assert {detail["param"] for detail in error_of(answer)["details"]} == {"batch_size", "lerning_rate"}
+    response = rerun(http, parent, patch={"batch_size": 0, "lerning_rate": 1})
+    assert response.status_code == 422
+    assert {detail["param"] for detail in error_of(response)["details"]} == {"batch_size", "lerning_rate"}
     bad: tuple[tuple[dict[str, Any], str, str | None], ...] = (
         ({"form": "latest"}, "form", "from"),
         ({"from": "newest"}, "from", None),
@@ -158,9 +160,9 @@ def test_errors_of_a_rerun_name_the_invalid_fields(http: httpx.Client) -> None:
         ({"patch": {"resume_from_checkpoint": parent}}, "patch.resume_from_checkpoint", None),
     )
     for body, param, suggestion in bad:
-        answer = rerun(http, parent, **body)
-        assert (answer.status_code, error_of(answer)["param"]) == (422, param), answer.text
-        assert error_of(answer)["details"][0]["suggestion"] == suggestion
+        response = rerun(http, parent, **body)
+        assert (response.status_code, error_of(response)["param"]) == (422, param), response.text
+        assert error_of(response)["details"][0]["suggestion"] == suggestion
 
 
 def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, http: httpx.Client) -> None:
@@ -183,9 +185,9 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
         "use_fsdp": True,
         "dataset": [SPEC["dataset"], SPEC["dataset"]],
     }
-    answer = rerun(http, parent, patch=patch, **at("latest"))
-    assert answer.status_code == 422
-    details = {detail["param"]: detail for detail in error_of(answer)["details"]}
+    response = rerun(http, parent, patch=patch, **at("latest"))
+    assert response.status_code == 422
+    details = {detail["param"]: detail for detail in error_of(response)["details"]}
     assert details.keys() == patch.keys()
     for detail in details.values():
         assert detail["code"] == "changed_on_resume"
@@ -212,8 +214,8 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
     # The evaluation schedule affects the best checkpoint and early stopping; the run rejects a change, too.
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
     rows.change(parent, spec=evaluated, resolved_spec_json={**evaluated, "files": {}})
-    answer = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
-    assert {detail["param"] for detail in error_of(answer)["details"]} == {"eval_steps", "early_stopping_patience"}
+    response = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
+    assert {detail["param"] for detail in error_of(response)["details"]} == {"eval_steps", "early_stopping_patience"}
     # A rerun of a rerun "from start" doesn't use its parent's checkpoint.
     assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
 
@@ -249,9 +251,9 @@ def test_a_job_in_use_by_an_unfinished_job_is_not_deleted(rows: Rows, http: http
         lambda: submit(http, model={"job": parent, "checkpoint": "step-4"}),
     ):
         other = needs()["id"]
-        answer = http.delete(f"/v1/jobs/{parent}")
-        assert (answer.status_code, error_of(answer)["code"]) == (409, "job_in_use")
-        assert other in error_of(answer)["message"]
+        response = http.delete(f"/v1/jobs/{parent}")
+        assert (response.status_code, error_of(response)["code"]) == (409, "job_in_use")
+        assert other in error_of(response)["message"]
         assert http.post(f"/v1/jobs/{other}/cancel").status_code == 202
     assert http.delete(f"/v1/jobs/{parent}").status_code == 200
 
@@ -282,5 +284,5 @@ def test_only_an_admin_can_drain_an_existing_worker(server: ServerProcess, rows:
     assert error_of(http.post("/v1/workers/nobody/drain"))["code"] == "worker_not_found"
     rows.key("no-admin")
     with server.http("no-admin") as other:
-        answer = other.post("/v1/workers/nobody/drain")
-    assert (answer.status_code, error_of(answer)["code"]) == (403, "insufficient_scope")
+        response = other.post("/v1/workers/nobody/drain")
+    assert (response.status_code, error_of(response)["code"]) == (403, "insufficient_scope")

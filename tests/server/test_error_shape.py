@@ -38,16 +38,16 @@ def test_every_route_except_the_open_ones_requires_a_key(server: ServerProcess, 
     for key in (None, "wrong", API_KEY + "x", ""):
         with server.http(key) as stranger:
             for method, path in protected:
-                answer = stranger.request(method, with_job_id(path))
-                assert answer.status_code == 401, (method, path, answer.text)
-                assert error_of(answer)["type"] == "authentication_error"
-                assert answer.headers["www-authenticate"] == "Bearer"
+                response = stranger.request(method, with_job_id(path))
+                assert response.status_code == 401, (method, path, response.text)
+                assert error_of(response)["type"] == "authentication_error"
+                assert response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("header", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer ", f"bearer  {API_KEY} x", API_KEY])
 def test_an_invalid_authorization_header_is_rejected(server: ServerProcess, header: str) -> None:
-    answer = httpx.get(f"{server.url}/v1/jobs", headers={"Authorization": header.strip()})
-    assert (answer.status_code, error_of(answer)["type"]) == (401, "authentication_error")
+    response = httpx.get(f"{server.url}/v1/jobs", headers={"Authorization": header.strip()})
+    assert (response.status_code, error_of(response)["type"]) == (401, "authentication_error")
 
 
 def test_the_open_routes_require_no_key(server: ServerProcess) -> None:
@@ -58,26 +58,26 @@ def test_the_open_routes_require_no_key(server: ServerProcess) -> None:
 def test_every_route_reports_an_unknown_id_in_the_standard_shape(http: httpx.Client) -> None:
     for method, path in operations(http):
         if "{" in path:
-            answer = http.request(method, with_job_id(path))
-            assert answer.status_code == 404, (method, path, answer.text)
-            assert error_of(answer)["type"] == "not_found_error"
+            response = http.request(method, with_job_id(path))
+            assert response.status_code == 404, (method, path, response.text)
+            assert error_of(response)["type"] == "not_found_error"
 
 
 @pytest.mark.parametrize("job_id", ["%00", "..", "%2e%2e", "job_%ff", "job_" + "x" * 5000, "a%0ab", "job_0'\"--"])
 def test_an_invalid_id_is_not_found(http: httpx.Client, job_id: str) -> None:
-    answer = http.get(f"/v1/jobs/{job_id}/events")
-    assert (answer.status_code, error_of(answer)["type"]) == (404, "not_found_error")
+    response = http.get(f"/v1/jobs/{job_id}/events")
+    assert (response.status_code, error_of(response)["type"]) == (404, "not_found_error")
 
 
 def test_unknown_paths_and_methods_are_reported(http: httpx.Client) -> None:
-    answer = http.get("/v1/nothing")
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "route_not_found")
+    response = http.get("/v1/nothing")
+    assert (response.status_code, error_of(response)["code"]) == (404, "route_not_found")
     for path in ("/v1/jobs/", "//v1/jobs", "/docs", "/v1/jobs/x/pause/now"):
         assert http.get(path).status_code == 404
     for method, path in operations(http):
-        answer = http.request("TRACE", with_job_id(path))
-        assert (answer.status_code, error_of(answer)["type"]) == (405, "method_not_allowed_error")
-        assert method in answer.headers["allow"]
+        response = http.request("TRACE", with_job_id(path))
+        assert (response.status_code, error_of(response)["type"]) == (405, "method_not_allowed_error")
+        assert method in response.headers["allow"]
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_unknown_paths_and_methods_are_reported(http: httpx.Client) -> None:
     ],
 )
 def test_a_body_that_is_not_a_spec_is_rejected(http: httpx.Client, body: bytes, status: int, code: str) -> None:
-    answer = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, error_of(answer)["code"]) == (status, code), answer.text
+    response = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, error_of(response)["code"]) == (status, code), response.text
 
 
 def test_a_body_without_a_length_is_limited(http: httpx.Client) -> None:
-    answer = http.post("/v1/jobs", content=(b" " * 65536 for _ in range(32)))
-    assert (answer.status_code, error_of(answer)["type"]) == (413, "too_large_error")
+    response = http.post("/v1/jobs", content=(b" " * 65536 for _ in range(32)))
+    assert (response.status_code, error_of(response)["type"]) == (413, "too_large_error")
 
 
 def test_every_invalid_field_is_reported_with_value_and_cure(http: httpx.Client) -> None:
@@ -122,9 +122,9 @@ def test_every_invalid_field_is_reported_with_value_and_cure(http: httpx.Client)
         "gradient_accumulation_steps": 2,
         "resources": {"nodes": 2},
     }
-    answer = http.post("/v1/jobs", json=spec)
-    error = error_of(answer)
-    assert answer.status_code == 422
+    response = http.post("/v1/jobs", json=spec)
+    error = error_of(response)
+    assert response.status_code == 422
     details = {detail["param"]: detail for detail in error["details"]}
     named = {"batch_size", "seq_len", "output_dir", "resume_from_checkpoint", "gradient_accumulation_steps"}
     assert named | {"resources.nodes"} <= details.keys()
@@ -160,10 +160,10 @@ def test_every_invalid_field_is_reported_with_value_and_cure(http: httpx.Client)
 def test_an_invalid_parameter_is_reported_with_value_and_cure(
     http: httpx.Client, path: str, message: str, suggestion: str | None
 ) -> None:
-    answer = http.get("/v1/" + path.replace("{job}", submit(http)["id"]))
-    error = error_of(answer)
+    response = http.get("/v1/" + path.replace("{job}", submit(http)["id"]))
+    error = error_of(response)
     (detail,) = error["details"]
-    assert answer.status_code == 422
+    assert response.status_code == 422
     assert error["param"] == detail["param"] == path.partition("?")[2].partition("=")[0]
     assert error["message"] == detail["message"]
     assert error["message"].startswith(message), error
@@ -174,13 +174,13 @@ def test_every_route_rejects_unknown_parameters(server: ServerProcess, http: htt
     protected = [(method, path) for method, path in operations(http) if path not in OPEN]
     protected += [("HEAD", path) for method, path in protected if method == "GET"]
     for method, path in protected:
-        answer = http.request(method, with_job_id(path), params={"stat": "x"})
-        assert answer.status_code == 422, (method, path, answer.text)
+        response = http.request(method, with_job_id(path), params={"stat": "x"})
+        assert response.status_code == 422, (method, path, response.text)
         if method != "HEAD":
-            (detail,) = error_of(answer)["details"]
+            (detail,) = error_of(response)["details"]
             assert (detail["param"], detail["code"]) == ("stat", "unknown_parameter")
-    answer = http.post("/v1/jobs?dry_run=true&x=1", json=SPEC)
-    assert [detail["message"] for detail in error_of(answer)["details"]] == [
+    response = http.post("/v1/jobs?dry_run=true&x=1", json=SPEC)
+    assert [detail["message"] for detail in error_of(response)["details"]] == [
         "'dry_run' is not a known parameter; known parameters: none.",
         "'x' is not a known parameter; known parameters: none.",
     ]
@@ -218,9 +218,9 @@ def test_head_returns_the_headers_of_get(server: ServerProcess, http: httpx.Clie
     ],
 )
 def test_a_repeated_parameter_is_rejected(http: httpx.Client, query: str, param: str) -> None:
-    answer = http.get(f"/v1/jobs?{query}")
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (422, param, "invalid_parameter")
+    response = http.get(f"/v1/jobs?{query}")
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (422, param, "invalid_parameter")
     assert http.get("/v1/jobs?status=queued&status=paused").status_code == 200
 
 
@@ -246,14 +246,14 @@ def test_an_internal_error_reveals_only_its_request_id(server: ServerProcess) ->
         job = submit(http)
         with sqlite3.connect(server.home / "zeta.db") as database:  # damage that no version of ours writes
             database.execute("UPDATE jobs SET warnings = '\"secret-insides\"' WHERE id = ?", (job["id"],))
-        answer = http.get(f"/v1/jobs/{job['id']}", headers={"X-Request-Id": "mine-1"})
-        error = error_of(answer)
+        response = http.get(f"/v1/jobs/{job['id']}", headers={"X-Request-Id": "mine-1"})
+        error = error_of(response)
         with sqlite3.connect(server.home / "zeta.db") as database:
             database.execute("DELETE FROM jobs WHERE id = ?", (job["id"],))
-    assert (answer.status_code, error["type"], answer.headers["x-request-id"]) == (500, "internal_error", "mine-1")
+    assert (response.status_code, error["type"], response.headers["x-request-id"]) == (500, "internal_error", "mine-1")
     assert "mine-1" in error["message"]
-    assert "secret-insides" not in answer.text
-    assert "Traceback" not in answer.text
+    assert "secret-insides" not in response.text
+    assert "Traceback" not in response.text
     assert "secret-insides" in server.log()
 
 
@@ -266,9 +266,9 @@ def test_an_unavailable_database_returns_503_until_it_recovers(server: ServerPro
     with sqlite3.connect(server.home / "zeta.db") as database:
         database.execute("ALTER TABLE files RENAME TO files_away")
     try:
-        answer = http.get("/v1/files")
-        assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
-        assert "no such table" not in answer.text
+        response = http.get("/v1/files")
+        assert (response.status_code, error_of(response)["type"]) == (503, "unavailable_error")
+        assert "no such table" not in response.text
     finally:
         with sqlite3.connect(server.home / "zeta.db") as database:
             database.execute("ALTER TABLE files_away RENAME TO files")
@@ -287,9 +287,9 @@ def test_a_rejected_large_body_is_not_read_and_closes_the_connection(server: Ser
             head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
             head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             connection.sendall(head.encode())
-            answer = b""
+            response = b""
             while chunk := connection.recv(65536):  # until the server closes
-                answer += chunk
-        header, _, body = answer.partition(b"\r\n\r\n")
+                response += chunk
+        header, _, body = response.partition(b"\r\n\r\n")
         assert b"connection: close" in header.lower()
         assert json.loads(body)["error"]["type"] == error_type

@@ -48,8 +48,8 @@ class StreamReader:
 
     def _read(self) -> None:
         try:
-            with self._open as answer:
-                for chunk in answer.iter_text():
+            with self._open as response:
+                for chunk in response.iter_text():
                     self.text += chunk
         except httpx.TransportError:
             self.broke = True
@@ -127,14 +127,14 @@ def test_a_reconnect_gets_the_remaining_events_or_204(rows: Rows, http: httpx.Cl
     assert rest == whole[1200:]
     assert parse_sse(http.get(f"{path}?after=1200", headers=STREAM).text) == whole[1200:]
     for seen in ("1203", "5000"):
-        answer = http.get(path, headers={**STREAM, "Last-Event-ID": seen})
-        assert (answer.status_code, answer.content) == (204, b"")
+        response = http.get(path, headers={**STREAM, "Last-Event-ID": seen})
+        assert (response.status_code, response.content) == (204, b"")
 
 
 @pytest.mark.parametrize("header", ["x", "-1", "1.5", "9" * 30])
 def test_an_invalid_last_event_id_is_rejected(rows: Rows, http: httpx.Client, header: str) -> None:
-    answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={**STREAM, "Last-Event-ID": header})
-    assert (answer.status_code, error_of(answer)["param"]) == (422, "Last-Event-ID")
+    response = http.get(f"/v1/jobs/{rows.job()}/events", headers={**STREAM, "Last-Event-ID": header})
+    assert (response.status_code, error_of(response)["param"]) == (422, "Last-Event-ID")
 
 
 def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: Path, redis_url: str) -> None:
@@ -255,12 +255,12 @@ def test_logs_contain_the_attempts_in_order_with_header_lines(rows: Rows, http: 
     job_id = rows.job()
     rows.attempt(job_id, log="one\ntwo\nthree without an end", to=JobStatus.QUEUED)
     rows.attempt(job_id, log="four\nfive\n", to=JobStatus.SUCCEEDED)
-    answer = http.get(f"/v1/jobs/{job_id}/logs")
-    assert answer.headers["content-type"].startswith("text/plain")
-    marks = [line for line in answer.text.splitlines() if line.startswith("=== attempt")]
+    response = http.get(f"/v1/jobs/{job_id}/logs")
+    assert response.headers["content-type"].startswith("text/plain")
+    marks = [line for line in response.text.splitlines() if line.startswith("=== attempt")]
     assert [mark[:25] for mark in marks] == ["=== attempt 1 on w1, star", "=== attempt 2 on w1, star"]
     first, second = marks
-    assert answer.text == f"{first}\none\ntwo\nthree without an end\n{second}\nfour\nfive\n"
+    assert response.text == f"{first}\none\ntwo\nthree without an end\n{second}\nfour\nfive\n"
 
     def logs(query: str) -> str:
         return http.get(f"/v1/jobs/{job_id}/logs?{query}").text
@@ -269,10 +269,10 @@ def test_logs_contain_the_attempts_in_order_with_header_lines(rows: Rows, http: 
     assert logs("tail=1") == f"{second}\nfive\n"
     assert logs("tail=2") == f"{second}\nfour\nfive\n"
     assert logs("tail=3") == f"{first}\nthree without an end\n{second}\nfour\nfive\n"
-    assert logs("tail=99") == answer.text
+    assert logs("tail=99") == response.text
     assert logs("tail=0") == f"{second}\n"
     assert logs("tail=1&attempt=1") == f"{first}\nthree without an end"
-    assert logs("follow=true") == answer.text
+    assert logs("follow=true") == response.text
     assert logs("follow=true&attempt=1") == logs("attempt=1")
     missing = http.get(f"/v1/jobs/{job_id}/logs?attempt=3")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "attempt_not_found")
@@ -343,8 +343,8 @@ def test_an_offset_counts_across_attempts(rows: Rows, http: httpx.Client) -> Non
 
 
 def test_an_events_page_is_json_unless_an_event_stream_is_accepted(rows: Rows, http: httpx.Client) -> None:
-    answer = http.get(f"/v1/jobs/{rows.job()}/events", headers={"Accept": "application/json, */*"})
-    assert json.loads(answer.text)["object"] == "list"
+    response = http.get(f"/v1/jobs/{rows.job()}/events", headers={"Accept": "application/json, */*"})
+    assert json.loads(response.text)["object"] == "list"
 
 
 def test_comments_keep_an_idle_event_stream_open(idle_stream: StreamReader) -> None:
@@ -368,8 +368,8 @@ def test_disconnected_readers_leave_no_resources_behind(
         return len(list(Path("/proc", str(server.pid), "task").iterdir()))
 
     def read_and_leave() -> None:
-        with server.http() as reader, reader.stream("GET", f"/v1/jobs/{job_id}/{path}", headers=STREAM) as answer:
-            assert answer.status_code == 200
+        with server.http() as reader, reader.stream("GET", f"/v1/jobs/{job_id}/{path}", headers=STREAM) as response:
+            assert response.status_code == 200
             rows.log_events(job_id, "something")
 
     read_and_leave()

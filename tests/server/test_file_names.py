@@ -52,9 +52,9 @@ def upload(http: httpx.Client, parameters: bytes, name: bytes = b'name="file"') 
     ],
 )
 def test_file_names_of_all_clients_are_decoded(http: httpx.Client, parameters: bytes, stored: str) -> None:
-    answer = upload(http, parameters)
-    assert answer.status_code == 201, answer.text
-    file = answer.json()
+    response = upload(http, parameters)
+    assert response.status_code == 201, response.text
+    file = response.json()
     assert file["filename"] == stored
     assert http.get(f"/v1/files/{file['id']}").json()["filename"] == stored
     content = http.get(f"/v1/files/{file['id']}/content")
@@ -72,8 +72,8 @@ def test_file_names_of_all_clients_are_decoded(http: httpx.Client, parameters: b
     ],
 )
 def test_terminal_control_characters_are_stored_escaped(http: httpx.Client, name: str, stored: str) -> None:
-    answer = upload(http, b"filename*=UTF-8''" + quote(name, safe="").encode())
-    assert (answer.status_code, answer.json()["filename"]) == (201, stored)
+    response = upload(http, b"filename*=UTF-8''" + quote(name, safe="").encode())
+    assert (response.status_code, response.json()["filename"]) == (201, stored)
 
 
 @pytest.mark.parametrize(
@@ -95,22 +95,22 @@ def test_terminal_control_characters_are_stored_escaped(http: httpx.Client, name
     ],
 )
 def test_an_invalid_name_is_rejected(http: httpx.Client, parameters: bytes) -> None:
-    answer = upload(http, parameters)
-    assert (answer.status_code, error_of(answer)["param"]) == (422, "file")
+    response = upload(http, parameters)
+    assert (response.status_code, error_of(response)["param"]) == (422, "file")
 
 
 def test_a_long_header_of_quotes_is_parsed_quickly(server: ServerProcess, http: httpx.Client) -> None:
     for junk in (rb"\"", b"; a", b'; a="', b";", b"=?", b"=?a?b?", b"\\\\"):
         for num_bytes, status in ((3_000, 422), (40_000, 400)):
-            answer = upload(http, b'filename="' + junk * (num_bytes // len(junk)))
-            assert answer.status_code == status
-            assert answer.elapsed.total_seconds() < 5
+            response = upload(http, b'filename="' + junk * (num_bytes // len(junk)))
+            assert response.status_code == status
+            assert response.elapsed.total_seconds() < 5
 
 
 @pytest.mark.parametrize(("encoding", "status"), [("base64", 422), ("Quoted-Printable", 422), ("BINARY", 201)])
 def test_an_encoded_part_is_rejected(http: httpx.Client, encoding: str, status: int) -> None:
-    answer = upload(http, b'filename="a.txt"\r\nContent-Transfer-Encoding: ' + encoding.encode())
-    assert answer.status_code == status
+    response = upload(http, b'filename="a.txt"\r\nContent-Transfer-Encoding: ' + encoding.encode())
+    assert response.status_code == status
     if status == 422:
-        error = error_of(answer)
+        error = error_of(response)
         assert (error["param"], encoding in error["message"]) == ("Content-Transfer-Encoding", True)

@@ -41,17 +41,17 @@ def model_archive() -> bytes:
 
 
 def test_a_file_is_stored_described_listed_and_served(server: ServerProcess, http: httpx.Client) -> None:
-    answer = upload(http)
-    file = answer.json()
-    assert answer.status_code == 201
-    assert answer.headers["location"] == f"/v1/files/{file['id']}"
+    response = upload(http)
+    file = response.json()
+    assert response.status_code == 201
+    assert response.headers["location"] == f"/v1/files/{file['id']}"
     StoredFile.model_validate(file)
     digest = hashlib.sha256(TEXT).hexdigest()
     assert (file["object"], file["filename"], file["bytes"], file["sha256"], file["purpose"]) == (
         ("file", "a.txt", len(TEXT), digest, "dataset")
     )
     assert http.get(f"/v1/files/{file['id']}").json() == file
-    assert file["id"] in [one["id"] for one in http.get(f"/v1/files?sha256={digest}").json()["data"]]
+    assert file["id"] in [stored["id"] for stored in http.get(f"/v1/files?sha256={digest}").json()["data"]]
     assert http.get("/v1/files?sha256=0").json()["data"] == []
     content = http.get(f"/v1/files/{file['id']}/content")
     assert (content.content, content.headers["etag"]) == (TEXT, f'"{digest}"')
@@ -82,8 +82,8 @@ def test_parts_may_come_in_any_order_and_chunk_size(server: ServerProcess) -> No
     with server.http() as http:
         for size in (1, 7, len(body)):
             pieces = (body[start : start + size] for start in range(0, len(body), size))
-            answer = http.post("/v1/files", content=pieces, headers=headers)
-            assert (answer.status_code, answer.json()["bytes"]) == (201, 5)
+            response = http.post("/v1/files", content=pieces, headers=headers)
+            assert (response.status_code, response.json()["bytes"]) == (201, 5)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_directories_are_removed_from_file_names(http: httpx.Client, name: str, 
 def test_unknown_formats_and_empty_files_are_rejected(
     server: ServerProcess, http: httpx.Client, name: str, content: bytes, purpose: str, code: str
 ) -> None:
-    answer = upload(http, name, content, purpose)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (422, code, "file")
+    response = upload(http, name, content, purpose)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (422, code, "file")
     assert name in error["message"]
     assert unfinished_uploads(server) == []
 
@@ -151,20 +151,22 @@ def test_known_formats_are_stored_and_unreadable_ones_fail_the_job(
 ) -> None:
     dataset = {"file": upload(http, name, content).json()["id"]}
     specs = ({"dataset": dataset}, {"dataset": {**dataset, "format": "tokens"}})
-    answers = [http.post("/v1/jobs", json={**SPEC, **fields}) for fields in specs]
-    assert [answer.status_code == 201 for answer in answers] == [as_text, as_tokens], [one.text for one in answers]
-    for answer in answers:
-        if answer.status_code != 201:
-            error = error_of(answer)
-            assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "unknown_format")
+    responses = [http.post("/v1/jobs", json={**SPEC, **fields}) for fields in specs]
+    assert [response.status_code == 201 for response in responses] == [as_text, as_tokens], [
+        response.text for response in responses
+    ]
+    for response in responses:
+        if response.status_code != 201:
+            error = error_of(response)
+            assert (response.status_code, error["param"], error["code"]) == (422, "dataset.file", "unknown_format")
 
 
 def test_a_model_is_a_tar_and_not_a_dataset(http: httpx.Client) -> None:
     file = upload(http, "model.tar", model_archive(), "model").json()
     assert http.post("/v1/jobs", json={**SPEC, "model": {"file": file["id"]}}).status_code == 201
-    answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": file["id"]}})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (422, "dataset.file", "wrong_purpose")
+    response = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": file["id"]}})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (422, "dataset.file", "wrong_purpose")
 
 
 def part(name: str, content: bytes, filename: str | None = None) -> bytes:
@@ -196,9 +198,9 @@ FILE, PURPOSE, END = part("file", b"words", "a.txt"), part("purpose", b"dataset"
 def test_an_invalid_multipart_body_is_rejected_and_removed(
     server: ServerProcess, http: httpx.Client, body: bytes, status: int, param: str | None
 ) -> None:
-    answer = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    response = http.post("/v1/files", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (status, param), response.text
     assert unfinished_uploads(server) == []
 
 
@@ -213,8 +215,8 @@ def test_an_invalid_multipart_body_is_rejected_and_removed(
     ],
 )
 def test_a_body_that_is_not_multipart_is_rejected(http: httpx.Client, kind: str, code: str) -> None:
-    answer = http.post("/v1/files", content=b"{}", headers={"Content-Type": kind})
-    assert (answer.status_code, error_of(answer)["code"]) == (400, code)
+    response = http.post("/v1/files", content=b"{}", headers={"Content-Type": kind})
+    assert (response.status_code, error_of(response)["code"]) == (400, code)
 
 
 def test_a_file_is_deleted_unless_an_unfinished_job_uses_it(server: ServerProcess, http: httpx.Client) -> None:
@@ -227,8 +229,8 @@ def test_a_file_is_deleted_unless_an_unfinished_job_uses_it(server: ServerProces
     assert (refused.status_code, error_of(refused)["code"]) == (409, "file_in_use")
     assert job["id"] in refused.json()["error"]["message"]
     http.post(f"/v1/jobs/{job['id']}/cancel")
-    answer = http.delete(f"/v1/files/{file['id']}")
-    assert (answer.status_code, answer.json()) == (200, {"id": file["id"], "object": "file", "deleted": True})
+    response = http.delete(f"/v1/files/{file['id']}")
+    assert (response.status_code, response.json()) == (200, {"id": file["id"], "object": "file", "deleted": True})
     assert not path.exists()
     assert http.get(f"/v1/files/{file['id']}").status_code == 404
     assert http.delete(f"/v1/files/{file['id']}").status_code == 404
@@ -239,13 +241,13 @@ def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Pat
     with running_server(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
         assert upload(http, content=b"x" * 1_000_000).status_code == 201
         for content in (b"x" * 1_000_001, b"x" * 5_000_000):
-            answer = upload(http, content=content)
-            assert (answer.status_code, error_of(answer)["type"]) == (413, "too_large_error")
+            response = upload(http, content=content)
+            assert (response.status_code, error_of(response)["type"]) == (413, "too_large_error")
         pieces: Any = (FILE[:-2], *(b"x" * 65536 for _ in range(100)))
         headers = {"Content-Type": "multipart/form-data; boundary=b"}
-        answer = http.post("/v1/files", content=iter(pieces), headers=headers)
-        assert answer.status_code == 413
-        assert "1000000" in answer.json()["error"]["message"]
+        response = http.post("/v1/files", content=iter(pieces), headers=headers)
+        assert response.status_code == 413
+        assert "1000000" in response.json()["error"]["message"]
         assert unfinished_uploads(server) == []
 
 
@@ -275,14 +277,14 @@ def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> 
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n")
-        answer = connection.recv(65536)
+        response = connection.recv(65536)
         try:
             while sent < 1 << 30:
                 sent += connection.send(b"x" * 65536)
         except (ConnectionResetError, BrokenPipeError):
             pass
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"connection: close" in answer.lower()
+    assert response.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in response.lower()
     assert sent < 16 << 20
     assert unfinished_uploads(server) == []
 
@@ -313,14 +315,14 @@ def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp
 def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))  # no file grows beyond
-        answer = upload(http, content=b"x" * (9 << 20))
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "disk_full")
+        response = upload(http, content=b"x" * (9 << 20))
+        assert (response.status_code, error_of(response)["code"]) == (503, "disk_full")
         assert unfinished_uploads(server) == []
         assert upload(http).status_code == 201
         folder = tmp_path / "home" / "artifacts" / "incoming"
         folder.rename(folder.with_name("away"))  # like a mount that is missing or read-only
-        answer = upload(http)
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "storage_unavailable")
+        response = upload(http)
+        assert (response.status_code, error_of(response)["code"]) == (503, "storage_unavailable")
 
 
 @pytest.mark.timeout(240)
@@ -339,9 +341,9 @@ def test_transferring_two_gibibytes_needs_constant_memory(tmp_path: Path, redis_
         }
         connection = HTTPConnection("127.0.0.1", server.port, timeout=120)
         connection.request("POST", "/v1/files", itertools.chain([head], [block] * num_blocks, [tail]), headers)
-        answer = connection.getresponse()
-        file = json.loads(answer.read())
-        assert (answer.status, file["bytes"]) == (201, num_bytes), file
+        response = connection.getresponse()
+        file = json.loads(response.read())
+        assert (response.status, file["bytes"]) == (201, num_bytes), file
         after_upload = server.peak_memory_bytes()
         connection.request("GET", f"/v1/files/{file['id']}/content", headers=headers | {"Content-Length": "0"})
         download = connection.getresponse()

@@ -131,16 +131,16 @@ def test_concurrent_valid_invalid_and_repeated_submissions(server: ServerProcess
             return http.post("/v1/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
 
         with ThreadPoolExecutor(24) as threads:
-            answers = list(threads.map(post, range(8 * len(bodies))))
+            responses = list(threads.map(post, range(8 * len(bodies))))
         listed = {job["id"] for job in http.get("/v1/jobs?limit=100").json()["data"]}
-    by_kind = [answers[kind :: len(bodies)] for kind in range(len(bodies))]
-    created = {answer.json()["id"] for answer in by_kind[0]}
+    by_kind = [responses[kind :: len(bodies)] for kind in range(len(bodies))]
+    created = {response.json()["id"] for response in by_kind[0]}
     assert len(created) == 8
-    for answer in (*by_kind[1], *by_kind[2]):
-        assert (answer.status_code, error_of(answer)["details"][0]["code"]) == (422, "file_not_found")
-    keyed = [answer for answer in (*by_kind[3], *by_kind[4], *by_kind[5]) if answer.status_code == 201]
-    assert len({answer.json()["id"] for answer in keyed}) == 1
-    assert sum("idempotent-replayed" not in answer.headers for answer in keyed) == 1
-    reused = [answer for answer in (*by_kind[3], *by_kind[4], *by_kind[5]) if answer.status_code != 201]
-    assert {error_of(answer)["code"] for answer in reused} == {"idempotency_key_reused"}
+    for response in (*by_kind[1], *by_kind[2]):
+        assert (response.status_code, error_of(response)["details"][0]["code"]) == (422, "file_not_found")
+    keyed = [response for response in (*by_kind[3], *by_kind[4], *by_kind[5]) if response.status_code == 201]
+    assert len({response.json()["id"] for response in keyed}) == 1
+    assert sum("idempotent-replayed" not in response.headers for response in keyed) == 1
+    reused = [response for response in (*by_kind[3], *by_kind[4], *by_kind[5]) if response.status_code != 201]
+    assert {error_of(response)["code"] for response in reused} == {"idempotency_key_reused"}
     assert listed == created | {keyed[0].json()["id"]}

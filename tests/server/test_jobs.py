@@ -37,10 +37,10 @@ def server(
 
 def test_a_new_job_has_a_queue_position_waiting_reason_and_defaults(http: httpx.Client) -> None:
     spec = {**SPEC, "entity_name": "first", "metadata": {"team": "a"}, "priority": 100}
-    answer = http.post("/v1/jobs", json=spec)
-    job = answer.json()
-    assert answer.status_code == 201
-    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    response = http.post("/v1/jobs", json=spec)
+    job = response.json()
+    assert response.status_code == 201
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
     Job.model_validate(job)
     assert (job["object"], job["project"], job["status"], job["attempt"]) == ("job", "default", "queued", 0)
     assert (job["queue_position"], job["waiting_reason"]["code"]) == (1, "no_worker")
@@ -96,9 +96,9 @@ def test_filters_narrow_the_list(http: httpx.Client) -> None:
     http.post(f"/v1/jobs/{two}/cancel")
 
     def ids(**params: Any) -> list[str]:
-        answer = http.get("/v1/jobs", params={"entity_name": "f", **params})
-        assert answer.status_code == 200, answer.text
-        return [job["id"] for job in answer.json()["data"]]
+        response = http.get("/v1/jobs", params={"entity_name": "f", **params})
+        assert response.status_code == 200, response.text
+        return [job["id"] for job in response.json()["data"]]
 
     assert ids() == [two, one]
     assert ids(status="queued") == [one]
@@ -114,9 +114,9 @@ def test_filters_narrow_the_list(http: httpx.Client) -> None:
 
 def test_a_queued_job_is_cancelled_immediately_and_only_once(http: httpx.Client) -> None:
     job = submit(http)
-    answer = http.post(f"/v1/jobs/{job['id']}/cancel")
-    assert answer.status_code == 202
-    cancelled = answer.json()
+    response = http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert response.status_code == 202
+    cancelled = response.json()
     assert (cancelled["status"], cancelled["status_reason"]) == ("cancelled", "cancelled_by_user")
     assert cancelled["finished_at"] is not None
     assert cancelled["waiting_reason"] is None
@@ -130,9 +130,9 @@ def test_cancelling_a_running_job_is_idempotent(server: ServerProcess, http: htt
     job_id = rows.job()
     rows.attempt(job_id, progress=[{"phase": "training", "step": 1, "loss": 2.0}])
     for _ in range(2):
-        answer = http.post(f"/v1/jobs/{job_id}/cancel")
-        assert (answer.status_code, answer.json()["requested_action"]) == (202, "cancel")
-        assert answer.json()["status"] == "running"
+        response = http.post(f"/v1/jobs/{job_id}/cancel")
+        assert (response.status_code, response.json()["requested_action"]) == (202, "cancel")
+        assert response.json()["status"] == "running"
     assert len(http.get(f"/v1/jobs/{job_id}/events").json()["data"]) == 3
 
 
@@ -162,9 +162,9 @@ def test_cancelling_a_running_job_is_idempotent(server: ServerProcess, http: htt
 def test_references_of_a_spec_must_exist_and_be_allowed(
     http: httpx.Client, fields: dict[str, Any], param: str, code: str
 ) -> None:
-    answer = http.post("/v1/jobs", json={**SPEC, **fields})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (422, param, code)
+    response = http.post("/v1/jobs", json={**SPEC, **fields})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (422, param, code)
 
 
 def test_a_job_can_resume_another_jobs_checkpoint(server: ServerProcess, http: httpx.Client) -> None:
@@ -177,17 +177,17 @@ def test_a_job_can_resume_another_jobs_checkpoint(server: ServerProcess, http: h
         assert http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": named}).status_code == 201
     assert http.post("/v1/jobs", json={**SPEC, "model": {"job": other, "checkpoint": "step-5"}}).status_code == 201
     for checkpoint in ("final", "step-6", "../x"):
-        answer = http.post("/v1/jobs", json={**SPEC, "model": {"job": other, "checkpoint": checkpoint}})
-        assert (answer.status_code, error_of(answer)["param"]) == (422, "model.job")
+        response = http.post("/v1/jobs", json={**SPEC, "model": {"job": other, "checkpoint": checkpoint}})
+        assert (response.status_code, error_of(response)["param"]) == (422, "model.job")
 
 
 def test_a_checkpoint_without_training_state_cannot_be_resumed(server: ServerProcess, http: httpx.Client) -> None:
     rows = Rows(server.settings)
     other = rows.job()
     rows.checkpoint(other, "step-5", 5, {"model.safetensors": ("weights", b"w")})
-    answer = http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": f"{other}/step-5"})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (422, "resume_from_checkpoint", "no_training_state")
+    response = http.post("/v1/jobs", json={**SPEC, "resume_from_checkpoint": f"{other}/step-5"})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (422, "resume_from_checkpoint", "no_training_state")
 
 
 def test_latest_is_resolved_once_when_a_job_is_submitted(server: ServerProcess, http: httpx.Client) -> None:
@@ -231,15 +231,15 @@ def test_a_rejected_body_does_not_use_its_key(http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "corrected"}
     assert http.post("/v1/jobs", json={**SPEC, "max_steps": 0}, headers=headers).status_code == 422
     assert http.post("/v1/jobs", json={**SPEC, "model": "org/name"}, headers=headers).status_code == 422
-    answer = http.post("/v1/jobs", json=SPEC, headers=headers)
-    assert answer.status_code == 201
-    assert "idempotent-replayed" not in answer.headers
+    response = http.post("/v1/jobs", json=SPEC, headers=headers)
+    assert response.status_code == 201
+    assert "idempotent-replayed" not in response.headers
 
 
 @pytest.mark.parametrize("key", ["x" * 256, "", "a\tb"])
 def test_an_invalid_idempotency_key_is_rejected(http: httpx.Client, key: str) -> None:
-    answer = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key})
-    assert (answer.status_code, error_of(answer)["param"]) == (422, "Idempotency-Key")
+    response = http.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": key})
+    assert (response.status_code, error_of(response)["param"]) == (422, "Idempotency-Key")
 
 
 def test_an_idempotency_key_expires_after_a_day(server: ServerProcess, http: httpx.Client) -> None:
@@ -256,10 +256,10 @@ def test_concurrent_equal_submissions_create_one_job(http: httpx.Client) -> None
         return http.post("/v1/jobs", json={**SPEC, "entity_name": "race"}, headers={"Idempotency-Key": "race"})
 
     with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(post, range(32)))
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert sum("idempotent-replayed" not in answer.headers for answer in answers) == 1
+        responses = list(threads.map(post, range(32)))
+    assert {response.status_code for response in responses} == {201}
+    assert len({response.json()["id"] for response in responses}) == 1
+    assert sum("idempotent-replayed" not in response.headers for response in responses) == 1
     assert len(http.get("/v1/jobs?entity_name=race").json()["data"]) == 1
 
 

@@ -124,9 +124,9 @@ def _takes_entries(client: redis.Redis) -> bool:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
+    "response", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
-def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey: ValkeyServer, answer: bytes) -> None:
+def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey: ValkeyServer, response: bytes) -> None:
     with running_server(tmp_path / "home", own_valkey.url) as server, server.http() as http:
 
         def ready() -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey:
 
         wait_until(lambda: ready()["status"] == "ok", 30, "the server to be ready")
         own_valkey.kill()
-        with non_redis_server(own_valkey.port, answer):
+        with non_redis_server(own_valkey.port, response):
             wait_until(
                 lambda: {"loop messages", "loop heartbeats"} <= set(ready()["parts"]), 30, "both loops to be reported"
             )
@@ -165,9 +165,9 @@ def test_a_read_only_database_is_unavailable_until_it_is_writable(
                 _end_sessions(admin, name)
                 wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server not to be ready")
                 for path, body in (("/v1/jobs", SPEC), (f"/v1/jobs/{job['id']}/cancel", None)):
-                    answer = http.post(path, json=body)
-                    assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
-                    assert answer.headers["retry-after"]
+                    response = http.post(path, json=body)
+                    assert (response.status_code, error_of(response)["code"]) == (503, "database_unavailable")
+                    assert response.headers["retry-after"]
                 admin.execute(_alter(name, "RESET default_transaction_read_only"))
             wait_until(lambda: http.get("/readyz").status_code == 200, 30, "the server to be ready")
             assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 202
@@ -204,8 +204,8 @@ def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, f
             file.write_bytes(away.read_bytes())
         if fate == "deleted":
             away.unlink()
-        answer = http.post("/v1/jobs", json=SPEC)
-        assert (answer.status_code, error_of(answer)["code"]) == (503, "database_unavailable")
+        response = http.post("/v1/jobs", json=SPEC)
+        assert (response.status_code, error_of(response)["code"]) == (503, "database_unavailable")
         assert http.get(f"/v1/jobs/{kept['id']}").status_code == 503
         wait_until(lambda: http.get("/readyz").status_code == 503, 30, "the server to be not ready")
         wait_until(lambda: "deleted, moved or replaced" in server.log(), 30, "a loop to log the reason")

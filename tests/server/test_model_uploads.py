@@ -81,9 +81,9 @@ INDEX = {"metadata": {}, "weight_map": {"x": "/srv/jobs/job_1/checkpoints/final/
 def test_an_unsafe_model_is_rejected_and_removed(
     server: ServerProcess, http: httpx.Client, content: bytes, message: str
 ) -> None:
-    answer = upload(http, content)
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_model", "file"), answer.text
+    response = upload(http, content)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (422, "invalid_model", "file"), response.text
     assert message in error["message"]
     assert list((server.settings.artifacts / "incoming").iterdir()) == []
 
@@ -103,9 +103,9 @@ def test_an_archive_that_makes_tarfile_hang_is_rejected(http: httpx.Client) -> N
     header = tarfile.TarInfo("pax")
     header.type, header.size = b"x", 1_000_000
     content = header.tobuf(tarfile.GNU_FORMAT) + (b"1" * 1_000_000).ljust(1_000_448, b"\0")
-    answer = upload(http, content)
-    assert answer.status_code == 422
-    assert "has an extended header of 1000000 bytes" in error_of(answer)["message"]
+    response = upload(http, content)
+    assert response.status_code == 422
+    assert "has an extended header of 1000000 bytes" in error_of(response)["message"]
 
 
 def test_a_real_model_is_stored_and_used(http: httpx.Client, tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_real_model_is_stored_and_used(http: httpx.Client, tmp_path: Path) -> 
         tokenizer_config__json={"tokenizer_class": "GPT2Tokenizer", "bos_token": "/", "model_max_length": 10**30},
         training_args__bin=b"\x80\x04K\x01.",
     )
-    answer = upload(http, pack_tar(files))
-    assert answer.status_code == 201, answer.text
-    assert http.post("/v1/jobs", json={**SPEC, "model": {"file": answer.json()["id"]}}).status_code == 201
+    response = upload(http, pack_tar(files))
+    assert response.status_code == 201, response.text
+    assert http.post("/v1/jobs", json={**SPEC, "model": {"file": response.json()["id"]}}).status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_a_real_model_is_stored_and_used(http: httpx.Client, tmp_path: Path) -> 
     ],
 )
 def test_hub_datasets_need_an_owner_and_plain_names(http: httpx.Client, field: str, value: str) -> None:
-    answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"hub": "owner/name", field: value}})
-    error = error_of(answer)
-    assert (answer.status_code, error["param"], error["code"]) == (422, f"dataset.{field}", "invalid_value")
+    response = http.post("/v1/jobs", json={**SPEC, "dataset": {"hub": "owner/name", field: value}})
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (422, f"dataset.{field}", "invalid_value")
     assert json.dumps(value)[1:-1] in error["message"]
     if field == "hub":
         assert "for a file, or upload it with POST /v1/files" in error["message"]

@@ -47,8 +47,8 @@ def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
     valkey = ValkeyServer(tmp_path / "valkey")
     with running_server(tmp_path / "home", valkey.url) as server, server.http() as http:
         assert http.get("/healthz").json()["status"] == "ok"
-        answer = http.get("/readyz")
-        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        response = http.get("/readyz")
+        assert (response.status_code, response.json()["status"]) == (200, "degraded")
         assert submit(http)["status"] == "queued"  # and accepts jobs
         valkey.start()
         try:
@@ -71,9 +71,9 @@ def test_a_server_without_its_database_is_live_but_not_ready(
         admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
         for path in ("/readyz", "/v1/jobs"):
-            answer = http.get(path)
-            assert (answer.status_code, error_of(answer)["type"]) == (503, "unavailable_error")
-            assert name not in answer.text
+            response = http.get(path)
+            assert (response.status_code, error_of(response)["type"]) == (503, "unavailable_error")
+            assert name not in response.text
         assert http.get("/healthz").status_code == 200
         admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
         wait_until(lambda: http.get("/readyz").status_code == 200, 20, "the server to be ready again")
@@ -140,7 +140,7 @@ def test_a_worker_is_listed_with_its_slots_and_running_jobs(http: httpx.Client, 
             wait_until(lambda: len(http.get("/v1/workers").json()["data"]) == 2, 20, "both workers")
         finally:
             redis.delete(WORKERS_HASH)
-    first, second = [Worker.model_validate(one) for one in http.get("/v1/workers").json()["data"]]
+    first, second = [Worker.model_validate(entry) for entry in http.get("/v1/workers").json()["data"]]
     assert (first.name, first.host, first.cores, first.labels) == ("w-1", "h", 8, {"zone": "a"})
     assert [(slot.kind, slot.job_id, slot.attempt) for slot in first.slots] == [
         ("cuda", job_id, 1),
@@ -151,7 +151,7 @@ def test_a_worker_is_listed_with_its_slots_and_running_jobs(http: httpx.Client, 
     submit(http, dataset={"path": "corpus/*.txt"})  # a worker reports a data root
     page = http.get("/v1/workers?limit=1").json()
     assert (page["has_more"], page["last_id"]) == (True, "w-1")
-    assert [one["name"] for one in http.get("/v1/workers?after=w-1").json()["data"]] == ["w-2"]
+    assert [entry["name"] for entry in http.get("/v1/workers?after=w-1").json()["data"]] == ["w-2"]
 
 
 # --- OpenAPI ----------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def test_openapi_has_no_dangling_references(http: httpx.Client) -> None:
     found = set(references(description))
     assert found
     schemas = description["components"]["schemas"]
-    assert [one for one in found if one.removeprefix("#/components/schemas/") not in schemas] == []
+    assert [reference for reference in found if reference.removeprefix("#/components/schemas/") not in schemas] == []
 
 
 # --- Keys -------------------------------------------------------------------------------------------------------------
@@ -219,8 +219,8 @@ def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows:
         ("revoked", 401, "invalid_api_key"),
     ):
         with server.http(key) as http:
-            answer = http.get("/v1/jobs")
-        assert (answer.status_code, answer.json().get("error", {}).get("code")) == (status, code)
+            response = http.get("/v1/jobs")
+        assert (response.status_code, response.json().get("error", {}).get("code")) == (status, code)
 
 
 # --- Start and end ----------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_failures_of_a_connected_worker_are_visible(http: httpx.Client, shared_v
                 20,
                 "the recovery to be reported",
             )
-            (worker,) = [one for one in http.get("/v1/workers").json()["data"] if one["name"] == "w-failing"]
+            (worker,) = [entry for entry in http.get("/v1/workers").json()["data"] if entry["name"] == "w-failing"]
             assert (worker["failing"], worker["num_dropped"]) == ({}, 7)
             assert 'zeta_dropped_messages_total{place="worker w-failing"} 7.0' in http.get("/metrics").text
         finally:

@@ -19,9 +19,9 @@ def delete_page_by_page(http: httpx.Client, path: str, params: dict[str, Any]) -
     deleted: list[str] = []
     after: dict[str, str] = {}
     while True:
-        answer = http.get(path, params={**params, "limit": 2, **after})
-        assert answer.status_code == 200, answer.text
-        page = answer.json()
+        response = http.get(path, params={**params, "limit": 2, **after})
+        assert response.status_code == 200, response.text
+        page = response.json()
         for row in page["data"]:
             assert http.delete(f"{path}/{row['id']}").status_code == 200
             deleted.append(row["id"])
@@ -54,21 +54,21 @@ def test_a_cursor_of_a_removed_checkpoint_stays_valid(rows: Rows, http: httpx.Cl
     path = f"/v1/jobs/{job_id}/checkpoints"
 
     def names(after: str) -> list[str]:
-        return [one["name"] for one in http.get(path, params={"after": after}).json()["data"]]
+        return [entry["name"] for entry in http.get(path, params={"after": after}).json()["data"]]
 
     assert names("step-350") == ["step-300", "best", "step-100"]
     assert names("step-200") == ["step-100"]
     assert names("step-1") == []
     for after in ("latest", "step-", "step-1\n", "step-" + "9" * 5000, "step-٣"):
-        answer = http.get(path, params={"after": after})
-        assert (answer.status_code, error_of(answer)["param"]) == (422, "after")
+        response = http.get(path, params={"after": after})
+        assert (response.status_code, error_of(response)["param"]) == (422, "after")
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])
 @pytest.mark.parametrize("after", ["step-1", "job_" + "0" * 24, "job_" + "u" * 24, "file_" + "z" * 24, "key_0"])
 def test_an_invalid_cursor_is_rejected(http: httpx.Client, path: str, after: str) -> None:
-    answer = http.get(path, params={"after": after})
-    assert (answer.status_code, error_of(answer)["param"]) == (422, "after")
+    response = http.get(path, params={"after": after})
+    assert (response.status_code, error_of(response)["param"]) == (422, "after")
 
 
 def test_ids_sort_by_creation_and_contain_their_time() -> None:

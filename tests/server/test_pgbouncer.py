@@ -58,9 +58,9 @@ def test_a_server_behind_pgbouncer_in_transaction_mode(tmp_path: Path, redis_url
         with ThreadPoolExecutor(8) as pool:
             posted = [pool.submit(http.post, "/v1/jobs", json=SPEC) for _ in range(40)]
             listed = [pool.submit(http.get, "/v1/jobs") for _ in range(80)]
-            assert {one.result().status_code for one in posted} == {201}
-            assert {one.result().status_code for one in listed} == {200}
-        ids = [one.result().json()["id"] for one in posted]
+            assert {future.result().status_code for future in posted} == {201}
+            assert {future.result().status_code for future in listed} == {200}
+        ids = [future.result().json()["id"] for future in posted]
         assert {http.post(f"/v1/jobs/{job_id}/cancel").status_code for job_id in ids} == {202}
         assert http.get("/readyz").json()["parts"]["database"] == "ok"
         assert "Traceback" not in server.log()

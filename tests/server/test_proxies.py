@@ -101,8 +101,8 @@ def test_a_forwarded_prefix_is_used_if_it_is_a_path(
 ) -> None:
     for process, expected in ((proxied_server, location), (server, "/v1/jobs/")):
         with process.http() as http:
-            answer = http.post("/v1/jobs", json=SPEC, headers={"X-Forwarded-Prefix": prefix})
-            assert answer.headers["location"] == expected + answer.json()["id"]
+            response = http.post("/v1/jobs", json=SPEC, headers={"X-Forwarded-Prefix": prefix})
+            assert response.headers["location"] == expected + response.json()["id"]
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def body_of(name: str, num_bytes: int) -> bytes:
 def test_a_large_spec_costs_little_processor_time(large_limit_server: ServerProcess, name: str) -> None:
     body = body_of(name, 500_000)
     with large_limit_server.http() as http, limited_processor_time(large_limit_server):
-        answer = http.post("/v1/jobs", content=body)
-    assert answer.status_code == 422, answer.text[:200]
-    assert len(answer.content) < 8 * 1024
+        response = http.post("/v1/jobs", content=body)
+    assert response.status_code == 422, response.text[:200]
+    assert len(response.content) < 8 * 1024
 
 
 def test_a_duplicate_name_among_many_names_is_found_in_linear_time(large_limit_server: ServerProcess) -> None:
@@ -72,8 +72,8 @@ def test_a_duplicate_name_among_many_names_is_found_in_linear_time(large_limit_s
     names = ["".join(three) for three in itertools.islice(letters, 131_554)]  # with their values, 1 MiB
     body = ("{" + ",".join(f'"{name}":1' for name in [*names, names[-1]]) + "}").encode()
     with large_limit_server.http() as http, limited_processor_time(large_limit_server):
-        answer = http.post("/v1/jobs", content=body)
-    assert (answer.status_code, error_of(answer)["code"]) == (422, "duplicate_field")
+        response = http.post("/v1/jobs", content=body)
+    assert (response.status_code, error_of(response)["code"]) == (422, "duplicate_field")
 
 
 def test_the_limit_of_a_spec_is_reported_when_exceeded(server: ServerProcess, http: httpx.Client) -> None:
@@ -84,9 +84,9 @@ def test_the_limit_of_a_spec_is_reported_when_exceeded(server: ServerProcess, ht
     assert http.post("/v1/jobs/validate", content=padded(MAX_SPEC_BYTES)).status_code == 200
     for path in ("/v1/jobs", "/v1/jobs/validate", f"/v1/jobs/{submit(http)['id']}/rerun"):
         for content in (padded(MAX_SPEC_BYTES + 1), iter([padded(MAX_SPEC_BYTES + 1)])):
-            answer = http.post(path, content=content)
-            assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
-            assert f"limit of {MAX_SPEC_BYTES} bytes (ZETA_MAX_SPEC_BYTES)" in answer.text
+            response = http.post(path, content=content)
+            assert (response.status_code, error_of(response)["code"]) == (413, "too_large")
+            assert f"limit of {MAX_SPEC_BYTES} bytes (ZETA_MAX_SPEC_BYTES)" in response.text
 
 
 def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> None:
@@ -97,7 +97,7 @@ def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> No
     first = rerun(submit(http)["id"], 1)
     second = rerun(first.json()["id"], 2)
     third = rerun(second.json()["id"], 3)
-    assert [answer.status_code for answer in (first, second, third)] == [201, 201, 413]
+    assert [response.status_code for response in (first, second, third)] == [201, 201, 413]
     assert error_of(third)["code"] == "too_large"
 
 
@@ -106,9 +106,9 @@ def test_a_thousand_files_are_looked_up_by_one_query(server: ServerProcess, http
     made = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     unknown = [new_id("file") for _ in range(999)]
     with limited_processor_time(server):
-        answer = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made, *unknown]}})
-    error = error_of(answer)
-    assert (answer.status_code, error["code"], len(error["details"])) == (422, "file_not_found", 50)
+        response = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made, *unknown]}})
+    error = error_of(response)
+    assert (response.status_code, error["code"], len(error["details"])) == (422, "file_not_found", 50)
     assert "998 more" in error["message"]
     assert unknown[0] in error["message"]
     repeated = http.post("/v1/jobs", json={**SPEC, "dataset": {"file": [made] * 1000}})
@@ -135,10 +135,10 @@ def test_a_query_of_thousands_of_parameters_is_rejected(
 ) -> None:
     method = "POST" if path.endswith("validate") else "GET"
     with limited_processor_time(server):
-        answer = http.request(method, path, params=httpx.QueryParams(params))
-    assert answer.status_code == 422, answer.text[:300]
-    assert len(answer.content) < 32 * 1024
-    assert len(error_of(answer)["details"]) <= 50
+        response = http.request(method, path, params=httpx.QueryParams(params))
+    assert response.status_code == 422, response.text[:300]
+    assert len(response.content) < 32 * 1024
+    assert len(error_of(response)["details"]) <= 50
 
 
 def test_a_repeated_status_is_one_filter(http: httpx.Client) -> None:
@@ -154,10 +154,10 @@ def test_a_page_of_large_jobs_is_shortened_and_reports_more(server: ServerProces
     after: dict[str, str] = {}
     with limited_processor_time(server):
         while True:
-            answer = http.get("/v1/jobs", params={"entity_name": "large", "limit": 1000, **after})
-            page = answer.json()
+            response = http.get("/v1/jobs", params={"entity_name": "large", "limit": 1000, **after})
+            page = response.json()
             listed += [job["id"] for job in page["data"]]
-            assert len(answer.content) < 8 << 20
+            assert len(response.content) < 8 << 20
             if not page["has_more"]:
                 break
             after = {"after": page["last_id"]}
@@ -168,8 +168,8 @@ def test_a_page_of_large_jobs_is_shortened_and_reports_more(server: ServerProces
 def test_long_ids_paths_and_ranges_are_shortened_in_errors(http: httpx.Client) -> None:
     file_id = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     for path in (f"/v1/jobs/{'j' * 20_000}", f"/v1/files/{'f' * 20_000}", f"/{'n' * 20_000}"):
-        answer = http.get(path)
-        assert (answer.status_code, len(answer.content) < 1000) == (404, True)
+        response = http.get(path)
+        assert (response.status_code, len(response.content) < 1000) == (404, True)
     ranges = "bytes=" + ",".join(f"{i}-{i}" for i in range(3000))
     many = http.get(f"/v1/files/{file_id}/content", headers={"Range": ranges})
     assert (many.status_code, many.content) == (200, b"text")
@@ -182,8 +182,8 @@ def test_a_glob_of_many_stars_is_matched_quickly(server: ServerProcess, http: ht
     files: dict[str, Any] = {"a" * 200: ("weights", b"w")}
     rows.checkpoint(job_id, "step-1", 1, files)
     with limited_processor_time(server):
-        answer = http.get(f"/v1/jobs/{job_id}/checkpoints/step-1/archive", params={"include": "*a" * 499 + "b"})
-    assert (answer.status_code, error_of(answer)["code"]) == (404, "nothing_included")
+        response = http.get(f"/v1/jobs/{job_id}/checkpoints/step-1/archive", params={"include": "*a" * 499 + "b"})
+    assert (response.status_code, error_of(response)["code"]) == (404, "nothing_included")
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_control_characters_are_rejected_everywhere(http: httpx.Client, text: st
         ({"model": {"config": {"model_type": "llama", "names": ["a", text]}}}, "model.config.names.1"),
         ({text: 1}, "(name)"),
     ):
-        answer = http.post("/v1/jobs", json={**SPEC, **fields})
-        error = error_of(answer)
-        assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_text", param)
+        response = http.post("/v1/jobs", json={**SPEC, **fields})
+        error = error_of(response)
+        assert (response.status_code, error["code"], error["param"]) == (422, "invalid_text", param)
         assert character in error["message"]
-        assert text not in answer.text
+        assert text not in response.text
 
 
 def test_text_of_any_script_is_kept(http: httpx.Client, tmp_path: Path) -> None:

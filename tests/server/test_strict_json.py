@@ -62,9 +62,9 @@ REJECTED = [
 def test_server_and_client_reject_the_same_json(
     http: httpx.Client, tmp_path: Path, status: int, content: bytes, reason: str
 ) -> None:
-    answer = http.post("/v1/jobs/validate", content=content)
-    assert answer.status_code == status
-    error = error_of(answer)
+    response = http.post("/v1/jobs/validate", content=content)
+    assert response.status_code == status
+    error = error_of(response)
     assert reason in error["message"]
     file = tmp_path / "job.json"
     file.write_bytes(content)
@@ -105,10 +105,10 @@ def test_the_command_line_prints_the_servers_error(
     ],
 )
 def test_server_and_client_accept_the_same_json(http: httpx.Client, tmp_path: Path, content: bytes) -> None:
-    answer = http.post("/v1/jobs", content=content)
-    assert answer.status_code == 201, answer.text
+    response = http.post("/v1/jobs", content=content)
+    assert response.status_code == 201, response.text
     file = tmp_path / "job.json"
     file.write_bytes(content)
     spec = read_spec(file)
     assert spec == json.loads(content)
-    assert {name: answer.json()["spec"][name] for name in spec} == spec
+    assert {name: response.json()["spec"][name] for name in spec} == spec

@@ -60,9 +60,9 @@ def test_missing_numbers_of_a_config_are_not_guessed() -> None:
 def test_unknown_estimates_of_a_valid_spec_have_a_reason(rows: Rows, http: httpx.Client) -> None:
     before = http.get("/v1/jobs").json()
     spec = {**SPEC, "model": {"config": {"model_type": "llama", **TINY}}}
-    answer = http.post("/v1/jobs/validate", json=spec)
-    assert answer.status_code == 200
-    found = answer.json()
+    response = http.post("/v1/jobs/validate", json=spec)
+    assert response.status_code == 200
+    found = response.json()
     parameters = count_parameters(spec["model"]["config"])
     assert (found["object"], found["valid"], found["parameters"]) == ("validation", True, parameters)
     assert (found["steps"], found["tokens"]) == (4, 4 * 32 * 64)
@@ -111,7 +111,7 @@ def test_steps_of_epochs_come_from_an_earlier_job_on_the_same_data(rows: Rows, h
     wider = {"config": {"model_type": "llama", "max_position_embeddings": 64, "hidden_size": 128}}
     same = {"dataset": {"file": ids[1]}, "model": wider, "tokenizer": {"builtin": "bytes"}, "seed": 7}
     assert counted(**same, epochs=0.5, batch_size=2) == (earlier["id"], 5, 10 * 64)
-    others: list[dict[str, Any]] = [{"dataset": {"file": one}} for one in ids[2:]]
+    others: list[dict[str, Any]] = [{"dataset": {"file": file_id}} for file_id in ids[2:]]
     others += [{"dataset": {"builtin": "python-docs"}}, {"dataset": {"file": ids[:2]}}]
     others += [{"chat_template": "{{ messages }}"}, {"seq_len": 32}, {"pack": False}, {"eval_split": 0.1}]
     for other in others:

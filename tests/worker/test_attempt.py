@@ -78,9 +78,9 @@ def test_a_program_that_cannot_be_started_is_a_failed_launch(attempt: LocalAttem
     assert (lines[-1]["status"], lines[-1]["reason"]) == ("failed", "launch_failed")
 
 
-@pytest.mark.parametrize("order", ["cancel", "fence"])
+@pytest.mark.parametrize("stopped_by", ["cancel", "fence"])
 def test_stopping_an_attempt_cancels_a_fetch_from_a_hanging_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_by: str
 ) -> None:
     monkeypatch.setattr(preparation, "LEAVE_SECONDS", 0.1)
     settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
@@ -97,7 +97,7 @@ def test_stopping_an_attempt_cancels_a_fetch_from_a_hanging_store(
         attempt.handle_answer(GRANTED)
         output = settings.root / "runs/job_2/output"
         wait_until(output.is_dir, 60, "the preparation to come to the store")
-        if order == "cancel":
+        if stopped_by == "cancel":
             attempt.stop("cancel")
             (line,) = wait_until(lambda: lines_of(attempt.step()), 60, "the last line")
             assert (line["status"], line["reason"]) == ("cancelled", "cancelled_by_user")

@@ -150,17 +150,17 @@ def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
     make_checkpoint(tmp_path / "output", 5)
     line = {"type": "checkpoint", "name": "step-5", "step": 5}
 
-    def stepped(one: CheckpointUploads, *, is_over: bool) -> bool:
-        one.step(is_over=is_over)
-        return one.is_settled(1)
+    def stepped(uploads: CheckpointUploads, *, is_over: bool) -> bool:
+        uploads.step(is_over=is_over)
+        return uploads.is_settled(1)
 
     with ThreadPoolExecutor(1) as pool:
         hasty, patient = [
             CheckpointUploads(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
             for _ in range(2)
         ]
-        for one in (hasty, patient):
-            one.add(1, "step-5")
+        for uploads in (hasty, patient):
+            uploads.add(1, "step-5")
         wait_until(lambda: stepped(hasty, is_over=False) or stepped(patient, is_over=True), 30, "the first to give up")
         assert hasty.published_line(1, line)["code"] == "checkpoint_not_stored"
         assert not patient.is_settled(1)

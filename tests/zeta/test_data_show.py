@@ -87,7 +87,7 @@ def test_every_format_is_shown(
 ) -> None:
     words = [word for setting in settings for word in ("--set", setting)]
     (shown,) = rows_of(tmp_path, written(tmp_path, row), *words)
-    found = [(texts(one, trained=False), texts(one, trained=True)) for one in shown["documents"]]
+    found = [(texts(document, trained=False), texts(document, trained=True)) for document in shown["documents"]]
     assert found == expected
 
 
@@ -220,7 +220,7 @@ def test_preferences_need_the_method_that_trains_on_them(tmp_path: Path) -> None
 
 
 def test_output_of_libraries_does_not_corrupt_the_result(tmp_path: Path) -> None:
-    order = {"spec": {"dataset": {"path": str(tmp_path / written(tmp_path, {"text": "One."}))}}}
+    request = {"spec": {"dataset": {"path": str(tmp_path / written(tmp_path, {"text": "One."}))}}}
     program = (
         "import os, sys; import zeta_core.dry_run.show as show\n"
         "real = show.make_encoder\n"
@@ -231,7 +231,7 @@ def test_output_of_libraries_does_not_corrupt_the_result(tmp_path: Path) -> None
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        input=json.dumps(order),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         timeout=200,

@@ -52,7 +52,9 @@ def _source(source: Any, names: Mapping[str, str]) -> str:
     fields = cast("dict[str, Any]", source)
     files = fields.get("file")
     if files is not None:
-        return ", ".join(_file(one, names) for one in cast("list[Any]", files if isinstance(files, list) else [files]))
+        return ", ".join(
+            _file(file, names) for file in cast("list[Any]", files if isinstance(files, list) else [files])
+        )
     return next((str(fields[kind]) for kind in ("hub", "path", "builtin") if kind in fields), str(fields))
 
 

@@ -110,7 +110,7 @@ def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, repor
     details = [f"{count:,} {word}" for word, count in more.items() if count]
     report.write(LogLine(message=f"{', '.join([summary, *details])}.", data=data))
     if data.sources:
-        mixed = [f"{one.name} {one.seen_share:.1%} ({one.passes:.3g} passes)" for one in data.sources]
+        mixed = [f"{source.name} {source.seen_share:.1%} ({source.passes:.3g} passes)" for source in data.sources]
         report.log(f"Share of each source in the sequences of this run: {', '.join(mixed)}.")
     _log_columns(tokens, report)
     _warn_of_overlong(sequences.overlong_counts, _count(data.documents, "document"), "trained on", report)

@@ -260,9 +260,9 @@ def _check_rows(
         if not isinstance(evaluated, str) and not evaluated.complete:
             pending["eval_data"] = f"Only the first {evaluated.rows:,} rows were checked, because the time was limited."
     pending |= {name: reason for name, reason in checked.items() if isinstance(reason, str)}
-    rows = [one for one in checked.values() if not isinstance(one, str)]
-    largest_id = max((one.largest_id for one in rows), default=0)
-    id_types = [one.id_type for one in rows if one.id_type is not None]
+    rows = [data for data in checked.values() if not isinstance(data, str)]
+    largest_id = max((data.largest_id for data in rows), default=0)
+    id_types = [data.id_type for data in rows if data.id_type is not None]
     return None if isinstance(found, str) else found, largest_id, id_types
 
 

@@ -67,7 +67,9 @@ def undisturbed(model: nn.Module, device: torch.device) -> Generator[None]:
     """Use evaluation mode without gradients, and afterwards restore the mode, the buffers and the random states."""
     was_training = model.training
     buffers = [
-        (part, name, one, one.clone()) for part in model.modules() for name, one in part.named_buffers(recurse=False)
+        (part, name, buffer, buffer.clone())
+        for part in model.modules()
+        for name, buffer in part.named_buffers(recurse=False)
     ]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         model.eval()
@@ -129,9 +131,11 @@ class _LossProbe:
         if not isinstance(output, tuple | list) or hasattr(output, "logits"):
             return None
         sizes = {
-            at: one.shape[-1]
-            for at, one in enumerate(cast("Iterable[Any]", output))
-            if isinstance(one, torch.Tensor) and one.is_floating_point() and one.shape[:-1] == self.ids_BT.shape
+            at: tensor.shape[-1]
+            for at, tensor in enumerate(cast("Iterable[Any]", output))
+            if isinstance(tensor, torch.Tensor)
+            and tensor.is_floating_point()
+            and tensor.shape[:-1] == self.ids_BT.shape
         }
         whole = [at for at, size in sizes.items() if size == self._vocab_size]
         likely = whole or [at for at, size in sizes.items() if size > self._largest_id] or list(sizes)[:1]

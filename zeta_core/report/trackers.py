@@ -138,11 +138,11 @@ class Trackers:
 def _points(step: int, line: ProgressLine) -> list[Point]:
     """The points of a line and of its individual steps; a step's own figures take precedence over the means."""
     by_step: dict[int, dict[str, float]] = {step: {}}
-    for one in (line, *(line.steps or ())):
-        if one.loss is not None:
-            curves = {f"train/{name}": value for name in _CURVES if (value := getattr(one, name, None)) is not None}
-            curves |= _rewards("train", one.rewards)
-            by_step[one.step or step] = {**by_step.get(one.step or step, {}), **curves}
+    for values in (line, *(line.steps or ())):
+        if values.loss is not None:
+            curves = {f"train/{name}": value for name in _CURVES if (value := getattr(values, name, None)) is not None}
+            curves |= _rewards("train", values.rewards)
+            by_step[values.step or step] = {**by_step.get(values.step or step, {}), **curves}
     if line.eval_loss is not None:
         by_step[step] |= {"eval/loss": line.eval_loss, **_rewards("eval", line.rewards)}
     return [(at, by_step[at]) for at in sorted(by_step) if by_step[at]]

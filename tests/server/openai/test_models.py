@@ -108,15 +108,15 @@ def test_models_that_cannot_be_deleted_are_reported(client: OpenAI, rows: Rows) 
 
 def test_errors_have_exactly_the_fields_of_openai(server: ServerProcess, http: httpx.Client) -> None:
     with server.http("wrong") as stranger:
-        for answer, status, code in (
+        for response, status, code in (
             (stranger.get("/openai/v1/models"), 401, "invalid_api_key"),
             (http.get("/openai/v1/models/none"), 404, "model_not_found"),
             (http.get("/openai/v1/models", params={"limit": 1}), 400, "unknown_parameter"),
         ):
-            error = answer.json()["error"]
+            error = response.json()["error"]
             assert list(error) == ["message", "type", "param", "code"]
-            assert (answer.status_code, error["type"], error["code"]) == (status, "invalid_request_error", code)
-            assert answer.headers["x-request-id"]
+            assert (response.status_code, error["type"], error["code"]) == (status, "invalid_request_error", code)
+            assert response.headers["x-request-id"]
     with openai_client(server.url, "wrong") as client, pytest.raises(AuthenticationError) as caught:
         client.models.list()
     assert caught.value.code == "invalid_api_key"

@@ -60,7 +60,7 @@ class HubReader:
 def tokenize(dataset: dict[str, Any]) -> dict[str, Any]:
     """The texts and names of the dataset's sources, or the error; and the peak memory of this process in bytes."""
     options = parse(TrainerOptions, {"dataset": dataset})
-    tokenizer, answer = ByT5Tokenizer(), dict[str, Any]()
+    tokenizer, result = ByT5Tokenizer(), dict[str, Any]()
     try:
         sources = open_sources(dataset_sources(options.dataset), SourceLocations(), pretokenized=False)
         with tempfile.TemporaryDirectory() as cache:
@@ -68,12 +68,12 @@ def tokenize(dataset: dict[str, Any]) -> dict[str, Any]:
             tokens = prepare_tokens(sources, tokenizer, Path(cache), Reporter(), limits=limits)
             bounds = [int(offset) for offset in tokens.offsets]
             documents = [tokens.ids[first:last] for first, last in itertools.pairwise(bounds)]
-            answer["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in documents]
-        answer["names"] = [source.name for source in sources]
-        answer["fingerprints"] = [source.fingerprint for source in sources]
+            result["texts"] = [tokenizer.decode(ids, skip_special_tokens=True) for ids in documents]
+        result["names"] = [source.name for source in sources]
+        result["fingerprints"] = [source.fingerprint for source in sources]
     except InvalidData as error:
-        answer["error"] = error.message
-    return {**answer, "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        result["error"] = error.message
+    return {**result, "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def main() -> None:

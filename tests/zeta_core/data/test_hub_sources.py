@@ -37,14 +37,14 @@ class Hub:
     reader: HubReader
 
     def texts(self, hub: str, **source: Any) -> list[str]:
-        answer = self.reader.read(hub=hub, **source)
-        assert "error" not in answer, answer["error"]
-        return answer["texts"]
+        result = self.reader.read(hub=hub, **source)
+        assert "error" not in result, result["error"]
+        return result["texts"]
 
     def error(self, hub: str, **source: Any) -> str:
-        answer = self.reader.read(hub=hub, **source)
-        assert "error" in answer, answer["texts"]
-        return answer["error"]
+        result = self.reader.read(hub=hub, **source)
+        assert "error" in result, result["texts"]
+        return result["error"]
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +162,10 @@ def test_a_small_file_with_huge_rows_exceeds_the_memory_limit(hub: Hub) -> None:
     hub.server.add_dataset("owner/small", {"train.jsonl": lines_of(["a"])})
     hub.server.add_dataset("owner/bomb", {"train.parquet": bomb})
     before = hub.reader.read(hub="owner/small")["peak_memory_bytes"]
-    answer = hub.reader.read(hub="owner/bomb")
-    assert "owner/bomb/train.parquet" in answer["error"]
-    assert "requires more than 400 MiB of memory" in answer["error"]
-    assert answer["peak_memory_bytes"] - before < 100 * MEBIBYTE
+    result = hub.reader.read(hub="owner/bomb")
+    assert "owner/bomb/train.parquet" in result["error"]
+    assert "requires more than 400 MiB of memory" in result["error"]
+    assert result["peak_memory_bytes"] - before < 100 * MEBIBYTE
     assert sum(file.stat().st_size for file in hub.home.rglob("*") if file.is_file()) < 8 * MEBIBYTE
 
 

@@ -63,7 +63,7 @@ def test_an_epoch_has_the_shares_and_uses_each_source_fully_before_repeating_it(
         own = order[owners == source]
         whole = [own[at : at + last - first] for at in range(0, len(own) - (last - first) + 1, last - first)]
         assert len(whole) >= 2
-        assert all(sorted(one) == list(range(first, last)) for one in whole)
+        assert all(sorted(sequences) == list(range(first, last)) for sequences in whole)
         assert whole[0].tolist() != whole[1].tolist()
     seen = np.cumsum(owners[:137, None] == np.arange(3), axis=0)
     expected = np.arange(1, 138)[:, None] * np.array(SHARES)
@@ -145,11 +145,11 @@ def test_a_weighted_run_stopped_within_an_epoch_resumes_bit_exactly(
     straight, lines = train(lambda: plain(dropout=0.1), tmp_path / "straight", cache=tmp_path, **options)
     report = lines.resolved_spec["data_report"]
     total, shares = 2 * report["sequences"], report["sources"]
-    assert [(one["name"], one["share"]) for one in shares] == [("a.jsonl", 0.25), ("b.jsonl", 0.75)]
-    assert sum(one["seen"] for one in shares) == total == straight.progress.consumed_sequences
-    for one in shares:
-        assert abs(one["seen"] - one["share"] * total) < 2, "within one in each of two epochs"
-        assert one["passes"] == pytest.approx(one["seen"] / one["sequences"], abs=1e-3)
+    assert [(source["name"], source["share"]) for source in shares] == [("a.jsonl", 0.25), ("b.jsonl", 0.75)]
+    assert sum(source["seen"] for source in shares) == total == straight.progress.consumed_sequences
+    for source in shares:
+        assert abs(source["seen"] - source["share"] * total) < 2, "within one in each of two epochs"
+        assert source["passes"] == pytest.approx(source["seen"] / source["sequences"], abs=1e-3)
     assert lines.resolved_spec["dataset"][1]["weight"] == 3
 
     steps = 0
@@ -165,7 +165,7 @@ def test_a_weighted_run_stopped_within_an_epoch_resumes_bit_exactly(
     other: dict[str, Any] = {**options, "dataset": [dataset[0], {**dataset[1], "weight": 2}]}
     with pytest.raises(CannotResume, match="The data differs from the data that the run was started with"):
         train(plain, tmp_path / "parts", cache=tmp_path, resume=True, **other)
-    doubled = [{**one, "weight": 2 * one["weight"]} for one in dataset]
+    doubled = [{**source, "weight": 2 * source["weight"]} for source in dataset]
     same_shares: dict[str, Any] = {**options, "dataset": doubled}
     second, _ = train(lambda: plain(dropout=0.1), tmp_path / "parts", cache=tmp_path, resume=True, **same_shares)
     assert second.progress.loss_sum == straight.progress.loss_sum

@@ -51,7 +51,7 @@ def answer_to(
     if isinstance(content, list):
         content = "".join(json.dumps(row) + "\n" for row in content).encode()
     file.write_bytes(content)
-    order: dict[str, Any] = {
+    request: dict[str, Any] = {
         "spec": {**SPEC, "dataset": {"file": "file_1"}, "chat_template": TEMPLATE, **spec},
         "resolved_spec": {"files": {"file_1": {"filename": name}}},
         "artifacts_root": str(root / "artifacts"),
@@ -59,7 +59,7 @@ def answer_to(
         "cache_dir": str(root / "cache"),
         "rows_seconds": rows_seconds,
     }
-    return check(json.dumps(order))
+    return check(json.dumps(request))
 
 
 def fault_of(answer: CheckAnswer) -> str:
@@ -285,7 +285,7 @@ def test_only_the_rows_within_the_time_are_checked(tmp_path: Path) -> None:
     (kept,) = (tmp_path / "cache").glob("rows-*.json")
     kept.unlink()
     file = tmp_path / "artifacts" / file_key("file_1")
-    order: dict[str, Any] = {
+    request: dict[str, Any] = {
         "spec": {**SPEC, "dataset": {"file": "file_1"}},
         "resolved_spec": {"files": {"file_1": {"filename": file.with_suffix(".jsonl").name}}},
         "artifacts_root": str(tmp_path / "artifacts"),
@@ -293,7 +293,7 @@ def test_only_the_rows_within_the_time_are_checked(tmp_path: Path) -> None:
         "cache_dir": str(tmp_path / "cache"),
         "rows_seconds": 0.0,
     }
-    data = data_of(check(json.dumps(order)))
+    data = data_of(check(json.dumps(request)))
     assert (data.complete, data.rows) == (False, 0)
     assert "Only the first 0 rows were checked" in (data.note or "")
     assert not list((tmp_path / "cache").glob("rows-*.json"))
@@ -314,8 +314,8 @@ def test_a_fault_in_the_held_out_data_names_its_field(tmp_path: Path) -> None:
     spec: dict[str, Any] = {**SPEC, "dataset": {"file": "file_1"}, "eval_dataset": {"file": "file_2"}}
     (tmp_path / "artifacts" / file_key("file_1")).write_text(json.dumps(chat(1)) + "\n")
     names = {"file_1": {"filename": "a.jsonl"}, "file_2": {"filename": "b.jsonl"}}
-    order = {"spec": spec, "resolved_spec": {"files": names}, "artifacts_root": str(tmp_path / "artifacts")}
-    answer = check(json.dumps({**order, "output_dir": str(tmp_path / "output")}))
+    request = {"spec": spec, "resolved_spec": {"files": names}, "artifacts_root": str(tmp_path / "artifacts")}
+    answer = check(json.dumps({**request, "output_dir": str(tmp_path / "output")}))
     assert [(detail.param, detail.message.partition(":")[0]) for detail in answer.details] == [
         ("eval_dataset", "b.jsonl, line 2")
     ]

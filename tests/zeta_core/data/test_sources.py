@@ -81,7 +81,7 @@ def test_a_folder_on_a_worker_is_read_as_a_client_uploads_it(tmp_path: Path) -> 
         messages: list[str] = []
         source = PathSource(path=path)
         found = open_sources([source], locations, pretokenized=False, split=split, on_folder=messages.append)
-        return [one.name for one in found], messages
+        return [source.name for source in found], messages
 
     assert texts("corpus")[0] == ["B.TXT", "train.txt"]
     assert texts("corpus", "held_out")[0] == ["B.TXT", "test.txt"]

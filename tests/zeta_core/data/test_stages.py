@@ -15,7 +15,7 @@ def test_a_stage_imports_only_from_earlier_stages() -> None:
         f"{file.relative_to(DIRECTORY)}:{found.line}: {name}"
         for file in files
         for found in imports_of(file, DIRECTORY.parent.parent)
-        for name in (found.module, *(f"{found.module}.{one}" for one in found.names))
+        for name in (found.module, *(f"{found.module}.{member}" for member in found.names))
         if (stage := requested_zero_stage(name)) is not None
         and file.parent != DIRECTORY
         and ORDER.index(stage) > ORDER.index(file.relative_to(DIRECTORY).parts[0])

@@ -38,9 +38,9 @@ def test_half_precision_trains_like_float32_and_resumes_to_the_bit(precision: st
     out = tmp_path / "out"
     Trainer(model=llama(), max_steps=2, output_dir=out, **settings)
     Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **settings)
-    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
-        assert one.dtype == torch.float32
-        assert torch.equal(one, other)
+    for parameter, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, other)
 
 
 class Steep(PlainModel):

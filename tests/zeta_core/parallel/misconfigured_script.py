@@ -82,21 +82,21 @@ def result_of(build: Callable[[], object]) -> str:
 def main(result_file: str) -> None:
     options = parse(TrainerOptions, {"batch_size": 2, "gradient_accumulate_every": 1})
     plan = decide_plan(options, PlanInputs(2, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None)
-    answers: dict[str, str] = {}
+    results: dict[str, str] = {}
     with library_environment(Path("cache"), deepspeed=why_no_deepspeed() is None, cuda=False):
         processes = Processes(ProcessRank.from_environment(), need_group=True)
-        answers["right"] = result_of(lambda: type(Replicated(plain(), plan, processes, blocks=[]).model).__name__)
+        results["right"] = result_of(lambda: type(Replicated(plain(), plan, processes, blocks=[]).model).__name__)
         for engine in (WithoutCpu, OnlyBackend, PluginDropped):
-            answers[engine.__name__] = result_of(lambda of=engine: of(plain(), plan, processes, blocks=[]))
+            results[engine.__name__] = result_of(lambda of=engine: of(plain(), plan, processes, blocks=[]))
         if why_no_deepspeed() is None:
             config = zero_config(2, plan)
             for zero in (ZeroDropped, ZeroUncounted):
-                answers[zero.__name__] = result_of(
+                results[zero.__name__] = result_of(
                     lambda of=zero: of(plain(), plan, processes, blocks=[], config=config)
                 )
-        answers["connected by the script"] = result_of(lambda: Processes(ProcessRank(), need_group=False))
+        results["connected by the script"] = result_of(lambda: Processes(ProcessRank(), need_group=False))
     if dist.get_rank() == 0:
-        Path(result_file).write_text(json.dumps(answers))
+        Path(result_file).write_text(json.dumps(results))
     dist.barrier()
 
 

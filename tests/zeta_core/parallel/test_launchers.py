@@ -60,10 +60,10 @@ def test_accelerate_launch_never_trains_one_process_instead_of_several(tmp_path:
 def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) -> None:
     script = str(Path(__file__).with_name("misconfigured_script.py"))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    code, output = run(tmp_path, *torchrun, script, "answers.json")
+    code, output = run(tmp_path, *torchrun, script, "results.json")
     assert code == 0, output
-    answers: dict[str, str] = json.loads((tmp_path / "answers.json").read_text())
-    assert answers.pop("right") == "accepted: DistributedDataParallel"
+    results: dict[str, str] = json.loads((tmp_path / "results.json").read_text())
+    assert results.pop("right") == "accepted: DistributedDataParallel"
     messages = {
         "WithoutCpu": "set up DistributedType.NO with 1 processes instead of DistributedType.MULTI_CPU with 2",
         "OnlyBackend": "set up DistributedType.NO with 2 processes instead of DistributedType.MULTI_CPU with 2",
@@ -74,9 +74,9 @@ def test_misconfigurations_that_accelerate_accepts_are_rejected(tmp_path: Path) 
     }
     if why_no_deepspeed() is not None:
         del messages["ZeroDropped"], messages["ZeroUncounted"]
-    assert answers.keys() == messages.keys()
+    assert results.keys() == messages.keys()
     for name, message in messages.items():
-        assert message in answers[name]
+        assert message in results[name]
 
 
 @pytest.mark.parametrize(

@@ -106,16 +106,16 @@ def test_progress_lines_have_every_step_waiting_shares_and_memory_by_part(
     lines = [JOURNAL_LINE.validate_python(json.loads(text)) for text in (tmp_path / "events.jsonl").open()]
     lines_with_loss = [line for line in lines if isinstance(line, ProgressLine) and line.loss is not None]
     first, last = lines_with_loss[0], lines_with_loss[-1]
-    assert [(line.step, [one.step for one in line.steps or []]) for line in lines_with_loss[:2]] == [
+    assert [(line.step, [values.step for values in line.steps or []]) for line in lines_with_loss[:2]] == [
         (1, []),
         (3, [2, 3]),
     ]
-    each = [one for line in lines_with_loss for one in line.steps or [line]]
-    assert [one.step for one in each] == list(range(1, 8)), (
+    each = [values for line in lines_with_loss for values in line.steps or [line]]
+    assert [values.step for values in each] == list(range(1, 8)), (
         "no step is missing, however fast, and a save reports all steps before it"
     )
-    assert all(one.loss and one.grad_norm and one.tokens == 64 * (one.step or 0) for one in each)
-    assert lines_with_loss[1].loss == pytest.approx(sum(one.loss or 0.0 for one in each[1:3]) / 2)
+    assert all(values.loss and values.grad_norm and values.tokens == 64 * (values.step or 0) for values in each)
+    assert lines_with_loss[1].loss == pytest.approx(sum(values.loss or 0.0 for values in each[1:3]) / 2)
     assert last.step == 7
     assert (first.mfu, last.mfu) == (None, None)
     assert 0 < (first.data_wait_share or 0) < 1

@@ -101,7 +101,9 @@ def check_tokenizer(tokenizer: dict[str, Any], location: JsonLocation) -> None:
         if key not in (*_TOKENIZER_PARTS, "decoder", "model"):
             check_value(location, key, value)
     added = tokenizer.get("added_tokens")
-    if added is not None and not (isinstance(added, list) and all(isinstance(one, dict) for one in cast("Any", added))):
+    if added is not None and not (
+        isinstance(added, list) and all(isinstance(item, dict) for item in cast("Any", added))
+    ):
         location.reject("added_tokens", added, "it must be a list of tokens")
 
 

@@ -216,16 +216,16 @@ def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> Che
     text_tokens = [0] * len(sources)
     seen = {(kind, source.number): dict[str, None]() for source in sources for kind in ("mapped", "unused")}
     for result in results:
-        one = CheckedRows(**result["found"])
-        checked.complete &= one.complete
-        checked.rows += one.rows
-        checked.sampled_rows += one.sampled_rows
-        checked.sampled_tokens += one.sampled_tokens
-        checked.trained_tokens += one.trained_tokens
-        checked.tokens += one.tokens
-        checked.largest_id = max(checked.largest_id, one.largest_id)
-        checked.untrained_rows += one.untrained_rows
-        checked.lengths += one.lengths
+        part = CheckedRows(**result["found"])
+        checked.complete &= part.complete
+        checked.rows += part.rows
+        checked.sampled_rows += part.sampled_rows
+        checked.sampled_tokens += part.sampled_tokens
+        checked.trained_tokens += part.trained_tokens
+        checked.tokens += part.tokens
+        checked.largest_id = max(checked.largest_id, part.largest_id)
+        checked.untrained_rows += part.untrained_rows
+        checked.lengths += part.lengths
         text_tokens = [sum(both) for both in zip(text_tokens, result["text_tokens"], strict=True)]
         for of_source, (rows_with, rows_without) in zip(columns, result["columns"], strict=True):
             of_source.merge(rows_with, rows_without)

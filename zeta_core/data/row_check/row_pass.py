@@ -111,7 +111,7 @@ class RowPass:
                 bytes_before += source.num_bytes
         except InvalidData as error:
             return {"error": error.message, "code": error.code, "unit": self._unit_number}
-        masks = [(one.rows_with, one.rows_without) for one in self._masks]
+        masks = [(mask.rows_with, mask.rows_without) for mask in self._masks]
         seen = {"seen": list(self._seen_columns), "all_seen": self._all_seen}
         texts = {"text_tokens": self._text_tokens, "blank": self._is_blank}
         return {"found": asdict(self._found), "columns": masks, **seen, **texts}

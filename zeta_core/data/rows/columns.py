@@ -51,13 +51,13 @@ def detect_layout(row: Fields, columns: Mapping[str, str], row_format: RowFormat
     if row_format == "tokens":
         return Layout("tokens")
     formats = candidate_formats(columns, method) if row_format is None else (row_format,)
-    for one in formats:
-        if all(column_in(row, name, columns) in row for name in required(one)):
-            if one == "preference" and column_in(row, "prompt", columns) not in row:
+    for candidate in formats:
+        if all(column_in(row, name, columns) in row for name in required(candidate)):
+            if candidate == "preference" and column_in(row, "prompt", columns) not in row:
                 shape = detect_shape(row, ["preference"])  # its prompt has another name
-                return Layout(one, shape)
-            return Layout(one)
-    shape = detect_shape(row, [one for one in formats if one in ("messages", "preference")])
+                return Layout(candidate, shape)
+            return Layout(candidate)
+    shape = detect_shape(row, [candidate for candidate in formats if candidate in ("messages", "preference")])
     return None if shape is None else Layout(shape.row_format, shape)
 
 

@@ -45,7 +45,7 @@ def candidate_formats(columns: Mapping[str, str], method: str) -> list[RowFormat
     """
     first: tuple[RowFormat, ...] = ("preference", "messages") if method == "dpo" else ("messages", "preference")
     formats: tuple[RowFormat, ...] = (*first, "prompt_completion", "text")
-    return sorted(formats, key=lambda one: not columns.keys() & set(required(one)))
+    return sorted(formats, key=lambda row_format: not columns.keys() & set(required(row_format)))
 
 
 def column_in(row: Fields, name: str, columns: Mapping[str, str]) -> str:

@@ -174,7 +174,7 @@ def _per_token(value: object, column: str, num_ids: int) -> NDArray[Any]:
     values = cast("list[object]", value)
     if len(values) != num_ids:
         raise InvalidTokenRow(f"{column!r} has {len(values)} values for {num_ids} token ids; provide one per id.")
-    if not all(isinstance(one, int) and abs(one) < 1 << 62 for one in values):
+    if not all(isinstance(item, int) and abs(item) < 1 << 62 for item in values):
         raise InvalidTokenRow(f"{column!r} is not a list of whole numbers.")
     return np.asarray(values, dtype=np.int64)
 

@@ -108,7 +108,7 @@ def _list_of_objects(name: str, value: object) -> list[Mapping[str, Any]]:
             raise InvalidTurn(f"{name!r} is text that is not JSON.") from None
     if not value:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in cast("list[object]", value)):
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in cast("list[object]", value)):
         given = "a list with other values" if isinstance(value, list) else describe_type(value)
         raise InvalidTurn(f"{name!r} is {given}; provide a list of objects.")
     return cast("list[Mapping[str, Any]]", value)

@@ -59,7 +59,10 @@ class HubDataset:
             found: Any = ReadInstruction.from_spec(self.ranges).to_absolute(dict(num_rows))
         except (ValueError, AssertionError) as error:
             raise InvalidData(f"dataset.split is {self.ranges!r}, which is not valid: {_reason(error)}") from error
-        return [(one.splitname, one.from_ or 0, num_rows[one.splitname] if one.to is None else one.to) for one in found]
+        return [
+            (part.splitname, part.from_ or 0, num_rows[part.splitname] if part.to is None else part.to)
+            for part in found
+        ]
 
 
 def fetch_dataset(source: HubSource, suffixes: Sequence[str]) -> HubDataset:

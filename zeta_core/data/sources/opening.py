@@ -89,9 +89,9 @@ def open_sources(
             case HubSource():
                 found = _from_hub(reader, source, locations)
         option = "columns" if source.columns else "drop_columns" if source.drop_columns else None
-        if option is not None and not any(one.columns or one.drop_columns for one in found):
+        if option is not None and not any(opened.columns or opened.drop_columns for opened in found):
             raise InvalidData(f"{at}.{option} is given, but the data has no columns; remove it.")
-        sources += [_as_requested(one, source, number) for one in found]
+        sources += [_as_requested(opened, source, number) for opened in found]
     return sources
 
 
@@ -197,26 +197,26 @@ def _from_hub(reader: _Reader, source: HubSource, locations: SourceLocations) ->
     }
     if dataset.is_sliced:
         return _sliced(source, dataset, splits)
-    return [one for split in dataset.splits for one in splits[split]]
+    return [file for split in dataset.splits for file in splits[split]]
 
 
 def _sliced(source: HubSource, dataset: HubDataset, splits: Mapping[str, Sequence[Source]]) -> list[Source]:
     """The requested slices of the splits. Rows keep their numbers; in JSON Lines files, these are line numbers."""
-    if text := next((one for opened in splits.values() for one in opened if one.measure is None), None):
+    if text := next((file for opened in splits.values() for file in opened if file.measure is None), None):
         raise InvalidData(
             f"dataset.split is {source.split!r}, but {text.name} is a text file, which is one document without rows; "
             "request the whole split."
         )
     num_rows: dict[str, list[int]] = run_in_sandbox(
-        lambda position: {split: [_last_row(one, position) for one in opened] for split, opened in splits.items()}
+        lambda position: {split: [_last_row(file, position) for file in opened] for split, opened in splits.items()}
     )
     selected: list[Source] = []
     for split, first, last in dataset.slices({split: sum(each) for split, each in num_rows.items()}):
         before = 0  # rows of the split's earlier files
-        for one, num in zip(splits[split], num_rows[split], strict=True):
+        for file, num in zip(splits[split], num_rows[split], strict=True):
             start, end = max(first - before, 0), min(last - before, num)
             if start < end:
-                selected.append(one if (start, end) == (0, num) else _with_rows(one, start, end))
+                selected.append(file if (start, end) == (0, num) else _with_rows(file, start, end))
             before += num
     if not selected:
         raise InvalidData(f"dataset.split is {source.split!r}, which contains no rows; request a larger slice.")

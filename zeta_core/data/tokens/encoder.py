@@ -122,14 +122,14 @@ class Encoder:
             except InvalidTokenRow as error:
                 raise InvalidData(at_location(source.location(row.number), str(error))) from error
             columns.add(row.number, row.fields, source.columns)
-        trained = [(one, row) for one, row in zip(token_rows, rows, strict=True) if one.is_trained_on]
+        trained = [(token_row, row) for token_row, row in zip(token_rows, rows, strict=True) if token_row.is_trained_on]
         supervised_N = None
-        if any(one.trained_N is not None for one, _ in trained):
-            supervised_N = np.concatenate([one.supervised_N for one, _ in trained])
+        if any(token_row.trained_N is not None for token_row, _ in trained):
+            supervised_N = np.concatenate([token_row.supervised_N for token_row, _ in trained])
         return replace(
-            self._documents([one.ids_N for one, _ in trained], [row for _, row in trained], supervised_N),
+            self._documents([token_row.ids_N for token_row, _ in trained], [row for _, row in trained], supervised_N),
             num_untrained=len(token_rows) - len(trained),
-            num_padding=sum(one.num_padding for one in token_rows),
+            num_padding=sum(token_row.num_padding for token_row in token_rows),
             rows_with=columns.rows_with,
             rows_without=columns.rows_without,
         )
@@ -219,10 +219,10 @@ class Encoder:
                 rendered = self._renderer.render(source, fields)
             except (Unlearnable, InvalidTurn) as error:
                 raise InvalidData(at_location(source.location(row.number), str(error))) from error
-            row_texts = [text for one in rendered for text in one.texts]
+            row_texts = [text for document in rendered for text in document.texts]
             num_split += source.row_format != "preference" and len(row_texts) > 1
-            num_with_unused_turns += any(one.has_unused_turns for one in rendered)
-            count = sum(one.num_control_tokens for one in rendered)
+            num_with_unused_turns += any(document.has_unused_turns for document in rendered)
+            count = sum(document.num_control_tokens for document in rendered)
             first_control_token = first_control_token or (source.location(row.number) if count else "")
             num_control_tokens += count
             texts += row_texts

@@ -43,8 +43,8 @@ async def accept(session: AsyncSession, service: Service, caller: Caller, spec: 
     files = await check_references(session, service, caller.project, spec)
     spec = await resolve_latest(session, spec)
     await check_exact_resume(session, spec)
-    resolved = resolve(spec).updated(ResolvedSpec(files=files))
+    resolved = resolve(spec).model_copy(update={"files": files})
     if spec.resume_from_checkpoint is not None:
         device_kind = await find_device_kind(session, spec.resume_from_checkpoint)
-        resolved = resolved.updated(ResolvedSpec(device_kind=device_kind))
+        resolved = resolved.model_copy(update={"device_kind": device_kind})
     return AcceptedSpec(spec, resolved)

@@ -157,10 +157,10 @@ class LocalAttempt:
         return messages
 
     def _advance(self) -> list[BaseModel]:
-        if self._output.is_published and self.phase != Phase.OVER:
+        if self._output.publisher.is_done and self.phase != Phase.OVER:
             self._leave()
             return []
-        if self._output.is_fenced and self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING):
+        if self._output.publisher.is_fenced and self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING):
             self._end_fenced()
             return []
         match self.phase:
@@ -177,7 +177,7 @@ class LocalAttempt:
                 return []
         if self._may_store:
             self._output.upload_checkpoints(is_over=self.phase == Phase.PUBLISHING)
-        batch = self._output.next_batch()
+        batch = self._output.publisher.next_batch()
         return [batch] if batch is not None else []
 
     # --- Messages and stop requests ----------------------------------------------------------------------------------
@@ -195,11 +195,11 @@ class LocalAttempt:
 
     def acknowledge(self, ack: JournalAck) -> None:
         if self.phase != Phase.CLAIMING:
-            self._output.acknowledge(ack)
+            self._output.publisher.acknowledge(ack)
 
     def stop(self, action: StopAction, *, grace_only: bool = False) -> None:
         if self.phase == Phase.CLAIMING:
-            self.phase = Phase.OVER  # not granted yet; the server hands the job over again
+            self.phase = Phase.OVER  # not granted yet; the server dispatches the job again
         elif self.phase != Phase.OVER:
             self._tree.stop(action, grace_only=grace_only)
 
@@ -226,7 +226,7 @@ class LocalAttempt:
         """Mark the attempt as over for the server."""
         if self.phase == Phase.CLAIMING:
             self.phase = Phase.OVER
-        self._output.fence()
+        self._output.publisher.is_fenced = True
 
     # --- The phases --------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class LocalAttempt:
         """Whether the preparation is still running. It is cancelled if the attempt was stopped or fenced."""
         if self._preparation is None or self._preparation.is_over:
             return False
-        if self._tree.stop_action is not None or self._output.is_fenced:
+        if self._tree.stop_action is not None or self._output.publisher.is_fenced:
             self._preparation.give_up()
         return not self._preparation.is_over
 

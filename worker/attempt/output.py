@@ -17,7 +17,6 @@ from worker.attempt.resources import WorkerResources
 from worker.threads import log_failure
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
-from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 from zeta_core.contract.wire.run_directory import (
     JOURNAL_FILE,
     LOG_FILE,
@@ -31,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttemptOutput:
-    """Reads, stores and publishes the output of a run. No method blocks."""
+    """Reads and stores the output of a run, whose journal `publisher` sends to the server. No method blocks."""
 
     def __init__(
         self,
@@ -57,23 +56,10 @@ class AttemptOutput:
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
         log = JobLog(directory / LOG_FILE, store.root / log_key(job_id, attempt), max_bytes=settings.log_max_bytes)
         self._archive = OutputUploads(store, executor, job_id, self._folder, log)
-        self._publisher = Publisher(
+        self.publisher = Publisher(
             self.journal, self._uploads, job_id=job_id, attempt=attempt, worker=settings.worker_name
         )
         self._is_opened = True  # the job's folder was created in the store; if it is missing, the job was deleted
-
-    @property
-    def is_published(self) -> bool:
-        """Whether the server has stored the line that ends the attempt."""
-        return self._publisher.is_done
-
-    @property
-    def is_fenced(self) -> bool:
-        """Whether the server considers the attempt over, so that nothing more is published."""
-        return self._publisher.fenced
-
-    def fence(self) -> None:
-        self._publisher.fenced = True
 
     def adopt(self) -> None:
         """Continue the output of an earlier process of this worker."""
@@ -92,21 +78,14 @@ class AttemptOutput:
         """Continue storing checkpoints; ``is_over`` means that no process of the run is left."""
         self._uploads.step(is_over=is_over)
 
-    def next_batch(self) -> JournalBatch | None:
-        """The journal lines to send now, if any."""
-        return self._publisher.due()
-
-    def acknowledge(self, ack: JournalAck) -> None:
-        self._publisher.acknowledge(ack)
-
     def finish(self, *, was_started: bool) -> None:
         """All processes have exited: complete the files in the store, then let the last line be published."""
-        if not self._publisher.only_the_end_is_left:
+        if not self.publisher.has_only_the_end_left:
             return
         succeeded = self.journal.last_status == JobStatus.SUCCEEDED
         # A run that was never started has no log, and must not wait for a hanging store.
         if not was_started or self._archive.complete(succeeded=succeeded, keep=self._uploads.keep):
-            self._publisher.release_end()
+            self.publisher.release_end()
 
     def remove_local_files(self) -> None:
         """Mark the run as published and remove its output; the store has everything that a later attempt needs."""

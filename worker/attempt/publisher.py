@@ -20,10 +20,12 @@ MAX_BATCH_BYTES = 512 * 1024
 
 
 class Publisher:
+    """``is_fenced``: the server considers the attempt over, so nothing more is published."""
+
     def __init__(
         self, journal: JournalReader, uploads: CheckpointUploads, *, job_id: str, attempt: int, worker: str
     ) -> None:
-        self.fenced = False
+        self.is_fenced = False
         self._journal = journal
         self._uploads = uploads
         self._job_id = job_id
@@ -41,7 +43,7 @@ class Publisher:
         return self._journal.last_line is not None and self._next > self._journal.last_line
 
     @property
-    def only_the_end_is_left(self) -> bool:
+    def has_only_the_end_left(self) -> bool:
         """Whether every line but the one that ends the attempt is stored."""
         return self._journal.last_line is not None and self._next >= self._journal.last_line
 
@@ -49,9 +51,9 @@ class Publisher:
         """Let the last line be published, because the attempt has no processes left."""
         self._end_released = True
 
-    def due(self) -> JournalBatch | None:
+    def next_batch(self) -> JournalBatch | None:
         """The batch to send now: a new one, or the current one again if its acknowledgement is overdue."""
-        if self.fenced or self.is_done:
+        if self.is_fenced or self.is_done:
             return None
         now = time.monotonic()
         if self._batch is None:
@@ -71,7 +73,7 @@ class Publisher:
                 self._uploads.published(name, keep=ack.keep)
         if ack.stored_line + 1 != self._next or ack.fenced:
             self._next, self._batch = ack.stored_line + 1, None
-        self.fenced = ack.fenced and not self.is_done
+        self.is_fenced = ack.fenced and not self.is_done
 
     def _gather(self) -> JournalBatch | None:
         lines: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ DISPATCH = TypeAdapter(Dispatch)
 
 
 def _amqp_for_dispatches(
-    take: Callable[[object], dict[str, str] | None],
+    take: Callable[[object], Dispatch | None],
     invalid: InvalidEntryCounter,
     polled: Callable[[Exception | None], None],
     reconnecting: Callable[[], None],
@@ -52,8 +52,8 @@ def _amqp_for_dispatches(
     ``polled`` is called after each poll, with its error if any, ``reconnecting`` at each try to connect again, and
     ``unreachable`` with the error of each try that failed.
 
-    Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` receives the raw
-    message from the queue, and Celery gets a new message that contains only the signed fields returned by ``take``.
+    Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` verifies the raw
+    message from the queue, and Celery gets a new message that contains only the dispatch that ``take`` returns.
     """
 
     class DispatchChannel(redis_transport.Channel):
@@ -77,8 +77,8 @@ def _amqp_for_dispatches(
 
     class DispatchTransport(redis_transport.Transport):
         def _deliver(self, message: object, queue: str) -> None:
-            if (fields := take(message)) is not None:
-                super()._deliver(_celery_message(fields, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
+            if (dispatch := take(message)) is not None:
+                super()._deliver(_celery_message(dispatch, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
 
     DispatchTransport.Channel = DispatchChannel
 
@@ -114,10 +114,12 @@ def _amqp_for_dispatches(
     return Amqp
 
 
-def _celery_message(fields: dict[str, str], queue: str) -> dict[str, Any]:
+def _celery_message(dispatch: Dispatch, queue: str) -> dict[str, Any]:
     """A message of Celery's protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html)."""
     task_id = str(uuid.uuid4())
-    body = json.dumps([[fields], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    body = json.dumps(
+        [[dispatch.model_dump_json()], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    )
     return {
         "body": base64.b64encode(body.encode()).decode(),
         "content-encoding": "utf-8",
@@ -213,24 +215,18 @@ class Consumer:
         )
 
         @celery.task(name=START_TASK, shared=False)
-        def start(fields: dict[str, str]) -> None:  # pyright: ignore[reportUnusedFunction]
-            self._inbox.put(self._read(fields))
+        def start(dispatch: str) -> None:  # pyright: ignore[reportUnusedFunction]
+            self._inbox.put(Dispatch.model_validate_json(dispatch))
 
         return celery
 
-    def _take(self, message: object) -> dict[str, str] | None:
-        """The signed fields of a raw message; ``None`` if it is not a dispatch for this worker."""
+    def _take(self, message: object) -> Dispatch | None:
+        """The dispatch in a raw message; ``None`` if it has no valid signature for this worker's queue."""
         try:
-            fields = _fields_in(message)
-            self._read(fields)
+            return read_message(DISPATCH, _fields_in(message), self._secret, channel=self._queue)
         except BadMessage as error:
             self.invalid.removed(error)
             return None
-        assert isinstance(fields, dict), "its signature fits"
-        return {name: fields[name] for name in ("body", "signature")}
-
-    def _read(self, fields: object) -> Dispatch:
-        return read_message(DISPATCH, fields, self._secret, channel=self._queue)
 
     def _one_pass(self) -> None:
         """Run Celery until it stops, which only happens on an error. Raises that error."""

@@ -261,13 +261,13 @@ def _write(
     part.mkdir()
     supervised = train_on != "all" and any(source.row_format in WHOLE_FORMATS for source in sources)
     ids_given = any(source.row_format == "tokens" for source in sources)
-    statistics = TokenStatistics(sources, supervised or ids_given, report, seconds_between_lines)
+    statistics = TokenStatistics(sources, report, seconds_between_lines)
     with (part / "tokens.bin").open("wb") as ids, (part / "supervised.bin").open("wb") as mask:
         for number, position, encoded in encoded_units(sources, encoder, processes=processes, limits=limits):
             ids.write(encoded.ids_N.tobytes())
-            trained_N = statistics.add(number, position, encoded)
             if supervised or ids_given:
-                mask.write(trained_N.tobytes())
+                mask.write(encoded.supervised_mask(continues_document=statistics.is_in_document).tobytes())
+            statistics.add(number, position, encoded)
     statistics.check_columns()
     if statistics.num_tokens < 2 or statistics.blank:
         raise no_trained_token_error(sources, statistics.num_untrained, statistics.masks)

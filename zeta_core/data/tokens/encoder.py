@@ -54,6 +54,18 @@ class Encoded:
     mapped_columns: Sequence[str] = ()  # columns of the data that are used because the source's ``columns`` name them
     num_with_unused_turns: int = 0  # conversations with turns after the last one that is trained on
 
+    def supervised_mask(self, *, continues_document: bool) -> NDArray[np.bool_]:
+        """The tokens that are trained on, (N,): `supervised_N`, or all but the first token of each document.
+
+        ``continues_document``: the first piece continues the last document of the unit before.
+        """
+        if self.supervised_N is not None:
+            return self.supervised_N
+        mask_N = np.ones(len(self.ids_N), dtype=np.bool_)
+        starts = (np.cumsum(self.lengths_D) - self.lengths_D)[self.lengths_D > 0]
+        mask_N[starts[1:] if continues_document else starts] = False
+        return mask_N
+
 
 class Encoder:
     """Tokenizes the data of one run. ``dtype`` is the type of the ids; ``train_on=None`` is the format's default.

@@ -26,12 +26,9 @@ SECONDS_BETWEEN_LINES = 1.0
 class TokenStatistics:
     """Counts what has been written so far, and reports the progress."""
 
-    def __init__(
-        self, sources: Sequence[Source], supervised: bool, report: Reporter, seconds_between_lines: float
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], report: Reporter, seconds_between_lines: float) -> None:
         self._seconds_between_lines = seconds_between_lines
         self._sources = sources
-        self._supervised = supervised
         self._report = report
         self._reported_at = time.monotonic()
         self._open_length = self._open_hash = 0
@@ -55,14 +52,9 @@ class TokenStatistics:
         self.num_untrained = 0
         self.blank = True  # only white space so far
 
-    def add(self, source: int, position: int, encoded: Encoded) -> NDArray[np.bool_]:
-        """Count the documents of a unit, and return the mask of its supervised tokens."""
+    def add(self, source: int, position: int, encoded: Encoded) -> None:
+        """Count the documents of a unit of the source with the index ``source``, read up to ``position``."""
         before = self.num_documents
-        trained_N = encoded.supervised_N
-        if trained_N is None and self._supervised:
-            trained_N = np.ones(len(encoded.ids_N), dtype=np.bool_)
-            starts = (np.cumsum(encoded.lengths_D) - encoded.lengths_D)[encoded.lengths_D > 0]
-            trained_N[starts[1:] if self._open_length else starts] = False
         if encoded.ends_D.all() and not self._open_length:
             full = encoded.lengths_D > 0
             each = encoded.lengths_D, encoded.rows_D, encoded.hashes_D, encoded.groups_D
@@ -92,7 +84,6 @@ class TokenStatistics:
             here = self._sources[source]
             done += here.num_bytes * position / max(1, here.size)
             self.report_progress(done / max(1, sum(other.num_bytes for other in self._sources)))
-        return np.empty(0, np.bool_) if trained_N is None else trained_N
 
     def _add_pieces(self, encoded: Encoded) -> None:
         """Count documents that consist of several pieces. Their hash is computed from the hashes of the pieces."""
@@ -114,6 +105,11 @@ class TokenStatistics:
         self._hashes.append(hashes)
         self._groups.append(groups)
         self.num_documents += len(lengths)
+
+    @property
+    def is_in_document(self) -> bool:
+        """Whether the last document continues in the next unit."""
+        return self._open_length > 0
 
     @property
     def offsets(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.options import Dpo, Lora, Optimizer, Precision, Schedule
-from zeta_core.contract.spec.rate_search import FIND
+from zeta_core.contract.spec.range_test import FIND
 from zeta_core.failures import CannotResume
 from zeta_core.optim.schedule import warmup_updates
 
@@ -27,7 +27,7 @@ EVALUATIONS = 10  # per run if eval_steps is unset, evenly spaced, the last one 
 class Plan:
     """The decided settings of a run. Batches count sequences; a step is an optimizer step; ``warmup`` is unresolved.
 
-    ``learning_rate`` is 0 until it has been found by the search.
+    ``learning_rate`` is 0 until the range test has found it.
     """
 
     seed: int

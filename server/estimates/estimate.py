@@ -21,7 +21,7 @@ from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.estimate import Bytes, Estimate, Memory
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.rate_search import RATE_UNKNOWN
+from zeta_core.contract.spec.range_test import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import ConfigModel, JobModel, dataset_sources
 from zeta_core.contract.spec.validation import error_from_details

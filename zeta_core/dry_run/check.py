@@ -29,7 +29,7 @@ from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.job.check import CheckAnswer, Vocabulary
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.rate_search import RATE_UNKNOWN
+from zeta_core.contract.spec.range_test import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile

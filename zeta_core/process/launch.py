@@ -32,7 +32,7 @@ from zeta_core.contract.job.events import ErrorLine, StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason, StopAction
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.rate_search import FIND
+from zeta_core.contract.spec.range_test import FIND
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import (
     ALIVE_FILE,
@@ -314,7 +314,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop, save_
 def _spec_with_first_choices(file: RunFile) -> dict[str, Any]:
     """The submitted spec with the values that the first attempt chose, even if it saved no checkpoint.
 
-    These are the batch split and the precision, which depend on the machine, and a learning rate that was searched.
+    These are the batch split and the precision, which depend on the machine, and the rate that a range test chose.
     """
     spec = dict(file.spec)
     for names in (("batch_size", "gradient_accumulate_every"), ("mixed_precision",)):

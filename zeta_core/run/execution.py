@@ -37,7 +37,7 @@ from zeta_core.train.loop import TrainingLoop
 from zeta_core.train.meter import Meter
 from zeta_core.train.non_finite import NonFiniteDiagnosis
 from zeta_core.train.out_of_memory import MemoryContext, explained_out_of_memory
-from zeta_core.train.rate_search import find_learning_rate
+from zeta_core.train.range_test import find_learning_rate
 from zeta_core.train.saving import CheckpointSaver
 
 
@@ -81,7 +81,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             stack.enter_context(keeping_freed_memory())
         advisor = build_advisor(request, inputs, decision, learner)
         if not plan.learning_rate:
-            result = _search(request, advisor, decision, learner, processes, report, memory)
+            result = _find_learning_rate(request, advisor, decision, learner, processes, report, memory)
             if not isinstance(result, Plan):
                 return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=result)
             plan = memory.plan = result
@@ -150,7 +150,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         return Outcome(run_id, progress, loop.steps_trained, plan.total_steps, newest, best, stopped)
 
 
-def _search(
+def _find_learning_rate(
     request: RunRequest,
     advisor: RunAdvisor,
     decision: Decision,
@@ -159,7 +159,7 @@ def _search(
     report: Reporter,
     memory: MemoryContext,
 ) -> Plan | StopAction:
-    """The plan with the learning rate that the search found, or the requested stop action."""
+    """The plan with the learning rate that the range test found, or the requested stop action."""
     return find_learning_rate(
         learner.model,
         decision.plan,

@@ -20,7 +20,7 @@ from zeta_core.plan import Plan
 
 
 class ActiveTraining(Protocol):
-    """The part of a run that computes gradients: the training loop, or the search for a learning rate before it."""
+    """The part of a run that computes gradients: the training loop, or the range test before it."""
 
     @property
     def plan(self) -> Plan: ...

@@ -17,7 +17,7 @@ from zeta_core.contract.job.advice import Patch
 from zeta_core.contract.job.data_report import DataReport
 from zeta_core.contract.job.job import JobError, JobResult
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.contract.spec.rate_search import RateSearch
+from zeta_core.contract.spec.range_test import RangeTest
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
@@ -89,7 +89,7 @@ class ProgressLine(_Line):
     optimizer state and activations.
 
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
-    read. While the learning rate is searched, ``share`` is the completed share of the search, which counts no steps.
+    read. During a range test, ``share`` is the completed share of it, and no steps are counted.
     With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their
     ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher reward.
     """
@@ -125,7 +125,7 @@ class LogLine(_Line):
     type: Literal["log"] = "log"
     level: Literal["info", "warning", "error"] = "info"
     message: str
-    data: DataReport | RateSearch | None = None
+    data: DataReport | RangeTest | None = None
 
 
 class CheckpointLine(_Line):

@@ -13,7 +13,7 @@ from typing import Any
 
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.options import Dpo
-from zeta_core.contract.spec.rate_search import FIND
+from zeta_core.contract.spec.range_test import FIND
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import BuilderModel, BuiltinSource, ConfigModel, ModelSource, context_limit
 
@@ -64,7 +64,7 @@ def packs(num_packed: int, num_unpacked: int, *, from_scratch: bool) -> bool:
 
 
 def learning_rate(options: TrainerOptions, *, from_scratch: bool, has_adapter: bool = False) -> float | None:
-    """The learning rate: from scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6; ``None`` if it is searched."""
+    """From scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6; ``None`` if a range test chooses the rate."""
     if options.learning_rate is not None:
         return None if options.learning_rate == FIND else options.learning_rate
     if options.method == "dpo":

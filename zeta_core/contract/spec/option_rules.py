@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.options import OptionFields
-from zeta_core.contract.spec.rate_search import FIND, MIN_RUN_STEPS
+from zeta_core.contract.spec.range_test import FIND, MIN_RUN_STEPS
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, named_sources
 from zeta_core.contract.spec.validation import invalid_value, nearest
 from zeta_core.contract.text import is_template
@@ -35,9 +35,9 @@ def _length_faults(options: OptionFields) -> Iterator[ErrorDetail]:
         yield invalid_value("epochs", options.epochs, "it can't be combined with max_steps; omit one of them")
     if options.warmup_steps >= 1 and options.warmup_steps != int(options.warmup_steps):
         yield invalid_value("warmup_steps", options.warmup_steps, "use a whole number of steps, or a share below 1")
-    searches = options.learning_rate == FIND and options.resume_from_checkpoint is None
-    if searches and options.max_steps is not None and options.max_steps < MIN_RUN_STEPS:
-        fix = f"the search needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
+    has_range_test = options.learning_rate == FIND and options.resume_from_checkpoint is None
+    if has_range_test and options.max_steps is not None and options.max_steps < MIN_RUN_STEPS:
+        fix = f"the range test needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
         yield invalid_value("learning_rate", options.learning_rate, fix)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, JsonValue
 
 from zeta_core.contract.spec.affects import Affects
-from zeta_core.contract.spec.rate_search import Find
+from zeta_core.contract.spec.range_test import Find
 from zeta_core.contract.spec.sources import Dataset, TokenizerSource
 from zeta_core.contract.spec.validation import StrictModel
 from zeta_core.contract.text import in_one_line

@@ -1,4 +1,4 @@
-"""``learning_rate: "find"``: the limits of a search, and its report in a ``log`` event."""
+"""``learning_rate: "find"``: the limits of a range test, and its report in a ``log`` event."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MIN_RUN_STEPS = round(MIN_UPDATES / MAX_SHARE)
 
 
 def num_updates(total_steps: int) -> int:
-    """The number of updates of a search; 0 if the run is shorter than `MIN_RUN_STEPS`."""
+    """The number of updates of a range test; 0 if the run is shorter than `MIN_RUN_STEPS`."""
     return 0 if total_steps < MIN_RUN_STEPS else min(MAX_UPDATES, int(MAX_SHARE * total_steps))
 
 
-class RateSearch(BaseModel):
+class RangeTest(BaseModel):
     """A learning-rate range test: the rate and loss of each update, and the ``learning_rate`` chosen from them.
 
     ``losses`` are the mean losses of global batches, each computed after an update with the rate at the same index in
     ``rates``. ``losses_at_start`` are the losses of the same batches before the first update. ``diverged``: the test
     ended early, because the loss was worse than at the start or not finite. ``share`` (0 to 1) is the number of updates
-    relative to the steps of the run. ``seconds`` is the duration of the whole search.
+    relative to the steps of the run. ``seconds`` is the duration of the whole test.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

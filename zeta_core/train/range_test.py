@@ -4,8 +4,8 @@ The rate rises by the same factor from one update to the next, through the usual
 are those of the run: its first global batches, its optimizer, its clipping. The test chooses the rate at which the loss
 falls fastest (`steepest`).
 
-Guarantees: the search uses a copy of the model and its own engine, and restores the random states. The run that follows
-is bit-identical to one with this rate as a number. A killed search leaves nothing behind and is repeated. All ranks
+Guarantees: the test uses a copy of the model and its own engine, and restores the random states. The run that follows
+is bit-identical to one with this rate as a number. A killed test leaves nothing behind and is repeated. All ranks
 take part and make the same decision, because they use the same sums.
 
 The initial model's loss on the same batch is subtracted from each loss. Batches differ by more than fine-tuning changes
@@ -32,7 +32,7 @@ from torch import nn
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
-from zeta_core.contract.spec.rate_search import MAX_SHARE, MIN_UPDATES, RateSearch, num_updates
+from zeta_core.contract.spec.range_test import MAX_SHARE, MIN_UPDATES, RangeTest, num_updates
 from zeta_core.data.sequences import Sequences, build_sampler
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
@@ -69,14 +69,14 @@ def find_learning_rate(
     """The plan with its learning rate and a batch split that fits into memory, or the requested stop action.
 
     ``model`` is ready for the first step, and is not changed. Raises `CannotTrain` if the run is too short for a
-    search, or if the loss falls at no rate.
+    test, or if the loss falls at no rate.
     """
     started = time.monotonic()
     typical = rounded(usual.typical)
     number = num_updates(plan.total_steps)
     if not number:
         raise CannotTrain(
-            f"learning_rate is 'find', but this run has only {plan.total_steps} steps: the search needs at least "
+            f"learning_rate is 'find', but this run has only {plan.total_steps} steps: the range test needs at least "
             f"{MIN_UPDATES} updates, and may use at most {MAX_SHARE:.0%} of the steps.",
             hint=f"Train longer, or set a number; {typical:g} is typical.",
             patch={"learning_rate": typical},
@@ -123,9 +123,9 @@ def find_learning_rate(
     report.write(
         LogLine(
             message=f"Found learning_rate {rate:g}: the loss fell fastest there, of all rates from {low:.2g} to "
-            f"{last:.2g}. The search took {seconds:.1f} s and at most {number} updates of a copy of the model "
+            f"{last:.2g}. The range test took {seconds:.1f} s and at most {number} updates of a copy of the model "
             f"({share:.0%} of the run's {plan.total_steps} steps).{early}",
-            data=RateSearch(
+            data=RangeTest(
                 learning_rate=rate,
                 rates=rates[: len(result.losses) - 1],
                 losses=result.losses[1:],
@@ -209,7 +209,7 @@ class _RangeTest:
     The loss of a batch is computed before its update, so it shows the effect of the previous rates.
     """
 
-    step = 0  # the search makes no step of the run
+    step = 0  # the test makes no step of the run
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class _RangeTest:
 
     @property
     def activity(self) -> str:
-        return f"update {len(self._losses) + 1} of the search for a learning rate"
+        return f"update {len(self._losses) + 1} of the range test"
 
     def run(self, rates: Sequence[float]) -> _TestResult | StopAction:
         """Run the test. Returns its result, or the requested stop action.

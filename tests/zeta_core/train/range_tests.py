@@ -1,6 +1,6 @@
-"""Short runs with a searched or given learning rate, and their reports.
+"""Short runs with a found or given learning rate, and their reports.
 
-As a script, this is one of several processes: ``rate_searches.py FOLDER STRATEGY...`` trains each strategy with a found
+As a script, this is one of several processes: ``range_tests.py FOLDER STRATEGY...`` trains each strategy with a found
 rate and then with that rate as a number, and keeps the checkpoints of both.
 """
 
@@ -19,7 +19,7 @@ from tests.zeta_core.runs import RecordedLines
 from zeta_core.contract.job.events import JOURNAL_LINE, LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.job_spec import TrainerOptions
-from zeta_core.contract.spec.rate_search import RateSearch
+from zeta_core.contract.spec.range_test import RangeTest
 from zeta_core.contract.spec.validation import parse
 from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank
@@ -38,7 +38,7 @@ def begin(
     resume: bool = False,
     **options: Any,
 ) -> tuple[Outcome, RecordedLines]:
-    """Train the first steps of a run of 200, up to a checkpoint. Its rate search has 20 updates."""
+    """Train the first steps of a run of 200, up to a checkpoint. Its range test has 20 updates."""
     values: dict[str, Any] = {
         "learning_rate": "find",
         "max_steps": 200,
@@ -65,11 +65,11 @@ def _trains(lines: RecordedLines) -> bool:
     return any(isinstance(line, ProgressLine) and line.phase == "training" and line.step for line in lines.all)
 
 
-def search_in(lines: RecordedLines) -> tuple[str, RateSearch]:
-    """The message and the data of the search, read from the journal lines."""
+def range_test_in(lines: RecordedLines) -> tuple[str, RangeTest]:
+    """The message and the data of the range test, read from the journal lines."""
     read = [JOURNAL_LINE.validate_json(line.model_dump_json(exclude_none=True)) for line in lines.all]
     return next(
-        (line.message, line.data) for line in read if isinstance(line, LogLine) and isinstance(line.data, RateSearch)
+        (line.message, line.data) for line in read if isinstance(line, LogLine) and isinstance(line.data, RangeTest)
     )
 
 

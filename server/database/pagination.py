@@ -40,6 +40,15 @@ class PageQuery(BaseModel):
     after: str | None = Field(default=None, description="continue after this id, the last_id of the previous page")
 
 
+def cursor(pattern: str) -> Any:
+    """The field ``after`` of a list whose ids match ``pattern``, which is described but not checked here."""
+    return Field(
+        default=None,
+        description="continue after this id, the last_id of the previous page",
+        json_schema_extra={"pattern": pattern},
+    )
+
+
 @dataclass(frozen=True)
 class Matches:
     """A query for rows that match a list's filters, and its columns with the creation time and id of a row.

@@ -122,9 +122,14 @@ def _to_zeta_error(request: Request, error: HTTPException) -> ZetaError:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The allowed methods of the request's path; ``create_app`` stores the list of routes."""
+    """The allowed methods of the request's path; ``create_app`` stores the list of routes.
+
+    A path without parameters has only the methods of its own routes: "validate" is not the id of a job.
+    """
     routes: list[Route] = request.app.state.routes
-    matching = [route for route in routes if route.path_regex.match(route_path(request))]
+    path = route_path(request)
+    matching = [route for route in routes if route.path_regex.match(path)]
+    matching = [route for route in matching if not route.param_convertors] or matching
     return sorted({method for route in matching for method in route.methods or ()})
 
 

@@ -36,9 +36,11 @@ _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8"
 async def list_checkpoints(
     service: Service, caller: Caller, job_id: str, after: str | None, limit: int
 ) -> Page[Manifest]:
-    """The manifests of the stored checkpoints, newest first. Raises `InvalidRequest` for an invalid ``after``."""
+    """The manifests of the stored checkpoints, newest first.
+
+    Raises `NotFound` for the name of a checkpoint that the job does not have."""
     async with service.database.read() as session:
-        await find_job(session, caller, job_id)
+        job = await find_job(session, caller, job_id)
         names = list(await session.scalars(checkpoints_newest_first(job_id)))
         if after is None:
             rest = names
@@ -46,6 +48,8 @@ async def list_checkpoints(
             rest = names[names.index(after) + 1 :]
         elif (step := checkpoint_step(after)) is not None:  # the checkpoint was removed; continue by its step number
             rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
+        elif NAME_PATTERN.match(after):
+            raise NotFound(_missing(job_id, after, job.status, has_any=bool(names)), code="checkpoint_not_found")
         else:
             raise InvalidRequest(
                 f"after is {shown(after)}, which is not a checkpoint of {job_id}; use the last_id of an earlier page.",

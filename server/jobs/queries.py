@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from server.auth import Caller
-from server.database.pagination import Matches, PageQuery, newest_first, page, storable
+from server.database.pagination import Matches, PageQuery, cursor, newest_first, page, storable
 from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
-from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_id
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import JobStatus
@@ -33,6 +33,7 @@ class JobQuery(PageQuery):
 
     model_config = ConfigDict(frozen=True, extra="allow")  # for metadata[k]; other extra names are rejected below
 
+    after: str | None = cursor(NEW_ID_PATTERN.format(prefix="job"))
     status: list[JobStatus] = Field(
         default_factory=list[JobStatus], description="only jobs with this status; repeat it to match any of several"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.http.downloads import serve
 from server.jobs import checkpoints
 from server.routes.routing import Router, TheCaller, TheService
@@ -15,6 +15,10 @@ from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.responses import Page
 
 router = Router(prefix="/v1/jobs/{job_id}/checkpoints", tags=["checkpoints"])
+
+
+class CheckpointQuery(PageQuery):
+    after: str | None = cursor("^(step-[0-9]{1,18}|best|final)$")
 
 
 class ArchiveQuery(BaseModel):
@@ -26,7 +30,7 @@ class ArchiveQuery(BaseModel):
 
 @router.get("")
 async def list_checkpoints(
-    service: TheService, caller: TheCaller, job_id: str, query: Annotated[PageQuery, Query()]
+    service: TheService, caller: TheCaller, job_id: str, query: Annotated[CheckpointQuery, Query()]
 ) -> Page[Manifest]:
     """List the manifests of a job's checkpoints, newest first."""
     return await checkpoints.list_checkpoints(service, caller, job_id, query.after, query.limit)

@@ -8,10 +8,11 @@ from fastapi import Query, Request, Response
 from pydantic import Field
 
 from server import files
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.http.downloads import serve
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
+from zeta_core.contract.identifiers import NEW_ID_PATTERN
 from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
 
 router = Router(prefix="/v1/files", tags=["files"])
@@ -37,6 +38,7 @@ UPLOAD_BODY = {
 
 
 class FileQuery(PageQuery):
+    after: str | None = cursor(NEW_ID_PATTERN.format(prefix="file"))
     sha256: str | None = Field(default=None, description="only files with this SHA-256, in hex")
 
 

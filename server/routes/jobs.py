@@ -25,7 +25,11 @@ def _body(model: str, *, required: bool) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
-IDEMPOTENCY_KEY = Header(description="a unique key; repeating the request with it returns the same job for 24 hours")
+IDEMPOTENCY_KEY = Header(
+    description="a unique key; repeating the request with it returns the same job for 24 hours",
+    # `Submissions` checks it, with an error code of its own. White space around a header's value is not part of it.
+    json_schema_extra={"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+)
 
 # ``metadata[k]=v``: the query model can't list names chosen by clients.
 METADATA = {

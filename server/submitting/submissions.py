@@ -29,6 +29,7 @@ from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.validation import shown
 
 IDEMPOTENCY_HOURS = 24
 MAX_IDEMPOTENCY_KEY_LENGTH = 255
@@ -126,8 +127,8 @@ class Submissions:
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
         session.add_all([submissions[number].audit_row(row.id) for number, row in rows.items()])
         replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
-        shown = {**rows, **replayed}
-        jobs = dict(zip(shown, await to_jobs(session, list(shown.values())), strict=True))
+        jobs_by_number = {**rows, **replayed}
+        jobs = dict(zip(jobs_by_number, await to_jobs(session, list(jobs_by_number.values())), strict=True))
         faults |= {number: error for number, error in earlier.items() if isinstance(error, InvalidRequest)}
         return [
             faults[number] if number in faults else (jobs[number], number in earlier)
@@ -174,9 +175,9 @@ def _fingerprint(body: Any) -> str:
 
 
 def _check_idempotency_key(key: str) -> None:
-    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable():
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not (key.isascii() and key.isprintable()):
         raise InvalidRequest(
-            f"Idempotency-Key has {len(key)} characters; use 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ones.",
+            f"Idempotency-Key is {shown(key)}; use 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters.",
             code="invalid_idempotency_key",
             param="Idempotency-Key",
         )

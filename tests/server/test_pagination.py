@@ -62,6 +62,8 @@ def test_a_cursor_of_a_removed_checkpoint_stays_valid(rows: Rows, http: httpx.Cl
     for after in ("latest", "step-", "step-1\n", "step-" + "9" * 5000, "step-٣"):
         response = http.get(path, params={"after": after})
         assert (response.status_code, error_of(response)["param"]) == (422, "after")
+    response = http.get(f"/v1/jobs/{rows.job()}/checkpoints", params={"after": "best"})
+    assert (response.status_code, error_of(response)["code"]) == (404, "checkpoint_not_found")
 
 
 @pytest.mark.parametrize("path", ["/v1/jobs", "/v1/files"])

@@ -13,13 +13,15 @@ IdPrefix = Literal["job", "file", "key", "run", "svc"]
 
 ID_CHARACTERS = 24  # length of new ids after the prefix; the pattern also allows other lengths
 ID_PATTERN = re.compile(r"^(job|file|key|run|svc)_[0-9a-z]{20,32}$")
+# New ids of the years 2004 to 2109 by their first two digits, for the descriptions of fields and parameters.
+NEW_ID_PATTERN = r"^{prefix}_0[1-3][0-9a-hjkmnp-tv-z]{{22}}$"
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 HUB_DATASET_PATTERN = re.compile(rf"{_HUB_NAME}/{_HUB_NAME}")
 HUB_ID_PATTERN = re.compile(rf"{_HUB_NAME}(?:/{_HUB_NAME})?(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in lower case: no i, l, o, u
 _TIME_CHARACTERS = 10
-_EARLIEST_MILLISECONDS = 1_577_836_800_000  # the year 2020, before the first id
-_LATEST_MILLISECONDS = 4_102_444_800_000  # the year 2100
+_EARLIEST_MILLISECONDS = 32**8  # 2004-11-03; `NEW_ID_PATTERN` has the same bounds
+_LATEST_MILLISECONDS = 4 * 32**8  # 2109-05-15
 _CLOCK_STEP_MILLISECONDS = 60_000  # if the clock was set back by more, ids follow it
 
 

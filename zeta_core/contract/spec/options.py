@@ -19,7 +19,7 @@ Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 MAX_STEPS = 10**9
-MAX_TEMPLATE_CHARACTERS = 200_000  # several times the length of the longest published template
+MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template; fits into a request body
 
 
 class Lora(StrictModel):
@@ -28,7 +28,7 @@ class Lora(StrictModel):
     lora_dropout: float = Field(default=0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: (
         Annotated[str, Field(max_length=1000)]
-        | Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=1000)]
+        | Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=300)]  # fits into a request body
     ) = Field(
         default="all-linear",
         description="names of the layers to adapt, or a regular expression; 'all-linear' adapts every linear layer "

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag, WithJsonSchema
 
-from zeta_core.contract.identifiers import is_hub_dataset
+from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_hub_dataset
 from zeta_core.contract.spec.validation import NOT_ONE_KIND, StrictModel
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
@@ -35,6 +35,9 @@ COLUMNS = (
 MAX_FILES = 1000  # per source
 MAX_SOURCES = 64
 Id = Annotated[str, Field(max_length=100)]
+# Other texts are accepted here, and rejected by the server as names of files and jobs that do not exist.
+FileId = Annotated[Id, WithJsonSchema({"type": "string", "pattern": NEW_ID_PATTERN.format(prefix="file")})]
+JobId = Annotated[Id, WithJsonSchema({"type": "string", "pattern": NEW_ID_PATTERN.format(prefix="job")})]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
 
 
@@ -77,7 +80,7 @@ class _Source(StrictModel):
 class FileSource(_Source):
     """An uploaded file, or several that are read one after the other."""
 
-    file: Id | Annotated[list[Id], Field(min_length=1, max_length=MAX_FILES)] = Field(
+    file: FileId | Annotated[list[FileId], Field(min_length=1, max_length=MAX_FILES)] = Field(
         description="id of an uploaded file, or a list of ids that are read in this order"
     )
 
@@ -189,14 +192,14 @@ class ConfigModel(StrictModel):
 class JobModel(StrictModel):
     """The weights of an earlier job's checkpoint."""
 
-    job: Id = Field(description="id of the job whose weights are used")
+    job: JobId = Field(description="id of the job whose weights are used")
     checkpoint: Id = Field(default="final", description="step-N, best or final")
 
 
 class FileModel(StrictModel):
     """An uploaded .tar of a Hugging Face directory, or an uploaded .gguf file."""
 
-    file: Id = Field(description="id of an uploaded .tar of a Hugging Face directory or of a .gguf file")
+    file: FileId = Field(description="id of an uploaded .tar of a Hugging Face directory or of a .gguf file")
 
 
 class BuilderModel(StrictModel):
@@ -233,7 +236,7 @@ class NamedModel(StrictModel):
 
 
 class FileTokenizer(StrictModel):
-    file: Id
+    file: FileId
 
 
 class BuiltinTokenizer(StrictModel):

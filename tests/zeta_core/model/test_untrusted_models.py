@@ -157,6 +157,16 @@ def test_a_pickle_is_never_loaded_whatever_its_name(
     assert not list((tmp_path / "c2").rglob("*.bin"))
 
 
+def test_an_adapter_without_safetensors_is_rejected(locations: SourceLocations, tmp_path: Path) -> None:
+    files = {
+        "adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "org/base"},
+        "adapter_model.bin": b"a pickle",
+    }
+    model = stored_checkpoint(locations, files)
+    message = rejection(lambda: locate_model(model, locations, tmp_path / "cache"))
+    assert message == f"{JOB}/final has no adapter_model.safetensors; save the adapter with save_pretrained."
+
+
 @pytest.mark.parametrize("link", ["vocab.txt", "config.json", "model.safetensors"])
 def test_a_link_out_of_a_checkpoint_is_rejected(
     link: str, secret: Path, locations: SourceLocations, tmp_path: Path

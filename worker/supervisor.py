@@ -1,9 +1,10 @@
 """The supervising loop: it owns every attempt of this worker and handles shutdown.
 
-It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, a disk or a run. After either signal,
-nothing new is claimed, and every run must save and hand its job back; runs that don't end within their grace period are
-killed. The process exits once the server has stored everything, or after a time limit,
-even if the artifact store hangs. The next start finds anything unpublished, including the runs of a killed worker.
+It runs in the main thread, handles SIGTERM and SIGINT, and never waits for Redis, the artifact store or a run. The only
+disk that it uses is the local one with the run directories. After either signal, nothing new is claimed, and every run
+must save and hand its job back; runs that don't end within their grace period are killed. The process exits once the
+server has stored everything, or after a time limit, even if the artifact store hangs. The next start finds anything
+unpublished, including the runs of a killed worker.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 A run is started cold instead, with a reason in the log, whenever the fork server is not ready, refuses, or was
 started with other variables than the run gets. The fork server is started once the worker has been idle for a
 moment, because importing takes seconds of two cores. It is replaced when its code has changed, and ended while the
-machine runs out of memory. It has the priority of runs: a process can't raise its priority again without
-privileges, and they inherit it.
+machine runs out of memory. It has the niceness of the worker and the `oom_score_adj` of runs, which inherit both.
 """
 
 from __future__ import annotations

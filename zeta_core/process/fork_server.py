@@ -137,7 +137,7 @@ class ForkServer:
                 for descriptor in (result, *self._trainings):
                     os.close(descriptor)
                 self._trainings.clear()
-                _become_training(request, self._variables, lock, log)
+                _become_run(request, self._variables, lock, log)
                 os.write(outcome, _IS_TRAINING)
                 os.close(outcome)
                 return Path(request.run_directory)
@@ -165,7 +165,7 @@ class ForkServer:
         self._control.send(message.model_dump_json().encode())
 
 
-def _become_training(request: ForkRequest, variables: Mapping[str, str], lock: int, log: int) -> None:
+def _become_run(request: ForkRequest, variables: Mapping[str, str], lock: int, log: int) -> None:
     """Give this forked process everything that ``python -m zeta_core RUN_DIR`` would have been started with."""
     os.setsid()
     for number, limits in request.resource_limits.items():

@@ -416,23 +416,23 @@ def test_a_late_claim_of_a_withdrawn_dispatch_is_denied(
 ) -> None:
     with small_fleet(tmp_path, redis_url, claim_seconds=1) as fleet, shared_valkey.client() as client:
         fleet.start_engine()
-        late = SimulatedWorker(client, SECRET, "late")
+        slow_worker = SimulatedWorker(client, SECRET, "slow")
         job_id = fleet.submit()
 
         def was_dispatched_to(worker: SimulatedWorker) -> bool:
             worker.send_heartbeat()
             return fleet.job(job_id).worker == worker.name
 
-        wait_until(lambda: was_dispatched_to(late), 15, "the first dispatch")
-        wait_until(lambda: late.num_dispatched() == 1, 5, "its message")
-        late.stopping = True
-        late.send_heartbeat()
-        prompt = SimulatedWorker(client, SECRET, "prompt")
-        wait_until(lambda: was_dispatched_to(prompt), 15, "the second dispatch")
-        denied = late.claim(job_id)
+        wait_until(lambda: was_dispatched_to(slow_worker), 15, "the first dispatch")
+        wait_until(lambda: slow_worker.num_dispatched() == 1, 5, "its message")
+        slow_worker.stopping = True
+        slow_worker.send_heartbeat()
+        fast_worker = SimulatedWorker(client, SECRET, "fast")
+        wait_until(lambda: was_dispatched_to(fast_worker), 15, "the second dispatch")
+        denied = slow_worker.claim(job_id)
         assert (denied.granted, denied.reason) == (False, "the dispatch was withdrawn")
-        assert prompt.claim(job_id).granted
-        assert late.claim(job_id).reason == "the attempt was started by another process"
+        assert fast_worker.claim(job_id).granted
+        assert slow_worker.claim(job_id).reason == "the attempt was started by another process"
 
 
 def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) -> None:

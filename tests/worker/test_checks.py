@@ -14,6 +14,7 @@ from tests.zeta_core.run_directories import ROOT, SPEC
 from worker.checks.process import CheckFailed, CheckProcess
 from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import Slot
+from worker.machine.gpus import Gpu
 from worker.settings import WorkerSettings
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
@@ -65,7 +66,10 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     program.write_text(PROGRAM)
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     results: dict[str, CheckResult] = {}
-    command, gpu = (sys.executable, str(program)), Slot(0, "cuda", "a GPU", 1, "0", supports_bf16=True)
+    command, gpu = (
+        (sys.executable, str(program)),
+        Slot(0, "cuda", "a GPU", 1, Gpu("0", "GPU-1", "a GPU", 1, (9, 0)), supports_bf16=True),
+    )
     checks = SpecCheckRunner(settings, command, [gpu], lambda result: results.update({result.check_id: result}))
 
     def take(name: str, does: str) -> None:

@@ -25,8 +25,8 @@ QUEUE = worker_queue("w")
 TASK = {"task": "zeta.start", "id": "1", "root_id": "1", "parent_id": None}
 
 
-class Exchange:
-    """A consumer, to which the test sends dispatches like a server."""
+class DispatchQueue:
+    """The queue of a worker with its consumer; the test sends dispatches like a server."""
 
     def __init__(self, redis_url: str, home: Path) -> None:
         self.inbox: SimpleQueue[Dispatch] = SimpleQueue()
@@ -39,11 +39,11 @@ class Exchange:
 
         async def send() -> None:
             client = connect(self._url)
-            courier = Dispatcher(self._url, client, "s")
+            dispatcher = Dispatcher(self._url, client, "s")
             try:
-                await courier.send(Dispatch(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
+                await dispatcher.send(Dispatch(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
             finally:
-                courier.close()
+                dispatcher.close()
                 await client.aclose()
 
         try:
@@ -63,11 +63,11 @@ class Exchange:
 
 
 @pytest.fixture
-def exchange(redis_url: str, tmp_path: Path) -> Iterator[Exchange]:
-    exchange = Exchange(redis_url, tmp_path)
-    exchange.consumer.start()
-    yield exchange
-    exchange.consumer.stop()
+def queue(redis_url: str, tmp_path: Path) -> Iterator[DispatchQueue]:
+    queue = DispatchQueue(redis_url, tmp_path)
+    queue.consumer.start()
+    yield queue
+    queue.consumer.stop()
 
 
 def message(body: object, headers: object, **fields: object) -> str:
@@ -101,12 +101,12 @@ INVALID: dict[str, str | bytes] = {
 
 
 def test_entries_that_are_not_dispatchs_are_removed_without_delay(
-    exchange: Exchange, client: "redis.Redis", caplog: pytest.LogCaptureFixture
+    queue: DispatchQueue, client: "redis.Redis", caplog: pytest.LogCaptureFixture
 ) -> None:
     for number, entry in enumerate(INVALID.values()):
         client.lpush(QUEUE, entry)
-        exchange.send(f"job_{number}")
-        exchange.wait_for(f"job_{number}")
+        queue.send(f"job_{number}")
+        queue.wait_for(f"job_{number}")
     assert client.llen(QUEUE) == 0
     assert [key for key in client.scan_iter() if "unacked" in str(key)] == []
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -115,13 +115,13 @@ def test_entries_that_are_not_dispatchs_are_removed_without_delay(
 
 
 @pytest.mark.parametrize("key", queue_keys("w"))
-def test_a_queue_key_of_another_type_is_removed(exchange: Exchange, client: "redis.Redis", key: str) -> None:
-    exchange.send("job_1")
-    exchange.wait_for("job_1")
+def test_a_queue_key_of_another_type_is_removed(queue: DispatchQueue, client: "redis.Redis", key: str) -> None:
+    queue.send("job_1")
+    queue.wait_for("job_1")
     client.delete(key)
     client.set(key, "not a queue")
-    wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a dispatch")
-    exchange.wait_for("job_2")
+    wait_until(lambda: queue.send("job_2"), 60, "Redis to accept a dispatch")
+    queue.wait_for("job_2")
 
 
 @pytest.mark.parametrize("is_connected", [True, False], ids=["a connected consumer", "a starting consumer"])
@@ -129,25 +129,25 @@ def test_a_redis_server_that_never_responds_is_an_outage(
     is_connected: bool, shared_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
     relay = TcpRelay(shared_valkey.port)
-    exchange = Exchange(f"redis://127.0.0.1:{relay.port}/0", tmp_path)
-    outage = exchange.consumer.thread.outage
+    queue = DispatchQueue(f"redis://127.0.0.1:{relay.port}/0", tmp_path)
+    outage = queue.consumer.thread.outage
     try:
         if not is_connected:
             relay.cut()
-        exchange.consumer.start()
+        queue.consumer.start()
         if is_connected:
-            exchange.send("job_1")
-            exchange.wait_for("job_1")
+            queue.send("job_1")
+            queue.wait_for("job_1")
             assert outage.trouble is None
             relay.cut()
         wait_until(lambda: outage.trouble, 60, "the outage to be reported")
         relay.restore()
-        wait_until(lambda: exchange.send("job_2"), 60, "Redis to accept a dispatch")
-        exchange.wait_for("job_2")
+        wait_until(lambda: queue.send("job_2"), 60, "Redis to accept a dispatch")
+        queue.wait_for("job_2")
         wait_until(lambda: outage.trouble is None, 60, "the end of the outage")
     finally:
         relay.restore()
-        exchange.consumer.stop()
+        queue.consumer.stop()
         relay.close()
 
 
@@ -157,20 +157,20 @@ def test_a_missing_permission_is_logged_once_and_the_queue_is_read_once_granted(
     caplog.set_level(logging.INFO)
     with shared_valkey.client() as client:
         client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">p/w @#", "~*", "&*", "+@all", "-brpop")
-        exchange = Exchange(redis_url.replace("redis://", "redis://limited:p%2Fw%20%40%23@"), tmp_path)
+        queue = DispatchQueue(redis_url.replace("redis://", "redis://limited:p%2Fw%20%40%23@"), tmp_path)
         client.config_resetstat()
 
         def num_refused() -> int:
             return client.info("commandstats").get("cmdstat_brpop", {}).get("rejected_calls", 0)
 
         try:
-            exchange.consumer.start()
+            queue.consumer.start()
             wait_until(lambda: num_refused() >= 3, 60, "three tries")
             client.execute_command("ACL", "SETUSER", "limited", "+brpop")
-            wait_until(lambda: exchange.send("job_1"), 60, "Redis to accept a dispatch")
-            exchange.wait_for("job_1")
+            wait_until(lambda: queue.send("job_1"), 60, "Redis to accept a dispatch")
+            queue.wait_for("job_1")
         finally:
-            exchange.consumer.stop()
+            queue.consumer.stop()
             client.execute_command("ACL", "DELUSER", "limited")
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.exc_info for record in warnings] == [None]

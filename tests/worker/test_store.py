@@ -155,19 +155,23 @@ def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
         return uploads.is_settled(1)
 
     with ThreadPoolExecutor(1) as pool:
-        hasty, patient = [
+        of_live_run, of_ended_run = [
             CheckpointUploads(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
             for _ in range(2)
         ]
-        for uploads in (hasty, patient):
+        for uploads in (of_live_run, of_ended_run):
             uploads.add(1, "step-5")
-        wait_until(lambda: stepped(hasty, is_over=False) or stepped(patient, is_over=True), 30, "the first to give up")
-        assert hasty.published_line(1, line)["code"] == "checkpoint_not_stored"
-        assert not patient.is_settled(1)
+        wait_until(
+            lambda: stepped(of_live_run, is_over=False) or stepped(of_ended_run, is_over=True),
+            30,
+            "the first to give up",
+        )
+        assert of_live_run.published_line(1, line)["code"] == "checkpoint_not_stored"
+        assert not of_ended_run.is_settled(1)
         (tmp_path / "store").unlink()
         ArtifactStore(tmp_path / "store").open_job("job_1")
-        wait_until(lambda: stepped(patient, is_over=True), 30, "the store to be back")
-        assert patient.published_line(1, line) == line
+        wait_until(lambda: stepped(of_ended_run, is_over=True), 30, "the store to be back")
+        assert of_ended_run.published_line(1, line) == line
 
 
 def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path: Path) -> None:

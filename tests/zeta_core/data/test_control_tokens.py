@@ -62,7 +62,7 @@ def chat(question: str, answer: str = "It ends a turn.") -> dict[str, Any]:
     ],
     ids=["qwen", "llama 3", "gemma"],
 )
-def test_a_control_token_in_a_turn_is_text(template: str, token: str, tmp_path: Path) -> None:
+def test_a_control_token_typed_in_a_turn_stays_text(template: str, token: str, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(template)
     usual = tokens_of(tmp_path, [chat("Hi", "Hey")], tokenizer)
     typed = tokens_of(tmp_path, [chat(f"Hi {token}", f"Hey {token} you")], tokenizer)
@@ -77,7 +77,7 @@ def test_a_control_token_in_a_turn_is_text(template: str, token: str, tmp_path: 
     assert allowed.num_control_tokens == 2
 
 
-def test_the_ids_are_those_that_transformers_gives_for_sanitized_turns(tmp_path: Path) -> None:
+def test_the_ids_equal_those_of_transformers_for_sanitized_turns(tmp_path: Path) -> None:
     path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     row = chat(f"{TYPED} And <|endoftext|>?", "<|im_start|> begins one.")
@@ -89,7 +89,7 @@ def test_the_ids_are_those_that_transformers_gives_for_sanitized_turns(tmp_path:
 
 
 @pytest.mark.parametrize("unigram", [False, True], ids=["bpe", "unigram"])
-def test_a_sentencepiece_tokenizer_keeps_its_end_token_out_of_texts(unigram: bool, tmp_path: Path) -> None:
+def test_an_end_token_in_a_text_stays_text_with_sentencepiece(unigram: bool, tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer(unigram=unigram)
     tokens = tokens_of(tmp_path, [chat("Is </s> an end?", "Yes, </s> is.")], tokenizer)
     assert count(tokens, tokenizer, "</s>") == 1, "only the token of the template"
@@ -99,7 +99,7 @@ def test_a_sentencepiece_tokenizer_keeps_its_end_token_out_of_texts(unigram: boo
     assert learned.strip() == "Yes, </s> is.</s>"
 
 
-def test_a_slow_tokenizer_keeps_control_tokens_out_of_texts(tmp_path: Path) -> None:
+def test_an_end_token_in_a_text_stays_text_with_a_slow_tokenizer(tmp_path: Path) -> None:
     tokenizer = ByT5Tokenizer()
     tokens = tokens_of(tmp_path, [chat("Is </s> an end?", "Yes, </s> is.")], tokenizer)
     assert count(tokens, tokenizer, "</s>") == 1
@@ -108,7 +108,7 @@ def test_a_slow_tokenizer_keeps_control_tokens_out_of_texts(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("make", [lambda: byte_tokenizer(None), ByT5Tokenizer], ids=["fast", "slow"])
-def test_plain_texts_and_pairs_keep_control_tokens_as_text(make: Any, tmp_path: Path) -> None:
+def test_control_tokens_in_plain_texts_and_pairs_stay_text_unless_allowed(make: Any, tmp_path: Path) -> None:
     tokenizer = make()
     end = tokenizer.eos_token
     for rows in ([{"text": f"a {end} b"}], [{"prompt": f"a {end}", "completion": f" b {end} c"}]):
@@ -119,7 +119,7 @@ def test_plain_texts_and_pairs_keep_control_tokens_as_text(make: Any, tmp_path: 
         assert count(allowed, tokenizer, end) == 1 + tokens.num_control_tokens
 
 
-def test_a_rendered_text_with_allowed_tokens_begins_and_ends_once(tmp_path: Path) -> None:
+def test_a_text_with_its_own_begin_and_end_tokens_gets_no_others(tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer(unigram=False)
     text, pair = [{"text": "<s>[INST] Hi [/INST] Hey</s>"}], [{"prompt": "<s>Hi ", "completion": "Hey</s>"}]
     for rows in (text, pair):
@@ -129,7 +129,7 @@ def test_a_rendered_text_with_allowed_tokens_begins_and_ends_once(tmp_path: Path
     assert learned == ["Hey</s>"]
 
 
-def test_added_tokens_are_text_in_a_question_and_tokens_in_an_answer(tmp_path: Path) -> None:
+def test_added_tokens_stay_text_in_questions_and_are_tokens_in_answers(tmp_path: Path) -> None:
     """Qwen's <think> is an added token that is not special: an answer is trained to generate it."""
     tokenizer = byte_tokenizer(chat_templates.QWEN3)
     tokens = tokens_of(tmp_path, [chat("What is <think>?", "<think>\neasy\n</think>\n\nA mark.")], tokenizer)
@@ -137,7 +137,7 @@ def test_added_tokens_are_text_in_a_question_and_tokens_in_an_answer(tmp_path: P
     assert tokens.num_control_tokens == 1
 
 
-def test_turn_marks_that_are_not_special_are_text_in_an_answer(tmp_path: Path) -> None:
+def test_a_turn_marker_that_is_not_special_stays_text_in_an_answer(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer("{% for m in messages %}[{{ m.role }}]{{ m.content }}[/T]{% endfor %}"
                                "{% if add_generation_prompt %}[assistant]{% endif %}")  # fmt: skip
     tokenizer.add_tokens(["[/T]"])
@@ -145,13 +145,13 @@ def test_turn_marks_that_are_not_special_are_text_in_an_answer(tmp_path: Path) -
     assert count(tokens, tokenizer, "[/T]") == 2
 
 
-def test_a_template_that_splits_a_turn_at_a_control_token_is_not_misled(tmp_path: Path) -> None:
+def test_a_template_that_cuts_a_turn_at_a_control_token_is_an_error(tmp_path: Path) -> None:
     template = chat_templates.CHATML.replace("message['content']", "message['content'].split('<|end|>')[0]")
     row = chat("Hi <|end|> there")
     with pytest.raises(InvalidData, match=r"line 1: message 1: the tokenizer's chat template does not render all"):
         tokens_of(tmp_path, [row], byte_tokenizer(template))
 
 
-def test_the_characters_that_are_used_as_marks_are_rejected(tmp_path: Path) -> None:
+def test_texts_with_the_characters_that_mark_turns_internally_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"line 1 contains U\+FDD0"):
         tokens_of(tmp_path, [chat("a \ufdd0 b")], byte_tokenizer(chat_templates.CHATML))

@@ -109,13 +109,13 @@ def read(tmp_path: Path, row: Any, template: str | None = RICH, **source: Any) -
         "sharegpt function_call",
     ],
 )
-def test_every_form_of_a_conversation_gives_the_same_tokens(row: Any, same_as: Any, tmp_path: Path) -> None:
+def test_equal_conversations_in_different_formats_give_the_same_tokens(row: Any, same_as: Any, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert read(tmp_path / "a", row) == read(tmp_path / "b", same_as)
 
 
-def test_the_result_of_an_observation_or_function_is_a_tool_turn(tmp_path: Path) -> None:
+def test_function_and_observation_turns_become_tool_turns(tmp_path: Path) -> None:
     turns = [QUESTION, {"role": "assistant", "tool_calls": [{"function": LOOKUP}]}, None, ANSWER]
     results = [
         {"role": "tool", "content": "1815", "tool_call_id": "call_1"},
@@ -130,7 +130,7 @@ def test_the_result_of_an_observation_or_function_is_a_tool_turn(tmp_path: Path)
         assert "<|im_start|>tool\n1815<|im_end|>" in text
 
 
-def test_a_template_that_knows_developer_turns_gets_them(tmp_path: Path) -> None:
+def test_a_template_with_developer_turns_renders_them(tmp_path: Path) -> None:
     template = chat_templates.CHATML + "{# developer #}"
     [(text, _)] = read(
         tmp_path, {"messages": [{"role": "developer", "content": "Be brief."}, QUESTION, ANSWER]}, template
@@ -160,20 +160,20 @@ def test_a_field_that_the_template_does_not_render_is_named(field: str, value: A
     assert documents_without[0][1] == ["Jane Austen.<|im_end|>\n"]
 
 
-def test_a_rendered_field_is_part_of_the_answer(tmp_path: Path) -> None:
+def test_rendered_fields_of_an_answer_are_trained_on(tmp_path: Path) -> None:
     turn = {**ANSWER, "reasoning": "She is English.", "name": "critic"}
     template = RICH.replace("assistant\n{% endif %}", "assistant{% endif %}")
     [(_, learned)] = read(tmp_path, {"messages": [QUESTION, turn]}, template)
     assert learned == [" critic\n<think>She is English.</think>Jane Austen.<|im_end|>\n"]
 
 
-def test_a_lost_field_is_found_behind_rows_of_the_same_kind(tmp_path: Path) -> None:
+def test_an_unrendered_field_is_found_after_rows_without_it(tmp_path: Path) -> None:
     rows = [PLAIN, PLAIN, {"messages": [QUESTION, {**ANSWER, "thinking": "Austen"}]}]
     with pytest.raises(InvalidData, match=r"line 3: message 2 has 'thinking'"):
         tokens_of(tmp_path, rows, byte_tokenizer(chat_templates.CHATML))
 
 
-def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None:
+def test_an_answer_with_only_unrendered_reasoning_is_rejected(tmp_path: Path) -> None:
     row = {"messages": [QUESTION, {"role": "assistant", "content": "", "reasoning_content": "Austen."}]}
     with pytest.raises(InvalidData, match="message 2 has 'reasoning_content'"):
         tokens_of(tmp_path, [row], ByT5Tokenizer())
@@ -215,7 +215,7 @@ def test_reasoning_alone_does_not_become_an_empty_answer(tmp_path: Path) -> None
     ],
     ids=["content beside calls", "second call", "system turn", "part of a turn", "arguments"],
 )
-def test_content_and_calls_that_the_template_loses_are_errors(
+def test_content_and_tool_calls_that_the_template_omits_are_errors(
     template: str, messages: list[Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidData, match=message):
@@ -247,18 +247,18 @@ def test_content_and_calls_that_the_template_loses_are_errors(
         ({"conversations": [{"from": "function_call", "value": "x"}]}, "has 'function_call' that is not valid JSON"),
     ],
 )
-def test_a_turn_that_cannot_be_used_is_named_with_the_cure(row: Any, message: str, tmp_path: Path) -> None:
+def test_an_unusable_turn_is_rejected_with_its_number_and_a_fix(row: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=rf"^chat\.jsonl, line 1:? .*{message}"):
         read(tmp_path, row)
 
 
-def test_a_weight_of_zero_contradicts_training_on_everything(tmp_path: Path) -> None:
+def test_a_turn_of_weight_zero_and_train_on_all_are_rejected(tmp_path: Path) -> None:
     row = {"messages": [QUESTION, {**ANSWER, "weight": 0}, QUESTION, ANSWER]}
     with pytest.raises(InvalidData, match="has a turn of weight 0, but train_on 'all'"):
         read(tmp_path, row, train_on="all")
 
 
-def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp_path: Path) -> None:
+def test_a_template_may_omit_earlier_reasoning_unless_all_is_trained_on(tmp_path: Path) -> None:
     """Qwen 3 omits it, so each turn is trained on as rendered when it is the last one."""
     template = RICH.replace("{% if m.reasoning_content %}", "{% if m.reasoning_content and loop.last %}")
     thinking = {**ANSWER, "reasoning_content": "She is English."}
@@ -269,7 +269,7 @@ def test_reasoning_of_earlier_turns_may_be_left_out_unless_all_is_trained_on(tmp
         read(tmp_path, row, template, train_on="all")
 
 
-def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
+def test_conversations_with_turns_after_the_last_answer_are_counted(tmp_path: Path) -> None:
     recorded = RecordedLines()
     row = {"messages": [QUESTION, ANSWER, {"role": "user", "content": "Thanks"}]}
     tokens = tokens_of(tmp_path, [row, PLAIN], byte_tokenizer(chat_templates.CHATML), report=Reporter(recorded))
@@ -284,17 +284,17 @@ def test_turns_after_the_last_answer_are_reported(tmp_path: Path) -> None:
         ({"content": "Jane Austen.", "reasoning_content": "English."}, "English.\n</think>\n\nJane Austen.<|end|>"),
         ({"content": "Jane Austen."}, "Jane Austen.<|end|>"),
     ],
-    ids=["thought in content", "thought in a field", "no thought"],
+    ids=["reasoning in content", "reasoning in a field", "no reasoning"],
 )
-def test_answers_of_deepseek_are_trained_on_with_their_thoughts(turn: Any, learned: str, tmp_path: Path) -> None:
-    """The template omits the thoughts of finished turns, and its prompt begins the next thought."""
-    [(text, stretches)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, chat_templates.R1)
-    assert stretches == [learned]
+def test_deepseek_answers_are_trained_on_with_their_reasoning(turn: Any, learned: str, tmp_path: Path) -> None:
+    """The template omits the reasoning of finished turns, and its prompt begins the next one."""
+    [(text, trained_texts)] = read(tmp_path, {"messages": [QUESTION, {"role": "assistant", **turn}]}, chat_templates.R1)
+    assert trained_texts == [learned]
     opening = "" if turn == {"content": "Jane Austen."} else "<think>\n"
     assert text == f"<|User|>Who wrote Emma?<|Assistant|>{opening}{learned}"
 
 
-def test_each_turn_of_deepseek_has_the_same_history_as_in_use(tmp_path: Path) -> None:
+def test_deepseek_turns_are_trained_on_with_the_history_of_inference(tmp_path: Path) -> None:
     thinking = {"role": "assistant", "content": "<think>\nEnglish.\n</think>\n\nJane Austen."}
     found = read(tmp_path, {"messages": [QUESTION, thinking, QUESTION, thinking]}, chat_templates.R1)
     history = "<|User|>Who wrote Emma?<|Assistant|>\n\nJane Austen.<|end|>"

@@ -1,6 +1,7 @@
 """``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts runs by forking itself.
 
-``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
+``serve RUN_DIR`` keeps a model loaded and answers requests. ``check`` and ``checks`` dry-run specs, ``show`` prints
+rows of data, and ``ask`` prints a model's answers.
 """
 
 from __future__ import annotations
@@ -60,9 +61,14 @@ if __name__ == "__main__":
             from zeta_core import ask
 
             sys.exit(ask.main(model, questions))
+        case ["serve", run_dir]:
+            from zeta_core.serve import process
+
+            quick_exit(process.main(Path(run_dir).absolute()))
         case [run_dir]:
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute()))
         case _:
-            sys.exit("usage: python -m zeta_core RUN_DIR | check FILE | checks | show | ask MODEL [QUESTION ...]")
+            modes = "RUN_DIR | serve RUN_DIR | check FILE | checks | show | ask MODEL [QUESTION ...]"
+            sys.exit(f"usage: python -m zeta_core {modes}")

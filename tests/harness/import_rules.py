@@ -97,7 +97,7 @@ LAYERS = {
         frozenset({"data", "parallel"}),
         frozenset({"model", "objective"}),
         frozenset({"memory"}),
-        frozenset({"ask", "dry_run", "train"}),
+        frozenset({"ask", "dry_run", "serve", "train"}),
         frozenset({"advice"}),
         frozenset({"run"}),
         frozenset({"process"}),

@@ -64,6 +64,8 @@ class LocatedModel:
     dtype: torch.dtype | None = None  # the stored precision of its weights; None means the precision when built
     needs_weights: bool = False  # its weights, which were not fetched, are the only description of its architecture
     build_mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped
+    # Of an adapter: builds its base, changes it with the argument, and adds the adapter without merging it.
+    build_adapted: Callable[[Callable[[nn.Module], None]], nn.Module] | None = None
 
     @property
     def has_tokenizer(self) -> bool:
@@ -226,22 +228,37 @@ def _from_adapter(
     if not locations.fetch_weights:
         return base
 
-    def build() -> nn.Module:
+    def adapted(change_base: Callable[[nn.Module], None]) -> Any:
         from peft import PeftModel
+
+        built = base.build()
+        _resize_embeddings(built, directory)
+        change_base(built)
+        return PeftModel.from_pretrained(built, str(directory), local_files_only=True)
+
+    def with_generation_config(model: Any) -> nn.Module:
         from transformers import GenerationConfig
 
+        if (directory / GENERATION_CONFIG).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        return model
+
+    def build() -> nn.Module:
         try:
-            built = base.build()
-            _resize_embeddings(built, directory)
-            adapted: Any = PeftModel.from_pretrained(built, str(directory), local_files_only=True)
-            merged = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
-            if (directory / GENERATION_CONFIG).is_file():
-                merged.generation_config = GenerationConfig.from_pretrained(directory)
-            return merged
+            merged = adapted(lambda _: None).merge_and_unload().requires_grad_(True)  # peft freezes the base
+            return with_generation_config(merged)
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise InvalidModel(f"The adapter {name} cannot be merged into {base_name}: {error}") from error
 
-    return LocatedModel(build, name, directory, base_model, pretrained=True, dtype=base.dtype)
+    def build_adapted(change_base: Callable[[nn.Module], None]) -> nn.Module:
+        try:
+            return with_generation_config(adapted(change_base).get_base_model())
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            raise InvalidModel(f"The adapter {name} cannot be added to {base_name}: {error}") from error
+
+    return LocatedModel(
+        build, name, directory, base_model, pretrained=True, dtype=base.dtype, build_adapted=build_adapted
+    )
 
 
 def _resize_embeddings(base: nn.Module, adapter: Path) -> None:

@@ -1,0 +1,103 @@
+"""Loading a model to answer: the weights of a checkpoint or of a base model, its tokenizer, and its end tokens.
+
+Weights are loaded as training loads them (`zeta_core.model.sources`): an adapter is merged into its base, and a GGUF
+file is dequantized. An adapter that was trained on a 4-bit base gets the same 4-bit base, without merging. On a GPU
+the weights keep their stored precision. On a CPU they are computed in float32, in which CPUs are fastest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from zeta_core.contract.spec.sources import JobModel, NamedModel
+from zeta_core.contract.wire.answers import ServeFile
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
+from zeta_core.data.sources import SourceLocations
+from zeta_core.failures import InvalidModel
+from zeta_core.model.inspection import embedding_rows, num_positions
+from zeta_core.model.quantization import quantize, require_bitsandbytes
+from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.tokenizer import locate_tokenizer
+
+DEFAULT_CONTEXT_TOKENS = 8192  # of a model without a limit
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode. ``ends`` are the tokens that end an answer."""
+
+    model: nn.Module
+    tokenizer: Any
+    device: torch.device
+    ends: frozenset[int]
+    context_tokens: int
+
+
+def load(file: ServeFile) -> LoadedModel:
+    """Load the weights of ``serve.json``. Raises `InvalidModel`."""
+    source = NamedModel.model_validate({"model": file.weights.model}).model
+    locations = SourceLocations(
+        files=file.weights.files,
+        artifacts_root=Path(file.artifacts_root),
+        data_root=None if file.data_root is None else Path(file.data_root),
+        allow_hub=file.hub,
+    )
+    cache = Path(file.cache_dir)
+    _check_manifest(file)
+    located = locate_model(source, locations, cache)
+    tokenizer = locate_tokenizer(None, located, locations, cache)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _built(located, device, quantized=file.weights.quantize is not None)
+    _check_manifest(file)  # a run may have replaced the checkpoint meanwhile
+    if not hasattr(model, "get_input_embeddings"):
+        raise InvalidModel(f"{file.weights.name} is not a causal language model of transformers, so it can't answer.")
+    rows = embedding_rows(model)
+    if rows is not None and len(tokenizer) > rows:
+        tokens = f"{len(tokenizer)} tokens, but the model has embeddings for {rows}"
+        raise InvalidModel(f"The tokenizer of {file.weights.name} has {tokens}.")
+    context_tokens = num_positions(model) or DEFAULT_CONTEXT_TOKENS
+    return LoadedModel(model.eval(), tokenizer, device, _ends(model, tokenizer), context_tokens)
+
+
+def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module:
+    if quantized and located.build_adapted is not None:
+        require_bitsandbytes()
+        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        model = located.build_adapted(lambda base: quantize(base, dtype, device))
+        return model.to(device)
+    if device.type == "cpu":
+        return located.build().float()
+    if located.build_mapped is not None:
+        return located.build_mapped().to(device)
+    return located.build().to(device, located.dtype)
+
+
+def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which ``generate`` of transformers ends; the tokenizer's own if the model names none."""
+    generation: Any = getattr(model, "generation_config", None)
+    named = getattr(generation, "eos_token_id", None)
+    if named is None:
+        named = tokenizer.eos_token_id
+    return frozenset({named} if isinstance(named, int) else cast("list[int]", named or []))
+
+
+def _check_manifest(file: ServeFile) -> None:
+    """Raise `InvalidModel` unless the checkpoint is the one that was requested."""
+    model = file.weights.model
+    if not file.weights.has_manifest or not isinstance(model, Mapping):
+        return
+    source = JobModel.model_validate(model)
+    manifest = Path(file.artifacts_root) / checkpoint_key(source.job, source.checkpoint) / MANIFEST_NAME
+    try:
+        digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise InvalidModel(f"{file.weights.name} was removed; request another checkpoint.") from error
+    if digest != file.weights.fingerprint:
+        raise InvalidModel(f"{file.weights.name} was replaced by a newer one; send the request again.")

@@ -1,0 +1,131 @@
+"""``python -m zeta_core serve RUN_DIR``: load the model of ``RUN_DIR/serve.json``, and answer requests until the end.
+
+The worker connects once to the Unix socket ``RUN_DIR/socket``; both sides write one JSON object per line
+(`zeta_core.contract.wire.answers`). Guarantees: the process holds a shared lock on ``RUN_DIR/lock``, and exits as soon
+as the connection is closed, so it never outlives its worker. It writes nothing but its log and the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from zeta_core.contract.wire.answers import (
+    MAX_LINE_BYTES,
+    SERVE_FILE,
+    SOCKET_FILE,
+    TO_SERVING,
+    Alive,
+    Cancel,
+    Generate,
+    LoadFailed,
+    Ready,
+    ServeFile,
+)
+from zeta_core.contract.wire.run_directory import LOCK_FILE, STACKS_SIGNAL
+from zeta_core.failures import explain
+from zeta_core.report.library_noise import hide_library_noise, without_progress_bars
+
+if TYPE_CHECKING:
+    from zeta_core.serve.generation import Generation
+
+CONNECT_SECONDS = 60.0
+ALIVE_SECONDS = 1.0
+
+
+class WorkerConnection:
+    """The connection to the worker. A thread receives requests; the process exits when the connection is closed."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.requests: SimpleQueue[Generate | Cancel] = SimpleQueue()
+        self._socket = connected
+        self._alive_at = 0.0  # monotonic
+        threading.Thread(target=self._receive, name="requests", daemon=True).start()
+
+    @classmethod
+    def accept(cls) -> WorkerConnection:
+        """Listen in the current directory, and wait for the worker. Raises `TimeoutError`."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+            before = os.umask(0o177)  # only this user may connect
+            try:
+                listening.bind(SOCKET_FILE)  # relative, because the path of a socket must be short
+            finally:
+                os.umask(before)
+            listening.listen(1)
+            listening.settimeout(CONNECT_SECONDS)
+            connected, _ = listening.accept()
+        connected.settimeout(None)
+        return cls(connected)
+
+    def send(self, message: BaseModel) -> None:
+        """Send a message. Exits the process if the worker has closed the connection."""
+        try:
+            self._socket.sendall(message.model_dump_json().encode() + b"\n")
+        except OSError:
+            os._exit(0)
+
+    def send_alive(self) -> None:
+        """Send a sign of life, at most once a second."""
+        now = time.monotonic()
+        if now - self._alive_at >= ALIVE_SECONDS:
+            self._alive_at = now
+            self.send(Alive())
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                self.requests.put(TO_SERVING.validate_json(line))
+        os._exit(0)  # the worker is gone, or has ended this process
+
+
+def main(run_dir: Path) -> int:
+    """Serve until the worker closes the connection. Returns 1 if the model can't be loaded."""
+    hide_library_noise()
+    os.chdir(run_dir)
+    lock = os.open(LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited, held until the process exits
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    faulthandler.register(signal.Signals[STACKS_SIGNAL], file=sys.stderr, all_threads=True)
+    worker = WorkerConnection.accept()
+    try:
+        file = ServeFile.model_validate_json(Path(SERVE_FILE).read_bytes())
+        from zeta_core.serve.generation import Generation  # takes seconds, during which requests may arrive
+        from zeta_core.serve.loading import load
+
+        with without_progress_bars():
+            loaded = load(file)
+    except Exception as error:  # noqa: BLE001 - the worker reports any exception to the client
+        traceback.print_exception(error, file=sys.stderr)
+        _, explanation = explain(error)
+        worker.send(LoadFailed(message=explanation.message))
+        return 1
+    worker.send(Ready(context_tokens=loaded.context_tokens))
+    generation = Generation(loaded, worker.send)
+    while True:
+        _take_requests(worker, generation)
+        worker.send_alive()
+        generation.step()
+
+
+def _take_requests(worker: WorkerConnection, generation: Generation) -> None:
+    """Take all requests that have arrived; wait for one, for up to `ALIVE_SECONDS`, if there is nothing to compute."""
+    with contextlib.suppress(Empty):
+        request = worker.requests.get(timeout=ALIVE_SECONDS) if generation.is_idle else worker.requests.get_nowait()
+        while True:
+            if isinstance(request, Generate):
+                generation.add(request)
+            else:
+                generation.cancel(request.request_id)
+            request = worker.requests.get_nowait()

@@ -52,6 +52,12 @@ class WorkerSettings(FleetSettings):
     warm_start: bool = Field(
         default=True, description="keep a process ready that has imported the libraries and starts runs on CPUs"
     )
+    serve_idle_seconds: float = Field(
+        default=300, gt=0, description="time without a request after which a model that answers requests is unloaded"
+    )
+    serve_models: int = Field(
+        default=2, ge=0, description="maximum number of models per slot that are loaded to answer requests; 0: none"
+    )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,
         ge=0,

@@ -34,8 +34,10 @@ from worker.messaging.link import RedisLink
 from worker.run.launch import own_environment
 from worker.run.process_tree import KILL_SECONDS
 from worker.run.warm_start import WarmStart
+from worker.serving.served_models import ServedModels
 from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
+from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
 from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
 from zeta_core.system.device_kind import cpu_kind
 
@@ -72,6 +74,8 @@ class Supervisor:
         self._checks = SpecCheckRunner(
             settings, command, slots, lambda result: self._link.post(("check", result.check_id), result)
         )
+        self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post)
+        self._dispatches: dict[str, Dispatch] = {}  # by job: those that wait for served models to leave their slots
         self._cleanup = Cleanup(settings.root, store, self._executor, cache_max_bytes=settings.cache_max_bytes)
         self._heartbeat = HeartbeatSender(
             settings, incarnation, version, lambda: self._state, cpu_kind=cpu_kind(own_environment())
@@ -82,6 +86,7 @@ class Supervisor:
             "disk check": self._disk.step,
             "GPU check": self._check_gpus,
             "warm start": self._step_warm_start,
+            "serving": self._step_serving,
             "training supervision": self._step_attempts,
             "worker report": self._report_changes,
             "cleanup": self._clean_up,
@@ -98,9 +103,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._attempts.adopt()
+        self._serving.end_earlier()
         self._connect()
         deadline = float("inf")
-        while not (self._stopping and (not self._attempts or time.monotonic() > deadline)):
+        while not (self._stopping and (self._is_over or time.monotonic() > deadline)):
             if self._heartbeat.name_conflict is not None and not self._stopping:
                 logger.error("%s", self._heartbeat.name_conflict.message, extra={"action": "name_taken"})
                 self._stopping = True
@@ -114,6 +120,11 @@ class Supervisor:
         if self._heartbeat.name_conflict is not None:
             raise self._heartbeat.name_conflict
         return 0
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether a stopping worker has nothing left to do."""
+        return not self._attempts and self._serving.is_over
 
     # --- Starting and stopping ---------------------------------------------------------------------------------------
 
@@ -138,6 +149,7 @@ class Supervisor:
         """Accept no more jobs; returns the time when the process must exit (monotonic)."""
         logger.info("Stopping: %d run(s) must save and hand their jobs back.", len(self._attempts))
         self._consumer.begin_to_stop()
+        self._serving.stop()
         self._state = self._current_state()
         self._heartbeat.beat_now()
         grace = self._settings.stop_grace_seconds
@@ -169,8 +181,13 @@ class Supervisor:
     def _handle(self, message: BaseModel) -> None:
         match message:
             case Dispatch():
-                last_contact = self._heartbeat.last_contact
-                self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
+                self._dispatches[message.job_id] = message
+                self._accept_dispatches()
+            case AnswerRequest():
+                waiting = {slot for dispatch in self._dispatches.values() for slot in dispatch.slots}
+                self._serving.take(message, self._attempts.used_slots | waiting)
+            case AnswerControl():
+                self._serving.control(message)
             case ClaimAnswer() | JournalAck() | StopRequest() | SaveRequest():
                 self._attempts.deliver(message)
             case CheckRequest():
@@ -181,6 +198,18 @@ class Supervisor:
 
     def _check_gpus(self) -> None:
         self._gpu_health.step(self._attempts.used_devices)
+
+    def _accept_dispatches(self) -> None:
+        """Accept the jobs whose slots no served model uses any more; models are ended for the others."""
+        for job_id, message in list(self._dispatches.items()):
+            if self._serving.evict(message.slots):
+                del self._dispatches[job_id]
+                last_contact = self._heartbeat.last_contact
+                self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
+
+    def _step_serving(self) -> None:
+        self._accept_dispatches()
+        self._serving.step()
 
     def _step_warm_start(self) -> None:
         if self._warm_start is not None:
@@ -209,7 +238,10 @@ class Supervisor:
 
     def _current_state(self) -> WorkerState:
         return WorkerState(
-            slots=self._attempts.slot_reports(),
+            slots=tuple(
+                report.model_copy(update={"served": self._serving.reports(report.slot)})
+                for report in self._attempts.slot_reports()
+            ),
             stopping=self._stopping,
             disk_free_bytes=self._disk.free_bytes,
             disk_low=self._disk.is_low,

@@ -120,7 +120,7 @@ LAYERS = {
         frozenset({"settings", "threads"}),
         frozenset({"machine", "artifacts"}),
         frozenset({"messaging", "run"}),
-        frozenset({"checks", "attempt"}),
+        frozenset({"checks", "attempt", "serving"}),
         frozenset({"supervisor"}),
         frozenset({"app"}),
         frozenset({"__main__"}),

@@ -59,6 +59,10 @@ class Attempts:
         return {slot.device for slot in slots if slot.device is not None}
 
     @property
+    def used_slots(self) -> set[int]:
+        return {slot.slot for attempt in self._attempts.values() for slot in attempt.slots}
+
+    @property
     def any_is_starting(self) -> bool:
         return any(attempt.is_starting for attempt in self._attempts.values())
 
@@ -90,8 +94,7 @@ class Attempts:
             if attempt.attempt < message.attempt:
                 attempt.fence()  # the server has started the next attempt, so this one is over
         by_number = {slot.slot: slot for slot in self._slots}
-        used = {slot.slot for attempt in self._attempts.values() for slot in attempt.slots}
-        requested = set(message.slots)
+        used, requested = self.used_slots, set(message.slots)
         problems = [self._problem(by_number[number]) for number in message.slots if number in by_number]
         refusal = (
             "the worker is stopping"

@@ -36,6 +36,7 @@ from zeta_core.system.redis_access import RedisAddress, calling_redis
 SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500
 SERVER_STREAM_LENGTH = 100_000  # maximum backlog while no server is running; all messages are repeated
+UNREAD_SECONDS = 60  # after which the stream of a single server process is removed, because that process is gone
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class RedisLink:
         self._stream = worker_stream(worker)
         self._secret = secret
         self._inbox = inbox
-        self._outgoing: dict[tuple[object, ...], BaseModel] = {}
+        self._outgoing: dict[tuple[object, ...], tuple[BaseModel, str]] = {}  # messages with their streams
         self._changed = threading.Condition()
         self._writer, self._reader = connect(url), connect(url)
         self.invalid = InvalidEntryCounter(f"the stream {self._stream}")
@@ -110,10 +111,10 @@ class RedisLink:
         self._writer.close()
         self._reader.close()
 
-    def post(self, key: tuple[object, ...], message: BaseModel) -> None:
+    def post(self, key: tuple[object, ...], message: BaseModel, stream: str = SERVER_STREAM) -> None:
         """Send ``message`` as soon as possible; it replaces an unsent message with the same key."""
         with self._changed:
-            self._outgoing[key] = message
+            self._outgoing[key] = message, stream
             self._changed.notify()
 
     def _send(self) -> None:
@@ -123,15 +124,17 @@ class RedisLink:
                 self._changed.wait(1.0)
                 return
             key = next(iter(self._outgoing))
-            message = self._outgoing.pop(key)
+            message, stream = self._outgoing.pop(key)
         # A message that can't be serialized is dropped, because it would block all others.
-        fields: dict[Any, Any] = {**sign(message, self._secret, channel=SERVER_STREAM)}
+        fields: dict[Any, Any] = {**sign(message, self._secret, channel=stream)}
         try:
             with calling_redis():
-                self._writer.xadd(SERVER_STREAM, fields, maxlen=SERVER_STREAM_LENGTH, approximate=True)
+                self._writer.xadd(stream, fields, maxlen=SERVER_STREAM_LENGTH, approximate=True)
+                if stream != SERVER_STREAM:
+                    self._writer.expire(stream, UNREAD_SECONDS)
         except Exception:
             with self._changed:
-                self._outgoing.setdefault(key, message)
+                self._outgoing.setdefault(key, (message, stream))
             raise
 
     def _receive(self) -> None:

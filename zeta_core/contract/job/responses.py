@@ -29,10 +29,22 @@ class StoredFile(_Response):
     created_at: datetime
 
 
+class ServedModelReport(_Response):
+    """A model that a worker has loaded to answer requests. ``ready`` is false while it is being loaded.
+
+    ``requests`` is the number of requests that it is answering.
+    """
+
+    model: str
+    project: str
+    ready: bool
+    requests: int = 0
+
+
 class DeviceReport(_Response):
     """One slot of a worker: a GPU (or an instance of one, with MIG), or a share of the CPU of a host without GPUs.
 
-    Slots with the same ``device`` share a GPU.
+    Slots with the same ``device`` share a GPU. A job that needs a slot ends its ``served`` models.
     """
 
     slot: int
@@ -45,6 +57,7 @@ class DeviceReport(_Response):
     problem: str | None = Field(default=None, description="why the GPU is not assigned to jobs now")
     job_id: str | None = None
     attempt: int | None = None
+    served: list[ServedModelReport] = Field(default=[], description="the models that answer requests")
 
 
 class WorkerSlot(DeviceReport):

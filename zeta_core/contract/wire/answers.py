@@ -8,8 +8,8 @@
 | socket `SOCKET_FILE`          | serving process -> worker | `Ready`, `Alive`, `Generated`, `LoadFailed`          |
 
 The server never connects to a worker. It repeats a request until the worker's first part arrives, and acknowledges
-parts by their number. A worker keeps at most `MAX_UNACKNOWLEDGED` parts in Redis for each request, collects further
-tokens in the next part, and repeats parts that are not acknowledged. Both sides give up a request after
+parts by their number. A worker sends at most `MAX_AHEAD` parts of a request more than the client has taken, collects
+further tokens in the next part, and repeats parts that are not acknowledged. Both sides give up a request after
 `SILENCE_SECONDS` without a message from the other.
 """
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 
-MAX_UNACKNOWLEDGED = 16  # parts of one request in Redis
+MAX_AHEAD = 16  # parts of one request that the client has not taken yet
 REPEAT_SECONDS = 2.0  # the interval of repeating requests, parts, and signs of life
 SILENCE_SECONDS = 15.0
 MAX_CHOICES = 16
@@ -110,11 +110,15 @@ class AnswerRequest(_Message):
 
 
 class AnswerControl(_Message):
-    """All parts up to ``received`` have arrived. Also repeated as a sign of life. ``cancel`` ends the request."""
+    """All parts up to ``received`` have arrived, and those up to ``consumed`` were passed on to the client.
+
+    Also repeated as a sign of life. ``cancel`` ends the request.
+    """
 
     kind: Literal["answer_control"] = "answer_control"
     request_id: str
     received: int
+    consumed: int
     cancel: bool = False
 
 

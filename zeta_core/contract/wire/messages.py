@@ -5,6 +5,8 @@
 | Celery queue `worker_queue`   | server -> worker | `Dispatch`: start this job (the argument of one Celery task) |
 | stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
 | stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`   |
+|                               |                  | `AnswerRequest`, `AnswerControl` (see `wire.answers`)        |
+| stream `answer_stream(id)`    | worker -> server | `AnswerPart` (see `wire.answers`)                            |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | those of workers that were silent for a day                  |
 | string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
@@ -31,12 +33,14 @@ from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
+from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
 
 CONTRACT_VERSION = 3
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
 GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
 SAVE_VERSION = 3  # ... and that support `SaveRequest`
+ANSWER_VERSION = 3  # ... and that support `AnswerRequest`
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -199,7 +203,10 @@ class Heartbeat(_Message):
 
 FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
-ToWorker = Annotated[ClaimAnswer | JournalAck | StopRequest | SaveRequest | CheckRequest, Field(discriminator="kind")]
+ToWorker = Annotated[
+    ClaimAnswer | JournalAck | StopRequest | SaveRequest | CheckRequest | AnswerRequest | AnswerControl,
+    Field(discriminator="kind"),
+]
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
 

@@ -1,0 +1,133 @@
+"""One serving process: its process tree, and the connection to the Unix socket in its run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.run.process_tree import ProcessTree
+from zeta_core.contract.wire.answers import (
+    FROM_SERVING,
+    MAX_LINE_BYTES,
+    SERVE_FILE,
+    SOCKET_FILE,
+    Alive,
+    Cancel,
+    Generate,
+    Generated,
+    LoadFailed,
+    Ready,
+    ServeFile,
+)
+
+ARGUMENT = "serve"
+ATTEMPT = 1  # in the marks of its processes
+CONNECT_SECONDS = 60.0  # for the interpreter to start
+SEND_SECONDS = 5.0
+POLL_SECONDS = 0.02
+MAX_PATH_BYTES = 100  # of a socket; the limit is 104 or 108
+
+Message = Ready | Alive | LoadFailed | Generated
+
+
+class ServingProcess:
+    """``on_message`` is called from a thread of its own. `is_gone` must be called until it returns true."""
+
+    def __init__(
+        self,
+        directory: Path,
+        file: ServeFile,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        devices: Sequence[str],
+        on_message: Callable[[Message], None],
+    ) -> None:
+        """Start it in ``directory``, which is created. Raises `OSError`."""
+        self.directory = directory
+        self.heard_at = time.monotonic()  # of its last message
+        directory.mkdir(parents=True)
+        (directory / SERVE_FILE).write_text(file.model_dump_json(indent=2))
+        self._on_message = on_message
+        self._tree = ProcessTree(directory, directory.name, ATTEMPT, 0.0, devices)
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._unsent: list[bytes] = []  # until it is connected
+        self._is_over = threading.Event()
+        self._tree.start((*command, ARGUMENT), environment)
+        threading.Thread(target=self._receive, name=f"serving-{directory.name}", daemon=True).start()
+
+    def send(self, message: Generate | Cancel) -> None:
+        """Send a request, or keep it until the process is connected. A process that doesn't read is killed."""
+        line = message.model_dump_json().encode() + b"\n"
+        with self._lock:
+            if self._socket is None:
+                self._unsent.append(line)
+                return
+            try:
+                self._socket.sendall(line)
+            except OSError:
+                self._tree.kill()
+
+    def kill(self) -> None:
+        self._is_over.set()
+        self._tree.kill()
+
+    def is_gone(self) -> bool:
+        """Whether no process of it is left; then its directory is removed. Never blocks."""
+        if not self._tree.is_gone(has_ended=False, can_save=False):
+            return False
+        self._is_over.set()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        return True
+
+    def _receive(self) -> None:
+        """Connect, and pass on every message, until the process closes the connection."""
+        connected = self._connect()
+        if connected is None:
+            self._tree.kill()
+            return
+        with connected, contextlib.suppress(OSError, ValidationError), connected.makefile("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                self.heard_at = time.monotonic()
+                self._on_message(FROM_SERVING.validate_json(line))
+        self._tree.kill()  # it has ended, or it writes something else
+
+    def _connect(self) -> socket.socket | None:
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while not self._is_over.wait(POLL_SECONDS) and time.monotonic() < deadline:
+            connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                with _short_path(self.directory) as path:
+                    connecting.connect(path)
+            except OSError:  # it doesn't listen yet
+                connecting.close()
+                continue
+            with self._lock:
+                connecting.settimeout(None)
+                connecting.sendall(b"".join(self._unsent))
+                self._socket, self._unsent = connecting, []
+            return connecting
+        return None
+
+
+@contextlib.contextmanager
+def _short_path(directory: Path) -> Generator[str]:
+    """The path of the socket; through a descriptor of its directory if it is too long for an address."""
+    path = str(directory / SOCKET_FILE)
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES or sys.platform != "linux":
+        yield path
+        return
+    descriptor = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_FILE}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""The models that this worker serves: starting, sharing and ending them.
+
+Training comes first. A model uses a slot that no job uses; up to `serve_models` models share a slot. As soon as a job
+is dispatched for the slot, they are ended, and their requests fail with ``evicted``. A model that had no request for
+`serve_idle_seconds` ends as well, or earlier if another model needs its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+
+from worker.machine.devices import Slot
+from worker.run import processes
+from worker.run.launch import own_environment, run_environment
+from worker.run.processes import RunProcesses
+from worker.serving.outbox import Outboxes, Post
+from worker.serving.process import ATTEMPT, Message, ServingProcess
+from worker.serving.served_model import ServedModel
+from worker.settings import WorkerSettings
+from zeta_core.contract.job.responses import ServedModelReport
+from zeta_core.contract.wire.answers import (
+    SERVING_DIRECTORY,
+    AnswerControl,
+    AnswerRequest,
+    Failure,
+    ServedWeights,
+    ServeFile,
+    serving_directory,
+)
+from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY
+
+STOP_SECONDS = 2.0  # for the acknowledgement of the last parts, when the worker stops
+
+logger = logging.getLogger(__name__)
+
+
+class ServedModels:
+    """Not thread-safe: the supervisor's thread calls every method. No method blocks."""
+
+    def __init__(
+        self, settings: WorkerSettings, command: Sequence[str], slots: Sequence[Slot], threads: int, post: Post
+    ) -> None:
+        """``command`` starts a run; ``threads`` is the number of threads of each slot."""
+        self._settings = settings
+        self._command = command
+        self._slots = slots
+        self._threads = threads
+        self._outboxes = Outboxes(post)
+        self._models: list[ServedModel] = []
+        self._stopped_at: float | None = None  # monotonic
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do after `stop`."""
+        timed_out = self._stopped_at is not None and time.monotonic() - self._stopped_at > STOP_SECONDS
+        return timed_out or (not self._models and not len(self._outboxes))
+
+    def end_earlier(self) -> None:
+        """Kill the processes that an earlier process of this worker left; they exit by themselves unless they hang."""
+        for directory in self._settings.root.glob(f"{SERVING_DIRECTORY}/*"):
+            processes.send(RunProcesses(directory, directory.name, ATTEMPT).alive(), signal.SIGKILL)
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def take(self, request: AnswerRequest, used_slots: Collection[int]) -> None:
+        """Answer a request; ``used_slots`` are those of jobs. A repeated request has no effect."""
+        if not self._outboxes.open(request):
+            return
+        model = self._find(request.weights)
+        if isinstance(model, Failure):
+            self._outboxes.fail([request.request_id], model)
+        elif model is None:
+            self._start(request, used_slots)
+        else:
+            model.answer(request)
+
+    def control(self, control: AnswerControl) -> None:
+        """Handle an acknowledgement or a cancellation."""
+        self._outboxes.acknowledge(control)
+        if control.cancel:
+            self._cancel(control.request_id)
+
+    def evict(self, slots: Collection[int]) -> bool:
+        """End the models in these slots, because a job needs them; returns whether they are gone."""
+        found = [model for model in self._models if model.slot.slot in slots]
+        for model in found:
+            model.end(
+                Failure(code="evicted", message=f"{model.weights.name} was ended, because a job needs its device.")
+            )
+        self._remove_gone()
+        return not any(model in self._models for model in found)
+
+    def step(self) -> None:
+        """End idle models, notice ended ones, and repeat what the server has not acknowledged."""
+        now = time.monotonic()
+        for model in self._models:
+            if not model.num_requests and now - model.used_at >= self._settings.serve_idle_seconds:
+                self._end_idle(model)
+        self._remove_gone()
+        for request_id in self._outboxes.step():
+            self._cancel(request_id)
+
+    def stop(self) -> None:
+        """End every model, because the worker stops."""
+        self._stopped_at = time.monotonic()
+        for model in self._models:
+            model.end(Failure(code="evicted", message=f"The worker that served {model.weights.name} is stopping."))
+
+    def reports(self, slot: int) -> list[ServedModelReport]:
+        """The models in a slot."""
+        return [
+            ServedModelReport(
+                model=one.weights.name, project=one.weights.project, ready=one.is_ready, requests=one.num_requests
+            )
+            for one in self._models
+            if one.slot.slot == slot and not one.is_ending
+        ]
+
+    def _find(self, weights: ServedWeights) -> ServedModel | Failure | None:
+        """The loaded model with these weights, or the reason why there can be none."""
+        if self._stopped_at is not None:
+            return Failure(code="no_capacity", message="The worker is stopping; send the request again.")
+        return next((one for one in self._models if one.weights.key == weights.key and not one.is_ending), None)
+
+    def _start(self, request: AnswerRequest, used_slots: Collection[int]) -> None:
+        slot = self._free_slot(used_slots)
+        if slot is None:
+            failure = Failure(code="no_capacity", message="All devices are in use; send the request again later.")
+            self._outboxes.fail([request.request_id], failure)
+            return
+        weights = request.weights
+        try:
+            model = ServedModel(weights, slot, self._outboxes, partial(self._start_process, weights, slot))
+        except OSError as error:
+            failure = Failure(code="model_failed", message=f"{weights.name} can't be served: {error.strerror}.")
+            self._outboxes.fail([request.request_id], failure)
+            return
+        logger.info("Serving %s in slot %d.", weights.name, slot.slot, extra={"action": "serve"})
+        self._models.append(model)
+        model.answer(request)
+
+    def _free_slot(self, used_slots: Collection[int]) -> Slot | None:
+        """The slot without a job that has the fewest models; the one that was idle the longest makes way if needed."""
+        free = [slot for slot in self._slots if slot.slot not in used_slots]
+        if not free:
+            return None
+        counts = {slot.slot: sum(one.slot == slot for one in self._models) for slot in free}
+        slot = min(free, key=lambda one: counts[one.slot])
+        if counts[slot.slot] < self._settings.serve_models:
+            return slot
+        idle = [one for one in self._models if one.slot in free and not one.num_requests and not one.is_ending]
+        if not idle:
+            return None
+        longest = min(idle, key=lambda one: one.used_at)
+        self._end_idle(longest)
+        return longest.slot
+
+    def _start_process(
+        self, weights: ServedWeights, slot: Slot, on_message: Callable[[Message], None]
+    ) -> ServingProcess:
+        settings, served_id = self._settings, f"serve_{secrets.token_hex(8)}"
+        devices = () if slot.device is None else (slot.device,)
+        environment = run_environment(
+            own_environment(),
+            job_id=served_id,
+            attempt=ATTEMPT,
+            threads=self._threads,
+            devices=devices,
+            hub=settings.hub != "off",
+            job_env=settings.job_env,
+        )
+        file = ServeFile(
+            weights=weights,
+            artifacts_root=str(settings.artifacts),
+            cache_dir=str(settings.root / CACHE_DIRECTORY),
+            data_root=str(settings.data_root) if settings.data_root else None,
+            hub=settings.hub != "off",
+        )
+        directory = Path(settings.root, serving_directory(served_id))
+        return ServingProcess(directory, file, self._command, environment, devices, on_message)
+
+    def _cancel(self, request_id: str) -> None:
+        for model in self._models:
+            model.cancel(request_id)
+
+    def _end_idle(self, model: ServedModel) -> None:
+        logger.info("%s is no longer served, because it was idle.", model.weights.name, extra={"action": "serve"})
+        model.end(Failure(code="evicted", message=f"{model.weights.name} was ended; send the request again."))
+
+    def _remove_gone(self) -> None:
+        self._models = [model for model in self._models if not model.is_gone()]

@@ -13,7 +13,17 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
-from server.routes import access, checkpoints, files, job_output, jobs, openai_models, operations, workers
+from server.routes import (
+    access,
+    checkpoints,
+    files,
+    job_output,
+    jobs,
+    openai_answers,
+    openai_models,
+    operations,
+    workers,
+)
 from server.service import Service
 from server.submitting.submissions import Submissions
 from zeta_core.contract.access import KeyRotation, NewKey, NewProject
@@ -53,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
     app.add_middleware(ProxyMiddleware, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
     register_error_handlers(app)
-    modules = (jobs, job_output, checkpoints, files, workers, access, operations, openai_models)
+    modules = (jobs, job_output, checkpoints, files, workers, access, operations, openai_answers, openai_models)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

@@ -22,6 +22,7 @@ from server.database.connections import Database
 from server.database.job_counts import MERGE_SECONDS, merge_counts
 from server.database.tables import JobRow
 from server.engine import database_claim, redis_claim
+from server.engine.answers import KEEP_ALIVE_PACE_SECONDS, Answers
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
 from server.engine.event_signal import EventSignal
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """The HTTP layer calls `wake` or `wake_scheduler` after it has changed a job.
 
-    It also uses `event_signal`, `workers` and `spec_checks`.
+    It also uses `event_signal`, `workers`, `spec_checks` and `answers`.
     """
 
     def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
@@ -77,6 +78,16 @@ class Engine:
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
         )
 
+        self.answers = Answers(
+            database,
+            self._redis,
+            self._workers,
+            self._send_to_worker,
+            self.dropped,
+            settings.worker_secret,
+            wake=lambda: self.loops.wake("answers"),
+        )
+
     async def claim(self) -> None:
         """Claim Redis and the database for each other. If one of them is unavailable, the loops retry.
 
@@ -103,6 +114,8 @@ class Engine:
         self.loops.start("job counts", partial(merge_counts, self.database), Pace(idle_seconds=MERGE_SECONDS))
         for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
+        self.loops.start("answers", self._read_answers, Pace(idle_seconds=HEARTBEAT_SECONDS))
+        self.loops.start("open requests", self.answers.keep_alive, Pace(idle_seconds=KEEP_ALIVE_PACE_SECONDS))
 
     async def stop(self) -> None:
         """Stop the loops; the next start continues any interrupted work."""
@@ -160,6 +173,13 @@ class Engine:
     async def _read_messages(self) -> None:
         self._require_claims()
         await self._consumer.one_pass()
+
+    async def _read_answers(self) -> None:
+        """Read the parts of answers, without a pause while there are open requests."""
+        if self.answers.has_open:
+            self._require_claims()
+            await self.answers.read_parts()
+            self.loops.wake("answers")
 
     async def _read_heartbeats(self) -> None:
         """Read the heartbeats, and wake the scheduler when a worker appeared or a slot changed.

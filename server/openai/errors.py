@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from server.http.error_responses import error_response
+from server.http.error_responses import STATUS_OF_TYPE, error_response
 from server.http.query_parameters import parameter_error
 from zeta_core.contract.errors import ZetaError
 
@@ -40,13 +40,9 @@ class OpenAIRoute(APIRoute):
 
 
 def openai_error(error: ZetaError) -> JSONResponse:
-    """The response to an error; the message contains the sentences of all its details."""
+    """The response to an error."""
     response = error_response(error)
-    status = 400 if response.status_code == 422 else response.status_code
-    content = error.body().error
-    sentences = dict.fromkeys(detail.message for detail in content.details)
-    message = "\n".join(sentences) if len(sentences) > 1 else content.message
-    body = {"message": message, "type": _type(status), "param": content.param, "code": content.code}
+    status = _status(response.status_code)
     headers = {
         name: value
         for name, value in response.headers.items()
@@ -56,7 +52,20 @@ def openai_error(error: ZetaError) -> JSONResponse:
         headers["retry-after"] = str(min(int(headers["retry-after"]), MAX_RETRY_AFTER_SECONDS))
     elif status in _PERMANENT:
         headers["x-should-retry"] = "false"
-    return JSONResponse({"error": body}, status, headers=headers)
+    return JSONResponse(error_body(error), status, headers=headers)
+
+
+def error_body(error: ZetaError) -> dict[str, Any]:
+    """An error as JSON; the message contains the sentences of all its details."""
+    content = error.body().error
+    sentences = dict.fromkeys(detail.message for detail in content.details)
+    message = "\n".join(sentences) if len(sentences) > 1 else content.message
+    kind = _type(_status(STATUS_OF_TYPE.get(error.type, 500)))
+    return {"error": {"message": message, "type": kind, "param": content.param, "code": content.code}}
+
+
+def _status(status: int) -> int:
+    return 400 if status == 422 else status
 
 
 def _type(status: int) -> str:

@@ -1,0 +1,200 @@
+"""The parameters of ``/chat/completions`` and ``/completions``: validating them, and the request that they describe.
+
+A parameter that has no effect here is refused by name, as is every unknown one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, JsonValue
+
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.spec.validation import StrictModel, parse
+from zeta_core.contract.wire.answers import MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS, AnswerOptions, Prompt
+
+MAX_REQUEST_BYTES = 4 * 2**20
+TEXT_TOKENS = 16  # the default of max_tokens for /completions
+MAX_TEXT_LOGPROBS = 5
+_TEXT_FIELDS = ("name", "tool_call_id")
+
+Stop = Annotated[str, Field(min_length=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+class StreamOptions(StrictModel):
+    include_usage: bool | None = None
+
+
+class FunctionCall(StrictModel):
+    name: str
+    arguments: str
+
+
+class MessageToolCall(StrictModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(StrictModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(StrictModel):
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+
+
+class Tool(StrictModel):
+    type: Literal["function"]
+    function: Function
+
+
+class _Parameters(StrictModel):
+    """The parameters that both routes have."""
+
+    model: str = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class ChatParameters(_Parameters):
+    """The body of ``/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: list[Tool] | None = None
+
+
+class TextParameters(_Parameters):
+    """The body of ``/completions``."""
+
+    prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TEXT_LOGPROBS)
+
+
+@dataclass(frozen=True)
+class AnswerQuery:
+    """A validated request: the requested model, the prompt, how to answer, and the form of the response."""
+
+    model: str
+    prompt: Prompt
+    options: AnswerOptions
+    is_chat: bool
+    stream: bool
+    include_usage: bool
+
+
+def chat_query(body: Any) -> AnswerQuery:
+    """The request in a body of ``/chat/completions``. Raises `InvalidRequest` naming every faulty parameter."""
+    parameters = parse(ChatParameters, _without_null_fields(body), error_class=InvalidRequest)
+    if parameters.max_tokens is not None and parameters.max_completion_tokens is not None:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens can't be combined; remove max_tokens.", param="max_tokens"
+        )
+    if parameters.top_logprobs is not None and not parameters.logprobs:
+        raise InvalidRequest("top_logprobs is set, but logprobs is not true; set it.", param="top_logprobs")
+    tools = [tool.model_dump(exclude_none=True) for tool in parameters.tools or []]
+    prompt = Prompt(messages=[_rendered(one) for one in parameters.messages], tools=tools or None)
+    max_tokens = parameters.max_completion_tokens or parameters.max_tokens
+    options = _options(parameters, max_tokens, parameters.logprobs or False, parameters.top_logprobs or 0)
+    return _query(parameters, prompt, options, is_chat=True)
+
+
+def text_query(body: Any) -> AnswerQuery:
+    """The request in a body of ``/completions``. Raises `InvalidRequest` naming every faulty parameter."""
+    parameters = parse(TextParameters, body, error_class=InvalidRequest)
+    text = parameters.prompt
+    if isinstance(text, list) and text and isinstance(text[0], str):
+        [text] = text
+    prompt = Prompt(text=cast("str | list[int]", text))
+    has_logprobs = parameters.logprobs is not None
+    options = _options(parameters, parameters.max_tokens or TEXT_TOKENS, has_logprobs, parameters.logprobs or 0)
+    return _query(parameters, prompt, options, is_chat=False)
+
+
+def _options(parameters: _Parameters, max_tokens: int | None, logprobs: bool, top_logprobs: int) -> AnswerOptions:
+    stop = parameters.stop or []
+    return AnswerOptions(
+        max_tokens=max_tokens,
+        temperature=1.0 if parameters.temperature is None else parameters.temperature,
+        top_p=1.0 if parameters.top_p is None else parameters.top_p,
+        stop=[stop] if isinstance(stop, str) else stop,
+        seed=parameters.seed,
+        n=parameters.n or 1,
+        logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        presence_penalty=parameters.presence_penalty or 0.0,
+        frequency_penalty=parameters.frequency_penalty or 0.0,
+    )
+
+
+def _query(parameters: _Parameters, prompt: Prompt, options: AnswerOptions, *, is_chat: bool) -> AnswerQuery:
+    stream = parameters.stream or False
+    if parameters.stream_options is not None and not stream:
+        raise InvalidRequest("stream_options is set, but stream is not true; remove it.", param="stream_options")
+    include_usage = parameters.stream_options is not None and bool(parameters.stream_options.include_usage)
+    return AnswerQuery(parameters.model, prompt, options, is_chat, stream, include_usage)
+
+
+def _rendered(message: ChatMessage) -> dict[str, JsonValue]:
+    """A message as chat templates expect it: plain text, and the arguments of tool calls as objects."""
+    content = message.content
+    text = "".join(part.text for part in content) if isinstance(content, list) else content
+    rendered: dict[str, JsonValue] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": text if text is not None else "",
+    }
+    rendered |= {name: value for name in _TEXT_FIELDS if (value := getattr(message, name)) is not None}
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return rendered
+
+
+def _arguments(text: str) -> JsonValue:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _without_null_fields(body: Any) -> Any:
+    """The body without null fields in its messages: clients send back messages of earlier responses."""
+    if not isinstance(body, Mapping) or not isinstance(body.get("messages"), list):
+        return body
+    messages = [
+        {name: value for name, value in one.items() if value is not None} if isinstance(one, Mapping) else one
+        for one in body["messages"]
+    ]
+    return {**body, "messages": messages}

@@ -1,0 +1,88 @@
+"""The weights that a model's name stands for, and whether the caller may use them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import JsonValue, TypeAdapter
+
+from server.auth import Caller
+from server.database.tables import JobRow
+from server.jobs.queries import find_job
+from server.openai.model_names import BaseModelName, resolve_model
+from server.service import Service
+from zeta_core.contract.errors import InvalidRequest, NotFound
+from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.spec.sources import ModelSource
+from zeta_core.contract.wire.answers import ServedWeights
+
+BASE = "base"  # in "job_.../base": the model that the job started from
+_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
+
+
+async def find_weights(service: Service, caller: Caller, name: str) -> ServedWeights:
+    """The weights of a checkpoint, of a named base model, or of a job's base (``job_.../base``).
+
+    Raises `NotFound`, also for the jobs of other projects, and `InvalidRequest` for a model that can't answer.
+    """
+    job_id, _, rest = name.partition("/")
+    async with service.database.read() as session:
+        if rest == BASE and is_id(job_id, "job"):
+            return _base_of_job(await find_job(session, caller, job_id))
+        found = await resolve_model(session, service, caller, name)
+    if isinstance(found, BaseModelName):
+        return _base_weights(found.name, caller.project, _SOURCE.dump_python(found.source, mode="json"))
+    job, checkpoint = found.job, found.checkpoint
+    stored = await asyncio.to_thread(service.store.checkpoint, job.id, checkpoint)
+    if stored is None:
+        raise NotFound(
+            f"Checkpoint {checkpoint} of {job.id} was removed meanwhile; send the request again.",
+            code="checkpoint_not_found",
+            param="model",
+        )
+    if stored.manifest.format == "module":
+        raise InvalidRequest(
+            f"{job.id}/{checkpoint} contains the weights of a custom module, which has no standard way to answer.",
+            code="cannot_answer",
+            param="model",
+        )
+    return ServedWeights(
+        name=f"{job.id}/{checkpoint}",
+        project=job.project,
+        model={"job": job.id, "checkpoint": checkpoint},
+        fingerprint=hashlib.sha256(stored.manifest_bytes).hexdigest(),
+        has_manifest=True,
+        quantize=_quantize(job) if stored.manifest.format == "adapter" else None,
+        files=job.resolved_spec.files,
+    )
+
+
+def _base_of_job(job: JobRow) -> ServedWeights:
+    model = job.resolved_spec.model or job.spec.get("model")
+    if isinstance(model, dict) and ("config" in model or "builder" in model):
+        raise InvalidRequest(
+            f"Job {job.id} was trained from scratch, so it has no base model that could answer.",
+            code="cannot_answer",
+            param="model",
+        )
+    weights = _base_weights(f"{job.id}/{BASE}", job.project, model)
+    return weights.model_copy(update={"files": job.resolved_spec.files})
+
+
+def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:
+    if isinstance(model, dict) and "config" in model:
+        raise InvalidRequest(
+            f"{name} is an architecture without weights, so it can't answer; train it, and use the job's name.",
+            code="cannot_answer",
+            param="model",
+        )
+    fingerprint = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
+    return ServedWeights(name=name, project=project, model=model, fingerprint=fingerprint)
+
+
+def _quantize(job: JobRow) -> Literal["nf4"] | None:
+    lora: Any = job.spec.get("lora")
+    return "nf4" if isinstance(lora, dict) and lora.get("quantize") == "nf4" else None

@@ -1,0 +1,52 @@
+"""/openai/v1/chat/completions and /openai/v1/completions: answers of checkpoints and base models.
+
+A key that may read the weights may also let them answer, so reading suffices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from server.auth import Caller
+from server.http.bodies import read_body
+from server.openai import answers
+from server.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
+from server.openai.answer_weights import find_weights
+from server.openai.errors import OpenAIRoute
+from server.routes.job_output import EVENT_STREAM, STREAM_HEADERS, LiveResponse
+from server.routes.routing import Router, TheCaller, TheService
+from server.service import Service
+
+router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute)
+
+_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+
+
+@router.post("/chat/completions", openapi_extra=_BODY, response_model=None)
+async def create_chat_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
+    """Answer a conversation with a checkpoint or a base model; with `stream`, as server-sent events."""
+    query = chat_query(await read_body(request, MAX_REQUEST_BYTES))
+    return await _answered(service, caller, request, query)
+
+
+@router.post("/completions", openapi_extra=_BODY, response_model=None)
+async def create_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
+    """Continue a text with a checkpoint or a base model; with `stream`, as server-sent events."""
+    query = text_query(await read_body(request, MAX_REQUEST_BYTES))
+    return await _answered(service, caller, request, query)
+
+
+async def _answered(service: Service, caller: Caller, request: Request, query: AnswerQuery) -> Response:
+    weights = await find_weights(service, caller, query.model)
+    try:
+        if query.stream:
+            events = await answers.answer_stream(service, query, weights, request.is_disconnected)
+            return LiveResponse(events, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+        return JSONResponse(await answers.answer_whole(service, query, weights, request.is_disconnected))
+    except answers.ClientGone:
+        return Response(status_code=499)  # nobody receives it; it appears in the request log

@@ -13,6 +13,7 @@ from benchmarks import (
     activation_memory,
     checkpoint_blocking,
     command_line,
+    concurrent_answers,
     data_wait,
     evaluation,
     event_storage,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "event-storage": event_storage.measure,
     "first-step": job_start.measure_first_step,
     "recovery": job_start.measure_recovery,
+    "concurrent-answers": concurrent_answers.measure,
 }
 
 

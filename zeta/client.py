@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,6 +39,7 @@ from zeta_core.system.settings import process_environment
 
 if TYPE_CHECKING:
     from zeta.administration import Administration
+    from zeta.chat import Answer, ChatMessage
     from zeta.download import Download, DownloadProgress
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.estimate import Estimate
@@ -306,6 +307,28 @@ class Client:
             overwrite=overwrite,
             on_progress=on_progress,
         )
+
+    # --- Answers ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        model: str,
+        prompt: Sequence[ChatMessage] | str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Ask a checkpoint (``job_...``, ``job_.../step-N``), a job's base (``job_.../base``) or a named base model.
+
+        ``prompt`` is a conversation, or a text to continue. ``on_text`` is called with each piece of the answer.
+        Raises `Unavailable` if no device is free now. The official `openai` client has all further parameters.
+        """
+        from zeta import chat
+
+        options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        return chat.ask(self._transport, model, prompt, options, on_text or (lambda _: None))
 
     # --- Files and workers --------------------------------------------------------------------------------------------
 

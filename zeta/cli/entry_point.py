@@ -22,6 +22,7 @@ MODULES = {
     "zeta.cli.top": ("top",),
     "zeta.cli.comparisons": ("plot", "diff"),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
+    "zeta.cli.chat": ("chat",),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),

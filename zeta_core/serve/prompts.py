@@ -36,8 +36,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 def _encode_conversation(tokenizer: Any, prompt: Prompt) -> list[int]:
     if not tokenizer.chat_template:
         raise InvalidPrompt(
-            "This model has no chat template, because it was not trained on conversations; send a text to "
-            "/completions instead.",
+            "This model has no chat template, because it was not trained on conversations; let it continue a text "
+            "instead (/completions, or `zeta chat --text`).",
             "messages",
         )
     try:

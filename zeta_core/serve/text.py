@@ -19,10 +19,14 @@ _REPLACEMENT = "\ufffd"  # an incomplete character
 
 
 class TextDecoder:
-    """Decodes the tokens of one choice."""
+    """Decodes the tokens of one choice. Tokens that the tokenizer doesn't know have no text.
+
+    A model may have more logits than its tokenizer has tokens.
+    """
 
     def __init__(self, tokenizer: Any, *, keeps_special: bool) -> None:
         self._tokenizer = tokenizer
+        self._num_known = len(tokenizer)
         self._skips = not keeps_special
         self._ids: list[int] = []
         self._known = 0  # the window starts here; its text up to `_read` was returned
@@ -30,6 +34,8 @@ class TextDecoder:
 
     def add(self, token: int) -> str:
         """The new text; empty while a character is incomplete."""
+        if token >= self._num_known:
+            return ""
         self._ids.append(token)
         text = self._new_text()
         if not text or text.endswith(_REPLACEMENT):
@@ -83,6 +89,7 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._num_known = len(tokenizer)
 
     def logprob(self, chosen: Chosen) -> TokenLogprob:
         assert chosen.logprob is not None, "log-probabilities were not requested"
@@ -90,6 +97,8 @@ class TokenBytes:
         return TokenLogprob(**self._text(chosen.token), logprob=chosen.logprob, top=top)
 
     def _text(self, token: int) -> dict[str, Any]:
+        if token >= self._num_known:
+            return {"token": "", "bytes": []}
         text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         if _REPLACEMENT not in text:
             return {"token": text, "bytes": list(text.encode())}

@@ -18,6 +18,12 @@ def test_only_whole_characters_are_passed_on() -> None:
     assert decoder.finish() == ""
 
 
+def test_a_token_that_the_tokenizer_does_not_know_has_no_text() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    assert TextDecoder(tokenizer, keeps_special=False).add(100_000) == ""
+    assert TokenBytes(tokenizer).logprob(Chosen(100_000, -1.0)).bytes == []
+
+
 def test_an_incomplete_character_at_the_end_is_shown_as_such() -> None:
     tokenizer = byte_tokenizer(CHATML)
     decoder = TextDecoder(tokenizer, keeps_special=False)

@@ -25,7 +25,7 @@ from zeta_core.contract.wire.messages import Heartbeat
 async def list_workers(service: Service, caller: Caller, query: PageQuery) -> Page[Worker]:
     """One page, sorted by name; ``after`` is the last name of the previous page.
 
-    Only an admin key sees the jobs of other projects, and the messages of failing components.
+    Only an admin key sees the jobs and served models of other projects, and the messages of failing components.
     """
     engine = service.engine
     beats = [beat for beat in engine.workers() if query.after is None or beat.worker > query.after]
@@ -79,11 +79,12 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
         memory_bytes=beat.memory_bytes,
         cpu_kind=beat.cpu_kind,
         labels=beat.labels,
-        slots=[_slot(slot, is_shown=slot.job_id in jobs) for slot in beat.slots],
+        slots=[_slot(slot, caller, is_shown=slot.job_id in jobs) for slot in beat.slots],
     )
 
 
-def _slot(device: DeviceReport, *, is_shown: bool) -> WorkerSlot:
-    """The slot, without its job unless it is shown."""
-    slot = WorkerSlot.model_validate({**device.model_dump(), "busy": device.job_id is not None})
+def _slot(device: DeviceReport, caller: Caller, *, is_shown: bool) -> WorkerSlot:
+    """The slot, without its job unless it is shown, and with the served models that the caller may see."""
+    served = [one.model_dump() for one in device.served if caller.is_admin or one.project == caller.project]
+    slot = WorkerSlot.model_validate({**device.model_dump(), "busy": device.job_id is not None, "served": served})
     return slot if is_shown else slot.model_copy(update={"job_id": None, "attempt": None})

@@ -184,8 +184,9 @@ class Supervisor:
                 self._dispatches[message.job_id] = message
                 self._accept_dispatches()
             case AnswerRequest():
-                waiting = {slot for dispatch in self._dispatches.values() for slot in dispatch.slots}
-                self._serving.take(message, self._attempts.used_slots | waiting)
+                dispatched = {slot for dispatch in self._dispatches.values() for slot in dispatch.slots}
+                unavailable = self._attempts.used_slots | self._attempts.unusable_slots | dispatched
+                self._serving.take(message, unavailable)
             case AnswerControl():
                 self._serving.control(message)
             case ClaimAnswer() | JournalAck() | StopRequest() | SaveRequest():
@@ -197,7 +198,7 @@ class Supervisor:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
 
     def _check_gpus(self) -> None:
-        self._gpu_health.step(self._attempts.used_devices)
+        self._gpu_health.step(self._attempts.used_devices | self._serving.used_devices)
 
     def _accept_dispatches(self) -> None:
         """Accept the jobs whose slots no served model uses any more; models are ended for the others."""

@@ -23,6 +23,7 @@ from server.database.draining import drained_workers
 from server.engine.known_workers import KnownWorkers
 from server.engine.redis_client import DroppedMessages, remove_wrong_type
 from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.answers import (
     ANSWER_PART,
     MAX_AHEAD,
@@ -228,7 +229,7 @@ class Answers:
         if not candidates:
             raise Unavailable("No connected worker can answer; start one with `zeta worker`.", code="no_worker")
         serving = [beat for beat in candidates if _serves(beat, weights)]
-        free = [beat for beat in candidates if any(slot.job_id is None for slot in beat.slots)]
+        free = [beat for beat in candidates if _free_slots(beat)]
         if not serving and not free:
             raise Unavailable(
                 "All devices are in use by jobs, which come first; send the request again when one of them has ended.",
@@ -237,16 +238,20 @@ class Answers:
         return serving[0] if serving else max(free, key=_room)
 
 
+def _free_slots(beat: Heartbeat) -> list[DeviceReport]:
+    """The slots that no job uses, with served models or without."""
+    return [slot for slot in beat.slots if slot.job_id is None and slot.problem is None]
+
+
 def _serves(beat: Heartbeat, weights: ServedWeights) -> bool:
     return any(
         served.model == weights.name and served.project == weights.project
-        for slot in beat.slots
-        if slot.job_id is None
+        for slot in _free_slots(beat)
         for served in slot.served
     )
 
 
 def _room(beat: Heartbeat) -> tuple[int, int]:
     """The number of free slots without a model, and the negative number of models in the others."""
-    free = [slot for slot in beat.slots if slot.job_id is None]
+    free = _free_slots(beat)
     return sum(not slot.served for slot in free), -sum(len(slot.served) for slot in free)

@@ -49,6 +49,8 @@ SCOPES: Mapping[str, Scope] = {
     "DELETE /v1/projects/{project}": Scope.ADMIN,
     "GET /v1/audit": Scope.ADMIN,
     "GET /metrics": Scope.METRICS,
+    "POST /openai/v1/chat/completions": Scope.READ,  # who may read the weights may also let them answer
+    "POST /openai/v1/completions": Scope.READ,
     "GET /openai/v1/models": Scope.READ,
     "GET /openai/v1/models/{model}": Scope.READ,
     "DELETE /openai/v1/models/{model}": Scope.SUBMIT,

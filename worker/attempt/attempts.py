@@ -63,6 +63,11 @@ class Attempts:
         return {slot.slot for attempt in self._attempts.values() for slot in attempt.slots}
 
     @property
+    def unusable_slots(self) -> set[int]:
+        """The slots whose GPUs must not be assigned."""
+        return {slot.slot for slot in self._slots if self._problem(slot) is not None}
+
+    @property
     def any_is_starting(self) -> bool:
         return any(attempt.is_starting for attempt in self._attempts.values())
 

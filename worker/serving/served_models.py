@@ -68,15 +68,20 @@ class ServedModels:
             processes.send(RunProcesses(directory, directory.name, ATTEMPT).alive(), signal.SIGKILL)
             shutil.rmtree(directory, ignore_errors=True)
 
-    def take(self, request: AnswerRequest, used_slots: Collection[int]) -> None:
-        """Answer a request; ``used_slots`` are those of jobs. A repeated request has no effect."""
+    @property
+    def used_devices(self) -> set[str]:
+        """The GPUs of the models, as in ``CUDA_VISIBLE_DEVICES``."""
+        return {model.slot.device for model in self._models if model.slot.device is not None}
+
+    def take(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
+        """Answer a request; ``unavailable`` are the slots that jobs use. A repeated request has no effect."""
         if not self._outboxes.open(request):
             return
         model = self._find(request.weights)
         if isinstance(model, Failure):
             self._outboxes.fail([request.request_id], model)
         elif model is None:
-            self._start(request, used_slots)
+            self._start(request, unavailable)
         else:
             model.answer(request)
 
@@ -128,8 +133,8 @@ class ServedModels:
             return Failure(code="no_capacity", message="The worker is stopping; send the request again.")
         return next((one for one in self._models if one.weights.key == weights.key and not one.is_ending), None)
 
-    def _start(self, request: AnswerRequest, used_slots: Collection[int]) -> None:
-        slot = self._free_slot(used_slots)
+    def _start(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
+        slot = self._free_slot(unavailable)
         if slot is None:
             failure = Failure(code="no_capacity", message="All devices are in use; send the request again later.")
             self._outboxes.fail([request.request_id], failure)
@@ -145,9 +150,9 @@ class ServedModels:
         self._models.append(model)
         model.answer(request)
 
-    def _free_slot(self, used_slots: Collection[int]) -> Slot | None:
+    def _free_slot(self, unavailable: Collection[int]) -> Slot | None:
         """The slot without a job that has the fewest models; the one that was idle the longest makes way if needed."""
-        free = [slot for slot in self._slots if slot.slot not in used_slots]
+        free = [slot for slot in self._slots if slot.slot not in unavailable]
         if not free:
             return None
         counts = {slot.slot: sum(one.slot == slot for one in self._models) for slot in free}

@@ -203,7 +203,7 @@ def test_a_job_takes_the_device_of_a_served_model(
         for _ in stream:
             pass
     wait_until(lambda: http.get(f"/v1/jobs/{submitted}").json()["status"] == "running", 60, "the job to run")
-    with pytest.raises(openai.InternalServerError, match="in use by jobs") as caught:
+    with pytest.raises(openai.InternalServerError, match="are in use by jobs") as caught:
         client.completions.create(model=text_job, prompt="a")
     assert caught.value.status_code == 503
     assert int(caught.value.response.headers["retry-after"]) <= 120

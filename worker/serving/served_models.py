@@ -36,6 +36,7 @@ from zeta_core.contract.wire.answers import (
 )
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY
 
+NO_SLOT = "The worker's devices are in use by jobs or other models; send the request again later."
 STOP_SECONDS = 2.0  # for the acknowledgement of the last parts, when the worker stops
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class ServedModels:
     def _start(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
         slot = self._free_slot(unavailable)
         if slot is None:
-            failure = Failure(code="no_capacity", message="All devices are in use; send the request again later.")
+            failure = Failure(code="no_capacity", message=NO_SLOT)
             self._outboxes.fail([request.request_id], failure)
             return
         weights = request.weights

@@ -213,7 +213,8 @@ def test_a_job_takes_the_device_of_a_served_model(
     http.post(f"/v1/jobs/{submitted}/pause").raise_for_status()
     wait_until(lambda: http.get(f"/v1/jobs/{submitted}").json()["status"] == "paused", 60, "the job to be paused")
     step = checkpoints(http, submitted)[0]
-    answer = client.completions.create(model=submitted, prompt="a", max_tokens=5)
+    # The device may be shown as used for a moment; the client repeats its request after `Retry-After`.
+    answer = client.with_options(max_retries=5).completions.create(model=submitted, prompt="a", max_tokens=5)
     assert answer.usage is not None
     assert f"{submitted}/{step}" in [one["model"] for one in served_models(http)]
     http.post(f"/v1/jobs/{submitted}/cancel").raise_for_status()

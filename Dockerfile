@@ -39,12 +39,14 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/zeta --shell /usr/sbin/nolo
     && install --directory --owner=zeta --group=zeta --mode=0750 /var/lib/zeta /artifacts \
     && install --directory --mode=0755 /data
 COPY --from=build /opt/zeta /opt/zeta
+# The container's address is reachable only where its port is published: on loopback, or through a proxy with TLS.
 ENV PATH=/opt/zeta/bin:$PATH \
     HOME=/var/lib/zeta \
     PYTHONUNBUFFERED=1 \
     ZETA_HOME=/var/lib/zeta \
     ZETA_HOST=0.0.0.0 \
     ZETA_PORT=8400 \
+    ZETA_BEHIND_PROXY=yes \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER zeta

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Generator
 from functools import partial
@@ -28,6 +29,7 @@ from server.service import Stopping, open_service
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings, ZetaError
 from zeta_core.contract.printable import printable
+from zeta_core.system.exposure import require_encryption
 
 GRACE_SECONDS = 5
 BACKLOG = 2048
@@ -75,6 +77,8 @@ def main() -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
+        require_encryption(settings.host, has_tls=settings.tls_cert is not None, behind_proxy=settings.behind_proxy)
+        _check_certificate(settings)
         listener = _listen(settings)
         with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
             runner.run(_serve(settings, listener))
@@ -99,12 +103,36 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         host, port = listener.getsockname()[:2]
-        logger.info("Serving on http://%s:%d.", f"[{host}]" if ":" in host else host, port)
+        scheme = "http" if settings.tls_cert is None else "https"
+        logger.info("Serving on %s://%s:%d.", scheme, f"[{host}]" if ":" in host else host, port)
         await _Server(config, service.stopping).serve([listener])
     logger.info("Stopped.")
+
+
+def _check_certificate(settings: ServerSettings) -> None:
+    """Raise `InvalidSettings` if the certificate or its key can't be used."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return
+    if settings.tls_cert is None or settings.tls_key is None:
+        missing, given = ("KEY", "CERT") if settings.tls_key is None else ("CERT", "KEY")
+        raise InvalidSettings(
+            f"ZETA_TLS_{given} is set without ZETA_TLS_{missing}; set both for TLS, or neither.",
+            param=f"ZETA_TLS_{missing}",
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, lambda: "")
+    except OSError as error:  # ssl.SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise InvalidSettings(
+            f"ZETA_TLS_CERT {str(settings.tls_cert)!r} and ZETA_TLS_KEY {str(settings.tls_key)!r} can't be used "
+            f"({reason}); name PEM files of a certificate and of its unencrypted private key.",
+            param="ZETA_TLS_CERT",
+        ) from error
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

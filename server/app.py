@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
+from server.http.browser_protection import HostCheck, SecurityHeaders, cross_origin
 from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
@@ -60,8 +61,13 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.submissions = Submissions(service)
     app.state.job_metrics = JobMetrics(registry)
+    settings = service.settings
+    app.add_middleware(HostCheck, listens_on=settings.loopback_host)  # the middleware added last runs first
     app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
-    app.add_middleware(ProxyMiddleware, trusted=service.settings.trusted_networks, root_path=service.settings.root_path)
+    app.add_middleware(ProxyMiddleware, trusted=settings.trusted_networks, root_path=settings.root_path)
+    if settings.cross_origins:
+        app.add_middleware(cross_origin, origins=settings.cross_origins)
+    app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
     modules = (jobs, job_output, checkpoints, files, workers, access, operations, openai_answers, openai_models)
     for module in modules:

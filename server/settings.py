@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.system.database_url import sqlite_url
+from zeta_core.system.exposure import is_loopback
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
 
 GIBIBYTE = 2**30
@@ -19,12 +21,28 @@ _PATH_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 _BASE_MODELS: TypeAdapter[dict[str, ModelSource]] = TypeAdapter(dict[str, ModelSource])
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
 def parse_networks(text: str) -> Networks:
     """The addresses and networks of a comma-separated list. Raises `ValueError`."""
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """The origins, such as ``https://train.example.org``, of a comma-separated list. Raises `ValueError`."""
+    origins = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is not an origin such as https://train.example.org")
+    return origins
+
+
+def _origins(value: str) -> str:
+    parse_origins(value)
+    return value
 
 
 def parse_path_prefix(text: str) -> str:
@@ -85,6 +103,18 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default="",
         description="addresses and networks whose Forwarded and X-Forwarded-* headers are trusted; default: none",
     )
+    tls_cert: Path | None = Field(
+        default=None, description="PEM file of the certificate and its chain; default: no TLS"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    behind_proxy: bool = Field(
+        default=False,
+        description="only a reverse proxy with TLS reaches the server; allows a public ZETA_HOST without TLS and any "
+        "Host header",
+    )
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        default="", description="origins of web pages that may use the API, separated by commas; default: none"
+    )
     api_key: ApiKey | None = None
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="maximum size of a JSON request body")
     artifacts_take_over: str | None = Field(
@@ -123,6 +153,16 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     @property
     def openai_base_models(self) -> dict[str, ModelSource]:
         return parse_base_models(self.openai_models)
+
+    @property
+    def cross_origins(self) -> tuple[str, ...]:
+        return parse_origins(self.cors_origins)
+
+    @property
+    def loopback_host(self) -> str | None:
+        """The address to which requests must be addressed; ``None`` if the server or a proxy has other names."""
+        has_other_names = self.behind_proxy or bool(self.trusted_networks) or not is_loopback(self.host)
+        return None if has_other_names else self.host
 
     @property
     def trusted_networks(self) -> Networks:

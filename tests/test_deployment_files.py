@@ -83,6 +83,7 @@ def test_the_generated_secrets_are_valid_settings_of_each_container(tmp_path: Pa
     assert at_server.api_key is not None
     assert at_server.artifacts == Path("/artifacts")
     assert (at_server.host, at_server.port) == ("0.0.0.0", 8400)
+    assert at_server.behind_proxy, "the port is published on loopback only"
 
 
 # --- Secrets ----------------------------------------------------------------------------------------------------------

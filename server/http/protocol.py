@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from server.http.browser_protection import SECURITY_HEADERS
 from server.http.connections import ConnectionLimit
 from server.http.error_responses import HeadTooLarge, error_response
 from zeta_core.contract.errors import MalformedRequest, Unavailable, ZetaError
@@ -110,7 +111,8 @@ class ServerProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         error = self._refusal or MalformedRequest("The request is not valid HTTP; send it again.", code="invalid_http")
-        response = error_response(error, {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"})
+        own = {"X-Request-Id": f"req_{secrets.token_hex(12)}", "Connection": "close"}
+        response = error_response(error, {**own, **SECURITY_HEADERS})
         head = b"".join(b"%b: %b\r\n" % (name, value) for name, value in response.raw_headers)
         self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
         self.transport.close()

@@ -35,7 +35,7 @@ def exchange(server: ServerProcess, request: bytes) -> tuple[bytes, dict[str, st
 
 
 def get_http_1_0(server: ServerProcess, path: str, headers: str = "") -> tuple[bytes, dict[str, str], bytes]:
-    return exchange(server, f"GET {path} HTTP/1.0\r\nHost: x\r\n{KEY}{headers}\r\n".encode())
+    return exchange(server, f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{KEY}{headers}\r\n".encode())
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,10 @@ def test_http_1_0_supports_ranges_errors_and_head(server: ServerProcess, http: h
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
         b"GET\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET /v1/\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
 )
 def test_invalid_http_gets_the_standard_error_shape(server: ServerProcess, request_: bytes) -> None:
@@ -137,7 +137,7 @@ def test_pipelined_requests_without_readers_are_not_kept_in_memory(server: Serve
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=10)) as connection:
         try:
             while sent < 20 << 20:
-                sent += connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+                sent += connection.send(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
         except (ConnectionResetError, BrokenPipeError):
             pass
     assert sent < 20 << 20
@@ -157,7 +157,7 @@ def test_a_new_connection_replaces_the_one_that_was_silent_longest(shared_valkey
         ]
         assert httpx.get(f"{process.url}/healthz").status_code == 200
         assert silent[0].recv(1) == b"", "the server closed the oldest one"
-        silent[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        silent[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert silent[-1].recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
@@ -172,7 +172,7 @@ def test_busy_connections_are_kept_and_further_ones_get_503(shared_valkey: Valke
             for _ in range(20)
         ]
         for connection in busy:
-            request = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 2\r\n\r\n"
+            request = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: localhost\r\n{KEY}Content-Length: 2\r\n\r\n"
             connection.sendall(request.encode())
         wait_until(lambda: httpx.get(f"{process.url}/healthz").status_code == 503, 10, "the limit")
         error = httpx.get(f"{process.url}/healthz")
@@ -189,7 +189,7 @@ def test_busy_connections_are_kept_and_further_ones_get_503(shared_valkey: Valke
 def test_a_client_that_reads_nothing_is_disconnected(server: ServerProcess, http: httpx.Client) -> None:
     data = {"file": ("large.txt", b"0123456789abcde\n" * (1 << 20))}
     file = http.post("/v1/files", files=data, data={"purpose": "dataset"}).json()
-    request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: x\r\n{KEY}\r\n".encode()
+    request = f"GET /v1/files/{file['id']}/content HTTP/1.1\r\nHost: localhost\r\n{KEY}\r\n".encode()
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:
         connection.sendall(request)
         address = connection.getsockname()
@@ -202,8 +202,11 @@ def test_a_client_that_reads_nothing_is_disconnected(server: ServerProcess, http
 
 
 def test_pipelined_bodies_do_not_count_as_request_heads(server: ServerProcess) -> None:
-    post = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\n{KEY}Content-Length: 60000\r\n\r\n".encode() + b" " * 60_000
-    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    post = (
+        f"POST /v1/jobs/validate HTTP/1.1\r\nHost: localhost\r\n{KEY}Content-Length: 60000\r\n\r\n".encode()
+        + b" " * 60_000
+    )
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     status, _, rest = exchange(server, post * 3 + get)
     assert status == b"HTTP/1.1 400 Bad Request"  # white space is not JSON
     assert rest.count(b"HTTP/1.1 400") == 2
@@ -213,7 +216,7 @@ def test_pipelined_bodies_do_not_count_as_request_heads(server: ServerProcess) -
 def test_json_bodies_are_read_chunked_and_after_100_continue(server: ServerProcess) -> None:
     body = json.dumps(SPEC).encode()
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:])) + b"0\r\n\r\n"
-    head = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{KEY}"
+    head = f"POST /v1/jobs/validate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{KEY}"
     status, _, _ = exchange(server, head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
     assert status == b"HTTP/1.1 200 OK"
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as connection:

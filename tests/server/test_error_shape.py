@@ -284,7 +284,7 @@ def test_a_rejected_large_body_is_not_read_and_closes_the_connection(server: Ser
         ("/nothing", "not_found_error"),
     ):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 30}\r\n"
             head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             connection.sendall(head.encode())
             response = b""

@@ -275,7 +275,7 @@ def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> 
     """The client sends until the buffers are full; the server reads nothing of the body."""
     sent = 0
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 30}\r\n"
+        head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 30}\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n")
         response = connection.recv(65536)
         try:
@@ -291,7 +291,8 @@ def test_an_unauthenticated_upload_is_rejected_unread(server: ServerProcess) -> 
 
 def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
+        head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
+        head += "Content-Length: 100000\r\n"
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
         wait_until(lambda: unfinished_uploads(server), 10, "the upload to have begun")
     wait_until(lambda: not unfinished_uploads(server), 10, "its temporary file to be gone")
@@ -301,9 +302,8 @@ def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
 def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            head = (
-                f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {API_KEY}\r\nContent-Length: 100000\r\n"
-            )
+            head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {API_KEY}\r\n"
+            head += "Content-Length: 100000\r\n"
             connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + FILE[:-2])
             wait_until(lambda: unfinished_uploads(server), 10, "the upload to have begun")
             server.end(signal.SIGKILL)

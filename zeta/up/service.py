@@ -36,6 +36,7 @@ from zeta.up.settings import (
 )
 from zeta.up.valkey import REPLY_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
+from zeta_core.system.exposure import require_encryption
 from zeta_core.system.file_identity import FileIdentity, process_start
 from zeta_core.system.redis_access import RedisAddress
 
@@ -77,6 +78,13 @@ class LocalService:
         when it returns or raises.
         """
         _require_extras()
+        if self.settings.tls_cert is not None:
+            raise InvalidSettings(
+                "ZETA_TLS_CERT is set, which `zeta up` does not support; run `zeta server` and `zeta worker`, or put a "
+                "reverse proxy with TLS in front of it (docs/security.md).",
+                param="ZETA_TLS_CERT",
+            )
+        require_encryption(self.settings.host, has_tls=False, behind_proxy=self.settings.behind_proxy)
         self.home.create()
         with self.home.locked(), self._handling_signals():
             self._write_state()

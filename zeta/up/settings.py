@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -26,6 +27,8 @@ class UpSettings(Settings):
 
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
+    behind_proxy: bool = Field(False, description="only a reverse proxy with TLS reaches the service")
+    tls_cert: Path | None = Field(None, description="not with `zeta up`, which has no certificate for this machine")
     redis_url: RedisUrl | None = Field(None, description="default: a Valkey server started by `zeta up`")
     database_url: DatabaseUrl | None = Field(None, description="default: SQLite in ZETA_HOME")
     artifacts_url: str | None = Field(None, description="default: a folder in ZETA_HOME")

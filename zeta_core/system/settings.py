@@ -87,7 +87,9 @@ class Settings(BaseModel):
             variable = PREFIX + str(first["loc"][0]).upper() if first["loc"] else PREFIX + "*"
             if first["type"] == "missing":
                 raise InvalidSettings(f"{variable} is not set; set it, or {variable}_FILE.", param=variable) from error
-            shown = "(hidden)" if str(first["loc"][0] if first["loc"] else "") in cls.secrets else repr(first["input"])
+            # An error without a field has all values as its input, including the secrets.
+            is_secret = not first["loc"] or str(first["loc"][0]) in cls.secrets
+            shown = "(hidden)" if is_secret else repr(first["input"])
             reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
             raise InvalidSettings(f"{variable} is {shown}: {reason}.", param=variable) from error
         return settings.model_copy(update={"home": cls._absolute(settings.home)})

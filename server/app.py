@@ -23,6 +23,7 @@ from server.routes import (
     openai_answers,
     openai_models,
     operations,
+    sweeps,
     workers,
 )
 from server.service import Service
@@ -30,11 +31,12 @@ from server.submitting.submissions import Submissions
 from zeta_core.contract.access import KeyRotation, NewKey, NewProject
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
+from zeta_core.contract.job.sweep import SweepRequest
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
-BODIES = (JobSpec, Rerun, NewKey, KeyRotation, NewProject)
+BODIES = (JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject)
 LINES = (
     events.StatusLine,
     events.ProgressLine,
@@ -69,7 +71,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(cross_origin, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
-    modules = (jobs, job_output, checkpoints, files, workers, access, operations, openai_answers, openai_models)
+    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, operations, openai_answers, openai_models)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller, project_not_found
 from server.database.pagination import PageQuery, page, storable
 from server.database.projects import contents, ensure_project
-from server.database.tables import ProjectRow
+from server.database.tables import ProjectRow, SweepRow
 from server.service import Service
 from zeta_core.contract.access import DEFAULT_PROJECT, NewProject, Project
 from zeta_core.contract.errors import Conflict
@@ -55,6 +55,7 @@ async def delete_project(service: Service, caller: Caller, name: str) -> Deleted
                 f"Project {name} contains {contained}; delete its jobs and files and revoke its keys first.",
                 code="project_in_use",
             )
+        await session.execute(delete(SweepRow).where(SweepRow.project == name))  # their jobs are deleted
         await session.delete(row)
         session.add(caller.audit_row("project.delete", name, project=name))
     return DeletedObject(id=name, object="project")

@@ -14,23 +14,22 @@ A command line starts a client for every command, so a method imports what only 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
-from uuid import uuid4
 
 import httpx
 
 from zeta.errors import InvalidResponse, Unreachable, parse_response
 from zeta.job_ids import LAST, resolve_job_id, with_full_job
 from zeta.pagination import read_pages
+from zeta.request_parts import creation_headers, json_body, path_segment
 from zeta.server_lookup import ClientSettings, find_server
 from zeta.transport import HttpTransport
-from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, StoredFile, Worker
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from zeta.administration import Administration
     from zeta.chat import Answer, ChatMessage
     from zeta.download import Download, DownloadProgress
+    from zeta.sweeps import Sweeps
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.estimate import Estimate
     from zeta_core.contract.job.events import Event
@@ -102,6 +102,13 @@ class Client:
 
         return Administration(self._transport)
 
+    @property
+    def sweeps(self) -> Sweeps:
+        """Creating, reading and cancelling sweeps: jobs with the same spec except for some settings."""
+        from zeta.sweeps import Sweeps
+
+        return Sweeps(self._transport, self._spec_body)
+
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
     def submit(
@@ -124,7 +131,7 @@ class Client:
         from zeta_core.contract.job.estimate import Estimate
 
         headers = {"Content-Type": "application/json"}
-        body = _json(self._spec_body(spec, on_upload))
+        body = json_body(self._spec_body(spec, on_upload))
         return parse_response(
             Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
         )
@@ -267,7 +274,7 @@ class Client:
         from zeta_core.contract.job.checkpoint import Manifest
 
         return parse_response(
-            Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{_path_segment(name)}")
+            Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{path_segment(name)}")
         )
 
     def download(
@@ -377,32 +384,11 @@ class Client:
 
     def _id(self, text: str) -> str:
         """The full job id for ``text``, which may be the beginning of an id, or ``@last``."""
-        return resolve_job_id(self, text if text == LAST else _path_segment(text))
+        return resolve_job_id(self, text if text == LAST else path_segment(text))
 
     def _command(self, job_id: str, command: str) -> Job:
         return parse_response(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
 
     def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
-        key = idempotency_key or str(uuid4())
-        if not (key.isascii() and key.isprintable()):
-            raise InvalidRequest(
-                f"idempotency_key is {key!r}; use printable ASCII, because it is sent in an HTTP header."
-            )
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        return parse_response(Job, self._transport.request("POST", path, content=_json(sent), headers=headers))
-
-
-def _json(sent: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(sent, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"The spec cannot be written as JSON: {error}. Use only JSON types.") from error
-
-
-def _path_segment(text: str) -> str:
-    """``text`` as one segment of a URL path. Raises `InvalidRequest` if it could change the path."""
-    if not text or not all(sign.isascii() and (sign.isalnum() or sign in "_-.") for sign in text) or ".." in text:
-        raise InvalidRequest(
-            f"{text!r} is not a valid id or checkpoint name; `zeta jobs` and `zeta checkpoints` list them."
-        )
-    return text
+        headers = creation_headers(idempotency_key)
+        return parse_response(Job, self._transport.request("POST", path, content=json_body(sent), headers=headers))

@@ -160,6 +160,24 @@ def apply_settings(spec: Spec, settings: list[str]) -> Spec:
     return changed
 
 
+def read_grid(options: list[str]) -> dict[str, list[Any]]:
+    """The values of each field from ``field=value,value``; the values are items of a YAML 1.2 list.
+
+    Raises `InvalidRequest` naming the option.
+    """
+    grid: dict[str, list[Any]] = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator or not name.strip() or not text.strip():
+            raise _invalid_setting(
+                f"--grid {option!r} lists no values; write a field and its values, such as learning_rate=1e-4,3e-4."
+            )
+        if name.strip() in grid:
+            raise _invalid_setting(f"--grid lists values of {name.strip()} twice; list all of them in one option.")
+        grid[name.strip()] = _yaml(f"--grid {name}", f"[{text}]")
+    return grid
+
+
 def _set(spec: Spec, keys: list[str], value: Any, setting: str) -> None:
     at: Any = spec
     for index, key in enumerate(keys):

@@ -24,7 +24,9 @@ def upgrade() -> None:
         sa.Column("request", DOCUMENT, nullable=False),
         sa.Column("idempotency_key", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_sweeps"),
-        sa.UniqueConstraint("created_by", "idempotency_key", name="uq_sweeps_created_by_idempotency_key"),
+        sa.UniqueConstraint(
+            "project", "created_by", "idempotency_key", name="uq_sweeps_project_created_by_idempotency_key"
+        ),
     )
     op.create_index("ix_sweeps_project_created_at_id", "sweeps", ["project", "created_at", "id"])
     op.add_column("jobs", sa.Column("sweep", sa.String(), nullable=True))

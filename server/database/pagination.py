@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import FileRow, JobRow, KeyRow
+from server.database.tables import FileRow, JobRow, KeyRow, SweepRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id
 from zeta_core.contract.job.responses import Page
@@ -28,9 +28,14 @@ MAX_PAGE_BYTES = 4 << 20
 UNWEIGHED_ROWS = 50  # with so few rows, a page is always small enough
 
 ItemT = TypeVar("ItemT")
-RowT = TypeVar("RowT", JobRow, FileRow, KeyRow)
+RowT = TypeVar("RowT", JobRow, FileRow, KeyRow, SweepRow)
 
-_PREFIXES: dict[type[JobRow] | type[FileRow] | type[KeyRow], IdPrefix] = {JobRow: "job", FileRow: "file", KeyRow: "key"}
+_PREFIXES: dict[type[JobRow] | type[FileRow] | type[KeyRow] | type[SweepRow], IdPrefix] = {
+    JobRow: "job",
+    FileRow: "file",
+    KeyRow: "key",
+    SweepRow: "sweep",
+}
 
 
 class PageQuery(BaseModel):

@@ -149,7 +149,7 @@ class SweepRow(Table):
     __tablename__ = "sweeps"
     __table_args__ = (
         Index("ix_sweeps_project_created_at_id", "project", "created_at", "id"),
-        UniqueConstraint("created_by", "idempotency_key"),
+        UniqueConstraint("project", "created_by", "idempotency_key"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -29,13 +29,18 @@ async def run_command(service: Service, caller: Caller, job_id: str, command: Co
     """The job after the command. Raises `NotFound`, and `Conflict` if the command isn't possible in its status."""
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
-        await _apply(service, session, row, require_accepted(row, command).effect)
+        await apply_to_row(service, session, row, command)
         session.add(caller.audit_row(f"job.{command}", row.id, project=row.project))
         await session.flush()
         job = await to_job(session, row)
     service.engine.wake()
     service.engine.event_signal.notify(job_id)
     return job
+
+
+async def apply_to_row(service: Service, session: AsyncSession, row: JobRow, command: Command) -> None:
+    """Apply the command to a locked job in this transaction. Raises `Conflict` if the command is rejected."""
+    await _apply(service, session, row, require_accepted(row, command).effect)
 
 
 def require_accepted(row: JobRow, command: Command) -> Accepted:

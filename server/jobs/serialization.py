@@ -85,6 +85,7 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
             "project": row.project,
             "created_by": row.created_by,
             "parent": row.parent,
+            "sweep": row.sweep,
             "status": row.status,
             "status_reason": row.status_reason,
             "requested_action": row.requested_action,

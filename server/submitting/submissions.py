@@ -46,7 +46,7 @@ class RequestIdentity:
 def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
     """The identity of a request with this JSON body. Raises `InvalidRequest` for an invalid key."""
     if idempotency_key is not None:
-        _check_idempotency_key(idempotency_key)
+        check_idempotency_key(idempotency_key)
     return RequestIdentity(idempotency_key, _fingerprint(body))
 
 
@@ -122,7 +122,9 @@ class Submissions:
             except InvalidRequest as error:
                 faults[number] = error
             else:
-                rows[number] = self._row(submission, accepted)
+                rows[number] = new_job_row(
+                    self._service, submission.caller, submission.body, accepted, parent=submission.parent
+                )
         await create_jobs(session, list(rows.values()))
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
         session.add_all([submissions[number].audit_row(row.id) for number, row in rows.items()])
@@ -135,23 +137,34 @@ class Submissions:
             for number in range(len(submissions))
         ]
 
-    def _row(self, submission: _Submission, accepted: AcceptedSpec) -> JobRow:
-        (job_id, created_at), spec = new_id_at("job"), accepted.spec
-        row = JobRow(
-            id=job_id,
-            project=submission.caller.project,
-            created_by=submission.caller.key_id,
-            parent=submission.parent,
-            entity_name=spec.entity_name,
-            spec=submission.body,
-            resolved_spec=accepted.resolved_spec,
-            priority=spec.priority,
-            max_retries=spec.max_retries,
-            created_at=created_at,
-            job_metadata=dict(spec.metadata),
-        )
-        row.waiting_reason = self._service.engine.waiting_reason_of(row)
-        return row
+
+def new_job_row(
+    service: Service,
+    caller: Caller,
+    body: dict[str, Any],
+    accepted: AcceptedSpec,
+    *,
+    parent: str | None = None,
+    sweep: str | None = None,
+) -> JobRow:
+    """The row of a new job, with the submitted ``body``; `create_jobs` inserts it."""
+    (job_id, created_at), spec = new_id_at("job"), accepted.spec
+    row = JobRow(
+        id=job_id,
+        project=caller.project,
+        created_by=caller.key_id,
+        parent=parent,
+        sweep=sweep,
+        entity_name=spec.entity_name,
+        spec=body,
+        resolved_spec=accepted.resolved_spec,
+        priority=spec.priority,
+        max_retries=spec.max_retries,
+        created_at=created_at,
+        job_metadata=dict(spec.metadata),
+    )
+    row.waiting_reason = service.engine.waiting_reason_of(row)
+    return row
 
 
 async def find_created_job(service: Service, caller: Caller, request: RequestIdentity) -> Job | None:
@@ -174,7 +187,8 @@ def _fingerprint(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _check_idempotency_key(key: str) -> None:
+def check_idempotency_key(key: str) -> None:
+    """Raise `InvalidRequest` for an invalid key."""
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not (key.isascii() and key.isprintable()):
         raise InvalidRequest(
             f"Idempotency-Key is {shown(key)}; use 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable ASCII characters.",

@@ -16,10 +16,12 @@ from zeta_core.contract.job.status import JobStatus
 
 SECRET_TEXT = "canary-of-project-a"
 FILE = {"files": {"file": (f"{SECRET_TEXT}.txt", SECRET_TEXT.encode())}, "data": {"purpose": "dataset"}}
+SWEEP = {"spec": SPEC, "grid": {"seed": [1, 2]}}
 # Valid bodies, so that a request fails only because of its key or the object.
 BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/jobs": {"json": SPEC},
     "POST /v1/jobs/validate": {"json": SPEC},
+    "POST /v1/sweeps": {"json": SWEEP},
     "POST /v1/files": FILE,
     "POST /v1/keys": {"json": {"name": "n", "scopes": ["read"]}},
     "POST /v1/projects": {"json": {"name": "another"}},
@@ -43,6 +45,7 @@ class Objects:
     job_id: str
     file_id: str
     key_id: str
+    sweep_id: str
     project: str = "a"
     name: str = "final"
     path: str = "model.safetensors"
@@ -65,9 +68,10 @@ def objects(server: ServerProcess, rows: Rows) -> Objects:
     with server.http(key["key"]) as http:
         file_id = http.post("/v1/files", **FILE).json()["id"]  # pyright: ignore[reportArgumentType]
         job_id = submit(http, entity_name=SECRET_TEXT, metadata={"k": SECRET_TEXT})["id"]
+        sweep_id = http.post("/v1/sweeps", json=SWEEP).json()["id"]
     rows.attempt(job_id, log=SECRET_TEXT, to=JobStatus.SUCCEEDED)
     rows.checkpoint(job_id, "final", 4, {"model.safetensors": ("weights", SECRET_TEXT.encode())})
-    return Objects(job_id, file_id, key["id"])
+    return Objects(job_id, file_id, key["id"], sweep_id)
 
 
 @pytest.fixture
@@ -131,10 +135,10 @@ def test_every_object_of_another_project_is_not_found(stranger: httpx.Client, ob
         assert response.status_code == 404, (name, response.text)
         assert SECRET_TEXT not in response.text
         # A response about an object that doesn't exist differs only in the id.
-        unknown = Objects("job_" + "0" * 24, "file_" + "0" * 24, "key_" + "0" * 24, project="zzz")
+        unknown = Objects(*(f"{kind}_{'0' * 24}" for kind in ("job", "file", "key", "sweep")), project="zzz")
         missing = stranger.request(method, unknown.url(path), **BODIES.get(name, {}))
         same = missing.text
-        for attribute in ("job_id", "file_id", "project"):
+        for attribute in ("job_id", "file_id", "sweep_id", "project"):
             same = same.replace(getattr(unknown, attribute), getattr(objects, attribute))
         assert (missing.status_code, same) == (404, response.text)
 

@@ -19,6 +19,7 @@ MODULES = {
     "zeta.cli.submit": ("submit", "validate"),
     "zeta.cli.data": ("data",),
     "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
+    "zeta.cli.sweeps": ("sweep", "sweeps"),
     "zeta.cli.top": ("top",),
     "zeta.cli.comparisons": ("plot", "diff"),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),

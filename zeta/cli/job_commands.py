@@ -16,12 +16,25 @@ _PENDING_ACTIONS = {"cancel": "it is being cancelled", "pause": "it is saving a 
 
 
 @app.command(rich_help_panel=JOBS)
-def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job. Its checkpoints, logs and events are kept."""
+def cancel(
+    job_id: Annotated[
+        str, typer.Argument(metavar="ID", help="A job id, the beginning of one, @last, or the id of a sweep.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a job, or all unfinished jobs of a sweep. Their checkpoints, logs and events are kept."""
+    from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
     with Client() as client:
+        if job_id.startswith("sweep_"):
+            sweep = client.sweeps.cancel(job_id)
+            if as_json:
+                print_json(sweep)
+            else:
+                print(f"The unfinished jobs of {sweep.id} are being cancelled. Show them: zeta sweeps {sweep.id}")
+            return
         _print_job(client.cancel(resolve_job_id(client, job_id)), as_json)
 
 

@@ -47,7 +47,7 @@ def submit(
     from zeta.cli.output import notice, print_json
     from zeta.client import Client
 
-    fields = _read(spec, model, data, lora, settings or [])
+    fields = read_fields(spec, model, data, lora, settings or [])
     with Client() as client:
         job = client.submit(fields, on_upload=partial(notice, as_json=as_json))
         if as_json:
@@ -76,7 +76,7 @@ def validate(
     from zeta.cli.output import notice, print_fields, print_json
     from zeta.client import Client
 
-    fields = _read(spec, model, data, lora, settings or [])
+    fields = read_fields(spec, model, data, lora, settings or [])
     with Client() as client:
         estimate = client.validate(fields, on_upload=partial(notice, as_json=as_json))
     if as_json:
@@ -86,7 +86,10 @@ def validate(
     print_fields(estimate_rows(estimate))
 
 
-def _read(file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]) -> dict[str, Any]:
+def read_fields(
+    file: Path | None, model: str | None, data: str | None, lora: bool, settings: list[str]
+) -> dict[str, Any]:
+    """The spec in the file or on standard input, with the options applied. Raises `InvalidRequest`."""
     from zeta.local_files import shown_path
     from zeta.spec_file import MAX_BYTES, apply_settings, looks_like_data, read_spec
     from zeta_core.contract.errors import InvalidRequest

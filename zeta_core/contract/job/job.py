@@ -78,6 +78,7 @@ class Job(BaseModel):
     project: str
     created_by: str
     parent: str | None = None
+    sweep: str | None = Field(default=None, description="the sweep that created the job")
     status: JobStatus
     status_reason: StatusReason | None = None
     requested_action: RequestedAction | None = None

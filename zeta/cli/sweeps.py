@@ -1,0 +1,177 @@
+"""The commands that create and show sweeps: jobs with the same spec except for some settings."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zeta.cli.app import JOBS, AsJson, app
+from zeta.cli.submit import Data, Lora, Model, Settings, SpecFile, read_fields
+
+if TYPE_CHECKING:
+    from zeta.client import Client
+    from zeta_core.contract.job.sweep import Sweep, SweepResult
+
+REFRESH_SECONDS = 2.0
+
+
+@app.command(rich_help_panel=JOBS)
+def sweep(
+    spec: SpecFile = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="FIELD=VALUE,VALUE", help="The values of a field, such as lora.r=8,16. Repeatable."
+        ),
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    lora: Lora = False,
+    settings: Settings = None,
+    random: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Create only N combinations, chosen at random.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The seed of the random choice.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job for each combination of values. All jobs are created, or none."""
+    from zeta.cli.output import notice, print_json
+    from zeta.client import Client
+    from zeta.spec_file import read_grid
+    from zeta_core.contract.errors import InvalidRequest
+
+    if not grid:
+        raise InvalidRequest("No grid was given; list the values of a field with --grid learning_rate=1e-4,3e-4.")
+    fields = read_fields(spec, model, data, lora, settings or [])
+    with Client() as client:
+        created = client.sweeps.create(
+            fields, read_grid(grid), random=random, seed=seed, on_upload=partial(notice, as_json=as_json)
+        )
+        if as_json:
+            print_json(created)
+        else:
+            hint = "" if follow else f" Show them: zeta sweeps {created.id}"
+            print(f"{created.id} has {len(created.jobs)} jobs.{hint}", flush=True)
+        if follow:
+            _follow(client, created.id, as_json=as_json)
+
+
+@app.command(rich_help_panel=JOBS)
+def sweeps(
+    sweep_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The id of a sweep.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of sweeps.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List sweeps, newest first, or show the jobs of one with their losses.
+
+    Losses are those of `zeta jobs`. The best job has the lowest loss on held-out data (EVAL), or the lowest LOSS if a
+    job has no held-out data.
+    """
+    from zeta.cli.output import print_json, print_list
+    from zeta.client import Client
+    from zeta_core.contract.errors import InvalidRequest
+
+    if sweep_id is None and follow:
+        raise InvalidRequest("--follow needs the id of a sweep; `zeta sweeps` lists them.", param="--follow")
+    with Client() as client:
+        if sweep_id is None:
+            listed = client.sweeps.list(limit=limit)
+            print_list(listed) if as_json else _print_list(listed)
+        elif follow:
+            _follow(client, sweep_id, as_json=as_json)
+        else:
+            result = client.sweeps.get(sweep_id)
+            print_json(result) if as_json else print("\n".join(result_lines(result)))
+
+
+def _follow(client: Client, sweep_id: str, *, as_json: bool) -> None:
+    """Update the table in a terminal until all jobs have ended; elsewhere, print it at the end."""
+    from contextlib import nullcontext
+    from threading import Event
+
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from zeta.cli.output import print_json
+    from zeta_core.contract.job.status import ENDED
+
+    console = Console(highlight=False)
+    is_live = sys.stdout.isatty() and not as_json and not console.is_dumb_terminal
+    result = client.sweeps.get(sweep_id)
+    with Live(console=console, auto_refresh=False) if is_live else nullcontext() as live:
+        while True:
+            if live is not None:
+                text = "\n".join(result_lines(result, width=console.width))
+                live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
+            if all(job.status in ENDED for job in result.jobs):
+                break
+            Event().wait(REFRESH_SECONDS)
+            result = client.sweeps.get(sweep_id)
+    if as_json:
+        print_json(result)
+    elif not is_live:
+        print("\n".join(result_lines(result)))
+
+
+def result_lines(result: SweepResult, width: int | None = None) -> list[str]:
+    """The table of a sweep's jobs, the best job marked, and the next command."""
+    import json
+
+    from zeta.cli.output import terminal_size
+    from zeta.cli.table import Column, table_lines
+
+    columns = [
+        Column("JOB"),
+        *(Column(name.upper(), min_width=len(name)) for name in result.fields),
+        Column("STATUS"),
+        Column("STEP", drop_order=1),
+        Column("LOSS", drop_order=2),
+        Column("EVAL"),
+        Column(""),
+    ]
+    rows = [
+        (
+            job.id,
+            *(value if isinstance(value, str) else json.dumps(value) for value in job.settings.values()),
+            job.status,
+            None if job.step is None else f"{job.step}/{job.total_steps}" if job.total_steps else str(job.step),
+            None if job.loss is None else f"{job.loss:.4f}",
+            None if job.eval_loss is None else f"{job.eval_loss:.4f}",
+            "best" if job.id == result.best else "",
+        )
+        for job in result.jobs
+    ]
+    if not rows:
+        return [f"All jobs of {result.id} have been deleted."]
+    lines = table_lines(columns, rows, width or terminal_size().columns)
+    if result.best is not None:
+        name = "held-out loss" if result.metric == "eval_loss" else "loss"
+        lines.append(f"{result.best} has the lowest {name}. Download it: zeta download {result.best}")
+    return lines
+
+
+def _print_list(listed: list[Sweep]) -> None:
+    from zeta.cli.table import Column, print_table
+
+    rows = [
+        (
+            sweep.id,
+            ", ".join(sweep.fields),
+            ", ".join(f"{count} {status}" for status, count in sweep.num_jobs.items()) or "no jobs",
+            sweep.created_at,
+        )
+        for sweep in listed
+    ]
+    columns = (
+        Column("ID"),
+        Column("FIELDS", min_width=8),
+        Column("JOBS", min_width=8),
+        Column("CREATED", drop_order=1),
+    )
+    print_table(columns, rows, none="No sweeps found.")

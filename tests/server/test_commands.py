@@ -165,17 +165,29 @@ def test_errors_of_a_rerun_name_the_invalid_fields(http: httpx.Client) -> None:
         assert error_of(response)["details"][0]["suggestion"] == suggestion
 
 
-def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, http: httpx.Client) -> None:
-    parent = rows.job(spec={"batch_size": 4, "gradient_accumulate_every": 2, "learning_rate": 0.001})
-    rows.attempt(parent)
-    rows.checkpoint(parent, "best", 9, WEIGHTS)
-    rows.checkpoint(parent, "step-4", 4, WEIGHTS)
-    rows.checkpoint(parent, "step-8", 8, WEIGHTS)
+def job_with_checkpoints(rows: Rows, spec: dict[str, Any] | None = None) -> str:
+    """A job with the checkpoints ``step-4``, ``step-8`` and ``best``."""
+    job_id = rows.job(spec=spec)
+    rows.attempt(job_id)
+    rows.checkpoint(job_id, "best", 9, WEIGHTS)
+    rows.checkpoint(job_id, "step-4", 4, WEIGHTS)
+    rows.checkpoint(job_id, "step-8", 8, WEIGHTS)
+    return job_id
+
+
+def test_a_rerun_continues_from_the_checkpoint_that_it_names(rows: Rows, http: httpx.Client) -> None:
+    parent = job_with_checkpoints(rows)
     for named, meant in (("latest", "step-8"), ("step-4", "step-4")):
         job = rerun(http, parent, patch={"max_steps": 50, "priority": 3}, **at(named)).json()
         assert job["spec"]["resume_from_checkpoint"] == f"{parent}/{meant}"
         assert job["resolved_spec"]["device_kind"] == "cpu:of attempt 1"  # the kind that computed the checkpoint
+        from_start = rerun(http, job["id"]).json()
+        assert "resume_from_checkpoint" not in from_start["spec"], "a rerun from the start uses no checkpoint"
     assert http.get(f"/v1/jobs/{parent}").json()["attempts"][0]["device_kind"] == "cpu:of attempt 1"
+
+
+def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, http: httpx.Client) -> None:
+    parent = job_with_checkpoints(rows, {"batch_size": 4, "gradient_accumulate_every": 2, "learning_rate": 0.001})
     same = {"batch_size": 2, "gradient_accumulate_every": 4, "save_total_limit": 9, "epochs": 2, "max_steps": None}
     assert rerun(http, parent, patch=same, **at("latest")).status_code == 201
     patch = {
@@ -201,23 +213,27 @@ def test_a_rerun_from_a_checkpoint_may_change_only_resumable_fields(rows: Rows, 
     assert rerun(http, parent, patch={**patch, **weights}).status_code == 201
     plain = {**SPEC, "resume_from_checkpoint": parent, "learning_rate": 0.002}
     assert error_of(http.post("/v1/jobs", json=plain))["code"] == "changed_on_resume"
-    # A value that the worker recorded in a shorter form is not a change.
+
+
+def test_another_form_of_the_same_value_is_not_a_change_on_resume(rows: Rows, http: httpx.Client) -> None:
+    parent = job_with_checkpoints(rows)
+    # The worker recorded the adapter in a shorter form.
     rows.change(parent, spec={**SPEC, "lora": {"r": 8}}, resolved_spec_json={**SPEC, "lora": {"r": 8}, "files": {}})
     assert rerun(http, parent, **at("latest")).status_code == 201
-    wrong = rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest"))
-    assert error_of(wrong)["param"] == "lora"
-    # Neither is saving an adapter differently or another name of the same stage; another stage is.
     assert rerun(http, parent, patch={"lora": {"save_merged": True}}, **at("latest")).status_code == 201
+    assert error_of(rerun(http, parent, patch={"lora": {"r": 4}}, **at("latest")))["param"] == "lora"
     rows.change(parent, spec={**SPEC, "use_deepspeed": True}, resolved_spec_json={**SPEC, "use_deepspeed": True})
     assert rerun(http, parent, patch={"use_deepspeed": 2}, **at("latest")).status_code == 201
     assert error_of(rerun(http, parent, patch={"use_deepspeed": 3}, **at("latest")))["param"] == "use_deepspeed"
-    # The evaluation schedule affects the best checkpoint and early stopping; the run rejects a change, too.
+
+
+def test_the_evaluation_schedule_must_not_change_on_resume(rows: Rows, http: httpx.Client) -> None:
+    """It affects the best checkpoint and early stopping."""
+    parent = job_with_checkpoints(rows)
     evaluated = {**SPEC, "eval_split": 0.1, "eval_steps": 5, "early_stopping_patience": 3}
     rows.change(parent, spec=evaluated, resolved_spec_json={**evaluated, "files": {}})
     response = rerun(http, parent, patch={"eval_steps": 10, "early_stopping_patience": 4}, **at("latest"))
     assert {detail["param"] for detail in error_of(response)["details"]} == {"eval_steps", "early_stopping_patience"}
-    # A rerun of a rerun "from start" doesn't use its parent's checkpoint.
-    assert "resume_from_checkpoint" not in rerun(http, job["id"]).json()["spec"]
 
 
 # --- Delete -----------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class ArtifactFolder:
                 if time.time() - status.st_mtime < _YOUNG_SECONDS or not _remove_if_abandoned(path):
                     num_bytes += status.st_size
             except FileNotFoundError:
-                continue  # it was finished or removed meanwhile
+                continue  # it was finished or removed in the meantime
         return num_bytes
 
     def file_path(self, file_id: str) -> Path:

@@ -21,7 +21,7 @@ class WorkerSettings(FleetSettings):
 
     worker_name: str = Field(default_factory=lambda: _NOT_IN_NAME.sub("-", socket.gethostname()) or "worker")
     worker_slots: int | None = Field(
-        default=None, ge=1, le=1024, description="number of jobs at once; default: one per visible GPU, or 1"
+        default=None, ge=1, le=1024, description="number of concurrent jobs; default: one per visible GPU, or 1"
     )
     worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
     stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped run to save")

@@ -24,7 +24,7 @@ UNAVAILABLE_STATES = frozenset(
         "42501",  # insufficient_privilege: how some hosting providers stop writes above a quota
     }
 )
-# The session can't be used any more, although psycopg may not have noticed yet.
+# The session can no longer be used, although psycopg may not have noticed yet.
 USELESS_CLASSES = ("08", "58", "XX")
 USELESS_STATES = frozenset({"25006", "57P01", "57P02", "57P03", "57P05"})
 # Result codes of https://www.sqlite.org/rescode.html that the driver does not raise as an OperationalError.

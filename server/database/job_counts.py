@@ -2,7 +2,7 @@
 
 Every change of a job's status adds a row with +1 and one with -1, in the same transaction. The numbers are the sums.
 Adding rows instead of updating a total means that concurrent transactions never wait for each other. `merge_counts`
-replaces the rows by their sums now and then, so that there are few to add up.
+replaces the rows by their sums periodically, so that there are few to add up.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ async def queued_by_priority(session: AsyncSession, project: str) -> Mapping[int
 
 
 async def merge_counts(database: Database, *, max_rows: int = MAX_ROWS) -> None:
-    """Replace the rows by their sums if there are more than ``max_rows``. Several servers may do so at once."""
+    """Replace the rows by their sums if there are more than ``max_rows``. Several servers may do so concurrently."""
     async with database.read() as session:
         if (await session.scalar(select(func.count()).select_from(JobCountRow)) or 0) <= max_rows:
             return
     async with database.write() as session:
-        # Only the rows that this statement returns are deleted, whatever other transactions add or delete meanwhile.
+        # Only the rows that this statement returns are deleted, whatever other transactions add or delete concurrently.
         columns = (JobCountRow.project, JobCountRow.status, JobCountRow.priority, JobCountRow.count)
         sums: Counter[tuple[str, str, int]] = Counter()
         for project, status, priority, count in await session.execute(delete(JobCountRow).returning(*columns)):

@@ -1,4 +1,4 @@
-"""What a queued job needs from a worker, from its submitted spec and from what its earlier attempts have decided."""
+"""Determines what a queued job needs from a worker: from its spec, and from the decisions of its earlier attempts."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class Scheduler:
             return True
 
     async def _dispatch(self, job_id: str, attempt: int, placement: Placement) -> None:
-        """Commit the dispatch, then send it. Do nothing if another server has dispatched the job meanwhile."""
+        """Commit the dispatch, then send it. Do nothing if another server has dispatched the job already."""
         beat, slots = placement.candidate.heartbeat, placement.slots
         async with self._database.write() as session:
             if not self._database.is_sqlite:

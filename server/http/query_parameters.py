@@ -1,4 +1,4 @@
-"""Checking the query parameters of a request against those that its route declares.
+"""Checks the query parameters of a request against those that its route declares.
 
 FastAPI accepts query parameters that a route doesn't declare, and uses the last value of a repeated one. `check_query`
 rejects both.

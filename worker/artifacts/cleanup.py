@@ -77,7 +77,7 @@ def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, nee
 
 
 def sweep_deleted(root: Path, active_jobs: Collection[str], store: ArtifactStore) -> None:
-    """Remove the run directories of deleted jobs, which have no folder in ``store`` any more.
+    """Remove the run directories of deleted jobs, which no longer have a folder in ``store``.
 
     Only those of published attempts: these have no processes and no unpublished lines left.
     """
@@ -96,12 +96,12 @@ def _age_seconds(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
-        return 0.0  # removed meanwhile
+        return 0.0  # removed in the meantime
 
 
 def _size_bytes(path: Path) -> int:
     size = 0
     for file in path.rglob("*") if path.is_dir() else [path]:
-        with suppress(FileNotFoundError):  # removed meanwhile
+        with suppress(FileNotFoundError):  # removed in the meantime
             size += file.lstat().st_size  # a copy of a model links to weights elsewhere
     return size

@@ -152,7 +152,7 @@ def _transfer(source: Path, target: Path, check_cancelled: Callable[[], None]) -
                 raise
         if _manifest_bytes(source) != manifest:
             _remove(partial)
-            return _transfer(source, target, check_cancelled)  # the run replaced `best` meanwhile
+            return _transfer(source, target, check_cancelled)  # the run has replaced `best` in the meantime
         write_durably(partial / MANIFEST_NAME, manifest)
     except OSError:
         check_cancelled()

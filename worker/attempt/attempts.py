@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -99,19 +99,7 @@ class Attempts:
             if attempt.attempt < message.attempt:
                 attempt.fence()  # the server has started the next attempt, so this one is over
         by_number = {slot.slot: slot for slot in self._slots}
-        used, requested = self.used_slots, set(message.slots)
-        problems = [self._problem(by_number[number]) for number in message.slots if number in by_number]
-        refusal = (
-            "the worker is stopping"
-            if is_stopping
-            else "its disk is nearly full"
-            if self._disk.is_low
-            else "an earlier attempt is still ending"
-            if older
-            else f"slots {sorted(requested)} are not free"
-            if requested & used or not requested or not requested <= by_number.keys()
-            else next((problem for problem in problems if problem is not None), None)
-        )
+        refusal = self._refusal(message, by_number, is_stopping=is_stopping, is_earlier_ending=bool(older))
         if refusal is not None:
             logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
             return
@@ -119,6 +107,22 @@ class Attempts:
         attempt = LocalAttempt.from_dispatch(self._resources, message, slots)
         attempt.record_contact(last_contact)
         self._attempts[message.job_id, message.attempt] = attempt
+
+    def _refusal(
+        self, message: Dispatch, by_number: Mapping[int, Slot], *, is_stopping: bool, is_earlier_ending: bool
+    ) -> str | None:
+        """Why the job is not claimed, if there is a reason; ``by_number`` are this worker's slots."""
+        if is_stopping:
+            return "the worker is stopping"
+        if self._disk.is_low:
+            return "its disk is nearly full"
+        if is_earlier_ending:
+            return "an earlier attempt is still ending"
+        requested = set(message.slots)
+        if requested & self.used_slots or not requested or not requested <= by_number.keys():
+            return f"slots {sorted(requested)} are not free"
+        problems = (self._problem(by_number[number]) for number in message.slots)
+        return next((problem for problem in problems if problem is not None), None)
 
     def deliver(self, message: ClaimAnswer | JournalAck | StopRequest | SaveRequest) -> None:
         """Pass a message on to its attempt, if this worker has it."""

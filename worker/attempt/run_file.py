@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
-    """The run file of an attempt that the server hands over."""
+    """The run file of an attempt that the server has dispatched."""
     return RunFile(
         job_id=message.job_id,
         attempt=message.attempt,

@@ -64,9 +64,9 @@ class ForkServerProcess:
         filled = mark.ljust(MARK_BYTES, FILLER)
         self.environment = dict(environment)
         self.memory_bytes: int | None = None  # once it is ready
-        self.stale_reason: str | None = None  # it doesn't fork any more
+        self.stale_reason: str | None = None  # why it no longer forks
         self.is_over = False
-        self._forks: list[Fork] = []  # those that it has still something to tell about
+        self._forks: list[Fork] = []  # those without their final values
         self._unanswered: deque[Fork] = deque()
         self._started_at = time.monotonic()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -96,7 +96,7 @@ class ForkServerProcess:
         return self.memory_bytes is not None and self.stale_reason is None and not self.is_over
 
     @property
-    def has_trainings(self) -> bool:
+    def has_runs(self) -> bool:
         return bool(self._forks)
 
     @property
@@ -208,10 +208,10 @@ def kill_left_fork_servers(mark: str) -> None:
             if found.rstrip(FILLER) == mark:
                 process.send_signal(signal.SIGKILL)
         except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or is another user's
+            continue  # it has just exited, or is another user's
 
 
 def _umask() -> int | None:
-    """The umask of this process, which other threads may use meanwhile; ``None`` if the kernel doesn't show it."""
+    """The umask of this process, which other threads may be using; ``None`` if the kernel doesn't show it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), None)

@@ -28,11 +28,7 @@ class StartedLeader:
     ) -> None:
         """Start it, and record its id and ``oom_kills`` for a restarted worker. Raises `OSError`."""
         self._process = start_run(command, directory, environment)
-        record = ProcessFile(
-            pid=self._process.pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine
-        )
-        with contextlib.suppress(OSError):  # a full disk must not end the run that was just started
-            (directory / PROCESS_FILE).write_text(record.model_dump_json())
+        _record(self._process.pid, directory, oom_kills)
 
     def is_alive(self, now: float) -> bool:
         return self._process.poll() is None
@@ -102,6 +98,7 @@ class AdoptedLeader:
 
 
 def _record(pid: int, directory: Path, oom_kills: OomKills) -> None:
+    """Record the first process of a run for a restarted worker."""
     record = ProcessFile(pid=pid, group_oom_kills=oom_kills.group, machine_oom_kills=oom_kills.machine)
     with contextlib.suppress(OSError):  # a full disk must not end the run that was just started
         (directory / PROCESS_FILE).write_text(record.model_dump_json())

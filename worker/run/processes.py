@@ -102,7 +102,7 @@ def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
         try:
             process.send_signal(number)
         except psutil.Error:
-            continue  # it ended meanwhile
+            continue  # it has just exited
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -193,7 +193,7 @@ def _marked_processes(job_id: str) -> Iterator[_Marked]:
         try:
             environment = process.environ()
         except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or is another user's
+            continue  # it has just exited, or is another user's
         attempt = environment.get(ATTEMPT_VARIABLE, "")
         if environment.get(JOB_VARIABLE) == job_id and attempt.isdecimal():
             yield _Marked(process, int(attempt), environment)
@@ -224,7 +224,7 @@ def _names(descriptor: Path, name: str) -> bool:
     try:
         return os.readlink(descriptor).endswith(f"/{name}")
     except OSError:
-        return False  # closed meanwhile
+        return False  # closed in the meantime
 
 
 def _is(descriptor: Path, identity: FileIdentity) -> bool:

@@ -155,7 +155,7 @@ class WarmStart:
 
     def _retire(self, server: ForkServerProcess, reason: str) -> None:
         """Request nothing more from it. It is closed when its last run has exited."""
-        logger.info("The fork server is not used any more: %s.", reason, extra={"action": "warm_start"})
+        logger.info("The fork server is no longer used: %s.", reason, extra={"action": "warm_start"})
         self._retired.append(server)
         self._server = None
         self._close_unused()
@@ -163,7 +163,7 @@ class WarmStart:
     def _close_unused(self) -> None:
         self._retired = [server for server in self._retired if not server.is_over]
         for server in self._retired:
-            if not server.has_trainings:
+            if not server.has_runs:
                 server.close()  # it exits then
 
     def _fail(self, now: float, reason: str) -> None:

@@ -152,7 +152,7 @@ def measure_effort(processes: Iterable[psutil.Process]) -> float:
                 moved = process.io_counters()
                 done += (moved.read_chars + moved.write_chars) / BYTES_OF_A_SECOND
         except psutil.Error:
-            continue  # it ended meanwhile
+            continue  # it has just exited
     return done
 
 

@@ -1,1 +1,1 @@
-"""The model, from its source to what is trained of it, and what is written of it for others to load."""
+"""Loading models and tokenizers, choosing trainable parameters, and exporting checkpoints that other libraries load."""

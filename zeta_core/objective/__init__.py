@@ -1,1 +1,1 @@
-"""What is learned and how well: losses, preferences, evaluation on held-out data, sampled text."""
+"""Losses, including that of preferences (DPO), evaluation on held-out data, and samples of generated text."""

@@ -1,1 +1,1 @@
-"""The update: optimizers, usual learning rates, the schedule, and the loss scale."""
+"""Updating parameters: optimizers, usual learning rates, the schedule, and the loss scale."""

@@ -1,1 +1,1 @@
-"""How a model is spread over processes and devices: whole on each, FSDP2, or ZeRO."""
+"""Distributing a model over processes and devices: DDP, FSDP2 or ZeRO."""

@@ -1,1 +1,1 @@
-"""What server, worker and training exchange: signed messages, and the files of a run directory."""
+"""What server, worker and run exchange: signed messages, and the files of a run directory."""

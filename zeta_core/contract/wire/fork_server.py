@@ -48,7 +48,7 @@ class Forked(_Message):
 
 
 class Refused(_Message):
-    """Nothing was started. ``is_stale``: this fork server doesn't fork any more, because its code has changed."""
+    """Nothing was started. ``is_stale``: this fork server no longer forks, because its code has changed."""
 
     type: Literal["refused"] = "refused"
     reason: str

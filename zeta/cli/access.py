@@ -113,7 +113,7 @@ def rotate_key(
 
 @keys_app.command(name="revoke")
 def revoke_key(key: KeyName, as_json: AsJson = False) -> None:
-    """Revoke a key for ever."""
+    """Revoke a key permanently."""
     from zeta.cli.output import print_json, print_text
     from zeta.client import Client
 

@@ -44,7 +44,7 @@ def draw_chart(curves: Sequence[Curve], metric: str, x_axis: str, *, log_scale: 
     drawn = [curve for curve in curves if curve.y]
     if not drawn:
         raise InvalidRequest(
-            f"No value of {metric} was recorded yet for {', '.join(curve.job_id for curve in curves)}."
+            f"No value of {metric} has been recorded yet for {', '.join(curve.job_id for curve in curves)}."
         )
     if log_scale and (lowest := min(min(curve.y) for curve in drawn)) <= 0:
         raise InvalidRequest(f"--log needs values above 0, but the lowest {metric} is {lowest:.4g}.", param="--log")

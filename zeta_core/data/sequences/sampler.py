@@ -69,7 +69,7 @@ class Mixture(Sampler):
         for number, (held, taken, share) in enumerate(zip(np.diff(bounds), self.per_epoch, shares, strict=True)):
             if not held:
                 raise InvalidData(
-                    f"dataset.{number} has a weight, but no sequence to train on; give more, or none of it."
+                    f"dataset.{number} has a weight, but no sequence to train on; provide more data, or remove it."
                 )
             if not taken:
                 raise InvalidData(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -80,6 +81,13 @@ def _base_models(value: str) -> str:
     return value
 
 
+def _engine_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("it must be a URL such as http://127.0.0.1:8000/v1")
+    return value.rstrip("/")
+
+
 class DatabaseSettings(Settings):
     """The settings of the migrations: the location of the database."""
 
@@ -93,6 +101,8 @@ class DatabaseSettings(Settings):
 
 class ServerSettings(DatabaseSettings, FleetSettings):
     """The settings of ``zeta server``. ``api_key``, if given, is the admin key."""
+
+    secrets: ClassVar[frozenset[str]] = Settings.secrets | {"serve_api_key"}
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
@@ -149,6 +159,13 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default="",
         description="base models of every project under /openai/v1, as a JSON object of names and model sources",
     )
+
+    serve_url: Annotated[str, AfterValidator(_engine_url)] | None = Field(
+        default=None,
+        description="URL of an engine with OpenAI's interface, such as http://127.0.0.1:8000/v1, that answers instead "
+        "of the workers",
+    )
+    serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine")
 
     @property
     def openai_base_models(self) -> dict[str, ModelSource]:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from server.auth import Caller
 from server.http.bodies import read_body
-from server.openai import answers
+from server.openai import answers, forwarding
 from server.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
 from server.openai.answer_weights import find_weights
 from server.openai.errors import OpenAIRoute
@@ -30,15 +30,27 @@ _BODY: dict[str, Any] = {
 @router.post("/chat/completions", openapi_extra=_BODY, response_model=None)
 async def create_chat_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Answer a conversation with a checkpoint or a base model; with `stream`, as server-sent events."""
-    query = chat_query(await read_body(request, MAX_REQUEST_BYTES))
-    return await _answered(service, caller, request, query)
+    body = await read_body(request, MAX_REQUEST_BYTES)
+    if service.settings.serve_url is not None:
+        return await _forwarded(service, caller, request, "/chat/completions", body)
+    return await _answered(service, caller, request, chat_query(body))
 
 
 @router.post("/completions", openapi_extra=_BODY, response_model=None)
 async def create_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Continue a text with a checkpoint or a base model; with `stream`, as server-sent events."""
-    query = text_query(await read_body(request, MAX_REQUEST_BYTES))
-    return await _answered(service, caller, request, query)
+    body = await read_body(request, MAX_REQUEST_BYTES)
+    if service.settings.serve_url is not None:
+        return await _forwarded(service, caller, request, "/completions", body)
+    return await _answered(service, caller, request, text_query(body))
+
+
+async def _forwarded(service: Service, caller: Caller, request: Request, path: str, body: Any) -> Response:
+    model = forwarding.requested_model(body)
+    if model.startswith(("job_", "ft:")):
+        await find_weights(service, caller, model)  # another project's job is not found
+    response = await forwarding.forward(service.settings, path, body, request.is_disconnected)
+    return LiveResponse(response.content, response.status, headers={**response.headers, **STREAM_HEADERS})
 
 
 async def _answered(service: Service, caller: Caller, request: Request, query: AnswerQuery) -> Response:

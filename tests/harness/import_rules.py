@@ -56,6 +56,7 @@ PACKAGES = (
         name="server",
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
         third_party=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
+        | {"httpx"}  # for requests to an engine of the operator
         | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"},
         forbidden=frozenset({"torch", "transformers", "worker"}),
     ),

@@ -19,7 +19,7 @@ from zeta_core.system.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Set
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
-_SERVER_SECRETS = frozenset({"ZETA_API_KEY", "ZETA_DATABASE_URL"})
+_SERVER_SECRETS = frozenset({"ZETA_API_KEY", "ZETA_DATABASE_URL", "ZETA_SERVE_API_KEY"})
 
 
 class UpSettings(Settings):

@@ -1,0 +1,87 @@
+"""Forwarding requests to an engine of the operator (vLLM, SGLang, llama.cpp), whose URL is `ZETA_SERVE_URL`.
+
+Such engines pin other versions of torch, so they run in environments of their own. The engine gets the request's body
+unchanged, and its response is passed on unchanged, so it decides which models and parameters it knows. The caller's key
+is not sent to it, and the names of other projects' jobs are refused before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from server.settings import ServerSettings
+from zeta_core.contract.errors import InvalidRequest, Unavailable
+
+CONNECT_SECONDS = 5.0
+POLL_SECONDS = 0.25  # between two looks whether the client has disconnected
+
+IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
+
+
+@dataclass(frozen=True)
+class ForwardedResponse:
+    """The engine's response; ``content`` must be read to its end, or closed."""
+
+    status: int
+    headers: dict[str, str]
+    content: AsyncGenerator[bytes]
+
+
+def requested_model(body: Any) -> str:
+    """The model in the body of a request. Raises `InvalidRequest`."""
+    model = body.get("model") if isinstance(body, Mapping) else None
+    if not isinstance(model, str):
+        raise InvalidRequest("model is missing; name one.", param="model", code="missing")
+    return model
+
+
+async def forward(settings: ServerSettings, path: str, body: Any, is_disconnected: IsDisconnected) -> ForwardedResponse:
+    """Send a request to the engine; ``path`` is that below ``/v1``. Raises `Unavailable` if it can't be reached."""
+    assert settings.serve_url is not None, "the caller has checked it"
+    url = f"{settings.serve_url}{path}"
+    headers = {"Content-Type": "application/json"}
+    if settings.serve_api_key is not None:
+        headers["Authorization"] = f"Bearer {settings.serve_api_key}"
+    async with AsyncExitStack() as stack:
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(timeout=timeout, trust_env=False, verify=url.startswith("https:"))
+        )
+        try:
+            request = client.build_request("POST", url, content=json.dumps(body).encode(), headers=headers)
+            response = await client.send(request, stream=True)
+        except httpx.RequestError as error:
+            raise Unavailable(
+                "The engine in ZETA_SERVE_URL can't be reached; start it, or unset the variable.", code="no_engine"
+            ) from error
+        stack.push_async_callback(response.aclose)
+        passed = {name: value for name, value in response.headers.items() if name in ("content-type", "retry-after")}
+        return ForwardedResponse(response.status_code, passed, _content(response, stack.pop_all(), is_disconnected))
+
+
+async def _content(
+    response: httpx.Response, stack: AsyncExitStack, is_disconnected: IsDisconnected
+) -> AsyncGenerator[bytes]:
+    """The bytes of the response, until the client disconnects."""
+    async with stack:
+        pieces = response.aiter_bytes()
+        while True:
+            piece = asyncio.ensure_future(anext(pieces, None))
+            while not (await asyncio.wait({piece}, timeout=POLL_SECONDS))[0]:
+                if await is_disconnected():
+                    piece.cancel()
+                    return
+            try:
+                content = piece.result()
+            except httpx.RequestError:
+                return  # the engine has closed the connection, as the client sees from the incomplete response
+            if content is None:
+                return
+            yield content

@@ -61,6 +61,12 @@ class InvalidModel(TrainingFailed):
     reason = StatusReason.INVALID_MODEL
 
 
+class WeightsReplaced(InvalidModel):
+    """The checkpoint to answer with was removed, or replaced by another one, since it was requested."""
+
+    code = "weights_replaced"
+
+
 class NonFiniteLoss(TrainingFailed):
     """The loss or a gradient is not finite; the update was not applied."""
 

@@ -83,8 +83,11 @@ class ServingProcess:
 
     def is_gone(self) -> bool:
         """Whether no process of it is left; then its directory is removed. Never blocks."""
-        if not self._tree.is_gone(has_ended=False, can_save=False):
-            return False
+        try:
+            if not self._tree.is_gone(has_ended=False, can_save=False):
+                return False
+        except FileNotFoundError:
+            self._tree.kill()  # its directory was removed, so it has no lock that could be checked
         self._is_over.set()
         shutil.rmtree(self.directory, ignore_errors=True)
         return True

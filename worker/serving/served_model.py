@@ -102,9 +102,9 @@ class ServedModel:
         match message:
             case Ready():
                 self.is_ready = True
-            case LoadFailed(message=reason):
+            case LoadFailed(message=reason, can_retry=can_retry):
                 logger.warning("%s can't be served: %s", self.weights.name, reason, extra={"action": "serve"})
-                self._ending = Failure(code="model_failed", message=reason)
+                self._ending = Failure(code="process_ended" if can_retry else "model_failed", message=reason)
             case Generated():
                 self._outboxes.add(message)
                 if message.is_last:

@@ -20,7 +20,7 @@ from zeta_core.contract.spec.sources import JobModel, NamedModel
 from zeta_core.contract.wire.answers import ServeFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
-from zeta_core.failures import InvalidModel
+from zeta_core.failures import InvalidModel, WeightsReplaced
 from zeta_core.model.inspection import embedding_rows, num_positions
 from zeta_core.model.quantization import quantize, require_bitsandbytes
 from zeta_core.model.sources import LocatedModel, locate_model
@@ -89,7 +89,7 @@ def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
 
 def _check_manifest(file: ServeFile) -> None:
-    """Raise `InvalidModel` unless the checkpoint is the one that was requested."""
+    """Raise `WeightsReplaced` unless the checkpoint is the one that was requested."""
     model = file.weights.model
     if not file.weights.has_manifest or not isinstance(model, Mapping):
         return
@@ -98,6 +98,6 @@ def _check_manifest(file: ServeFile) -> None:
     try:
         digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
     except FileNotFoundError as error:
-        raise InvalidModel(f"{file.weights.name} was removed; request another checkpoint.") from error
+        raise WeightsReplaced(f"{file.weights.name} was removed; request another checkpoint.") from error
     if digest != file.weights.fingerprint:
-        raise InvalidModel(f"{file.weights.name} was replaced by a newer one; send the request again.")
+        raise WeightsReplaced(f"{file.weights.name} was replaced by a newer one; send the request again.")

@@ -36,7 +36,7 @@ from zeta_core.contract.wire.answers import (
     ServeFile,
 )
 from zeta_core.contract.wire.run_directory import LOCK_FILE, STACKS_SIGNAL
-from zeta_core.failures import explain
+from zeta_core.failures import WeightsReplaced, explain
 from zeta_core.report.library_noise import hide_library_noise, without_progress_bars
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def main(run_dir: Path) -> int:
     except Exception as error:  # noqa: BLE001 - the worker reports any exception to the client
         traceback.print_exception(error, file=sys.stderr)
         _, explanation = explain(error)
-        worker.send(LoadFailed(message=explanation.message))
+        worker.send(LoadFailed(message=explanation.message, can_retry=isinstance(error, WeightsReplaced)))
         return 1
     worker.send(Ready(context_tokens=loaded.context_tokens))
     generation = Generation(loaded, worker.send)

@@ -208,10 +208,11 @@ class Alive(_Message):
 
 
 class LoadFailed(_Message):
-    """The model can't be loaded; the process exits."""
+    """The model can't be loaded; the process exits. ``can_retry``: the next request may find other weights."""
 
     type: Literal["load_failed"] = "load_failed"
     message: str
+    can_retry: bool = False
 
 
 class Generated(_Message):

@@ -23,7 +23,6 @@ from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import mean_rewards
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -82,8 +81,8 @@ class Evaluator:
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
         with self._without_side_effects() as model:
             loss, stop = self._mean_loss(model, micro_batch, requested_stop)
-            measures = self._loss_function.take_metrics()
-            rewards = None if measures is None else mean_rewards(self._engine.processes.sum(measures))
+            sums = self._loss_function.take_sums()
+            metrics = self._loss_function.metrics(None if sums is None else self._engine.processes.sum(sums))
             if stop is not None:
                 return stop
             if not math.isfinite(loss):
@@ -102,7 +101,8 @@ class Evaluator:
                 total_steps=self._total_steps,
                 eval_loss=loss,
                 perplexity=perplexity(loss) if self._loss_function.is_likelihood else None,
-                rewards=rewards,
+                eval_token_accuracy=metrics.token_accuracy,
+                rewards=metrics.rewards,
             )
         )
         for line in lines:

@@ -10,8 +10,8 @@ Shapes: B sequences, T tokens, K positions with logits, V entries of the vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, cast
 
@@ -32,6 +32,18 @@ class Convention(Enum):
 
 
 @dataclass(frozen=True)
+class Metrics:
+    """What a loss measures besides itself, as means; ``None`` if it does not measure it.
+
+    ``token_accuracy`` is the share of the targets with the highest logit of their position. ``rewards`` are those of
+    `preference.DpoLoss`.
+    """
+
+    token_accuracy: float | None = None
+    rewards: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class LossFunction:
     """Calls a model on a batch. The model may have been wrapped since the convention was found."""
 
@@ -44,6 +56,7 @@ class LossFunction:
     looks_ahead: bool = False  # its output for a token depends on later tokens, which it must predict
     supports_logit_positions: bool = False  # can compute logits for the requested positions only (`logits_to_keep`)
     logits_at: int | None = None  # the index of the logits if the model returns several tensors
+    sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)  # see `take_sums`
 
     is_likelihood: ClassVar[bool] = True  # its mean is the logarithm of the perplexity
 
@@ -71,7 +84,9 @@ class LossFunction:
             logits_BKV = self.logits_in(output)
             assert logits_BKV is not None
             auxiliary = getattr(output, "aux_loss", None) if self.auxiliary_weight else None
-            total = cross_entropy_sum(logits_BKV, self.targets(batch))
+            targets_BK = self.targets(batch)
+            self.sums.append(_correct_and_all(logits_BKV, targets_BK))
+            total = cross_entropy_sum(logits_BKV, targets_BK)
             return total, None if auxiliary is None else auxiliary * self.auxiliary_weight
         num_targets = batch.num_targets
         labels_BT = batch.labels_BT if num_targets else batch.ids_BT  # a mean over no targets is NaN
@@ -86,9 +101,21 @@ class LossFunction:
         assert mean is not None
         return mean.float() * num_targets, None
 
-    def take_metrics(self) -> torch.Tensor | None:
-        """Additional metrics of a loss, summed over the calls since the last time; this class has none."""
-        return None
+    def take_sums(self) -> torch.Tensor | None:
+        """The sums of the metrics over the calls since the last time, for `metrics`; ``None`` if nothing was measured.
+
+        Here, they are the number of correct predictions and the number of targets, of models that return their logits.
+        """
+        taken = torch.stack(self.sums).sum(0).double() if self.sums else None
+        self.sums.clear()
+        return taken
+
+    def metrics(self, sums: Sequence[float] | None) -> Metrics:
+        """The means, from the sums of `take_sums` over all ranks and steps."""
+        if sums is None:
+            return Metrics()
+        num_correct, num_targets = sums
+        return Metrics(token_accuracy=num_correct / num_targets if num_targets else None)
 
     def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
         values: dict[str, Any] = {**dict(self.fixed), **more}
@@ -125,6 +152,13 @@ def cross_entropy_sum(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> tor
     """The sum in float32, whatever the type of the logits. Shifting copies the labels and not the logits."""
     logits, targets = logits_BKV.flatten(0, 1).float(), targets_BK.flatten()
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def _correct_and_all(logits_BKV: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+    """The number of targets with the highest logit (the first one, if several are equal), and of all targets."""
+    is_correct_BK = logits_BKV.argmax(-1) == targets_BK  # never true for `IGNORED`, which is negative
+    return torch.stack((is_correct_BK.sum(), (targets_BK != IGNORED).sum()))
 
 
 def find_logits(output: Any) -> torch.Tensor | None:

@@ -26,7 +26,7 @@ from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.data.sequences import IGNORED, Batch, Overlong, Sequences, micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
-from zeta_core.objective.loss import Convention, LossFunction
+from zeta_core.objective.loss import Convention, LossFunction, Metrics
 from zeta_core.parallel.processes import Engine
 
 
@@ -96,7 +96,6 @@ class DpoLoss(LossFunction):
     """Calls a model as `LossFunction` does, and returns the sum of the pairs' losses."""
 
     beta: float = 0.1
-    sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)
     is_likelihood: ClassVar[bool] = False
 
     @staticmethod
@@ -130,7 +129,7 @@ class DpoLoss(LossFunction):
         )
         return -losses.view(targets_RK.shape).sum(1)
 
-    def take_metrics(self) -> torch.Tensor | None:
+    def take_sums(self) -> torch.Tensor | None:
         """Sums over the pairs since the last call.
 
         They are the rewards of the chosen and of the rejected answers, β (π - r), the number of pairs whose chosen
@@ -140,9 +139,12 @@ class DpoLoss(LossFunction):
         self.sums.clear()
         return taken
 
+    def metrics(self, sums: Sequence[float] | None) -> Metrics:
+        return Metrics(rewards=None if sums is None else mean_rewards(sums))
 
-def mean_rewards(sums: list[float]) -> dict[str, float]:
-    """The means over the pairs, from the sums of `DpoLoss.take_metrics` over all ranks."""
+
+def mean_rewards(sums: Sequence[float]) -> dict[str, float]:
+    """The means over the pairs, from the sums of `DpoLoss.take_sums` over all ranks."""
     chosen, rejected, prefers, num_pairs = sums
     mean = 1 / max(1.0, num_pairs)
     return {

@@ -121,7 +121,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         accumulator = GradientAccumulator(
             plan, engine, learner.loss_function, decision.sequences, report, may_split=decision.may_split
         )
-        meter = Meter(report, plan, len(decision.sequences), engine, data=accumulator.reading)
+        meter = Meter(report, plan, len(decision.sequences), engine, learner.loss_function, data=accumulator.reading)
         monitor = advisor.divergence_monitor(report.advise)
         diagnosis = NonFiniteDiagnosis(monitor, accumulator, progress, meter, report)
         checkpointer = Checkpointer(

@@ -64,7 +64,7 @@ class GradientAccumulator:
                 if not self._may_split or self.plan.batch_size == 1:
                     raise
             self.engine.drop_gradients()
-            self.loss_function.take_metrics()
+            self.loss_function.take_sums()
             restore_random_state(random_state)
             self.plan = self.plan.with_half_the_micro_batch()
             split = self.plan.batch_size, self.plan.gradient_accumulate_every
@@ -99,7 +99,7 @@ class GradientAccumulator:
             for rows, num_counting in self._micro_batches(window):
                 batch = self.sequences.batch(rows, num_counting, isolate=self.loss_function.isolates).to(engine.device)
                 total += self.loss_function(model, batch)[0]
-        self.loss_function.take_metrics()
+        self.loss_function.take_sums()
         return total
 
     def _micro_batches(self, window: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:

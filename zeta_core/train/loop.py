@@ -52,6 +52,7 @@ class TrainingLoop:
         """Run to the last step or until a stop is requested. Returns the stop action; None after the last step."""
         plan, engine, progress = self.plan, self.engine, self.progress  # only the plan's batch split can change
         engine.model.train()
+        self.loss_function.take_sums()  # of calls before the training
         stop = self._evaluate_and_save(due=False, stop=None)  # a run that stopped before an evaluation does it first
         self.report.phase("training")
         begun = self.checkpointer.start_timing()
@@ -71,7 +72,7 @@ class TrainingLoop:
             requested = self.requested_stop() if engine.processes.is_main else None
             due = self.checkpointer.is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, requested, due)
-            measures = self.loss_function.take_metrics()
+            sums = self.loss_function.take_sums()
             if not math.isfinite(loss_sum):
                 raise self.diagnosis.loss_error(begins_here=not own_loss_sum.isfinite().item())
             if not math.isfinite(norm):
@@ -102,7 +103,7 @@ class TrainingLoop:
                 num_targets=num_targets,
                 grad_norm=norm,
                 learning_rate=learning_rate,
-                measures=None if measures is None else engine.processes.sum(measures),
+                metric_sums=None if sums is None else engine.processes.sum(sums),
             )
             progress.memory = self.meter.memory
             stop = self._evaluate_and_save(due=due, stop=stop)

@@ -13,7 +13,7 @@ from types import TracebackType
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.events import LOSS_WINDOW_STEPS, NUM_DETAILED_STEPS, ProgressLine, StepFigures
 from zeta_core.memory.usage import MemoryUsage, peak_memory
-from zeta_core.objective.preference import mean_rewards
+from zeta_core.objective.loss import LossFunction
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -47,12 +47,22 @@ class Meter:
     while it reads batches.
     """
 
-    def __init__(self, report: Reporter, plan: Plan, num_sequences: int, engine: Engine, *, data: Stopwatch) -> None:
+    def __init__(
+        self,
+        report: Reporter,
+        plan: Plan,
+        num_sequences: int,
+        engine: Engine,
+        loss_function: LossFunction,
+        *,
+        data: Stopwatch,
+    ) -> None:
         self.data, self.saving, self.usage = data, Stopwatch(), MemoryUsage()
         self._report = report
         self._plan = plan
         self._num_sequences = num_sequences
         self._engine = engine
+        self._loss_function = loss_function
         peak = peak_flops(engine.device, plan.mixed_precision)
         flops = flops_per_token(engine.module, plan.seq_len)
         self._tokens_per_second_at_peak = None if peak is None else peak * plan.world_size / flops
@@ -66,7 +76,7 @@ class Meter:
         self._tokens_before: int | None = None
         self._first = True
         self.memory: dict[str, int] | None = None  # bytes by part, measured at the first step
-        self._measures: list[float] | None = None
+        self._metric_sums: list[float] | None = None
         self._paced_from: tuple[float, int] | None = None  # time and step of the first line; the first step is slower
 
     def record_step(
@@ -77,15 +87,16 @@ class Meter:
         num_targets: int,
         grad_norm: float,
         learning_rate: float,
-        measures: list[float] | None = None,
+        metric_sums: list[float] | None = None,
     ) -> None:
         """Record one applied update; report after the first and the last one, and about once per second.
 
-        ``learning_rate`` is the rate of this update.
+        ``learning_rate`` is the rate of this update, and ``metric_sums`` are those of `LossFunction.take_sums`.
         """
-        if measures is not None:
-            before = self._measures or [0.0] * len(measures)
-            self._measures = [sum(both) for both in zip(before, measures, strict=True)]
+        if metric_sums is not None:
+            before = self._metric_sums or [0.0] * len(metric_sums)
+            self._metric_sums = [sum(both) for both in zip(before, metric_sums, strict=True)]
+        metrics = self._loss_function.metrics(metric_sums)
         self._loss_sum += loss_sum
         self._num_targets += num_targets
         self._recent.append((loss_sum, num_targets))
@@ -97,7 +108,8 @@ class Meter:
             loss=loss_sum / max(1, num_targets),
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            rewards=None if measures is None else mean_rewards(measures),
+            token_accuracy=metrics.token_accuracy,
+            rewards=metrics.rewards,
         )
         if progress.step <= NUM_DETAILED_STEPS:
             self._each.append(self._newest)
@@ -115,6 +127,7 @@ class Meter:
         speed = None if newest.tokens is None else self._speed(newest.tokens, seconds)
         at_peak = self._tokens_per_second_at_peak
         data_wait, checkpoint_blocked = self.data.share_and_reset(seconds), self.saving.share_and_reset(seconds)
+        metrics = self._loss_function.metrics(self._metric_sums)
         if self._first:
             self.memory = self._memory_parts()
         self._report.write(
@@ -134,14 +147,15 @@ class Meter:
                 checkpoint_blocked_share=checkpoint_blocked,
                 eta_seconds=round((self._plan.total_steps - newest.step) * self._seconds_per_step(now, newest.step), 1),
                 memory=peak_memory(),
-                rewards=None if self._measures is None else mean_rewards(self._measures),
+                token_accuracy=metrics.token_accuracy,
+                rewards=metrics.rewards,
                 memory_parts=self.memory if self._first else None,
                 steps=None if self._each in ([], [newest]) else self._each,
             )
         )
         self._first = False
         self._newest, self._each = None, []
-        self._measures = None
+        self._metric_sums = None
         self._paced_from = self._paced_from or (now, newest.step)
         self._at = now
         self._tokens_before = newest.tokens

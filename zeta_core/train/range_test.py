@@ -284,7 +284,7 @@ class _RangeTest:
         while True:
             own_sum = self._accumulator.gradient(window, num_targets)
             norm = engine.clip(self.plan.max_grad_norm).to(own_sum)
-            self._loss_function.take_metrics()
+            self._loss_function.take_sums()
             total, norms = engine.processes.sum(torch.stack((own_sum, norm)))
             if math.isfinite(total) and math.isfinite(norms):
                 return total / num_targets

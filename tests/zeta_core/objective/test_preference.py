@@ -188,7 +188,7 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
     model.eval()
     whole, _ = loss_function(model, pairs.batch(np.arange(5), 5))
     assert whole.item() == pytest.approx(expected, abs=1e-4)
-    measures = loss_function.take_metrics()
+    measures = loss_function.take_sums()
     assert measures is not None
     rewards = mean_rewards(measures.tolist())
     assert rewards["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)

@@ -72,6 +72,7 @@ class StepFigures(BaseModel):
     loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+    token_accuracy: float | None = None
     rewards: dict[str, float] | None = None
 
 
@@ -82,8 +83,10 @@ class ProgressLine(_Line):
     ``steps`` contains the metrics of each of them, up to step `NUM_DETAILED_STEPS` of the run. ``recent_loss`` is the
     mean over the tokens of the last `LOSS_WINDOW_STEPS` steps of the attempt. It does not depend on the interval
     between lines, so it can be compared between runs. ``learning_rate`` is the rate of the update at ``step``.
-    ``eval_loss`` is the mean over the held-out tokens, and ``perplexity`` is e to the power of it. ``memory`` maps a
-    device to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
+    ``eval_loss`` is the mean over the held-out tokens, and ``perplexity`` is e to the power of it. ``token_accuracy``
+    is the share of the trained tokens, and ``eval_token_accuracy`` of the held-out tokens, to which the model gives the
+    highest probability; both are null if the model returns no logits, and with method ``dpo``. ``memory`` maps a device
+    to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
     ``data_wait_share`` and ``checkpoint_blocked_share`` are shares of the time since the last line. All shares and
     ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
     optimizer state and activations.
@@ -104,7 +107,9 @@ class ProgressLine(_Line):
     tokens: int | None = None
     loss: float | None = None
     recent_loss: float | None = None
+    token_accuracy: float | None = None
     eval_loss: float | None = None
+    eval_token_accuracy: float | None = None
     perplexity: float | None = None  # at most e^700, which a float can represent
     learning_rate: float | None = None
     grad_norm: float | None = None

@@ -121,6 +121,8 @@ class Curves(_Response):
     checkpoint_blocked_share: list[float | None] = []
     peak_memory_bytes: list[int | None] = []
     perplexity: list[float | None] = []
+    token_accuracy: list[float | None] = []
+    eval_token_accuracy: list[float | None] = []
     rewards_chosen: list[float | None] = []
     rewards_rejected: list[float | None] = []
     rewards_margin: list[float | None] = []

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from zeta_core.contract.spec import sources
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.options import Dpo, Lora
+from zeta_core.contract.spec.options import Dpo, Lora, Wandb
 from zeta_core.contract.spec.resources import Resources
 
 PAGE = Path(__file__).parents[2] / "docs" / "spec.md"
@@ -39,6 +39,7 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("`resources`", "", (Resources,)),
     ("`lora`", "", (Lora,)),
     ("`dpo`", "", (Dpo,)),
+    ("`wandb`", "", (Wandb,)),
     (
         "Sources of `dataset` and `eval_dataset`",
         "A source has exactly one of `file`, `path`, `hub` and `builtin`. The other fields are optional; `config`, "

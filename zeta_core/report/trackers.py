@@ -23,6 +23,7 @@ from typing import Any, Literal
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from zeta_core.contract.job.events import JournalLine, ProgressLine
+from zeta_core.contract.spec.options import Wandb
 from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
 from zeta_core.environment import tracker_project
 from zeta_core.failures import CannotTrain
@@ -30,7 +31,7 @@ from zeta_core.failures import CannotTrain
 Name = Literal["tensorboard", "wandb", "mlflow"]
 START_SECONDS, CLOSE_SECONDS = 120.0, 30.0
 MAX_QUEUED = 1000  # lines; about a quarter of an hour of them
-_CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens")
+_CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "epoch", "tokens", "token_accuracy")
 _RUN_TAG = "zeta.run_id"
 
 Point = tuple[int, dict[str, float]]
@@ -53,6 +54,7 @@ class TrackedRun:
     output_dir: Path
     step: int
     spec: Mapping[str, Any]
+    wandb: Wandb | None = None
 
 
 class Trackers:
@@ -145,6 +147,8 @@ def _points(step: int, line: ProgressLine) -> list[Point]:
             by_step[values.step or step] = {**by_step.get(values.step or step, {}), **curves}
     if line.eval_loss is not None:
         by_step[step] |= {"eval/loss": line.eval_loss, **_rewards("eval", line.rewards)}
+        if line.eval_token_accuracy is not None:
+            by_step[step] |= {"eval/token_accuracy": line.eval_token_accuracy}
     return [(at, by_step[at]) for at in sorted(by_step) if by_step[at]]
 
 
@@ -189,8 +193,11 @@ def _tensorboard(run: TrackedRun) -> GeneralTracker:
 
 
 def _wandb(run: TrackedRun) -> GeneralTracker:
-    about = {"name": run.name, "id": run.run_id, "resume": "allow", "dir": str(run.output_dir)}
-    tracker = WandBTracker(tracker_project(), **about)
+    wandb = run.wandb or Wandb()
+    about = {"name": wandb.name or run.name, "id": run.run_id, "resume": "allow", "dir": str(run.output_dir)}
+    given = {"entity": wandb.entity, "tags": wandb.tags}
+    about |= {name: value for name, value in given.items() if value}
+    tracker = WandBTracker(wandb.project or tracker_project(), **about)
     tracker.start()
     tracker.tracker.define_metric("*", step_metric="step")
     tracker.store_init_configuration(_flat(run.spec))

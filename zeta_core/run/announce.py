@@ -77,7 +77,7 @@ def announced(
     tracked = nullcontext()
     if options.report_to and engine.processes.is_main:
         trackers = Trackers(report.warn)
-        run_of = TrackedRun(name, run_id, request.output_dir, progress.step, resolved.as_json())
+        run_of = TrackedRun(name, run_id, request.output_dir, progress.step, resolved.as_json(), wandb=options.wandb)
         trackers.start(openers(options.report_to, run_of), required=resume_point is None)
         tracked = report.also_to(trackers)
     with tracked:

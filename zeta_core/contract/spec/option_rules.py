@@ -28,6 +28,8 @@ def faults(options: OptionFields) -> Iterator[ErrorDetail]:
     yield from _conversation_faults(options)
     yield from _strategy_faults(options)
     yield from _method_faults(options)
+    if options.wandb is not None and "wandb" not in options.report_to:
+        yield invalid_value("wandb", options.wandb, "it has no effect unless report_to contains 'wandb'; add that")
 
 
 def _length_faults(options: OptionFields) -> Iterator[ErrorDetail]:

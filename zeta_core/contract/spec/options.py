@@ -52,6 +52,21 @@ class Dpo(StrictModel):
     beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
 
 
+class Wandb(StrictModel):
+    project: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+        default=None, description="unset: WANDB_PROJECT of the worker, or 'zeta'"
+    )
+    entity: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+        default=None, description="team or user; unset: the default of the worker's W&B key"
+    )
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
+        default=None, description="display name of the run; unset: entity_name, or the run's id"
+    )
+    tags: list[Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)]] = Field(
+        default=[], max_length=100, description="tags of the run"
+    )
+
+
 class OptionFields(StrictModel):
     """The fields of `zeta_core.contract.spec.job_spec.TrainerOptions`, which adds the rules between them."""
 
@@ -218,4 +233,7 @@ class OptionFields(StrictModel):
     )
     report_to: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], Affects()] = Field(
         default=[], max_length=16, description="experiment trackers that receive the metrics"
+    )
+    wandb: Annotated[Wandb | None, Affects()] = Field(
+        default=None, description="settings of the tracker 'wandb'; unset: their defaults"
     )

@@ -14,6 +14,7 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
+from server.openai.fine_tuning import FineTuning
 from server.routes import (
     access,
     checkpoints,
@@ -21,6 +22,8 @@ from server.routes import (
     job_output,
     jobs,
     openai_answers,
+    openai_files,
+    openai_fine_tuning,
     openai_models,
     operations,
     sweeps,
@@ -62,6 +65,7 @@ def create_app(service: Service) -> FastAPI:
     registry = CollectorRegistry()
     app.state.service = service
     app.state.submissions = Submissions(service)
+    app.state.fine_tuning = FineTuning(service, app.state.submissions)
     app.state.job_metrics = JobMetrics(registry)
     settings = service.settings
     app.add_middleware(HostCheck, listens_on=settings.loopback_host)  # the middleware added last runs first
@@ -71,7 +75,8 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(cross_origin, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
-    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, operations, openai_answers, openai_models)
+    openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
+    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, operations, *openai_modules)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

@@ -31,7 +31,7 @@ from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest
-from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key, upload_key
 from zeta_core.system.durable_files import rename_durably
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class ArtifactFolder:
     def prepare(self) -> None:
         """Create the folders and remove unfinished uploads of a killed server. Raises `InvalidSettings`."""
         try:
-            for name in (INCOMING, "files", "jobs"):
+            for name in (INCOMING, "files", "jobs", "uploads"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidSettings(
@@ -151,6 +151,22 @@ class ArtifactFolder:
         """The path of an uploaded file's bytes."""
         assert is_id(file_id, "file"), f"{file_id!r} is not a file id"
         return self._path(file_key(file_id))
+
+    def part_path(self, upload_id: str, part_id: str) -> Path:
+        """The path of the bytes of an upload's part, whose folder exists from now on."""
+        assert is_id(part_id, "part"), f"{part_id!r} is not a part's id"
+        folder = self._upload_folder(upload_id)
+        folder.mkdir(exist_ok=True)
+        return folder / part_id
+
+    def remove_parts(self, upload_id: str) -> None:
+        """Remove the parts of an upload; harmless when repeated. Raises `OSError`."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._upload_folder(upload_id))
+
+    def _upload_folder(self, upload_id: str) -> Path:
+        assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
+        return self._path(upload_key(upload_id))
 
     def log_path(self, job_id: str, attempt: int) -> Path:
         assert is_id(job_id, "job"), f"{job_id!r} is not a job id"

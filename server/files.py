@@ -13,21 +13,25 @@ from server.database.pagination import Matches, PageQuery, newest_first, page, s
 from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
-from server.uploads.multipart import MAX_FORM_BYTES, check_length, receive
+from server.uploads.multipart import MAX_FORM_BYTES, FormRules, check_length, receive
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
 from zeta_core.contract.job.status import UNFINISHED
 
 
-async def upload(service: Service, caller: Caller, request: Request) -> StoredFile:
-    """Store the file of a multipart body. Raises `QuotaExceeded` and the errors of `receive`."""
+async def upload(service: Service, caller: Caller, request: Request, rules: FormRules | None = None) -> StoredFile:
+    """Store the file of a multipart body, which has the fields of ``/v1/files`` unless ``rules`` are given.
+
+    Raises `QuotaExceeded` and the errors of `receive`.
+    """
     length = request.headers.get("content-length", "")
     announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
     check_length(length, service.settings.max_upload_bytes)
     await asyncio.to_thread(service.store.require_free, max(0, announced))
     async with service.uploads.open(caller.project, max(0, announced)) as opened:
-        fields = await receive(request, service.uploads, opened, service.settings)
+        fields = await receive(request, service.uploads, opened, service.settings, rules or FormRules())
+        assert fields.purpose is not None
         file_id, created_at = new_id_at("file")
         row = FileRow(
             id=file_id,

@@ -19,6 +19,7 @@ from server.engine.event_signal import Subscription
 from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
 from server.settings import ServerSettings
+from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
 from server.uploads.quota import OpenUploads
 from zeta_core.system.home_folder import require_protected
 
@@ -73,6 +74,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             engine.start()
             deletions = partial(finish_deletions, database, store)
             engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
+            expiry = partial(remove_expired, database, store)
+            engine.loops.start("uploads", expiry, Pace(idle_seconds=EXPIRY_SECONDS), limit_seconds=None)
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
             keys = Keys(database)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))

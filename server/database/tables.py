@@ -133,6 +133,7 @@ class JobRow(Table):
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # logs, samples and progress
     deleted_at: Mapped[datetime | None]  # hidden from users; its artifacts and this row are being removed
+    openai_request: Mapped[dict[str, Any] | None]  # of a job created under /openai/v1; see `server.openai.fine_tuning`
 
     @property
     def resolved_spec(self) -> ResolvedSpec:
@@ -261,6 +262,47 @@ class ProjectRow(Table):
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class UploadRow(Table):
+    """A file that is uploaded in parts; ``bytes`` is its announced size, and ``file_id`` is set when it is complete."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project: Mapped[str]
+    created_by: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigNumber)
+    purpose: Mapped[str]
+    status: Mapped[str]  # pending, completed or cancelled
+    file_id: Mapped[str | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class UploadPartRow(Table):
+    """A stored part of an upload, until the upload is completed, cancelled or expired."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    project: Mapped[str] = mapped_column(index=True)
+    bytes: Mapped[int] = mapped_column(BigNumber)
+    created_at: Mapped[datetime]
+
+
+class ModelNameRow(Table):
+    """The name of a base model in a project. ``spec`` is the part of a job spec that the name stands for."""
+
+    __tablename__ = "model_names"
+
+    project: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    created_by: Mapped[str]
+    spec: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
 
 
 class KeyRow(Table):

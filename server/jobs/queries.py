@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,22 +26,18 @@ from zeta_core.contract.job.status import JobStatus
 MAX_METADATA = 16  # maximum number of entries of a job
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
-_SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
+SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
 
-class JobQuery(PageQuery):
-    """All filters must match; several ``status`` values match any of them. ``metadata[k]=v`` matches one entry."""
+class MetadataQuery(PageQuery):
+    """``metadata[k]=v`` matches one entry; if it is repeated, all entries must match."""
 
     model_config = ConfigDict(frozen=True, extra="allow")  # for metadata[k]; other extra names are rejected below
 
     after: str | None = cursor(NEW_ID_PATTERN.format(prefix="job"))
-    status: list[JobStatus] = Field(
-        default_factory=list[JobStatus], description="only jobs with this status; repeat it to match any of several"
-    )
-    entity_name: str | None = Field(default=None, description="only jobs with this entity_name")
 
     @model_validator(mode="after")
-    def _reject_unknown_names(self) -> JobQuery:
+    def _reject_unknown_names(self) -> Self:
         for name in self.model_extra or {}:
             if not _METADATA.match(name):
                 raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
@@ -50,9 +47,18 @@ class JobQuery(PageQuery):
         return self
 
     @property
-    def metadata(self) -> dict[str, str]:
+    def metadata_entries(self) -> dict[str, str]:
         matches = ((_METADATA.match(name), value) for name, value in (self.model_extra or {}).items())
         return {match.group(1): str(value) for match, value in matches if match}
+
+
+class JobQuery(MetadataQuery):
+    """All filters must match; several ``status`` values match any of them."""
+
+    status: list[JobStatus] = Field(
+        default_factory=list[JobStatus], description="only jobs with this status; repeat it to match any of several"
+    )
+    entity_name: str | None = Field(default=None, description="only jobs with this entity_name")
 
 
 def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
@@ -61,10 +67,10 @@ def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     if filters.entity_name is not None:
         conditions.append(JobRow.entity_name == storable(filters.entity_name))
     statuses = sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
-    if filters.metadata:
+    if filters.metadata_entries:
         if statuses:
             conditions.append(JobRow.status.in_(statuses))
-        return [_with_metadata(project, filters.metadata, conditions)]
+        return [_with_metadata(project, filters.metadata_entries, conditions)]
     query = select(JobRow).where(JobRow.project == project, *conditions)
     queries = [query.where(JobRow.status == status) for status in statuses] or [query]
     return [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
@@ -91,7 +97,7 @@ async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page
     async with service.database.read() as session:
         matching = matching_jobs(caller.project, filters)
         rows, has_more = await newest_first(
-            session, JobRow, matching, filters, project=caller.project, size=_SPEC_BYTES
+            session, JobRow, matching, filters, project=caller.project, size=SPEC_BYTES
         )
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
 

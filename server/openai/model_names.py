@@ -10,11 +10,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.checkpoints import checkpoints_newest_first
-from server.database.tables import CheckpointRow, JobRow
+from server.database.tables import CheckpointRow, JobRow, ModelNameRow
 from server.jobs.queries import find_job
 from server.jobs.serialization import FINAL_CHECKPOINT
 from server.service import Service
@@ -24,6 +26,7 @@ from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.spec.validation import shown
 
+MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 _FINE_TUNED = re.compile(r"ft:.+:([0-9a-z]+?)(?::ckpt-([a-z0-9-]+))?\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -70,7 +73,12 @@ async def resolve_model(
 
 async def base_models_by_name(session: AsyncSession, service: Service, caller: Caller) -> dict[str, BaseModelName]:
     """The base models that the caller may use, by name."""
-    return {name: BaseModelName(name, source, {}) for name, source in service.settings.openai_base_models.items()}
+    models = {name: BaseModelName(name, source, {}) for name, source in service.settings.openai_base_models.items()}
+    rows = await session.scalars(select(ModelNameRow).where(ModelNameRow.project == caller.project))
+    for row in rows:
+        defaults = {name: value for name, value in row.spec.items() if name != "model"}
+        models[row.name] = BaseModelName(row.name, MODEL_SOURCE.validate_python(row.spec["model"]), defaults)
+    return models
 
 
 def unknown_model(name: str, existing: list[str]) -> NotFound:
@@ -92,7 +100,9 @@ def fine_tuned_model(job: JobRow, checkpoint: str = FINAL_CHECKPOINT) -> str:
 
 
 def base_model_of(job: JobRow) -> str:
-    """The name of the model that the job started from."""
+    """The name of the model that the job started from, as requested, or from its spec."""
+    if job.openai_request is not None:
+        return str(job.openai_request.get("model"))
     model: Any = job.spec.get("model")
     if isinstance(model, str):
         return model

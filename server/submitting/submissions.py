@@ -18,6 +18,7 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.events import append, warn
 from server.database.tables import AuditRow, IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
 from server.jobs.serialization import to_job, to_jobs
@@ -26,7 +27,7 @@ from server.submitting.acceptance import AcceptedSpec, accept, read_spec
 from server.submitting.group_commit import GroupCommit
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id_at
-from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.events import WarningLine, utc_now
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.validation import shown
@@ -51,6 +52,23 @@ def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a new job records besides its spec.
+
+    ``parent`` is the job that it is a rerun of, ``openai_request`` the part of an OpenAI request that is not in the
+    spec, and ``warnings`` are reported at once.
+    """
+
+    parent: str | None = None
+    sweep: str | None = None
+    openai_request: dict[str, Any] | None = None
+    warnings: Sequence[WarningLine] = ()
+
+
+NEW = Origin()
+
+
+@dataclass(frozen=True)
 class _Submission:
     """A valid spec that is ready to become a job."""
 
@@ -58,7 +76,7 @@ class _Submission:
     spec: JobSpec
     body: dict[str, Any]
     request: RequestIdentity
-    parent: str | None
+    origin: Origin
 
     @property
     def key(self) -> tuple[str, str, str] | None:
@@ -67,7 +85,7 @@ class _Submission:
         return None if key is None else (self.caller.project, self.caller.key_id, key)
 
     def audit_row(self, job_id: str) -> AuditRow:
-        action, details = ("job.submit", {}) if self.parent is None else ("job.rerun", {"parent": self.parent})
+        action, details = ("job.submit", {}) if self.origin.parent is None else ("job.rerun", {"parent": self.origin.parent})
         return self.caller.audit_row(action, job_id, project=self.caller.project, **details)
 
 
@@ -83,14 +101,14 @@ class Submissions:
             service.database, self._create_jobs, key=lambda submission: submission.key
         )
 
-    async def submit(self, caller: Caller, body: Any, idempotency_key: str | None) -> Created:
+    async def submit(self, caller: Caller, body: Any, idempotency_key: str | None, origin: Origin = NEW) -> Created:
         """Create a job, or return the one that an earlier, equal request created.
 
         Raises subclasses of `InvalidRequest`.
         """
         request = identify_request(idempotency_key, body)
         try:
-            return await self.create(caller, body, request)
+            return await self.create(caller, body, request, origin)
         except InvalidRequest:
             # What an equal request refers to may be gone by now, which doesn't matter for a repetition.
             earlier = await find_created_job(self._service, caller, request)
@@ -99,11 +117,11 @@ class Submissions:
             return earlier, True
 
     async def create(
-        self, caller: Caller, body: dict[str, Any], request: RequestIdentity, *, parent: str | None = None
+        self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: Origin = NEW
     ) -> Created:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
         spec = await read_spec(self._service, caller, body)
-        created = await self._commits.commit(_Submission(caller, spec, body, request, parent))
+        created = await self._commits.commit(_Submission(caller, spec, body, request, origin))
         self._service.engine.wake_scheduler()
         return created
 
@@ -123,9 +141,11 @@ class Submissions:
                 faults[number] = error
             else:
                 rows[number] = new_job_row(
-                    self._service, submission.caller, submission.body, accepted, parent=submission.parent
+                    self._service, submission.caller, submission.body, accepted, submission.origin
                 )
         await create_jobs(session, list(rows.values()))
+        for number, row in rows.items():
+            await _store_warnings(session, row, submissions[number].origin.warnings)
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
         session.add_all([submissions[number].audit_row(row.id) for number, row in rows.items()])
         replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
@@ -139,13 +159,7 @@ class Submissions:
 
 
 def new_job_row(
-    service: Service,
-    caller: Caller,
-    body: dict[str, Any],
-    accepted: AcceptedSpec,
-    *,
-    parent: str | None = None,
-    sweep: str | None = None,
+    service: Service, caller: Caller, body: dict[str, Any], accepted: AcceptedSpec, origin: Origin
 ) -> JobRow:
     """The row of a new job, with the submitted ``body``; `create_jobs` inserts it."""
     (job_id, created_at), spec = new_id_at("job"), accepted.spec
@@ -153,8 +167,9 @@ def new_job_row(
         id=job_id,
         project=caller.project,
         created_by=caller.key_id,
-        parent=parent,
-        sweep=sweep,
+        parent=origin.parent,
+        sweep=origin.sweep,
+        openai_request=origin.openai_request,
         entity_name=spec.entity_name,
         spec=body,
         resolved_spec=accepted.resolved_spec,
@@ -177,6 +192,13 @@ async def find_created_job(service: Service, caller: Caller, request: RequestIde
         job_id = _job_id_of_key(row, request) if row is not None else None
         job = await session.get(JobRow, job_id) if job_id is not None else None
         return await to_job(session, job) if job is not None else None
+
+
+async def _store_warnings(session: AsyncSession, job: JobRow, warnings: Sequence[WarningLine]) -> None:
+    for line in warnings:
+        fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
+        await append(session, job, attempt=0, line=None, type="warning", created_at=line.created_at, fields=fields)
+        warn(job, line)
 
 
 # --- Idempotency ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from server.http.bodies import check_size
 from server.jobs.sweeps import jobs_of, to_result
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
-from server.submitting.submissions import check_idempotency_key, new_job_row
+from server.submitting.submissions import Origin, check_idempotency_key, new_job_row
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.sweep import Settings, SweepRequest, SweepResult, with_settings
@@ -85,7 +85,7 @@ async def _insert(
             accepted = await accept(session, service, caller, spec)
         except InvalidSpec as error:
             raise _with_settings(error, settings) from error
-        rows.append(new_job_row(service, caller, job_body, accepted, sweep=sweep_id))
+        rows.append(new_job_row(service, caller, job_body, accepted, Origin(sweep=sweep_id)))
     await create_jobs(session, rows)
     session.add_all([caller.audit_row("job.submit", row.id, project=row.project, sweep=sweep_id) for row in rows])
     session.add(caller.audit_row("sweep.create", sweep_id, project=caller.project))

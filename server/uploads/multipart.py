@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from server.settings import ServerSettings
 from server.uploads.file_checks import SUFFIXES, check_beginning, check_model, check_name
 from server.uploads.file_names import file_name, parameters
 from server.uploads.quota import OpenUpload, OpenUploads
+from zeta_core.contract.data_files.file_types import file_type
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, MalformedRequest, RequestTimeout, TooLarge
 from zeta_core.contract.job.responses import FilePurpose
@@ -30,24 +31,46 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_FORM_BYTES = 64 * 1024  # everything but the file: boundaries, part headers, `purpose`
-FIELDS = ("file", "purpose")
+
+
+@dataclass(frozen=True)
+class FormRules:
+    """The fields of a form: its file, and a purpose unless ``purposes`` is empty.
+
+    ``purposes`` maps the values of the form to those that are stored. ``default_suffix`` is appended to the name of a
+    file without a suffix.
+    """
+
+    file_field: str = "file"
+    purposes: Mapping[str, FilePurpose] = field(default_factory=lambda: {name: name for name in SUFFIXES})
+    default_suffix: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.file_field, "purpose") if self.purposes else (self.file_field,)
+
+    @property
+    def listed_purposes(self) -> str:
+        return " or ".join(repr(name) for name in self.purposes)
 
 
 @dataclass(frozen=True)
 class UploadFields:
-    """The form fields of a complete upload."""
+    """The form fields of a complete upload; ``purpose`` is ``None`` if the form has none."""
 
     filename: str
-    purpose: FilePurpose
+    purpose: FilePurpose | None
 
 
-async def receive(request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings) -> UploadFields:
+async def receive(
+    request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings, rules: FormRules
+) -> UploadFields:
     """Read the multipart body into the upload's temporary file.
 
     Raises `TooLarge`, `MalformedRequest`, `InvalidRequest`, `RequestTimeout`, `QuotaExceeded` or `Unavailable`.
     """
-    boundary = _boundary(request.headers.get("content-type", ""))
-    form = _MultipartForm(settings.max_upload_bytes)
+    boundary = _boundary(request.headers.get("content-type", ""), rules)
+    form = _MultipartForm(settings.max_upload_bytes, rules)
     await _read(_in_time(request.stream(), settings), form, boundary, uploads, upload)
     fields = _complete_fields(form)
     if fields.purpose == "model":
@@ -115,36 +138,38 @@ async def _read(
 
 
 def _complete_fields(form: _MultipartForm) -> UploadFields:
-    purpose = form.purpose()
+    rules, purpose = form.rules, form.purpose()
     details: list[ErrorDetail] = []
     if form.filename is None:
-        details.append(
-            ErrorDetail(
-                param="file", message="file is required; send it as a part with a file name.", code="missing_field"
-            )
-        )
-    if purpose is None:
-        message = "purpose is required; it must be 'dataset' or 'model'."
+        message = f"{rules.file_field} is required; send it as a part with a file name."
+        details.append(ErrorDetail(param=rules.file_field, message=message, code="missing_field"))
+    if purpose is None and rules.purposes:
+        message = f"purpose is required; it must be {rules.listed_purposes}."
         details.append(ErrorDetail(param="purpose", message=message, code="missing_field"))
     if details:
         raise error_from_details(details, InvalidRequest)
     assert form.filename is not None
-    assert purpose is not None
-    check_name(form.filename, purpose)
-    check_beginning(form.filename, bytes(form.beginning))
+    if purpose is not None:
+        check_name(form.filename, purpose)
+        check_beginning(form.filename, bytes(form.beginning))
     return UploadFields(form.filename, purpose)
 
 
-def _boundary(content_type: str) -> bytes:
+def _boundary(content_type: str, rules: FormRules) -> bytes:
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise MalformedRequest(
-            f"Content-Type is {content_type[:100]!r}; send multipart/form-data with the parts 'file' and 'purpose'.",
+            f"Content-Type is {content_type[:100]!r}; send multipart/form-data with {_listed_parts(rules)}.",
             code="invalid_content_type",
             param="Content-Type",
         )
     return boundary
+
+
+def _listed_parts(rules: FormRules) -> str:
+    names = " and ".join(repr(name) for name in rules.names)
+    return f"the part{'s' if len(rules.names) > 1 else ''} {names}"
 
 
 def check_length(header: str, max_bytes: int) -> None:
@@ -172,6 +197,7 @@ class _MultipartForm:
     """The parser's state; ``pending`` are bytes of the file that are not written yet."""
 
     max_bytes: int
+    rules: FormRules
     filename: str | None = None
     pending: list[memoryview] = field(default_factory=list[memoryview])
     pending_bytes: int = 0
@@ -204,11 +230,12 @@ class _MultipartForm:
         if "purpose" not in self._fields:
             return None
         purpose_text = self._fields["purpose"].decode("utf-8", "replace").strip()
-        for purpose in SUFFIXES:
-            if purpose_text == purpose:
-                return purpose
+        if purpose_text in self.rules.purposes:
+            return self.rules.purposes[purpose_text]
         raise InvalidRequest(
-            f"purpose is {purpose_text[:40]!r}; it must be 'dataset' or 'model'.", code="invalid_value", param="purpose"
+            f"purpose is {purpose_text[:40]!r}; it must be {self.rules.listed_purposes}.",
+            code="invalid_value",
+            param="purpose",
         )
 
     def check(self) -> None:
@@ -243,15 +270,16 @@ class _MultipartForm:
     def _start_part(self) -> None:
         options = parameters(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._part not in FIELDS:
-            suggestion = nearest(self._part, FIELDS)
+        rules = self.rules
+        if self._part not in rules.names:
+            suggestion = nearest(self._part, rules.names)
             raise InvalidRequest(
-                f"{self._part[:60]!r} is not a known field; send 'file' and 'purpose'.",
+                f"{self._part[:60]!r} is not a known field; send {' and '.join(map(repr, rules.names))}.",
                 code="unknown_field",
                 param=self._part[:60],
                 suggestion=suggestion,
             )
-        if self._part in self._fields or (self._part == "file" and self.filename is not None):
+        if self._part in self._fields or (self._part == rules.file_field and self.filename is not None):
             raise InvalidRequest(f"{self._part} is given twice; send it once.", code="invalid_value", param=self._part)
         if self._part == "purpose":
             self._fields["purpose"] = bytearray()
@@ -259,12 +287,15 @@ class _MultipartForm:
         name = file_name(options)
         if name is None:
             raise InvalidRequest(
-                "file has no file name; send it as a part with a file name.", code="missing_field", param="file"
+                f"{self._part} has no file name; send it as a part with a file name.",
+                code="missing_field",
+                param=self._part,
             )
-        self.filename = name
+        has_suffix = bool(file_type(name).suffix)
+        self.filename = name if has_suffix else f"{name}{rules.default_suffix}"
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
+        if self._part == self.rules.file_field:
             self.num_bytes += end - start
             if len(self.beginning) < FIRST_BYTES:
                 self.beginning += data[start : min(end, start + FIRST_BYTES)]

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import ArtifactFolder, IncomingFile
 from server.database.connections import Database
-from server.database.tables import AuditRow, FileRow
+from server.database.tables import AuditRow, FileRow, UploadPartRow
 from zeta_core.contract.errors import QuotaExceeded
 
 FRESH_SECONDS = 1.0  # how long the sum of stored bytes is cached
@@ -65,6 +66,11 @@ class OpenUploads:
             self._open.discard(upload)
             upload.incoming.discard()
 
+    async def require_space(self, project: str, num_bytes: int) -> None:
+        """Raise `QuotaExceeded` or `Unavailable` if a later upload of this size would not fit."""
+        await asyncio.to_thread(self._store.require_free, num_bytes)
+        await self._require_quota(project, num_bytes, max_age_seconds=0)
+
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
         """Count received bytes. Raises `QuotaExceeded` as soon as they exceed the quota."""
         upload.num_bytes += num_bytes
@@ -74,9 +80,19 @@ class OpenUploads:
             upload.num_bytes = 0  # the upload will be dropped, so it must not count against others
             raise
 
-    async def store(self, upload: OpenUpload, row: FileRow, entry: AuditRow) -> None:
-        """Store the file: its bytes first, then its rows. Raises `QuotaExceeded` and `Unavailable`."""
-        target = self._store.file_path(row.id)
+    async def store(
+        self,
+        upload: OpenUpload,
+        row: FileRow | UploadPartRow,
+        entry: AuditRow | None,
+        also: Callable[[AsyncSession], Awaitable[None]] | None = None,
+    ) -> None:
+        """Store the file or part: its bytes first, then its row, in one transaction with ``entry`` and ``also``.
+
+        Raises `QuotaExceeded`, `Unavailable` and the errors of ``also``.
+        """
+        is_part = isinstance(row, UploadPartRow)
+        target = self._store.part_path(row.upload_id, row.id) if is_part else self._store.file_path(row.id)
         await asyncio.to_thread(upload.incoming.flush)
         async with self._counting:
             await self._count_elsewhere(upload.project)
@@ -84,7 +100,9 @@ class OpenUploads:
             try:
                 await asyncio.to_thread(upload.incoming.commit, target)
                 async with self._database.write() as session:
-                    session.add_all([row, entry])
+                    session.add_all([row] if entry is None else [row, entry])
+                    if also is not None:
+                        await also(session)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
@@ -106,9 +124,10 @@ class OpenUploads:
         """Count the project's stored files and the unfinished uploads of other processes."""
         if self._quota_bytes is None:
             return
-        query = select(func.sum(FileRow.bytes)).where(FileRow.project == project)
+        stored = 0
         async with self._database.read() as session:
-            stored = await session.scalar(query) or 0
+            for table in (FileRow, UploadPartRow):
+                stored += await session.scalar(select(func.sum(table.bytes)).where(table.project == project)) or 0
         own = {upload.incoming.path for upload in self._open}
         others = await asyncio.to_thread(self._store.incoming_bytes, project, own)
         self._elsewhere[project] = (time.monotonic(), int(stored) + others)

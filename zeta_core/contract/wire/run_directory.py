@@ -44,6 +44,11 @@ def file_key(file_id: str) -> PurePosixPath:
     return PurePosixPath("files", file_id)
 
 
+def upload_key(upload_id: str) -> PurePosixPath:
+    """The folder of the parts of an unfinished upload."""
+    return PurePosixPath("uploads", upload_id)
+
+
 MANIFEST_NAME = "manifest.json"
 TRAINING_STATE_NAME = "training_state"
 MERGED_NAME = "merged"  # in an adapter's checkpoint: the base with the adapter merged into it

@@ -1,0 +1,64 @@
+"""Reads, lists and controls jobs for the `openai` client."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from sqlalchemy import exists, select
+
+from server.auth import Caller
+from server.database.pagination import Matches, newest_first
+from server.database.tables import JobMetadataRow, JobRow
+from server.jobs import commands
+from server.jobs.queries import SPEC_BYTES, JobQuery, MetadataQuery, find_job, matching_jobs
+from server.jobs.serialization import to_job, to_jobs
+from server.openai.job_objects import FineTuningJob, to_fine_tuning_job
+from server.openai.lists import OpenAIList
+from server.service import Service
+from zeta_core.contract.job.commands import Command
+
+
+class FineTuningJobQuery(MetadataQuery):
+    """``metadata[k]=v`` matches one entry, and ``metadata=null`` the jobs without metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    without_metadata: Literal["null"] | None = Field(
+        default=None, alias="metadata", description="null: only jobs without metadata"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> FineTuningJobQuery:
+        if self.without_metadata is not None and self.metadata_entries:
+            sentence = "metadata=null and metadata[k] can't be combined; remove one of them."
+            raise PydanticCustomError("both_forms", "{sentence}", {"name": "metadata", "sentence": sentence})
+        return self
+
+
+async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery) -> OpenAIList[FineTuningJob]:
+    """One page of the project's jobs, newest first, whichever interface has created them."""
+    if query.without_metadata is not None:
+        without = ~exists().where(JobMetadataRow.job_id == JobRow.id)
+        jobs = select(JobRow).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None), without)
+        matching = [Matches(jobs, JobRow.created_at, JobRow.id)]
+    else:
+        matching = matching_jobs(caller.project, JobQuery.model_validate(query.model_extra or {}))
+    async with service.database.read() as session:
+        rows, has_more = await newest_first(session, JobRow, matching, query, project=caller.project, size=SPEC_BYTES)
+        found = await to_jobs(session, rows)
+    data = [to_fine_tuning_job(row, job) for row, job in zip(rows, found, strict=True)]
+    return OpenAIList(data=data, has_more=has_more)
+
+
+async def get_job(service: Service, caller: Caller, job_id: str) -> FineTuningJob:
+    async with service.database.read() as session:
+        row = await find_job(session, caller, job_id)
+        return to_fine_tuning_job(row, await to_job(session, row))
+
+
+async def run_command(service: Service, caller: Caller, job_id: str, command: Command) -> FineTuningJob:
+    """The job after the command. Raises `NotFound`, and `Conflict` if the command isn't possible in its status."""
+    await commands.run_command(service, caller, job_id, command)
+    return await get_job(service, caller, job_id)

@@ -222,13 +222,14 @@ def _integrations(job: Job) -> list[IntegrationObject]:
 
 
 def _file(source: Any) -> str | None:
-    """The id of the uploaded file of a dataset; other sources are named by their path or repository."""
-    sources: list[Any] = source if isinstance(source, list) else [source]
-    for one in sources:
-        if isinstance(one, dict):
-            file = one.get("file")
-            return str(file[0] if isinstance(file, list) else file or one.get("path") or one.get("hub") or "")
-    return None
+    """The id of the uploaded file of a dataset, or the kind and name of another source, such as ``hub:org/name``."""
+    first: Any = source[0] if isinstance(source, list) and source else source
+    if not isinstance(first, dict):
+        return None
+    file: Any = first.get("file")
+    if file is not None:
+        return str(file[0] if isinstance(file, list) else file)
+    return next((f"{kind}:{first[kind]}" for kind in ("path", "hub", "builtin") if kind in first), None)
 
 
 def _seconds(time: datetime) -> int:

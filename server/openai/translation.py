@@ -13,7 +13,7 @@ from typing import Any
 from server.openai.fine_tuning_request import AUTO, DpoHyperparameters, FineTuningRequest
 from server.openai.model_names import BaseModelName, CheckpointName
 from server.submitting.reruns import apply_merge_patch
-from zeta_core.contract.errors import ErrorDetail, InvalidSpec
+from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.rate_search import FIND
@@ -35,7 +35,10 @@ class Translation:
 
 
 def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName) -> Translation:
-    """The spec of the request's job. Raises `InvalidSpec` with every conflict between ``trainer`` and a parameter."""
+    """The spec of the request's job.
+
+    Raises `InvalidRequest` with every conflict between ``trainer`` and a parameter, and `InvalidSpec` for the spec.
+    """
     given = dict(_parameters(request))
     conflicts = [_conflict(name, parameter) for name, parameter in _ALWAYS.items() if name in request.trainer]
     conflicts += [
@@ -45,7 +48,7 @@ def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName)
         if name in request.trainer and name not in _ALWAYS
     ]
     if conflicts:
-        raise error_from_details(conflicts)
+        raise error_from_details(conflicts, InvalidRequest)
     base: dict[str, Any] = dict(model.defaults) if isinstance(model, BaseModelName) else {}
     for one, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if request.trainer.get(one) is not None:
@@ -63,16 +66,8 @@ def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName)
     multiplier = hyperparameters.learning_rate_multiplier
     if isinstance(multiplier, float):
         if rate is None:
-            raise error_from_details(
-                [
-                    invalid_value(
-                        "learning_rate_multiplier",
-                        multiplier,
-                        "the default of this model is to search the learning rate, which can't be multiplied; give "
-                        "trainer.learning_rate instead",
-                    )
-                ]
-            )
+            fix = "this model's default is to search the learning rate; give trainer.learning_rate instead"
+            raise error_from_details([invalid_value("learning_rate_multiplier", multiplier, fix)], InvalidRequest)
         spec["learning_rate"] = rate * multiplier
     return Translation(spec, rate)
 
@@ -112,11 +107,14 @@ def _parameters(request: FineTuningRequest) -> Iterator[tuple[str, dict[str, Any
         yield "integrations", {"report_to": ["wandb"], "wandb": wandb}
 
 
-def _batch_split(batch_size: int, processes: int) -> dict[str, int]:
+def _batch_split(batch_size: int, processes: int | None) -> dict[str, int]:
     """The fields that split a batch of this many examples over the processes, and into micro-batches that fit."""
+    if processes is None:
+        fix = "it can't be divided, because trainer.resources requests all GPUs of a worker; request a number of GPUs"
+        raise error_from_details([invalid_value("batch_size", batch_size, fix)], InvalidRequest)
     if batch_size % processes:
         fix = f"it must be a multiple of the {processes} processes that trainer.resources requests"
-        raise error_from_details([invalid_value("batch_size", batch_size, fix)])
+        raise error_from_details([invalid_value("batch_size", batch_size, fix)], InvalidRequest)
     share = batch_size // processes
     micro_batch = next(size for size in range(min(share, MAX_MICRO_BATCH), 0, -1) if share % size == 0)
     return {"batch_size": micro_batch, "gradient_accumulate_every": share // micro_batch}

@@ -85,7 +85,9 @@ class _Submission:
         return None if key is None else (self.caller.project, self.caller.key_id, key)
 
     def audit_row(self, job_id: str) -> AuditRow:
-        action, details = ("job.submit", {}) if self.origin.parent is None else ("job.rerun", {"parent": self.origin.parent})
+        action, details = (
+            ("job.submit", {}) if self.origin.parent is None else ("job.rerun", {"parent": self.origin.parent})
+        )
         return self.caller.audit_row(action, job_id, project=self.caller.project, **details)
 
 

@@ -15,6 +15,8 @@ from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
 from server.openai.fine_tuning import FineTuning
+from server.openai.fine_tuning_request import FineTuningRequest
+from server.openai.uploads import CompletionRequest, UploadRequest
 from server.routes import (
     access,
     checkpoints,
@@ -39,7 +41,10 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
-BODIES = (JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject)
+BODIES = (
+    *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject),
+    *(FineTuningRequest, UploadRequest, CompletionRequest),
+)
 LINES = (
     events.StatusLine,
     events.ProgressLine,

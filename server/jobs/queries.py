@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -36,10 +36,12 @@ class MetadataQuery(PageQuery):
 
     after: str | None = cursor(NEW_ID_PATTERN.format(prefix="job"))
 
+    known_extras: ClassVar[frozenset[str]] = frozenset()
+
     @model_validator(mode="after")
     def _reject_unknown_names(self) -> Self:
         for name in self.model_extra or {}:
-            if not _METADATA.match(name):
+            if not _METADATA.match(name) and name not in self.known_extras:
                 raise PydanticCustomError("extra_forbidden", "{name}", {"name": name})
         if (count := len(self.model_extra or {})) > MAX_METADATA:
             sentence = f"metadata[k] is given {count} times; a job has at most {MAX_METADATA} entries."

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from server.auth import Caller
 from server.database.checkpoints import checkpoints_newest_first
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.database.tables import CheckpointRow
 from server.jobs.queries import find_job
 from server.jobs.training_curves import read_curves
@@ -20,6 +20,10 @@ from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import Curves
 from zeta_core.contract.spec.validation import shown
+
+
+class CheckpointListQuery(PageQuery):
+    after: str | None = cursor(r"^ftckpt-[0-9a-z]{20,32}-(step-[0-9]{1,18}|best|final)$")
 
 
 class CheckpointMetrics(BaseModel):
@@ -49,7 +53,7 @@ class FineTuningCheckpoint(BaseModel):
 
 
 async def list_checkpoints(
-    service: Service, caller: Caller, job_id: str, query: PageQuery
+    service: Service, caller: Caller, job_id: str, query: CheckpointListQuery
 ) -> OpenAIList[FineTuningCheckpoint]:
     """One page of the job's checkpoints. Raises `NotFound`, and `InvalidRequest` for an invalid ``after``."""
     async with service.database.read() as session:

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
 
 from server.http.error_responses import STATUS_OF_TYPE, error_response
 from server.http.query_parameters import parameter_error
@@ -20,6 +21,28 @@ from zeta_core.contract.errors import ZetaError
 
 MAX_RETRY_AFTER_SECONDS = 120  # the client does not repeat a request that has to wait for longer
 _PERMANENT = frozenset({409, 429})  # unless a `Retry-After` header says when the request may succeed
+
+
+class OpenAIErrorContent(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIErrorBody(BaseModel):
+    """The body of every error under ``/openai/v1``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: OpenAIErrorContent
+
+
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": OpenAIErrorBody, "description": "An error: message, type, parameter and code."}
+}
 
 
 class OpenAIRoute(APIRoute):
@@ -61,7 +84,8 @@ def error_body(error: ZetaError) -> dict[str, Any]:
     sentences = dict.fromkeys(detail.message for detail in content.details)
     message = "\n".join(sentences) if len(sentences) > 1 else content.message
     kind = _type(_status(STATUS_OF_TYPE.get(error.type, 500)))
-    return {"error": {"message": message, "type": kind, "param": content.param, "code": content.code}}
+    described = OpenAIErrorContent(message=message, type=kind, param=content.param, code=content.code)
+    return OpenAIErrorBody(error=described).model_dump()
 
 
 def _status(status: int) -> int:

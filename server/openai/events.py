@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select
 
 from server.auth import Caller
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.database.tables import EventRow
 from server.jobs.queries import find_job
 from server.openai.lists import OpenAIList
@@ -33,6 +33,10 @@ _EVALUATED = {
 }
 
 
+class EventListQuery(PageQuery):
+    after: str | None = cursor(r"^ftevent-[0-9a-z]{20,32}-[1-9][0-9]{0,17}$")
+
+
 class FineTuningEvent(BaseModel):
     """An event. ``data`` of type ``metrics`` has the metrics of a step, by OpenAI's names and further ones."""
 
@@ -47,7 +51,9 @@ class FineTuningEvent(BaseModel):
     data: dict[str, Any] | None
 
 
-async def list_events(service: Service, caller: Caller, job_id: str, query: PageQuery) -> OpenAIList[FineTuningEvent]:
+async def list_events(
+    service: Service, caller: Caller, job_id: str, query: EventListQuery
+) -> OpenAIList[FineTuningEvent]:
     """One page of the job's events. Raises `NotFound`, and `InvalidRequest` for an invalid ``after``."""
     async with service.database.read() as session:
         await find_job(session, caller, job_id)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import exists, select
 
@@ -18,28 +18,33 @@ from server.openai.job_objects import FineTuningJob, to_fine_tuning_job
 from server.openai.lists import OpenAIList
 from server.service import Service
 from zeta_core.contract.job.commands import Command
+from zeta_core.contract.spec.validation import shown
 
 
 class FineTuningJobQuery(MetadataQuery):
     """``metadata[k]=v`` matches one entry, and ``metadata=null`` the jobs without metadata."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    without_metadata: Literal["null"] | None = Field(
-        default=None, alias="metadata", description="null: only jobs without metadata"
-    )
+    known_extras: ClassVar[frozenset[str]] = frozenset({"metadata"})
 
     @model_validator(mode="after")
-    def _one_form(self) -> FineTuningJobQuery:
-        if self.without_metadata is not None and self.metadata_entries:
+    def _check_null(self) -> Self:
+        extras = self.model_extra or {}
+        if "metadata" in extras and extras["metadata"] != "null":
+            sentence = f"metadata is {shown(extras['metadata'])}; it must be null, or metadata[k] with a value."
+        elif "metadata" in extras and self.metadata_entries:
             sentence = "metadata=null and metadata[k] can't be combined; remove one of them."
-            raise PydanticCustomError("both_forms", "{sentence}", {"name": "metadata", "sentence": sentence})
-        return self
+        else:
+            return self
+        raise PydanticCustomError("invalid_metadata", "{sentence}", {"name": "metadata", "sentence": sentence})
+
+    @property
+    def without_metadata(self) -> bool:
+        return "metadata" in (self.model_extra or {})
 
 
 async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery) -> OpenAIList[FineTuningJob]:
     """One page of the project's jobs, newest first, whichever interface has created them."""
-    if query.without_metadata is not None:
+    if query.without_metadata:
         without = ~exists().where(JobMetadataRow.job_id == JobRow.id)
         jobs = select(JobRow).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None), without)
         matching = [Matches(jobs, JobRow.created_at, JobRow.id)]

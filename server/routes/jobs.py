@@ -19,7 +19,7 @@ from zeta_core.contract.job.responses import DeletedObject, Page
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
 
-def _body(model: str, *, required: bool) -> dict[str, Any]:
+def json_body(model: str, *, required: bool) -> dict[str, Any]:
     """The OpenAPI description of a body that the route parses itself."""
     schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
     return {"requestBody": {"required": required, "content": {"application/json": schema}}}
@@ -42,7 +42,7 @@ METADATA = {
 }
 
 
-@router.post("", status_code=201, openapi_extra=_body("JobSpec", required=True))
+@router.post("", status_code=201, openapi_extra=json_body("JobSpec", required=True))
 async def submit_job(
     service: TheService,
     submissions: TheSubmissions,
@@ -56,7 +56,7 @@ async def submit_job(
     return _created(request, response, *await submissions.submit(caller, data, idempotency_key))
 
 
-@router.post("/validate", openapi_extra=_body("JobSpec", required=True))
+@router.post("/validate", openapi_extra=json_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """Validate a spec without creating a job, and estimate its steps, memory and disk usage."""
     return await estimate.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
@@ -98,7 +98,7 @@ async def save_checkpoint(service: TheService, caller: TheCaller, job_id: str) -
     return await commands.run_command(service, caller, job_id, "checkpoint")
 
 
-@router.post("/{job_id}/rerun", status_code=201, openapi_extra=_body("Rerun", required=False))
+@router.post("/{job_id}/rerun", status_code=201, openapi_extra=json_body("Rerun", required=False))
 async def rerun_job(
     service: TheService,
     submissions: TheSubmissions,

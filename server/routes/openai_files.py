@@ -9,12 +9,13 @@ from fastapi import Header, Query, Request, Response
 from server.http.bodies import read_body
 from server.http.downloads import serve
 from server.openai import files, uploads
-from server.openai.errors import OpenAIRoute
+from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.file_objects import FileObject
 from server.openai.lists import OpenAIFileList
+from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
 
-router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute)
+router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
 
 def _form(**fields: dict[str, str]) -> dict[str, Any]:
@@ -24,7 +25,9 @@ def _form(**fields: dict[str, str]) -> dict[str, Any]:
 
 
 _BINARY = {"type": "string", "format": "binary"}
-RETRY_COUNT = Header(alias="x-stainless-retry-count", description="how often the client has repeated this request")
+RETRY_COUNT = Header(
+    alias="x-stainless-retry-count", ge=0, description="how often the client has repeated this request"
+)
 
 
 @router.post("/files", openapi_extra=_form(file=_BINARY, purpose={"type": "string"}))
@@ -59,7 +62,7 @@ async def delete_openai_file(service: TheService, caller: TheCaller, file_id: st
     return await files.delete(service, caller, file_id)
 
 
-@router.post("/uploads")
+@router.post("/uploads", openapi_extra=json_body("UploadRequest", required=True))
 async def create_openai_upload(service: TheService, caller: TheCaller, request: Request) -> uploads.Upload:
     """Start an upload in parts."""
     body = await read_body(request, service.settings.max_spec_bytes)
@@ -74,7 +77,7 @@ async def add_openai_upload_part(
     return await uploads.add_part(service, caller, upload_id, request)
 
 
-@router.post("/uploads/{upload_id}/complete")
+@router.post("/uploads/{upload_id}/complete", openapi_extra=json_body("CompletionRequest", required=True))
 async def complete_openai_upload(
     service: TheService,
     caller: TheCaller,

@@ -6,19 +6,18 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from server.database.pagination import PageQuery
 from server.http.bodies import read_body
 from server.openai import checkpoints, events, jobs
-from server.openai.errors import OpenAIRoute
+from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.fine_tuning import FineTuning
 from server.openai.job_objects import FineTuningJob
 from server.openai.lists import OpenAIList
-from server.routes.jobs import IDEMPOTENCY_KEY, METADATA
+from server.routes.jobs import IDEMPOTENCY_KEY, METADATA, json_body
 from server.routes.openai_files import RETRY_COUNT
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.errors import InvalidRequest
 
-router = Router(prefix="/openai/v1/fine_tuning", tags=["openai"], route_class=OpenAIRoute)
+router = Router(prefix="/openai/v1/fine_tuning", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
 
 async def _fine_tuning(request: Request) -> FineTuning:
@@ -27,10 +26,11 @@ async def _fine_tuning(request: Request) -> FineTuning:
     return fine_tuning
 
 
+METADATA_OR_NULL = {**METADATA, "description": f"{METADATA['description']}; metadata=null: only jobs without metadata"}
 TheFineTuning = Annotated[FineTuning, Depends(_fine_tuning)]
 
 
-@router.post("/jobs")
+@router.post("/jobs", openapi_extra=json_body("FineTuningRequest", required=True))
 async def create_openai_job(
     service: TheService,
     fine_tuning: TheFineTuning,
@@ -45,7 +45,7 @@ async def create_openai_job(
     return await jobs.get_job(service, caller, job_id)
 
 
-@router.get("/jobs", openapi_extra={"parameters": [METADATA]})
+@router.get("/jobs", openapi_extra={"parameters": [METADATA_OR_NULL]})
 async def list_openai_jobs(
     service: TheService, caller: TheCaller, query: Annotated[jobs.FineTuningJobQuery, Query()]
 ) -> OpenAIList[FineTuningJob]:
@@ -79,7 +79,7 @@ async def resume_openai_job(service: TheService, caller: TheCaller, job_id: str)
 
 @router.get("/jobs/{job_id}/events")
 async def list_openai_events(
-    service: TheService, caller: TheCaller, job_id: str, query: Annotated[PageQuery, Query()]
+    service: TheService, caller: TheCaller, job_id: str, query: Annotated[events.EventListQuery, Query()]
 ) -> OpenAIList[events.FineTuningEvent]:
     """List the events of a job, newest first."""
     return await events.list_events(service, caller, job_id, query)
@@ -87,7 +87,7 @@ async def list_openai_events(
 
 @router.get("/jobs/{job_id}/checkpoints")
 async def list_openai_checkpoints(
-    service: TheService, caller: TheCaller, job_id: str, query: Annotated[PageQuery, Query()]
+    service: TheService, caller: TheCaller, job_id: str, query: Annotated[checkpoints.CheckpointListQuery, Query()]
 ) -> OpenAIList[checkpoints.FineTuningCheckpoint]:
     """List the checkpoints of a job with their metrics, newest first."""
     return await checkpoints.list_checkpoints(service, caller, job_id, query)

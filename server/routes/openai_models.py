@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from server.openai import models
-from server.openai.errors import OpenAIRoute
+from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.routes.routing import Router, TheCaller, TheService
 
-router = Router(prefix="/openai/v1/models", tags=["openai"], route_class=OpenAIRoute)
+router = Router(prefix="/openai/v1/models", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
 
 @router.get("")

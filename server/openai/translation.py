@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zeta_core.contract.spec.range_test import FIND
-
 from server.openai.fine_tuning_request import AUTO, DpoHyperparameters, FineTuningRequest
 from server.openai.model_names import BaseModelName, CheckpointName
 from server.submitting.reruns import apply_merge_patch
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.range_test import FIND
 from zeta_core.contract.spec.validation import error_from_details, invalid_value, parse
 
 MAX_MICRO_BATCH = 8  # examples per forward pass of a batch whose size is given; larger batches are accumulated

@@ -15,12 +15,12 @@ from server.http.bodies import read_body
 from server.openai import answers, forwarding
 from server.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
 from server.openai.answer_weights import find_weights
-from server.openai.errors import OpenAIRoute
+from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.routes.job_output import EVENT_STREAM, STREAM_HEADERS, LiveResponse
 from server.routes.routing import Router, TheCaller, TheService
 from server.service import Service
 
-router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute)
+router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
 _BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}

@@ -114,7 +114,11 @@ class Keys:
             raise AuthenticationFailed(
                 "The request has no API key; send the header 'Authorization: Bearer <key>'.", code="missing_api_key"
             )
-        digest, now = sha256(secret), self._clock()
+        return await self.authenticate_digest(sha256(secret))
+
+    async def authenticate_digest(self, digest: str) -> Caller:
+        """The caller with the key of this SHA-256, for a browser session. Raises `AuthenticationFailed`."""
+        now = self._clock()
         known = self._known.get(digest)
         if known is None or now - known.read_at >= KEY_SECONDS:
             self._known.pop(digest, None)

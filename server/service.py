@@ -18,6 +18,7 @@ from server.engine.engine import Engine
 from server.engine.event_signal import Subscription
 from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
+from server.sessions import Sessions
 from server.settings import ServerSettings
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
 from server.uploads.quota import OpenUploads
@@ -53,6 +54,7 @@ class Service:
     engine: Engine
     uploads: OpenUploads
     keys: Keys
+    sessions: Sessions
     stopping: Stopping = field(default_factory=Stopping)
 
 
@@ -79,7 +81,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             uploads = OpenUploads(database, store, settings.project_quota_bytes)
             keys = Keys(database)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
-            yield Service(settings, database, store, engine, uploads, keys)
+            sessions = Sessions(database, keys, service)
+            yield Service(settings, database, store, engine, uploads, keys, sessions)
         finally:
             await engine.stop()
     finally:

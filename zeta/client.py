@@ -32,7 +32,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
-from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, StoredFile, Worker
+from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, LoginLink, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
 
@@ -364,6 +364,10 @@ class Client:
         """Drain a worker: it hands back its jobs and gets no new ones. ``draining=False`` undoes it. Admin only."""
         action = "drain" if draining else "undrain"
         return parse_response(Worker, self._transport.request("POST", f"/v1/workers/{quote(worker, safe='')}/{action}"))
+
+    def login_link(self) -> LoginLink:
+        """Create a link that logs a browser in to the dashboard with this key, once and within some minutes."""
+        return parse_response(LoginLink, self._transport.request("POST", "/v1/login-links"))
 
     def is_ready(self) -> bool:
         """Whether the service reports that it is ready for jobs. Does not retry."""

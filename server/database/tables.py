@@ -345,6 +345,29 @@ class AuditRow(Table):
     details: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
+class SessionRow(Table):
+    """A browser session: the SHA-256 of its cookie's token, and that of the API key that it was started with."""
+
+    __tablename__ = "sessions"
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_sha256: Mapped[str]
+    project: Mapped[str | None]  # chosen by an admin key instead of its own
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class LoginLinkRow(Table):
+    """A link that starts one session with this API key. Using it deletes the row."""
+
+    __tablename__ = "login_links"
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_sha256: Mapped[str]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class DrainRow(Table):
     """A drained worker: it gets no new jobs and hands back its running ones while this row exists."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 
@@ -16,6 +17,7 @@ from zeta_core.contract.errors import InvalidRequest, MalformedRequest, RequestT
 from zeta_core.contract.strict_json import JsonFault, read_json
 
 BODY_SECONDS = 60.0  # for the whole body to arrive
+MAX_FIELDS = 1000  # of a form
 INLINE_BYTES = 8 * 1024  # larger bodies are checked in a thread
 
 
@@ -34,6 +36,21 @@ async def read_body(request: Request, max_bytes: int, *, empty: Any = None) -> A
     if len(content) <= INLINE_BYTES:
         return _parsed(content)
     return await asyncio.to_thread(_parsed, content)
+
+
+async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
+    """The fields of a form that a page sent, URL-encoded; of a repeated field, the last value.
+
+    Raises `TooLarge`, `MalformedRequest` or `RequestTimeout`.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _read(request, max_bytes)
+        return dict(parse_qsl(content.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS))
+    except TimeoutError as error:
+        raise RequestTimeout(f"The form did not arrive within {BODY_SECONDS:g} s; send it again.") from error
+    except ValueError as error:
+        raise MalformedRequest("The form is not valid URL-encoded text.", code="invalid_form") from error
 
 
 def _parsed(content: bytes) -> Any:

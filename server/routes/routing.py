@@ -18,6 +18,7 @@ from server.auth import Caller
 from server.http.query_parameters import check_query
 from server.routes.scopes import is_open, required_scope
 from server.service import Service
+from server.sessions import CSRF_HEADER
 from server.submitting.submissions import Submissions
 from zeta_core.contract.access import PROJECT_HEADER
 
@@ -51,7 +52,11 @@ async def _caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     zeta_project: Annotated[str | None, _PROJECT] = None,
 ) -> Caller:
-    caller = await service.keys.authenticate(credentials.credentials if credentials else None)
+    token = request.cookies.get(service.sessions.cookie_name)
+    if token is not None and "authorization" not in request.headers:
+        caller = await _session_caller(service, request, token)
+    else:
+        caller = await service.keys.authenticate(credentials.credentials if credentials else None)
     path = str(getattr(request.scope.get("route"), "path_format", request.url.path))
     caller.require(required_scope(request.method, path), f"{request.method} {path}")
     if zeta_project is not None:
@@ -59,6 +64,14 @@ async def _caller(
     if request.query_params:
         check_query(request)
     return replace(caller, address=request.client.host if request.client else None)
+
+
+async def _session_caller(service: Service, request: Request, token: str) -> Caller:
+    """The caller of a request with a session cookie; a request that isn't a read also needs the CSRF token."""
+    session = await service.sessions.find(token)
+    if request.method not in ("GET", "HEAD"):
+        session.require_csrf(request.headers.get(CSRF_HEADER))
+    return session.caller
 
 
 TheCaller = Annotated[Caller, Depends(_caller)]

@@ -52,6 +52,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/projects/{project}": Scope.READ,
     "DELETE /v1/projects/{project}": Scope.ADMIN,
     "GET /v1/audit": Scope.ADMIN,
+    "POST /v1/login-links": Scope.READ,
     "GET /metrics": Scope.METRICS,
     "POST /openai/v1/chat/completions": Scope.READ,  # who may read the weights may also let them answer
     "POST /openai/v1/completions": Scope.READ,

@@ -57,7 +57,9 @@ PACKAGES = (
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
         third_party=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
         | {"httpx"}  # for requests to an engine of the operator
-        | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"},
+        | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"}
+        | {"jinja2", "markupsafe"}  # the web pages
+        | {"ruamel"},  # specs as YAML in the web pages
         forbidden=frozenset({"torch", "transformers", "worker"}),
     ),
     Package(
@@ -108,12 +110,14 @@ LAYERS = {
         frozenset({"settings"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
         frozenset({"auth", "uploads", "engine"}),
+        frozenset({"sessions"}),
         frozenset({"service"}),
         frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "workers"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),
         frozenset({"openai"}),
         frozenset({"routes"}),
+        frozenset({"web"}),
         frozenset({"app"}),
         frozenset({"__main__"}),
     ),

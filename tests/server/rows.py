@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import inspect, select
 
 from server.artifacts import ArtifactFolder
 from server.database import events
 from server.database.connections import Database
-from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow
+from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow, LoginLinkRow, SessionRow
 from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
 from server.settings import ServerSettings
 from tests.server.server_process import SPEC
-from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.identifiers import new_id, new_id_at
 from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -28,6 +29,7 @@ from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
 
+Answer = TypeVar("Answer")
 CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
@@ -53,7 +55,7 @@ class Rows:
             created_at=utc_now(),
             job_metadata={},
         )
-        asyncio.run(self._add(row))
+        _run(self._add(row))
         return row.id
 
     def attempt(
@@ -68,14 +70,26 @@ class Rows:
         """Start the next attempt, store ``progress`` and ``log``, and end it with status ``to``, if given."""
         if reason is None:
             reason = StatusReason.COMPLETED if to == JobStatus.SUCCEEDED else StatusReason.RETRYING
-        number = asyncio.run(self._attempt(job_id, progress, to, reason))
+        number = _run(self._attempt(job_id, progress, to, reason))
         path = self.settings.artifacts / log_key(job_id, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(log)
 
+    def progress(self, job_id: str, progress: Sequence[Mapping[str, Any]]) -> None:
+        """Store further progress of the running attempt."""
+        _run(self._progress(job_id, progress))
+
+    def requeue(self, job_id: str, reason: StatusReason) -> None:
+        """End the running attempt; the job continues with another one."""
+        _run(self._end(job_id, JobStatus.QUEUED, reason))
+
+    def many_jobs(self, count: int) -> None:
+        """Create ended jobs, each with its number in its name."""
+        _run(self._many_jobs(count))
+
     def change(self, job_id: str, **values: Any) -> None:
         """Set columns of the job's row."""
-        asyncio.run(self._change(job_id, values))
+        _run(self._change(job_id, values))
 
     def copy_job(self, job_id: str, new_id: str) -> None:
         """Insert a copy of the job with another id."""
@@ -83,15 +97,15 @@ class Rows:
 
     def has_job(self, job_id: str) -> bool:
         """Whether the job has a row, even if it is hidden from users."""
-        return asyncio.run(self._has_job(job_id))
+        return _run(self._has_job(job_id))
 
     def end(self, job_id: str, to: JobStatus) -> None:
         """End the running attempt and the job."""
-        asyncio.run(self._end(job_id, to))
+        _run(self._end(job_id, to))
 
     def age_submissions(self, *, hours: float) -> None:
         """Make every stored submission older."""
-        asyncio.run(self._age_submissions(timedelta(hours=hours)))
+        _run(self._age_submissions(timedelta(hours=hours)))
 
     def key(
         self,
@@ -114,11 +128,19 @@ class Rows:
             expires_at=expires_at,
             revoked_at=revoked_at,
         )
-        asyncio.run(self._add(row))
+        _run(self._add(row))
+
+    def expire_sessions(self) -> None:
+        """Let every browser session expire now."""
+        _run(self._expire(SessionRow))
+
+    def expire_login_links(self) -> None:
+        """Let every login link expire now."""
+        _run(self._expire(LoginLinkRow))
 
     def log_events(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
-        asyncio.run(self._log_events(job_id, messages))
+        _run(self._log_events(job_id, messages))
 
     def checkpoint(
         self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]]
@@ -136,7 +158,7 @@ class Rows:
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
         row = CheckpointRow(job_id=job_id, name=name, step=step, attempt=1, bytes=0, metrics={}, created_at=CREATED_AT)
-        asyncio.run(self._add(row))
+        _run(self._add(row))
         return {
             **{path: content for path, (_, content) in files.items()},
             "manifest.json": manifest.model_dump_json().encode(),
@@ -191,6 +213,13 @@ class Rows:
                 row.created_at -= by
         await database.close()
 
+    async def _expire(self, table: type[SessionRow] | type[LoginLinkRow]) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            for row in await session.scalars(select(table)):
+                row.expires_at = utc_now()
+        await database.close()
+
     async def _change(self, job_id: str, values: Mapping[str, Any]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
@@ -214,12 +243,52 @@ class Rows:
         await database.close()
         return found is not None
 
-    async def _end(self, job_id: str, to: JobStatus) -> None:
+    async def _progress(self, job_id: str, progress: Sequence[Mapping[str, Any]]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
             job = await lock_job(session, job_id)
             assert job is not None
-            ended = StatusChange(to, StatusReason.CANCELLED_BY_USER)
+            for fields in progress:
+                await events.append(
+                    session,
+                    job,
+                    attempt=job.attempt,
+                    line=None,
+                    type="progress",
+                    created_at=utc_now(),
+                    fields=dict(fields),
+                )
+        await database.close()
+
+    async def _many_jobs(self, count: int) -> None:
+        database = Database(self.settings.database)
+        resolved = resolve(parse(JobSpec, SPEC)).updated(ResolvedSpec(files={}))
+        async with database.write() as session:
+            for number in range(count):
+                job_id, created_at = new_id_at("job")
+                session.add(
+                    JobRow(
+                        id=job_id,
+                        project="default",
+                        created_by="key_test",
+                        status="succeeded",
+                        entity_name=f"entity-{number}",
+                        spec=SPEC,
+                        resolved_spec=resolved,
+                        priority=0,
+                        max_retries=3,
+                        created_at=created_at,
+                        job_metadata={},
+                    )
+                )
+        await database.close()
+
+    async def _end(self, job_id: str, to: JobStatus, reason: StatusReason = StatusReason.CANCELLED_BY_USER) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            job = await lock_job(session, job_id)
+            assert job is not None
+            ended = StatusChange(to, reason)
             assert await change_status(session, job, ended, expect={JobStatus.RUNNING}, attempt=job.attempt)
         await database.close()
 
@@ -234,6 +303,12 @@ class Rows:
                     session, job, attempt=job.attempt, line=None, type="log", created_at=utc_now(), fields=fields
                 )
         await database.close()
+
+
+def _run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a coroutine in another thread, because Playwright's event loop occupies the thread of the tests."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def some_bytes(num_bytes: int, seed: int) -> bytes:

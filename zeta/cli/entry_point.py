@@ -28,7 +28,7 @@ MODULES = {
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),
-    "zeta.cli.login": ("config", "login", "logout"),
+    "zeta.cli.login": ("config", "login", "logout", "dashboard"),
 }
 
 

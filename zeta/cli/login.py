@@ -1,4 +1,4 @@
-"""The commands for choosing the server and its key: config, login, logout."""
+"""The commands for choosing the server and its key, and for opening its dashboard: config, login, logout, dashboard."""
 
 from __future__ import annotations
 
@@ -82,6 +82,23 @@ def login(
         print_json({"server": address, "login_file": str(file)})
     else:
         print(f"Logged in to {address}. The key is stored in {file}, which only you can read.")
+
+
+@app.command(rich_help_panel=SERVICE)
+def dashboard(as_json: AsJson = False) -> None:
+    """Print a link that opens the dashboard in a browser.
+
+    The link logs the browser in with your API key. It works once, within ten minutes.
+    """
+    from zeta.cli.output import print_json
+    from zeta.client import Client
+
+    with Client() as client:
+        link = client.login_link()
+    if as_json:
+        print_json(link)
+    else:
+        print(link.url)
 
 
 @app.command(rich_help_panel=SERVICE)

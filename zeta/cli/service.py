@@ -160,15 +160,24 @@ def exec_module(module: str, extra: str, package: str, **flags: object) -> None:
 
 def _print_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:
     from zeta.cli.output import print_json
+    from zeta.client import Client
     from zeta.up.home import Home as HomeFolder
+    from zeta_core.contract.errors import ZetaError
 
     if as_json:
         print_json(state)
         return
     folder = HomeFolder(settings.home)
+    admin_key = settings.api_key or folder.secret(folder.admin_key, "zeta_")
+    try:
+        with Client(state.url, admin_key, patience_seconds=0, use_proxy=False) as client:
+            dashboard = f"{client.login_link().url} (logs in once, within 10 minutes)"
+    except ZetaError:  # the server is restarting, and the service continues
+        dashboard = f"{state.url} (`zeta dashboard` prints a link that logs in)"
     key = str(folder.admin_key) if settings.api_key is None else "from ZETA_API_KEY"
     stop = "zeta down" if detached else "Ctrl-C"
     print(f"Zeta is ready at {state.url}")
+    print(f"  dashboard  {dashboard}")
     print(f"  admin key  {key}")
     print(f"  logs       {folder.logs}")
     print(f"  stop       {stop}", flush=True)

@@ -141,6 +141,14 @@ class Health(_Response):
     parts: dict[str, str] = {}
 
 
+class LoginLink(_Response):
+    """An address that logs a browser in with an API key. It works once, until ``expires_at``."""
+
+    object: Literal["login_link"] = "login_link"
+    url: str
+    expires_at: datetime
+
+
 class DeletedObject(_Response):
     """The response to a DELETE request."""
 

@@ -34,7 +34,7 @@ SINGLE_SERVER_POLL_SECONDS = 5.0
 async def read_page(service: Service, job_id: str, after: int, limit: int) -> Page[UntypedEvent]:
     """Up to ``limit`` events with ``seq`` above ``after``, oldest first; ``first_id`` and ``last_id`` are ``seq``s."""
     async with service.database.read() as session:
-        events = [_event(row) for row in await _rows(session, job_id, after, limit + 1)]
+        events = [to_event(row) for row in await _rows(session, job_id, after, limit + 1)]
     data = events[:limit]
     return Page(
         data=data,
@@ -94,7 +94,7 @@ async def _rows(session: AsyncSession, job_id: str, after: int, limit: int) -> l
     return list(await session.scalars(query.order_by(EventRow.seq).limit(limit)))
 
 
-def _event(row: EventRow) -> UntypedEvent:
+def to_event(row: EventRow) -> UntypedEvent:
     own: dict[str, Any] = {
         "seq": row.seq,
         "attempt": row.attempt,
@@ -105,4 +105,4 @@ def _event(row: EventRow) -> UntypedEvent:
 
 
 def _message(row: EventRow) -> bytes:
-    return f"id: {row.seq}\nevent: {row.type}\ndata: {_event(row).model_dump_json()}\n\n".encode()
+    return f"id: {row.seq}\nevent: {row.type}\ndata: {to_event(row).model_dump_json()}\n\n".encode()

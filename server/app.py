@@ -23,6 +23,7 @@ from server.routes import (
     files,
     job_output,
     jobs,
+    login_links,
     openai_answers,
     openai_files,
     openai_fine_tuning,
@@ -33,6 +34,7 @@ from server.routes import (
 )
 from server.service import Service
 from server.submitting.submissions import Submissions
+from server.web.routes import ROUTERS as PAGE_ROUTERS
 from zeta_core.contract.access import KeyRotation, NewKey, NewProject
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
@@ -80,11 +82,12 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(cross_origin, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
+    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, operations)
     openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
-    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, operations, *openai_modules)
-    for module in modules:
-        app.include_router(module.router)
-    app.state.routes = [route for module in modules for route in module.router.routes]
+    routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)
+    for router in routers:
+        app.include_router(router)
+    app.state.routes = [route for router in routers for route in router.routes]
     app.openapi = lambda: _description(app)
     return app
 

@@ -1,0 +1,136 @@
+"""Reads jobs with what the pages show besides them: owners, sparklines, and the numbers of jobs by status."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server.auth import Caller
+from server.database.pagination import Matches, PageQuery, newest_first
+from server.database.tables import EventRow, JobRow, KeyRow
+from server.jobs.event_stream import to_event
+from server.jobs.queries import find_job
+from server.jobs.serialization import to_jobs
+from server.service import Service
+from server.web.job_text import JobView
+from zeta_core.contract.job.events import EventType, UntypedEvent
+from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import JobStatus
+
+NUM_SAMPLES = 32  # events from which a sparkline is drawn
+RECENT_EVENTS = 5000
+SPARKLINE_WIDTH, SPARKLINE_HEIGHT = 96, 24
+GROUPS: dict[str, tuple[JobStatus, ...]] = {
+    "all": tuple(JobStatus),
+    "active": (JobStatus.RUNNING, JobStatus.QUEUED),
+    "paused": (JobStatus.PAUSED,),
+    "succeeded": (JobStatus.SUCCEEDED,),
+    "failed": (JobStatus.FAILED,),
+    "cancelled": (JobStatus.CANCELLED,),
+}
+
+
+async def list_views(
+    service: Service, caller: Caller, group: str, search: str, page_query: PageQuery
+) -> tuple[list[JobView], bool]:
+    """One page of the project's jobs, newest first, and whether more follow.
+
+    ``search`` is a text in the id, the name, the model, the data or another part of the spec.
+    """
+    conditions = [JobRow.project == caller.project, JobRow.deleted_at.is_(None)]
+    if search:
+        conditions.append(_contains(search))
+    query = select(JobRow).where(*conditions)
+    statuses = GROUPS[group]
+    queries = [query] if len(statuses) == len(JobStatus) else [query.where(JobRow.status == each) for each in statuses]
+    matches = [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
+    async with service.database.read() as session:
+        rows, has_more = await newest_first(session, JobRow, matches, page_query, project=caller.project)
+        views = await _views(session, rows)
+    return views, has_more
+
+
+async def read_view(service: Service, caller: Caller, job_id: str) -> JobView:
+    """One job. Raises `NotFound`."""
+    async with service.database.read() as session:
+        (view,) = await _views(session, [await find_job(session, caller, job_id)])
+    return view
+
+
+async def read_recent(service: Service, job_id: str, types: Collection[EventType], limit: int) -> list[UntypedEvent]:
+    """The newest events of these types among the last `RECENT_EVENTS` of the job, newest first."""
+    async with service.database.read() as session:
+        last_seq = await session.scalar(select(JobRow.last_seq).where(JobRow.id == job_id)) or 0
+        recent = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > last_seq - RECENT_EVENTS)
+        chosen = recent.where(EventRow.type.in_(types)).order_by(EventRow.seq.desc()).limit(limit)
+        return [to_event(row) for row in await session.scalars(chosen)]
+
+
+async def count_by_group(service: Service, caller: Caller) -> dict[str, int]:
+    """The number of the project's jobs in each of `GROUPS`."""
+    counted = select(JobRow.status, func.count()).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None))
+    async with service.database.read() as session:
+        counts = dict((await session.execute(counted.group_by(JobRow.status))).tuples().all())
+    return {group: sum(counts.get(status, 0) for status in statuses) for group, statuses in GROUPS.items()}
+
+
+async def key_names(session: AsyncSession, key_ids: Collection[str]) -> dict[str, str]:
+    """The names of API keys by their ids; a deleted key is missing."""
+    rows = await session.execute(select(KeyRow.id, KeyRow.name).where(KeyRow.id.in_(key_ids)))
+    return dict(rows.tuples().all())
+
+
+def _contains(search: str) -> ColumnElement[bool]:
+    texts = (JobRow.id, JobRow.entity_name, cast(JobRow.spec, Text))
+    return or_(*(text.icontains(search.replace("\0", ""), autoescape=True) for text in texts))
+
+
+async def _views(session: AsyncSession, rows: Sequence[JobRow]) -> list[JobView]:
+    jobs: list[Job] = await to_jobs(session, rows)
+    owners = await key_names(session, {row.created_by for row in rows})
+    losses = await _sample_losses(session, rows)
+    return [
+        JobView(job, owners.get(job.created_by, job.created_by), sparkline_points(losses.get(job.id, [])))
+        for job in jobs
+    ]
+
+
+async def _sample_losses(session: AsyncSession, rows: Sequence[JobRow]) -> dict[str, list[float]]:
+    """Losses of each job from up to `NUM_SAMPLES` events, evenly spaced, so that a long run costs no more."""
+    started = [row for row in rows if row.attempt > 0 and row.last_seq > 1]
+    if not started:
+        return {}
+    chosen = or_(
+        *(and_(EventRow.job_id == row.id, EventRow.seq.in_(_spaced(row.last_seq, NUM_SAMPLES))) for row in started)
+    )
+    columns = (EventRow.job_id, EventRow.fields)
+    query = select(*columns).where(chosen, EventRow.type == "progress").order_by(EventRow.job_id, EventRow.seq)
+    losses: dict[str, list[float]] = {}
+    for job_id, fields in (await session.execute(query)).tuples():
+        loss: Any = fields.get("loss")
+        if isinstance(loss, int | float):
+            losses.setdefault(job_id, []).append(float(loss))
+    return losses
+
+
+def _spaced(last: int, count: int) -> list[int]:
+    """Up to ``count`` evenly spaced numbers from 1 to ``last``, with both ends."""
+    if last <= count:
+        return list(range(1, last + 1))
+    return sorted({1 + round(number * (last - 1) / (count - 1)) for number in range(count)})
+
+
+def sparkline_points(values: Sequence[float]) -> str:
+    """The points of an SVG polyline in a box of `SPARKLINE_WIDTH` by `SPARKLINE_HEIGHT`."""
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    x_step = (SPARKLINE_WIDTH - 2) / (len(values) - 1)
+    return " ".join(
+        f"{1 + number * x_step:.1f},{SPARKLINE_HEIGHT - 2 - (value - low) / span * (SPARKLINE_HEIGHT - 4):.1f}"
+        for number, value in enumerate(values)
+    )

@@ -1,0 +1,26 @@
+"""All routes of the dashboard, and its style sheet and scripts."""
+
+from __future__ import annotations
+
+from fastapi import Response
+
+from server.web import files_page, job_list, job_page, login, new_job, workers_page
+from server.web.assets import load_assets
+from server.web.pages import SECURITY_HEADERS, PageRouter
+from zeta_core.contract.errors import NotFound
+
+assets = PageRouter()
+
+
+@assets.get("/assets/{digest}/{name:path}")
+async def read_asset(digest: str, name: str) -> Response:
+    """A style sheet, script or image; the digest of all assets makes the address unique to this version."""
+    found = load_assets().files.get(name) if digest == load_assets().digest else None
+    if found is None:
+        raise NotFound("There is no such file in this version; reload the page.", code="file_not_found")
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", **SECURITY_HEADERS}
+    return Response(found.content, media_type=found.media_type, headers=headers)
+
+
+_MODULES = (login, job_list, job_page, new_job, files_page, workers_page)
+ROUTERS: tuple[PageRouter, ...] = (assets, *(module.router for module in _MODULES))

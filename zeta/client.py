@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from zeta.download import Download, DownloadProgress
     from zeta.sweeps import Sweeps
     from zeta_core.contract.job.checkpoint import Manifest
+    from zeta_core.contract.job.comparison import Comparison
     from zeta_core.contract.job.estimate import Estimate
     from zeta_core.contract.job.events import Event
     from zeta_core.contract.spec.job_spec import JobSpec
@@ -276,6 +277,17 @@ class Client:
         return parse_response(
             Manifest, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}/checkpoints/{path_segment(name)}")
         )
+
+    def compare(self, job_a: str, job_b: str) -> Comparison:
+        """Compare two succeeded jobs by their losses on the same held-out documents, with the noise floor.
+
+        Raises `InvalidRequest` if they can't be compared.
+        """
+        from zeta.document_losses import read_document_losses
+        from zeta_core.contract.job.comparison import compare
+
+        a, b = (read_document_losses(self._transport, self.job(job_id)) for job_id in (job_a, job_b))
+        return compare(a, b)
 
     def download(
         self,

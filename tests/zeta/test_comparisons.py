@@ -87,3 +87,19 @@ def test_top_prints_the_state_once_without_a_terminal(service: Service, endless_
     jobs, workers = (json.loads(line) for line in service.command("top", "--json").stdout.splitlines())
     assert endless_job.id in [job["id"] for job in jobs["data"]]
     assert workers["data"][0]["object"] == "worker"
+
+
+def test_compare_tells_a_difference_from_noise(service: Service, client: Client, finished_job: Job) -> None:
+    short = {**TINY_JOB, "eval_split": 0.2, "max_steps": 20, "checkpointing_steps": 20}
+    jobs = [client.submit({**short, "learning_rate": rate, "entity_name": f"at {rate}"}) for rate in (1e-6, 1e-2)]
+    slow, fast = (client.wait(job.id, timeout_seconds=120) for job in jobs)
+    shown = service.command("compare", slow.id, fast.id)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0].startswith(f"A  {slow.id}  at 1e-06  held-out loss ")
+    assert f"B is better: {fast.id}" in shown.stdout
+    found = json.loads(service.command("compare", slow.id, fast.id, "--json").stdout)
+    assert found["better"] == "b"
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert "not distinguishable" in service.command("compare", slow.id, slow.id).stdout
+    none = service.command("compare", slow.id, finished_job.id)
+    assert (none.returncode, "eval_split" in none.stderr) == (2, True), none.stderr

@@ -1,12 +1,15 @@
-"""The commands that compare jobs: plot, diff."""
+"""The commands that compare jobs: plot, diff, compare."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, JobId, app
+
+if TYPE_CHECKING:
+    from zeta_core.contract.job.job import Job
 
 MAX_PLOTTED = 8  # jobs in one chart
 
@@ -73,9 +76,39 @@ def diff(first: JobId, second: JobId, as_json: AsJson = False) -> None:
         print(f"{jobs[0].id} and {jobs[1].id} have the same settings.")
         return
     for letter, job in zip("AB", jobs, strict=True):
-        print_text(f"{letter}  {job.id}" + (f"  {job.entity_name}" if job.entity_name else ""))
+        print_text(f"{letter}  {_named(job)}")
     columns = (Column("SETTING", min_width=12), Column("A", min_width=8), Column("B", min_width=8))
     print_table(columns, rows, none="")
+
+
+@app.command(rich_help_panel=JOBS)
+def compare(first: JobId, second: JobId, as_json: AsJson = False) -> None:
+    """Compare two jobs by their loss on the same held-out documents.
+
+    The interval contains the differences that are plausible with other documents of the same kind (95 %, a paired
+    bootstrap over the documents). If it contains 0, the jobs are not distinguishable.
+    """
+    from zeta.cli.output import print_json, print_text
+    from zeta.client import Client
+    from zeta.job_ids import resolve_job_id
+
+    with Client() as client:
+        a, b = (client.job(resolve_job_id(client, job_id)) for job_id in (first, second))
+        found = client.compare(a.id, b.id)
+    if as_json:
+        print_json({"jobs": [a.id, b.id], **found.model_dump(mode="json")})
+        return
+    print_text(f"A  {_named(a)}  held-out loss {found.loss_a:.4f}")
+    print_text(f"B  {_named(b)}  held-out loss {found.loss_b:.4f}")
+    print(f"A - B = {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}) on {found.num_documents} documents")
+    if found.better is None:
+        print("The jobs are not distinguishable on these documents.")
+    else:
+        print(f"{found.better.upper()} is better: {a.id if found.better == 'a' else b.id}")
+
+
+def _named(job: Job) -> str:
+    return f"{job.id}  {job.entity_name}" if job.entity_name else job.id
 
 
 def _setting(value: object) -> str | None:

@@ -21,7 +21,7 @@ MODULES = {
     "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
     "zeta.cli.sweeps": ("sweep", "sweeps"),
     "zeta.cli.top": ("top",),
-    "zeta.cli.comparisons": ("plot", "diff"),
+    "zeta.cli.comparisons": ("plot", "diff", "compare"),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
     "zeta.cli.chat": ("chat",),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),

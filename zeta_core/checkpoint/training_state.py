@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zeta_core.checkpoint.staging import Tensors
+from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, DocumentLosses
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
@@ -71,6 +72,7 @@ class Snapshot:
     random: list[dict[str, Any]]  # by rank
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     complete: Callable[[], None] = field(default=lambda: None)  # `Staging.finish`
+    document_losses: DocumentLosses | None = None
 
 
 # --- Optimizer --------------------------------------------------------------------------------------------------------
@@ -119,6 +121,8 @@ def write_training_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, An
     (folder / "random.json").write_text(json.dumps(snapshot.random))
     content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
     (folder / "state.json").write_text(json.dumps(content, indent=1))
+    if snapshot.document_losses is not None:
+        (folder / DOCUMENT_LOSSES_FILE).write_text(snapshot.document_losses.model_dump_json())
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,11 @@ class StoredState:
         """Tensors that were computed once, at the first start, and are stored with every checkpoint."""
         file = self.folder / FIXED_FILE
         return load_file(file) if file.is_file() else {}
+
+    def document_losses(self) -> DocumentLosses | None:
+        """The losses on held-out documents, if the last evaluation of a run was at this checkpoint."""
+        file = self.folder / DOCUMENT_LOSSES_FILE
+        return DocumentLosses.model_validate_json(file.read_bytes()) if file.is_file() else None
 
     def optimizer_tensors(self) -> Tensors:
         file = self.folder / "optimizer.safetensors"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from torch import nn
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
 from zeta_core.checkpoint.training_state import TrainingProgress, perplexity
+from zeta_core.contract.job.comparison import DocumentLosses
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
+from zeta_core.objective.document_losses import DocumentEvaluator
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
@@ -51,11 +54,15 @@ class Evaluator:
         held_out: Sequences,
         samples: SampleWriter,
         report: Reporter,
+        documents: DocumentEvaluator | None,
     ) -> None:
+        """``documents`` evaluates each document at the end of the run."""
         assert plan.eval_steps is not None
         self._every, self._total_steps = plan.eval_steps, plan.total_steps
         self._engine, self._loss_function, self._report = engine, loss_function, report
-        self._held_out, self._samples = held_out, samples
+        self._held_out, self._samples, self._documents = held_out, samples, documents
+        self._plan = plan
+        self.document_losses: DocumentLosses | None = None  # of the last step
         self._num_targets = held_out.num_targets(np.arange(len(held_out))) if len(held_out) else 0
         if not self._num_targets:
             raise InvalidData("The held-out data contains no document of at least two tokens; provide more text.")
@@ -88,6 +95,11 @@ class Evaluator:
             if not math.isfinite(loss):
                 raise nonfinite_loss_error()
             lines = self._samples.write(model, step)
+            if self._documents is not None and self._is_last(progress, loss):
+                losses = self._documents.evaluate(model, step, lambda: self._agreed_stop(requested_stop))
+                if not isinstance(losses, DocumentLosses):
+                    return losses
+                self.document_losses = losses
         best = progress.best_loss
         progress.evaluated_step, progress.eval_loss = step, loss
         if best is None or loss < best:
@@ -108,6 +120,14 @@ class Evaluator:
         for line in lines:
             self._report.write(line)
         return None
+
+    def _is_last(self, progress: TrainingProgress, loss: float) -> bool:
+        """Whether this is the run's last evaluation, because no step is left or this loss stops the run early."""
+        if progress.step >= self._total_steps:
+            return True
+        is_best = progress.best_loss is None or loss < progress.best_loss
+        after = 0 if is_best else progress.evaluations_since_best + 1
+        return stopped_early(replace(progress, evaluations_since_best=after), self._plan)
 
     @contextmanager
     def _without_side_effects(self) -> Generator[nn.Module]:

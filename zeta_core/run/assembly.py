@@ -12,9 +12,12 @@ from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.random_state import restore_random_state, seed_everything
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.contract.job.comparison import MIN_DOCUMENTS
+from zeta_core.data.sequences import Sequences
 from zeta_core.environment import ProcessRank
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.model.compilation import compiled
+from zeta_core.objective.document_losses import DocumentEvaluator
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
@@ -133,4 +136,9 @@ def build_evaluator(
         ends=learner.ends,
         seed=plan.seed,
     )
-    return Evaluator(plan, engine, learner.loss_function, held_out.sequences, samples, report)
+    documents: DocumentEvaluator | None = None
+    is_comparable = learner.loss_function.is_likelihood and held_out.tokens.num_documents >= MIN_DOCUMENTS
+    if is_comparable and not plan.compile:  # compiling for each length would take long
+        parts = Sequences(held_out.tokens, plan.seq_len, pack=False, overlong=request.options.overlong)
+        documents = DocumentEvaluator(held_out.tokens, parts, learner.loss_function, engine)
+    return Evaluator(plan, engine, learner.loss_function, held_out.sequences, samples, report, documents)

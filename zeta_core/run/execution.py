@@ -135,6 +135,8 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             checkpointing_steps=options.checkpointing_steps,
             newest_request=request.newest_save_request,
         )
+        if resume_point is not None:
+            checkpointer.document_losses = resume_point.state.document_losses()
         loop = TrainingLoop(
             accumulator, progress, meter, checkpointer, evaluator, diagnosis, report, requested_stop=request.stop
         )

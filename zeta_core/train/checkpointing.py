@@ -15,6 +15,7 @@ from zeta_core.checkpoint.random_state import get_random_state
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.checkpoint.training_state import Snapshot, TrainingProgress
 from zeta_core.checkpoint.weights import SavedWeights
+from zeta_core.contract.job.comparison import DocumentLosses
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.report.reporter import Reporter
@@ -48,6 +49,7 @@ class Checkpointer:
         self._progress, self._saved, self._saver, self._meter, self._report = progress, saved, saver, meter, report
         self._output_dir, self._checkpointing_steps = output_dir, checkpointing_steps
         self._newest_request, self._fulfilled_request = newest_request, 0
+        self.document_losses: DocumentLosses | None = None  # stored with the checkpoints of its step
         self._staging = Staging()
         self._newest_weights = saved.names  # the names of the weights in the newest checkpoint
         self.saved_step = progress.step if saver.newest is not None else -1
@@ -123,7 +125,17 @@ class Checkpointer:
             torch.cuda.synchronize()
         random_states = engine.processes.gather(get_random_state())
         progress = replace(self._progress)
-        return Snapshot(weights, saved.aliases, tensors, values, random_states, progress, self._staging.finish)
+        losses = self.document_losses
+        return Snapshot(
+            weights,
+            saved.aliases,
+            tensors,
+            values,
+            random_states,
+            progress,
+            self._staging.finish,
+            document_losses=losses if losses is not None and losses.step == progress.step else None,
+        )
 
     def finish(self, stopped: StopAction | None, *, steps_trained: int) -> Path | None:
         """Save the final state, and wait for it. Returns the newest checkpoint.

@@ -139,6 +139,7 @@ class TrainingLoop:
             started = time.monotonic()
             micro_batch, not_finite = self.plan.batch_size, self.diagnosis.held_out_loss_error
             stop = self.evaluator.evaluate(progress, micro_batch, self.requested_stop, not_finite)
+            self.checkpointer.document_losses = self.evaluator.document_losses
             self.seconds_evaluating += time.monotonic() - started
             self.meter.skip(time.monotonic() - started)
             if stop is None and progress.best_step == progress.step:

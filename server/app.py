@@ -24,6 +24,7 @@ from server.routes import (
     job_output,
     jobs,
     login_links,
+    model_names,
     openai_answers,
     openai_files,
     openai_fine_tuning,
@@ -39,13 +40,14 @@ from zeta_core.contract.access import KeyRotation, NewKey, NewProject
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.job.sweep import SweepRequest
+from zeta_core.contract.model_names import NewModelName
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 BODIES = (
     *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject),
-    *(FineTuningRequest, UploadRequest, CompletionRequest),
+    *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName),
 )
 LINES = (
     events.StatusLine,
@@ -82,7 +84,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(cross_origin, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
-    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, operations)
+    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, model_names, operations)
     openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)
     for router in routers:

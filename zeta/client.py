@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from zeta.administration import Administration
     from zeta.chat import Answer, ChatMessage
     from zeta.download import Download, DownloadProgress
+    from zeta.named_models import NamedModels
     from zeta.sweeps import Sweeps
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.comparison import Comparison
@@ -109,6 +110,13 @@ class Client:
         from zeta.sweeps import Sweeps
 
         return Sweeps(self._transport, self._spec_body)
+
+    @property
+    def models(self) -> NamedModels:
+        """Naming base models for the `openai` client."""
+        from zeta.named_models import NamedModels
+
+        return NamedModels(self._transport, self._spec_body)
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 

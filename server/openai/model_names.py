@@ -1,7 +1,8 @@
-"""The names of models: base models under names that the operator has chosen, and the checkpoints of jobs.
+"""The names of models: base models under names that users have chosen, and the checkpoints of jobs.
 
-A base model is mapped by ``ZETA_OPENAI_MODELS``. A checkpoint is named ``ft:<base>:<project>:<suffix>:<id>``, with
-``:ckpt-step-N`` for one before the end, or by its job: ``job_...`` or ``job_.../step-N``, ``best`` or ``final``.
+A base model is named by `zeta models add` in a project, or by ``ZETA_OPENAI_MODELS`` in all of them. A checkpoint is
+named ``ft:<base>:<project>:<suffix>:<id>``, with ``:ckpt-step-N`` for one before the end, or by its job: ``job_...`` or
+``job_.../step-N``, ``best`` or ``final``.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ async def resolve_model(
     """The model with this name.
 
     A job's name without a checkpoint stands for ``final``, or for the newest checkpoint until the job has succeeded.
-    Raises `NotFound`, which lists the existing base models and the command that adds one.
+    Raises `NotFound`, which lists the existing base models and the command that names one.
     """
     base_models = await base_models_by_name(session, service, caller)
     if name in base_models:
@@ -84,8 +85,8 @@ async def base_models_by_name(session: AsyncSession, service: Service, caller: C
 def unknown_model(name: str, existing: list[str]) -> NotFound:
     listed = f"the existing base models are {', '.join(existing)}" if existing else "no base model has a name yet"
     return NotFound(
-        f"The model {shown(name)} does not exist; {listed}. Give a base model this name with ZETA_OPENAI_MODELS, "
-        'such as {"gpt-4o-mini": "org/name"}.',
+        f"The model {shown(name)} does not exist; {listed}. Give a base model this name with "
+        "`zeta models add NAME SOURCE`, or with ZETA_OPENAI_MODELS on the server.",
         code="model_not_found",
         param="model",
     )

@@ -38,6 +38,9 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/files/{file_id}": Scope.READ,
     "GET /v1/files/{file_id}/content": Scope.SUBMIT,  # training data may be confidential; checkpoints are the result
     "DELETE /v1/files/{file_id}": Scope.SUBMIT,
+    "GET /v1/models": Scope.READ,
+    "POST /v1/models": Scope.SUBMIT,
+    "DELETE /v1/models/{name}": Scope.SUBMIT,
     "GET /v1/workers": Scope.READ,
     "POST /v1/workers/{name}/drain": Scope.ADMIN,
     "POST /v1/workers/{name}/undrain": Scope.ADMIN,

@@ -61,7 +61,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI, job_id: str, name: str) -
         client.models.retrieve(name.replace("{id}", job_id.removeprefix("job_")))
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     assert f"the existing base models are {BASE_MODEL}, org/small" in caught.value.message
-    assert "ZETA_OPENAI_MODELS" in caught.value.message
+    assert "`zeta models add NAME SOURCE`" in caught.value.message
     assert "\x1b" not in caught.value.message
 
 

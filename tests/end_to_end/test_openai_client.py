@@ -1,0 +1,69 @@
+"""The whole life of a fine-tuning job with the official client: the newest major version, and two older ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.specs import TINY_LLAMA
+from tests.harness.service import Service, clean_environment, running_service
+
+SCRIPT = Path(__file__).with_name("openai_script.py")
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    config = {**TINY_LLAMA, "max_position_embeddings": 256}
+    models = json.dumps({"gpt-4o-mini-2024-07-18": {"config": config}})
+    with running_service(
+        tmp_path_factory.mktemp("openai") / "home", settings={"ZETA_OPENAI_MODELS": models}
+    ) as running:
+        yield running
+
+
+def run_script(service: Service, python: Path) -> None:
+    command = [str(python), "-P", str(SCRIPT), f"{service.url}/openai/v1", service.api_key]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}\n{service.log()}"
+    assert json.loads(done.stdout)["last_step"] == 1500
+
+
+@pytest.mark.timeout(600)
+def test_the_newest_client_trains_and_gets_the_weights(service: Service) -> None:
+    run_script(service, Path(sys.executable))
+
+
+def older_client(version: str) -> Path:
+    """The Python of an environment with this version of the client, which is created once beside this one."""
+    folder = Path(sys.prefix) / f"openai-{version}"
+    python = folder / "bin" / "python"
+    if (folder / "complete").exists():
+        return python
+    uv = str(UV) if UV.exists() else shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv, which creates the environment, is not installed")
+    shutil.rmtree(folder, ignore_errors=True)
+    for words in (
+        ["venv", "--python", sys.executable, str(folder)],
+        ["pip", "install", "--python", str(python), f"openai=={version}"],
+    ):
+        done = subprocess.run([uv, *words], capture_output=True, text=True, timeout=200, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"openai=={version} can't be installed: {done.stderr.strip()[-300:]}")
+    (folder / "complete").touch()
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", ["1.109.1", "2.54.0"])
+def test_an_older_client_trains_and_gets_the_weights(service: Service, version: str) -> None:
+    run_script(service, older_client(version))

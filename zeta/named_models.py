@@ -37,7 +37,7 @@ class NamedModels:
     ) -> ModelName:
         """Name a base model; ``model`` is as in a spec, and may be a local folder.
 
-        ``defaults`` are fields of a spec. Raises `InvalidSpec` naming every invalid field.
+        ``defaults`` are fields of a spec. Raises `InvalidRequest` naming every invalid field.
         """
         spec = self._read_spec({**(defaults or {}), "model": model}, on_upload)
         body = {"name": name, "model": spec.pop("model"), "defaults": spec}

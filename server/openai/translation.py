@@ -56,7 +56,9 @@ def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName)
     spec: dict[str, Any] = apply_merge_patch(base, request.trainer)
     spec["model"] = _source(model)
     spec["dataset"] = {"file": request.training_file}
-    for fields in given.values():
+    for parameter, fields in given.items():
+        if parameter == "learning_rate_multiplier":
+            continue  # it multiplies the default, which is known only below
         spec = {name: value for name, value in {**spec, **fields}.items() if value is not None}
     parsed = parse(JobSpec, spec)
     hyperparameters = request.chosen_hyperparameters

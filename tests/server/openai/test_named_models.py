@@ -10,7 +10,7 @@ from openai import NotFoundError, OpenAI
 from tests.server.openai.data import upload
 from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of
 from zeta.client import Client
-from zeta_core.contract.errors import Conflict, InvalidSpec, NotFound
+from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound
 
 MODEL = SPEC["model"]
 
@@ -81,5 +81,5 @@ def test_an_invalid_name_names_its_field(http: httpx.Client, body: dict[str, Any
 
 
 def test_the_client_reports_an_invalid_name(zeta: Client) -> None:
-    with pytest.raises(InvalidSpec):
+    with pytest.raises(InvalidRequest, match="defaults.epochs is -1"):
         zeta.models.add("a", MODEL, {"epochs": -1})

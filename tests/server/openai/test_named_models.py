@@ -81,5 +81,5 @@ def test_an_invalid_name_names_its_field(http: httpx.Client, body: dict[str, Any
 
 
 def test_the_client_reports_an_invalid_name(zeta: Client) -> None:
-    with pytest.raises(InvalidRequest, match="defaults.epochs is -1"):
+    with pytest.raises(InvalidRequest, match=r"defaults\.epochs is -1"):
         zeta.models.add("a", MODEL, {"epochs": -1})

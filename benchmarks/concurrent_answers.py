@@ -45,7 +45,7 @@ def measure(size: Size) -> BenchmarkResult:
         for name in rates:
             sent.clear()
             took = seconds(generation, CHATS, num_tokens, at_once=name == CONCURRENT)
-            counted = sum(piece.num_tokens for one in sent for piece in one.pieces if piece.finish_reason is not None)
+            counted = sum(piece.num_tokens for part in sent for piece in part.pieces if piece.finish_reason is not None)
             assert counted == CHATS * num_tokens
             rates[name].append(counted / took)
     return BenchmarkResult(

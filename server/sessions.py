@@ -104,7 +104,7 @@ class Sessions:
     async def _in_project(self, caller: Caller, project: str) -> Caller:
         try:
             return await self._keys.in_project(caller, project)
-        except NotFound:  # the project was deleted, or the key isn't an admin key any more
+        except NotFound:  # the project was deleted, or the key is no longer an admin key
             return caller
 
     async def end(self, token: str) -> None:

@@ -85,6 +85,6 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
 
 def _slot(device: DeviceReport, caller: Caller, *, is_shown: bool) -> WorkerSlot:
     """The slot, without its job unless it is shown, and with the served models that the caller may see."""
-    served = [one.model_dump() for one in device.served if caller.is_admin or one.project == caller.project]
+    served = [model.model_dump() for model in device.served if caller.is_admin or model.project == caller.project]
     slot = WorkerSlot.model_validate({**device.model_dump(), "busy": device.job_id is not None, "served": served})
     return slot if is_shown else slot.model_copy(update={"job_id": None, "attempt": None})

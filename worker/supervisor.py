@@ -201,7 +201,7 @@ class Supervisor:
         self._gpu_health.step(self._attempts.used_devices | self._serving.used_devices)
 
     def _accept_dispatches(self) -> None:
-        """Accept the jobs whose slots no served model uses any more; models are ended for the others."""
+        """Accept the jobs whose slots are no longer used by served models; for the others, models are ended."""
         for job_id, message in list(self._dispatches.items()):
             if self._serving.evict(message.slots):
                 del self._dispatches[job_id]

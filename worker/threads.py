@@ -1,7 +1,7 @@
 """Keeps a worker's threads and steps running: every exception is treated as an outage, logged once and retried.
 
 Guarantees: no exception, not even `SystemExit` from a library, ends a `RetryingThread` before it is stopped. An outage
-is logged once when it begins (with a traceback unless it is an expected type) and once when it ends; meanwhile the
+is logged once when it begins (with a traceback unless it is an expected type) and once when it ends; until then, the
 heartbeat reports it. If a defect or a hanging pass persists, retrying would not help: `ProcessGuard` then exits the
 process, so that its supervisor starts a new one, which adopts the runs.
 """
@@ -100,7 +100,7 @@ class RetryingThread:
         self._thread.join(timeout_seconds)
 
     def mark_progress(self) -> None:
-        """Show that the thread isn't hanging; a pass that may take minutes calls this meanwhile."""
+        """Show that the thread isn't hanging; a pass that may take minutes calls this from time to time."""
         self.progress += 1
 
     def _run(self) -> None:

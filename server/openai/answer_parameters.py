@@ -119,7 +119,7 @@ def chat_query(body: Any) -> AnswerQuery:
     if parameters.top_logprobs is not None and not parameters.logprobs:
         raise InvalidRequest("top_logprobs is set, but logprobs is not true; set it.", param="top_logprobs")
     tools = [tool.model_dump(exclude_none=True) for tool in parameters.tools or []]
-    prompt = Prompt(messages=[_rendered(one) for one in parameters.messages], tools=tools or None)
+    prompt = Prompt(messages=[_rendered(message) for message in parameters.messages], tools=tools or None)
     max_tokens = parameters.max_completion_tokens or parameters.max_tokens
     options = _options(parameters, max_tokens, parameters.logprobs or False, parameters.top_logprobs or 0)
     return _query(parameters, prompt, options, is_chat=True)
@@ -194,7 +194,9 @@ def _without_null_fields(body: Any) -> Any:
     if not isinstance(body, Mapping) or not isinstance(body.get("messages"), list):
         return body
     messages = [
-        {name: value for name, value in one.items() if value is not None} if isinstance(one, Mapping) else one
-        for one in body["messages"]
+        {name: value for name, value in message.items() if value is not None}
+        if isinstance(message, Mapping)
+        else message
+        for message in body["messages"]
     ]
     return {**body, "messages": messages}

@@ -39,7 +39,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
     stored = await asyncio.to_thread(service.store.checkpoint, job.id, checkpoint)
     if stored is None:
         raise NotFound(
-            f"Checkpoint {checkpoint} of {job.id} was removed meanwhile; send the request again.",
+            f"Checkpoint {checkpoint} of {job.id} was removed in the meantime; send the request again.",
             code="checkpoint_not_found",
             param="model",
         )

@@ -1,8 +1,8 @@
 """The parts of answers on their way to the server, with flow control.
 
 A part stays here until the server has acknowledged it, and is repeated until then. At most `MAX_AHEAD` parts that the
-client has not taken are sent; what is generated meanwhile is collected for the next part. A request is given up if its
-server sends no sign of life for `SILENCE_SECONDS`.
+client has not taken are sent; text that is generated in the meantime is collected for the next part. A request is given
+up if its server sends no sign of life for `SILENCE_SECONDS`.
 """
 
 from __future__ import annotations

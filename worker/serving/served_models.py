@@ -122,17 +122,20 @@ class ServedModels:
         """The models in a slot."""
         return [
             ServedModelReport(
-                model=one.weights.name, project=one.weights.project, ready=one.is_ready, requests=one.num_requests
+                model=model.weights.name,
+                project=model.weights.project,
+                ready=model.is_ready,
+                requests=model.num_requests,
             )
-            for one in self._models
-            if one.slot.slot == slot and not one.is_ending
+            for model in self._models
+            if model.slot.slot == slot and not model.is_ending
         ]
 
     def _find(self, weights: ServedWeights) -> ServedModel | Failure | None:
         """The loaded model with these weights, or the reason why there can be none."""
         if self._stopped_at is not None:
             return Failure(code="no_capacity", message="The worker is stopping; send the request again.")
-        return next((one for one in self._models if one.weights.key == weights.key and not one.is_ending), None)
+        return next((model for model in self._models if model.weights.key == weights.key and not model.is_ending), None)
 
     def _start(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
         slot = self._free_slot(unavailable)
@@ -152,18 +155,20 @@ class ServedModels:
         model.answer(request)
 
     def _free_slot(self, unavailable: Collection[int]) -> Slot | None:
-        """The slot without a job that has the fewest models; the one that was idle the longest makes way if needed."""
+        """The slot without a job that has the fewest models; the model that was idle longest is ended if needed."""
         free = [slot for slot in self._slots if slot.slot not in unavailable]
         if not free:
             return None
-        counts = {slot.slot: sum(one.slot == slot for one in self._models) for slot in free}
-        slot = min(free, key=lambda one: counts[one.slot])
+        counts = {slot.slot: sum(model.slot == slot for model in self._models) for slot in free}
+        slot = min(free, key=lambda slot: counts[slot.slot])
         if counts[slot.slot] < self._settings.serve_models:
             return slot
-        idle = [one for one in self._models if one.slot in free and not one.num_requests and not one.is_ending]
+        idle = [
+            model for model in self._models if model.slot in free and not model.num_requests and not model.is_ending
+        ]
         if not idle:
             return None
-        longest = min(idle, key=lambda one: one.used_at)
+        longest = min(idle, key=lambda model: model.used_at)
         self._end_idle(longest)
         return longest.slot
 

@@ -36,7 +36,7 @@ class UnsafeToFork(Exception):
 
 
 def preload() -> dict[str, str]:
-    """Import the libraries, and return the environment variables that they set meanwhile.
+    """Import the libraries, and return the environment variables that the imports set.
 
     Raises `UnsafeToFork` if they did more than that.
     """

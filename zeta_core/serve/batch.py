@@ -38,7 +38,7 @@ class Batch:
         self._model: Any = model
         self._device = device
         accepted = inspect.signature(self._model.forward).parameters
-        takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
         self._takes_positions = "position_ids" in accepted
         self._keeps_last = "logits_to_keep" in accepted
         self._may_cache = takes_any or "past_key_values" in accepted
@@ -51,11 +51,11 @@ class Batch:
     @property
     def padded_tokens(self) -> int:
         """The number of tokens that the cache would have if every sequence reached its largest length."""
-        return len(self.sequences) * max((one.max_length for one in self.sequences), default=0)
+        return len(self.sequences) * max((sequence.max_length for sequence in self.sequences), default=0)
 
     def padded_tokens_with(self, max_length: int) -> int:
         """`padded_tokens` if a sequence of this length joined."""
-        return (len(self.sequences) + 1) * max(max_length, *(one.max_length for one in self.sequences), 0)
+        return (len(self.sequences) + 1) * max(max_length, *(sequence.max_length for sequence in self.sequences), 0)
 
     @torch.inference_mode()
     def add(self, sequence: SequenceState) -> torch.Tensor:
@@ -70,22 +70,25 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> list[torch.Tensor]:
         """Compute the last token of every sequence, which was appended to its ``ids``. Returns the next logits (V)."""
-        cached = [one for one in self.sequences if one.is_cached]
+        cached = [sequence for sequence in self.sequences if sequence.is_cached]
         logits: dict[int, torch.Tensor] = {}
         if cached:
-            last_B1 = torch.tensor([[one.ids[-1]] for one in cached], device=self._device)
+            last_B1 = torch.tensor([[sequence.ids[-1]] for sequence in cached], device=self._device)
             new_B1 = torch.ones(len(cached), 1, dtype=torch.long, device=self._device)
             self._mask_BT = torch.cat((self._mask_BT, new_B1), dim=1)
             logits_BV = self._forward(last_B1, self._mask_BT, self._mask_BT.sum(1, keepdim=True) - 1, self._cache)
-            logits = {id(one): row for one, row in zip(cached, logits_BV, strict=True)}
-        return [logits[id(one)] if one.is_cached else self._prefill(one.ids)[0] for one in self.sequences]
+            logits = {id(sequence): row for sequence, row in zip(cached, logits_BV, strict=True)}
+        return [
+            logits[id(sequence)] if sequence.is_cached else self._prefill(sequence.ids)[0]
+            for sequence in self.sequences
+        ]
 
     @torch.inference_mode()
     def remove(self, leaving: Sequence[SequenceState]) -> None:
         """Remove sequences, and the padding that no other sequence needs."""
-        cached = [one for one in self.sequences if one.is_cached]
-        kept = [number for number, one in enumerate(cached) if one not in leaving]
-        self.sequences = [one for one in self.sequences if one not in leaving]
+        cached = [sequence for sequence in self.sequences if sequence.is_cached]
+        kept = [number for number, sequence in enumerate(cached) if sequence not in leaving]
+        self.sequences = [sequence for sequence in self.sequences if sequence not in leaving]
         if len(kept) == len(cached):
             return
         if not kept:

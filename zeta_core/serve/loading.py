@@ -55,7 +55,7 @@ def load(file: ServeFile) -> LoadedModel:
     tokenizer = locate_tokenizer(None, located, locations, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _built(located, device, quantized=file.weights.quantize is not None)
-    _check_manifest(file)  # a run may have replaced the checkpoint meanwhile
+    _check_manifest(file)  # a run may have replaced the checkpoint in the meantime
     if not hasattr(model, "get_input_embeddings"):
         raise InvalidModel(f"{file.weights.name} is not a causal language model of transformers, so it can't answer.")
     rows = embedding_rows(model)

@@ -108,12 +108,12 @@ class TokenBytes:
         return {"token": "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), "bytes": raw}
 
     def _raw_bytes(self, token: int) -> list[int] | None:
-        """The bytes of a token that is no complete text, in the two usual notations."""
+        """The bytes of a token that is not a complete text, in the two usual notations."""
         name = str(self._tokenizer.convert_ids_to_tokens(token))
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):  # SentencePiece
             return [int(name[3:5], 16)]
         table = self._byte_of_character
-        return [table[character] for character in name] if all(one in table for one in name) else None
+        return [table[character] for character in name] if all(character in table for character in name) else None
 
     @cached_property
     def _byte_of_character(self) -> dict[str, int]:

@@ -58,7 +58,7 @@ def parse_calls(text: str, form: Format) -> tuple[str, list[ToolCall]]:
         case "llama":
             before, found = "", [text.strip().removeprefix(_PYTHON)]
     try:
-        calls = [call for one in found for call in _calls(json.loads(one))]
+        calls = [call for text_of_call in found for call in _calls(json.loads(text_of_call))]
     except (ValueError, KeyError, TypeError):
         return text, []
     return (before.rstrip(), calls) if calls else (text, [])

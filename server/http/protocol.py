@@ -1,9 +1,10 @@
 """The HTTP protocol of a connection: uvicorn's parser with limits on what a client can make the server wait for.
 
-Guarantees: the head of a request (request line and headers) is limited to `MAX_HEAD_BYTES` and `HEAD_SECONDS`; at most
-`MAX_PIPELINED` requests wait for the response to an earlier one; a client that reads nothing of a response for
-`WRITE_SECONDS` is disconnected; a request that isn't valid HTTP gets an error in the standard JSON shape; a response to
-HTTP/1.0 without a Content-Length isn't chunked but ended by closing the connection (RFC 9112, section 6.1).
+Guarantees: the head of a request (request line and headers) is limited to `MAX_HEAD_BYTES`, `MAX_HEADERS` and
+`HEAD_SECONDS`, and trailers are dropped; at most `MAX_PIPELINED` requests wait for the response to an earlier one; a
+client that reads nothing of a response for `WRITE_SECONDS` is disconnected; a request that isn't valid HTTP gets an
+error in the standard JSON shape; a response to HTTP/1.0 without a Content-Length isn't chunked but ended by closing the
+connection (RFC 9112, section 6.1).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
 MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 256
 HEAD_SECONDS = 30.0
 MAX_PIPELINED = 16
 WRITE_SECONDS = 60.0
@@ -34,6 +36,7 @@ class ServerProtocol(HttpToolsProtocol):
     _is_in_head = True  # until the headers of the next request are complete
     _has_begun_now = False  # the head began in the data that is being parsed
     _head_bytes = 0
+    _trailer_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _refusal: ZetaError | None = None
@@ -77,12 +80,23 @@ class ServerProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._has_begun_now, self._head_bytes = True, 0
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
+            return
+        self._trailer_bytes += len(name) + len(value)  # a trailer: uvicorn would add it to the headers of the request
+        if self._trailer_bytes > MAX_HEAD_BYTES:
+            raise ValueError("stop the parser; `send_400_response` then closes the connection")
+
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head, self._trailer_bytes = False, 0
         self._stop_timer()
         self._limit.busy(self)
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _head_too_large()
+            raise ValueError("stop the parser; `data_received` then sends the refusal")
+        if len(self.headers) > MAX_HEADERS:
+            self._refusal = HeadTooLarge(f"The request has {len(self.headers)} headers; send at most {MAX_HEADERS}.")
             raise ValueError("stop the parser; `data_received` then sends the refusal")
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("stop the parser; `send_400_response` then closes the connection")

@@ -2,7 +2,7 @@
 
 import json
 import socket
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx
@@ -129,6 +129,22 @@ def test_an_endless_request_head_is_not_kept_in_memory(server: ServerProcess, be
     assert sent < 50 << 20
     assert server.peak_memory_bytes() - before < 32 << 20
     assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_many_headers_are_rejected_and_trailers_are_dropped(server: ServerProcess) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    assert exchange(server, head + b"a: b\r\n" * 200 + b"Connection: close\r\n\r\n")[0] == b"HTTP/1.1 200 OK"
+    status, _, body = exchange(server, head + b"a: b\r\n" * 256 + b"\r\n")
+    assert status.startswith(b"HTTP/1.1 431 ")
+    assert b"The request has 257 headers; send at most 256." in body
+
+    peak = server.peak_memory_bytes()
+    request = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    request += f"Authorization: Bearer {API_KEY}\r\n\r\n2\r\n{{}}\r\n0\r\n".encode()
+    with suppress(ConnectionError), closing(socket.create_connection(("127.0.0.1", server.port), 30)) as connection:
+        connection.sendall(request + b"a: b\r\n" * 3_000_000 + b"\r\n")
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert server.peak_memory_bytes() - peak < 32 << 20
 
 
 def test_pipelined_requests_without_readers_are_not_kept_in_memory(server: ServerProcess) -> None:

@@ -61,7 +61,7 @@ class OpenAnswer:
         self._received = 0
         self._consumed = 0
         self._sent_consumed = 0  # which the worker knows
-        self._heard_at = self._sent_at = time.monotonic()
+        self._last_contact = self._sent_at = time.monotonic()
         self._is_complete = False
 
     async def next_part(self, timeout_seconds: float) -> AnswerPart | None:
@@ -80,7 +80,7 @@ class OpenAnswer:
     async def receive(self, part: AnswerPart) -> None:
         """Accept a part from the worker, and acknowledge it. Repeated ones are dropped."""
         self._has_started = True
-        self._heard_at = time.monotonic()
+        self._last_contact = time.monotonic()
         if part.number == self._received + 1 and not self._is_complete:
             self._received = part.number
             self._is_complete = part.is_last
@@ -93,7 +93,7 @@ class OpenAnswer:
         now = time.monotonic()
         if self._is_complete:
             return
-        if now - self._heard_at > SILENCE_SECONDS:
+        if now - self._last_contact > SILENCE_SECONDS:
             message = f"Lost contact with worker {self.worker}, which was answering; send the request again."
             self._fail(Failure(code="process_ended", message=message))
         elif now - self._sent_at >= REPEAT_SECONDS:
@@ -241,7 +241,7 @@ class Answers:
                 "All devices are in use by jobs, which come first; send the request again when one of them has ended.",
                 code="no_capacity",
             )
-        return serving[0] if serving else max(free, key=_room)
+        return serving[0] if serving else max(free, key=_free_capacity)
 
 
 def _free_slots(beat: Heartbeat) -> list[DeviceReport]:
@@ -257,7 +257,7 @@ def _serves(beat: Heartbeat, weights: ServedWeights) -> bool:
     )
 
 
-def _room(beat: Heartbeat) -> tuple[int, int]:
+def _free_capacity(beat: Heartbeat) -> tuple[int, int]:
     """The number of free slots without a model, and the negative number of models in the others."""
     free = _free_slots(beat)
     return sum(not slot.served for slot in free), -sum(len(slot.served) for slot in free)

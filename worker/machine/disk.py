@@ -82,7 +82,7 @@ class DiskSpace:
             )
         elif was_low and not self.is_low:
             logger.info(
-                "The disk has enough free space again: %d MB.", free_bytes // 10**6, extra={"action": "disk_has_room"}
+                "The disk has enough free space again: %d MB.", free_bytes // 10**6, extra={"action": "disk_has_space"}
             )
 
 

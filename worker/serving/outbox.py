@@ -38,7 +38,7 @@ class _Outbox:
         now = time.monotonic()
         self.request_id = request_id
         self.channel = answer_stream(server)
-        self.heard_at = now  # this and the following times are monotonic
+        self.last_contact = now  # this and the following times are monotonic
         self.is_complete = False  # the last part was added
         self._number = 0
         self._consumed = 0
@@ -65,7 +65,7 @@ class _Outbox:
         self._has_new = True
 
     def acknowledge(self, control: AnswerControl) -> None:
-        self.heard_at = time.monotonic()
+        self.last_contact = time.monotonic()
         self._consumed = max(self._consumed, control.consumed)
         while self._parts and self._parts[0].number <= control.received:
             self._parts.popleft()
@@ -114,7 +114,7 @@ class Outboxes:
         """Open an outbox for a request; false if it has one, because the server has repeated the request."""
         with self._lock:
             if (known := self._open.get(request.request_id)) is not None:
-                known.heard_at = time.monotonic()
+                known.last_contact = time.monotonic()
                 return False
             outbox = self._open[request.request_id] = _Outbox(request.request_id, request.server)
             self._send(outbox)  # a sign of life, so that the server stops repeating the request
@@ -146,7 +146,9 @@ class Outboxes:
         """Repeat what is due. Returns the requests that were given up, because their server is silent."""
         with self._lock:
             now = time.monotonic()
-            given_up = [one for one, outbox in self._open.items() if now - outbox.heard_at > silence_seconds]
+            given_up = [
+                request_id for request_id, outbox in self._open.items() if now - outbox.last_contact > silence_seconds
+            ]
             for request_id in given_up:
                 del self._open[request_id]
             for outbox in self._open.values():

@@ -53,7 +53,7 @@ class ServingProcess:
     ) -> None:
         """Start it in ``directory``, which is created. Raises `OSError`."""
         self.directory = directory
-        self.heard_at = time.monotonic()  # of its last message
+        self.last_contact = time.monotonic()  # of its last message
         directory.mkdir(parents=True)
         (directory / SERVE_FILE).write_text(file.model_dump_json(indent=2))
         self._on_message = on_message
@@ -100,7 +100,7 @@ class ServingProcess:
             return
         with connected, contextlib.suppress(OSError, ValidationError), connected.makefile("rb") as lines:
             while line := lines.readline(MAX_LINE_BYTES):
-                self.heard_at = time.monotonic()
+                self.last_contact = time.monotonic()
                 self._on_message(FROM_SERVING.validate_json(line))
         self._tree.kill()  # it has ended, or it writes something else
 

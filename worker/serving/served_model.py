@@ -91,7 +91,7 @@ class ServedModel:
             return
         if not self.is_ready and now - self._started_at > LOAD_SECONDS:
             message = f"{self.weights.name} was not loaded within {LOAD_SECONDS:g} s."
-        elif self.is_ready and now - self._process.heard_at > STALL_SECONDS:
+        elif self.is_ready and now - self._process.last_contact > STALL_SECONDS:
             message = f"The process that served {self.weights.name} hung for {STALL_SECONDS:g} s."
         else:
             return

@@ -21,7 +21,7 @@ from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, DocumentLoss
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
-FIXED_FILE = "fixed.safetensors"
+CONSTANT_TENSORS_FILE = "fixed.safetensors"
 MAX_EXPONENT = 700.0  # of a perplexity that a float can represent
 
 
@@ -135,9 +135,9 @@ class StoredState:
     random: list[dict[str, Any]]
     optimizer_values: dict[str, Any]
 
-    def fixed(self) -> Tensors:
+    def constant_tensors(self) -> Tensors:
         """Tensors that were computed once, at the first start, and are stored with every checkpoint."""
-        file = self.folder / FIXED_FILE
+        file = self.folder / CONSTANT_TENSORS_FILE
         return load_file(file) if file.is_file() else {}
 
     def document_losses(self) -> DocumentLosses | None:

@@ -168,7 +168,7 @@ def prepare_reference(
     Returns the values to store with the run. All ranks must call this together. Raises `CannotResume`.
     """
     kept: Tensors = {}
-    given: Tensors = {} if stored is None else stored.fixed()
+    given: Tensors = {} if stored is None else stored.constant_tensors()
     for key, some in zip(_FILE_KEYS, pairs, strict=False):
         if stored is None:
             some.reference_2P = compute_reference(engine, loss_function, some, micro_batch)

@@ -117,7 +117,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         stack.callback(saver.close)
         saver.newest = None if resume_point is None else resume_point.checkpoint
         saver.best_elsewhere = best_elsewhere(request, resume_point, progress, processes, report)
-        saver.fixed = reference
+        saver.constant_tensors = reference
         accumulator = GradientAccumulator(
             plan, engine, learner.loss_function, decision.sequences, report, may_split=decision.may_split
         )

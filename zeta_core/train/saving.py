@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.staging import Staging, Tensors
-from zeta_core.checkpoint.training_state import FIXED_FILE, Snapshot, write_training_state
+from zeta_core.checkpoint.training_state import CONSTANT_TENSORS_FILE, Snapshot, write_training_state
 from zeta_core.checkpoint.weights import SavedWeights, is_exported_exactly
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, utc_now
@@ -55,7 +55,7 @@ class CheckpointSaver:
         self._run_id = run_id
         self._export = export
         self._saved = saved
-        self.fixed: Tensors = {}  # computed once, and stored with every checkpoint
+        self.constant_tensors: Tensors = {}  # computed once, and stored with every checkpoint
         self._report = report
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -159,8 +159,8 @@ class CheckpointSaver:
         if is_exported_exactly(part, trained):
             trained = {}
         write_training_state(part / TRAINING_STATE_NAME, snapshot, plan, trained)
-        if self.fixed:
-            save_file(self.fixed, part / TRAINING_STATE_NAME / FIXED_FILE)
+        if self.constant_tensors:
+            save_file(self.constant_tensors, part / TRAINING_STATE_NAME / CONSTANT_TENSORS_FILE)
 
         def manifest(files: list[ManifestFile]) -> Manifest:
             return Manifest(

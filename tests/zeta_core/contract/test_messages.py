@@ -54,9 +54,9 @@ def test_fields_of_a_newer_version_are_kept() -> None:
     assert read.model_dump()["new_field"] == 7
 
 
-# Messages exactly as version 1 wrote them: workers are upgraded one by one while the others keep running.
+# Messages exactly as version 1 wrote them, by kind: workers are upgraded one by one while the others keep running.
 OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
-    "dispatch": (
+    "hand_over": (
         Dispatch,
         {"job_id": "job_1", "attempt": 1, "worker": "w", "slots": [0], "spec": {}, "resolved_spec": {}, "processes": 1},
     ),
@@ -92,6 +92,7 @@ OF_VERSION_1: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", OF_VERSION_1)
 def test_messages_of_older_and_newer_versions_are_read(kind: str) -> None:
     model, body = OF_VERSION_1[kind]
+    assert model.model_fields["kind"].default == kind if "kind" in model.model_fields else kind == "heartbeat"
     assert model.model_validate({"contract_version": 1, **body})
     newer = {**body, "contract_version": CONTRACT_VERSION + 1, "new_field": {"nested": [1]}}
     read = model.model_validate(newer).model_dump()

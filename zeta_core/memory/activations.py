@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
+from zeta_core.objective.chunked_loss import LossTargets, OutputHead, find_output_head, returning_losses
 from zeta_core.objective.loss import cross_entropy_sum, find_logits, shifted
 from zeta_core.plan import Plan
+
+MIN_TOKENS = 8  # with which the model is called to find its output layer
 
 
 def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
@@ -43,17 +46,33 @@ def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
 
 
 def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
-    """Run one micro-batch. A model without logits only runs the forward pass."""
+    """Run one micro-batch, with its loss in chunks if training uses them.
+
+    A model without logits only runs the forward pass.
+    """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.mixed_precision)
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
     options = {"use_cache": False} if hasattr(model, "config") else {}
     with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        logits_BTV = find_logits(model(ids_BT, **options))
-        if logits_BTV is None:
-            return
-        loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))
-    del logits_BTV  # as in training, which keeps only the loss
+        head = None if plan.strategy == "zero" else _output_head(model, ids_BT[:, :MIN_TOKENS], options)
+        if head is not None and head.exceeds_a_chunk(ids_BT.numel()):
+            targets = LossTargets(torch.arange(ids_BT.numel()), shifted(ids_BT).flatten())
+            with returning_losses(model, head):
+                loss = model(input_ids=ids_BT, **options, loss_targets=targets).loss
+        else:
+            logits_BTV = find_logits(model(ids_BT, **options))
+            if logits_BTV is None:
+                return
+            loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))
+            del logits_BTV  # as in training, which keeps only the loss
     torch.autograd.backward(loss)
+
+
+def _output_head(model: nn.Module, ids_BT: torch.Tensor, options: dict[str, Any]) -> OutputHead | None:
+    try:
+        return find_output_head(model, {"input_ids": ids_BT, **options})
+    except Exception:  # noqa: BLE001 - the model can't be called in this way, so its loss is not computed in chunks
+        return None
 
 
 class _LiveTensors(TorchDispatchMode):

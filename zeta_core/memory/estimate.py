@@ -1,6 +1,7 @@
 """Estimating the memory that each process of a run needs, by part.
 
-`minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch.
+`minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch,
+or of a chunk of it (`zeta_core.objective.chunked_loss`).
 `estimate_memory` is exact for weights, gradients and optimizer state, and includes the activations
 (`zeta_core.memory.activations`). Buffers of libraries and fragmentation are included in neither.
 
@@ -20,6 +21,7 @@ from zeta_core.contract.spec.options import Optimizer
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
 from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation_checkpointing import repeated_blocks
+from zeta_core.objective.chunked_loss import CHUNK_LOGITS
 from zeta_core.optim.roles import parameter_roles
 from zeta_core.plan import Plan
 
@@ -106,11 +108,12 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
     )
     half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
+    num_logits = int(rows * min(mean_length, plan.seq_len) * _num_logits(model))
     return MemoryByPart(
         weights=parts.weights // half,
         gradients=parts.gradients // half,
         optimizer=parts.optimizer,
-        logits=int(LOGIT_BYTES * rows * min(mean_length, plan.seq_len) * _num_logits(model)),
+        logits=LOGIT_BYTES * (num_logits if plan.strategy == "zero" else min(num_logits, CHUNK_LOGITS)),
     )
 
 

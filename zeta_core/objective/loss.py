@@ -1,9 +1,10 @@
 """Calling a model for its loss: next-token cross-entropy, summed over the targets.
 
 A model returns its loss or logits in one of four ways (`Convention`). `loss_probe` finds out which one before training,
-and `isolation_probe` finds the arguments that keep packed documents apart. If the model can omit the logits of
-positions without a target, it does (`supports_logit_positions`): logits take most of the memory of a small model with a
-large vocabulary.
+and `isolation_probe` finds the arguments that keep packed documents apart. Logits take most of the memory of a small
+model with a large vocabulary. So if the model can omit the logits of positions without a target, it does
+(`supports_logit_positions`), and many logits are computed in chunks (`chunked_loss`) if the model's head can be
+separated.
 
 Shapes: B sequences, T tokens, K positions with logits, V entries of the vocabulary.
 """
@@ -21,6 +22,7 @@ from torch import nn
 
 from zeta_core.data.sequences import IGNORED, Batch
 from zeta_core.failures import InvalidModel
+from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, returning_losses
 from zeta_core.objective.isolation import Isolation
 
 
@@ -56,6 +58,7 @@ class LossFunction:
     looks_ahead: bool = False  # its output for a token depends on later tokens, which it must predict
     supports_logit_positions: bool = False  # can compute logits for the requested positions only (`logits_to_keep`)
     logits_at: int | None = None  # the index of the logits if the model returns several tensors
+    head: OutputHead | None = None  # the part of the model that computes the logits, if it can be separated
     sums: list[torch.Tensor] = field(default_factory=list[torch.Tensor], compare=False)  # see `take_sums`
 
     is_likelihood: ClassVar[bool] = True  # its mean is the logarithm of the perplexity
@@ -79,6 +82,11 @@ class LossFunction:
         targets, by which the step divides. This includes `RETURN_LOSS`, whose mean also covers the first tokens of
         documents within a sequence. Filler rows without a target are not passed to the model.
         """
+        if self.convention is Convention.LOGITS and self.uses_chunks(batch):
+            result, rows_N = self.call_in_chunks(model, batch, each=False)
+            num_targets = (shifted(batch.labels_BT).flatten()[rows_N] != IGNORED).sum()
+            self.sums.append(torch.stack((result.num_correct, num_targets)))
+            return result.loss, result.auxiliary
         if self.convention is Convention.LOGITS:
             output = self.call(model, batch)
             logits_BKV = self.logits_in(output)
@@ -128,6 +136,33 @@ class LossFunction:
         if self.ids_name is not None:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
+
+    def uses_chunks(self, batch: Batch) -> bool:
+        """Whether the logits of this batch are so many that they are computed in chunks."""
+        num_rows, length = batch.ids_BT.shape
+        if self.supports_logit_positions and batch.logit_positions_K is not None:
+            length = len(batch.logit_positions_K)
+        return self.head is not None and self.head.exceeds_a_chunk(num_rows * length)
+
+    def call_in_chunks(self, model: nn.Module, batch: Batch, *, each: bool) -> tuple[HeadLoss, torch.Tensor]:
+        """The loss, and its rows: positions in the flattened (B x T) tokens.
+
+        With ``each``, there is a loss for each row (N); otherwise their sum. `uses_chunks` must be true.
+        """
+        assert self.head is not None
+        targets_X = shifted(batch.labels_BT).flatten()
+        if targets_X.device.type == "cpu":
+            rows_N = (targets_X != IGNORED).nonzero()[:, 0]
+        else:  # finding them would wait for the device
+            rows_N = torch.arange(len(targets_X), device=targets_X.device)
+            if batch.logit_positions_K is not None:
+                rows_N = rows_N.view_as(batch.ids_BT)[:, batch.logit_positions_K].flatten()
+        rows_N = rows_N if len(rows_N) else rows_N.new_zeros(1)  # a filler row has no target, and its loss is 0
+        targets = LossTargets(rows_N, targets_X[rows_N], each=each)
+        with returning_losses(model, self.head):
+            result: HeadLoss = self.call(model, replace(batch, logit_positions_K=None), loss_targets=targets)
+        auxiliary = result.auxiliary if self.auxiliary_weight else None
+        return result._replace(auxiliary=None if auxiliary is None else auxiliary * self.auxiliary_weight), rows_N
 
     def logits_in(self, output: Any) -> torch.Tensor | None:
         """The (B, K, V) logits in the result of a call, if there are any."""

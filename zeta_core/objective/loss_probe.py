@@ -15,10 +15,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zeta_core.data.sequences import IGNORED, Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
+from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, find_output_head, returning_losses
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.loss import Convention, LossFunction, find_loss, shifted
 
@@ -56,7 +58,10 @@ def find_loss_function(
         probe.check_logits()
         some = probe.supports_logit_positions(loss_function, frozenset(parameters))
         loss_function = replace(
-            loss_function, looks_ahead=probe.looks_ahead(loss_function), supports_logit_positions=some
+            loss_function,
+            looks_ahead=probe.looks_ahead(loss_function),
+            supports_logit_positions=some,
+            head=probe.output_head(loss_function) if hugging_face else None,
         )
         isolated = replace(loss_function, isolation=isolation)
         return isolated if isolation is not None and probe.keeps_apart(isolated) else loss_function
@@ -234,6 +239,32 @@ class _LossProbe:
             return False
         difference = (some_BKV[0].float() - all_TV[logit_positions_K]).abs().amax()
         return bool(difference <= 1e-4 * all_TV.abs().amax())
+
+    def output_head(self, loss_function: LossFunction) -> OutputHead | None:
+        """The part of the model that computes the logits, if it can be separated and gives the same loss."""
+        if loss_function.convention is not Convention.LOGITS or loss_function.ids_name != "input_ids":
+            return None
+        values = {"input_ids": self.ids_BT, **dict(loss_function.fixed)}
+        if loss_function.needs_mask:
+            values["attention_mask"] = torch.ones_like(self.ids_BT)
+        rows_T = torch.arange(2 * self.half, device=self.ids_BT.device)
+        try:
+            head = find_output_head(self.model, values)
+            if head is None:
+                return None
+            with returning_losses(self.model, head):
+                targets = LossTargets(rows_T, self.ids_BT[0], each=True)
+                losses_T = cast("HeadLoss", self.model(**values, loss_targets=targets)).loss
+            logits = loss_function.logits_in(self.model(**values))
+        except Exception as error:  # a forward that does not call its backbone as expected may raise any exception
+            if is_out_of_memory(error):
+                raise
+            return None
+        if logits is None:
+            return None
+        whole_T = F.cross_entropy(logits[0].float(), self.ids_BT[0], reduction="none")
+        same = (losses_T - whole_T).abs().amax() <= max(1e-4, self._noise) * whole_T.abs().amax()
+        return head if bool(same) else None
 
     def keeps_apart(self, loss_function: LossFunction) -> bool:
         """Whether neither segment depends on the first or last token of the other."""

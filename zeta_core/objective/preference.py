@@ -121,6 +121,10 @@ class DpoLoss(LossFunction):
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The log-probability of each row's answer, summed over its tokens, in float32."""
+        if self.uses_chunks(batch):
+            result, rows_N = self.call_in_chunks(model, batch, each=True)
+            none_T = result.loss.new_zeros(batch.ids_BT.numel())
+            return -none_T.index_copy(0, rows_N, result.loss).view_as(batch.ids_BT).sum(1)
         logits_RKV = self.logits_in(self.call(model, batch))
         assert logits_RKV is not None
         targets_RK = self.targets(batch)

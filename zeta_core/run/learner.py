@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -82,6 +82,8 @@ def prepare(
         largest_id=inputs.largest_id,
         vocab_size=embedding_rows(model),
     )
+    if plan.strategy == "zero":  # gathers the parameters for each call of the head, whose number differs by rank
+        loss_function = replace(loss_function, head=None)
     if plan.beta is not None:
         loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__)
     loss_function.check_labels(type(model).__name__, needed=tokens.supervised is not None)

@@ -22,6 +22,7 @@ MODELS: dict[str, Any] = {
     "skipping": skipping,
     "routed": routed,
     "experts": experts,
+    "large vocabulary": lambda: llama(vocab_size=200_000),  # its loss is computed in chunks
     "tied llama": lambda: llama(tie_word_embeddings=True),
 }
 

@@ -64,6 +64,7 @@ class Plan:
     freeze: list[str]
     beta: float | None  # for method dpo; None: sft
     base: str | None  # fingerprint of the weights that an adapter is added to
+    attn_implementation: str = "auto"  # transformers' name of the model's own, if none was chosen
 
     @property
     def evaluates(self) -> bool:
@@ -132,6 +133,7 @@ class PlanInputs:
     device_kind: str | None = None
     template_date: str | None = None
     has_adapter: bool = False  # in the model itself, not from the options
+    attn_implementation: str = "auto"
     packs: bool = True  # whether the model allows several documents in a sequence by default
     stats_by_packing: Mapping[bool, SequenceStats] = field(default_factory=dict[bool, SequenceStats])
 
@@ -186,6 +188,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         lora=None if options.lora is None else _adapter_settings(options.lora),
         freeze=options.freeze,
         base=inputs.base if _trains_adapter(options, inputs, stored) else None,
+        attn_implementation=inputs.attn_implementation,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
     )
     return plan if stored is None else _resumed(plan, options, stored)

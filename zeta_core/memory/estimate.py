@@ -1,7 +1,7 @@
 """Estimating the memory that each process of a run needs, by part.
 
-`minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and the logits of one micro-batch,
-or of a chunk of it (`zeta_core.objective.chunked_loss`).
+`minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and for one micro-batch the input of
+the output layer, and the logits of a chunk (`zeta_core.objective.chunked_loss`).
 `estimate_memory` is exact for weights, gradients and optimizer state, and includes the activations
 (`zeta_core.memory.activations`). Buffers of libraries and fragmentation are included in neither.
 
@@ -32,16 +32,19 @@ MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon
 FSDP_STAGE = 3  # the ZeRO stage that shards everything, as `use_fsdp` does
 # Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
+# Per value of the hidden states that logits are computed from, and of their gradient, in half precision.
+HIDDEN_STATE_BYTES = 4
 
 
 class MemoryByPart(MemoryParts):
-    """The size of each part in bytes. The only activations in it are the ``logits``."""
+    """The size of each part in bytes. The only activations in it are those of the output layer."""
 
+    hidden_states: int = 0
     logits: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.logits
+        return self.weights + self.gradients + self.optimizer + self.hidden_states + self.logits
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {format_bytes(size)}" for name, size in self._sizes().items() if size)
@@ -108,11 +111,14 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
     )
     half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
-    num_logits = int(rows * min(mean_length, plan.seq_len) * _num_logits(model))
+    num_tokens = int(rows * min(mean_length, plan.seq_len))
+    vocab_size, width = _output_size(model)
+    num_logits = num_tokens * vocab_size
     return MemoryByPart(
         weights=parts.weights // half,
         gradients=parts.gradients // half,
         optimizer=parts.optimizer,
+        hidden_states=HIDDEN_STATE_BYTES * num_tokens * width,
         logits=LOGIT_BYTES * (num_logits if plan.strategy == "zero" else min(num_logits, CHUNK_LOGITS)),
     )
 
@@ -147,9 +153,9 @@ def format_bytes(size: int) -> str:
     return f"{size / 2**30:.3g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"
 
 
-def _num_logits(model: nn.Module) -> int:
-    """The number of logits per token if the model names its output layer, otherwise 0."""
+def _output_size(model: nn.Module) -> tuple[int, int]:
+    """The number of logits and of hidden values per token if the model names its output layer, otherwise 0."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     weight = getattr(head, "weight", None)  # a linear layer, or peft's wrapper of one
-    return weight.shape[0] if isinstance(weight, torch.Tensor) and weight.dim() == 2 else 0
+    return (weight.shape[0], weight.shape[1]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else (0, 0)

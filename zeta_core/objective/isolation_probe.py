@@ -27,6 +27,7 @@ from torch import nn
 
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
+from zeta_core.model.attention import attention_implementation
 from zeta_core.objective.isolation import Isolation, attention_spans
 from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.objective.loss_probe import find_loss_function, forward_parameters, undisturbed
@@ -80,6 +81,33 @@ def find_isolation(
             # A small model has shorter windows than the model that it represents.
             return IsolationFinding(replace(finding.isolation, spans=attention_spans(getattr(model, "config", None))))
     return IsolationFinding(None)
+
+
+def supports_documents(
+    model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocab_size: int | None = None
+) -> bool:
+    """Whether attention within documents (`model.attention`) gives the model's own output, and positions isolate them.
+
+    The arguments are those of `find_isolation`.
+    """
+    for subject in _subjects(model, _Tokens(sample_ids, largest_id, vocab_size)):
+        with undisturbed(subject.model, subject.device):
+            try:
+                probe = _build_probe(subject)
+                if probe.loss_function.convention is not Convention.LOGITS:
+                    return False
+                isolated = replace(probe.loss_function, isolation=Isolation(positions=True))
+                before_TV = probe.alone(probe.ids_BT)
+                with attention_implementation(subject.model, "varlen"):
+                    difference = (probe.alone(probe.ids_BT) - before_TV).abs().amax()
+                    return bool(difference <= DIFFERENCE * before_TV.abs().amax()) and all(
+                        probe.keeps_apart(isolated, edge) and all(probe.is_as_alone(isolated, edge))
+                        for edge in probe.edges
+                    )
+            except Exception as error:  # a model that is built in another way may raise any exception
+                if is_out_of_memory(error):
+                    raise
+    return False
 
 
 # --- Subjects of the probe --------------------------------------------------------------------------------------------
@@ -194,13 +222,11 @@ class _IsolationProbe:
         for isolation in self._candidates():
             isolated = replace(self.loss_function, isolation=isolation)
             try:
-                if not all(self._keeps_apart(isolated, edge) for edge in self.edges):
+                if not all(self.keeps_apart(isolated, edge) for edge in self.edges):
                     continue
-                if self._window_is_untested(isolation) or not all(
-                    self._is_as_alone(isolated, e)[0] for e in self.edges
-                ):
+                if self._window_is_untested(isolation) or not all(self.is_as_alone(isolated, e)[0] for e in self.edges):
                     is_changed = True
-                elif all(self._is_as_alone(isolated, edge)[1] for edge in self.edges):
+                elif all(self.is_as_alone(isolated, edge)[1] for edge in self.edges):
                     return IsolationFinding(isolation)
                 else:
                     second_best = second_best or isolation
@@ -240,7 +266,7 @@ class _IsolationProbe:
         """Whether a mask would replace a window that is longer than the probed documents."""
         return isolation.mask is not None and self.subject.longest_window >= max(self.edges)
 
-    def _keeps_apart(self, isolated: LossFunction, edge: int) -> bool:
+    def keeps_apart(self, isolated: LossFunction, edge: int) -> bool:
         before_TV = self._packed(isolated, edge, self.ids_BT)
         noise = LEAK * before_TV.abs().amax().clamp(min=1e-3)
 
@@ -254,7 +280,7 @@ class _IsolationProbe:
         responds = self.subject.is_copy or bool(second[-1])  # otherwise, an unchanged output proves nothing
         return responds and not bool(second[:edge].any())
 
-    def _is_as_alone(self, isolated: LossFunction, edge: int) -> tuple[bool, bool]:
+    def is_as_alone(self, isolated: LossFunction, edge: int) -> tuple[bool, bool]:
         """For each document, whether its output is that of the document alone."""
         packed_TV = self._packed(isolated, edge, self.ids_BT)
         alone_TV = torch.cat((self.alone(self.ids_BT[:, :edge]), self.alone(self.ids_BT[:, edge:])))

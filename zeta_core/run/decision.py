@@ -17,10 +17,12 @@ from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.flat_files import IdType
 from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
+from zeta_core.failures import CannotTrain
+from zeta_core.model.attention import current_attention
 from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
-from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
+from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.plan import Plan, PlanInputs, SequenceStats, decide_plan, fits_on_cpu, resolve_seed, with_length
@@ -83,6 +85,36 @@ def probe_isolation(request: RunRequest, inputs: Inputs, model: nn.Module) -> Is
     )
 
 
+def choose_attention(request: RunRequest, inputs: Inputs, model: nn.Module, resume_point: ResumePoint | None) -> str:
+    """The requested attention; else that of the resumed run, or `varlen` on a CPU if the model supports it.
+
+    Raises `CannotTrain` if `varlen` is requested and the model does not support it.
+    """
+    options = request.options
+    stored = {} if resume_point is None else resume_point.plan
+    requested = options.attn_implementation
+    if requested == "auto" and resume_point is not None:
+        return stored.get("attn_implementation", "auto")
+    packs = options.method != "dpo" and options.pack is not False
+    if requested == "auto" and (torch.cuda.is_available() or options.compile or not packs):
+        return "auto"
+    if requested not in ("auto", "varlen"):
+        return requested
+    supported = supports_documents(
+        model,
+        sample_ids=choose_sample_ids(inputs.tokens),
+        largest_id=inputs.largest_id,
+        vocab_size=embedding_rows(model),
+    )
+    if not supported and requested == "varlen":
+        raise CannotTrain(
+            f"attn_implementation is 'varlen', which {type(model).__name__} does not support: its attention needs more "
+            "than causal documents.",
+            hint="Omit it, or use 'auto'.",
+        )
+    return "varlen" if supported else "auto"
+
+
 def decide(
     request: RunRequest,
     inputs: Inputs,
@@ -92,8 +124,11 @@ def decide(
     accelerate_variables: Mapping[str, str],
     rank: ProcessRank,
     device_kind: str | None,
+    attention: str,
 ) -> Decision:
     """Decide the complete plan. ``accelerate_variables`` are Accelerate's original variables, which must match it.
+
+    ``attention`` is the implementation that the model uses now; "auto" is its own.
 
     Raises `CannotResume` if the checkpoint belongs to a different run, and `InvalidData` if there is nothing to train
     on.
@@ -101,7 +136,12 @@ def decide(
     options = request.options
     num_documents = max(data.num_documents for data in (inputs.tokens, inputs.held_out) if data is not None)
     packs = isolation.isolates is not False or isolation.learns_padding or num_documents <= 1
-    plan_inputs = replace(_plan_inputs(request, inputs, model, rank), device_kind=device_kind, packs=packs)
+    plan_inputs = replace(
+        _plan_inputs(request, inputs, model, rank),
+        device_kind=device_kind,
+        packs=packs,
+        attn_implementation=attention if attention != "auto" else current_attention(model) or "auto",
+    )
     stored = resume_point.plan if resume_point else None
     plan = decide_plan(options, plan_inputs, stored)
     check_launcher(accelerate_variables, plan, cuda=torch.cuda.is_available())

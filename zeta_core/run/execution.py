@@ -20,6 +20,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
+from zeta_core.model.attention import attention_implementation
 from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
 from zeta_core.parallel.processes import Processes
 from zeta_core.plan import Plan
@@ -27,7 +28,7 @@ from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, prepare_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, build_evaluator, prepared_engine, reference_for
-from zeta_core.run.decision import Decision, build_model, decide, probe_isolation
+from zeta_core.run.decision import Decision, build_model, choose_attention, decide, probe_isolation
 from zeta_core.run.inputs import find_resume_point, read
 from zeta_core.run.learner import Learner, build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
@@ -61,11 +62,12 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         report.phase("loading_model")
         resume_point = find_resume_point(request, processes, report)
         model = build_model(request, inputs, resume_point)
+        attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point))
+        stack.enter_context(attention_implementation(model, attention))
         kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
         isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))
-        decision = decide(
-            request, inputs, model, isolation, resume_point, accelerate, rank, " + ".join(sorted(kinds)) or None
-        )
+        kind = " + ".join(sorted(kinds)) or None
+        decision = decide(request, inputs, model, isolation, resume_point, accelerate, rank, kind, attention)
         plan = memory.plan = decision.plan
         threads_set = set_num_threads(plan.threads)
         if cuda:

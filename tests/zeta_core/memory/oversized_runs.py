@@ -32,7 +32,7 @@ def train_with_patches(folder: Path, model: object, spec: dict[str, Any]) -> dic
 
 
 def main(folder: Path) -> None:
-    # The logits of 40 sequences and the temporary arrays of the loss take 2.6 GB.
+    # All logits of 40 sequences and the temporary arrays of their loss would take 2.6 GB.
     batch = {"seq_len": 256, "batch_size": 40, "gradient_accumulate_every": 1, "max_steps": 1}
     outcomes = [train_with_patches(folder, llama(**NARROW, vocab_size=32_000), batch)]
     # 0.66 GB of weights, three times as much for full fine-tuning, and almost nothing for an adapter.

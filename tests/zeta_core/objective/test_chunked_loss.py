@@ -158,9 +158,9 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1000)
 def test_32768_tokens_with_131072_logits_each_need_less_than_2_gigabytes() -> None:
     """All logits in float32 would take 17 GB, and their gradient as much."""
     command = [sys.executable, "-c", MEASURES_ITS_PEAK]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=380, check=True).stdout
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=True).stdout
     assert int(out) < 2e9

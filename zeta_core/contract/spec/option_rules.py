@@ -169,6 +169,12 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
             yield invalid_value("lora.quantize", options.lora.quantize, fix)
         if options.compile:
             yield invalid_value("compile", True, "a 4-bit base model can't be compiled; omit it, or omit lora.quantize")
+    if options.compile and options.attn_implementation == "varlen":
+        fix = "documents of any length can't be compiled; omit it, or omit compile"
+        yield invalid_value("attn_implementation", options.attn_implementation, fix)
+    if options.attn_implementation in ("flash_attention_2", "flash_attention_3") and options.pack is not False:
+        fix = "in transformers, it separates packed documents only in batches of one; add pack=false, or omit it"
+        yield invalid_value("attn_implementation", options.attn_implementation, fix)
     if options.compile and options.use_deepspeed:
         fix = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
         yield invalid_value("compile", options.compile, fix)

@@ -18,6 +18,7 @@ from zeta_core.contract.text import in_one_line
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
+Attention = Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex", "varlen", "eager"]
 MAX_STEPS = 10**9
 MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template; fits into a request body
 
@@ -177,6 +178,13 @@ class OptionFields(StrictModel):
     )
     compile: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="compile the model's blocks with torch.compile"
+    )
+    attn_implementation: Annotated[Attention, Affects("results", "speed")] = Field(
+        default="auto",
+        description="how attention is computed: `varlen` computes each document of a packed sequence by itself, "
+        "without a mask; `sdpa`, `eager`, `flex`, `flash_attention_2` and `flash_attention_3` are those of "
+        "transformers, the last three on GPUs only; `auto` chooses varlen on CPUs if the model supports it, else the "
+        "model's own",
     )
     pack: Annotated[bool | None, Affects("results", "sequences", "speed")] = Field(
         default=None,

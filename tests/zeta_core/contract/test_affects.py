@@ -25,13 +25,13 @@ def test_a_resumed_job_may_change_only_its_length_split_and_organisation() -> No
 def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
     kept = "seed seq_len pack global_batch learning_rate weight_decay optimizer lr_scheduler warmup max_grad_norm "
     kept += "mixed_precision strategy use_activation_checkpointing compile group_by data eval_data eval_split "
-    kept += "eval_steps early_stopping_patience lora freeze beta base"
+    kept += "eval_steps early_stopping_patience lora freeze beta base attn_implementation"
     assert tuple(kept.split()) == FIXED_PLAN_FIELDS, "in this order, group_by before the data that it also changes"
 
 
 def test_the_options_that_determine_speed_and_documents() -> None:
     speed = "model method seq_len pack batch_size mixed_precision compile optimizer lora freeze use_fsdp use_deepspeed"
-    assert set(SPEED_OPTIONS) == {*speed.split(), "use_activation_checkpointing"}
+    assert set(SPEED_OPTIONS) == {*speed.split(), "use_activation_checkpointing", "attn_implementation"}
     documents = {"dataset", "overlong", "train_on", "tokenizer", "chat_template", "use_pretokenized"}
     assert set(DOCUMENT_OPTIONS) - set(SPEED_OPTIONS) == documents
 

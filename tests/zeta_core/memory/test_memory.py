@@ -119,9 +119,9 @@ def test_an_exception_in_a_script_contains_the_advice(tmp_path: Path, monkeypatc
 
 
 def test_a_run_that_cannot_fit_is_rejected_before_the_first_step(tmp_path: Path) -> None:
-    spec = {"seq_len": 256, "batch_size": 10**7, "max_steps": 1, "learning_rate": 1e-3}
-    with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(.*hidden_states 305 GiB.*\), but only"):
-        train(tmp_path, llama(), spec)
+    spec = {"seq_len": 256, "batch_size": 10**6, "max_steps": 1, "learning_rate": 1e-3}
+    with pytest.raises(OutOfMemory, match=r"needs at least .* GiB per process \(.*hidden_states 977 GiB.*\), but only"):
+        train(tmp_path, llama(hidden_size=1024), spec)
 
 
 def test_a_model_that_can_never_fit_is_rejected_before_it_is_loaded(tmp_path: Path) -> None:

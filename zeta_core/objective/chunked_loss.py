@@ -284,9 +284,10 @@ class _Chunks:
 
 
 class _SumWithGradient(torch.autograd.Function):
-    """The sum of the rows' losses, and the number of correct rows. The forward pass also computes its gradient, and the backward pass scales it.
+    """The sum of the rows' losses, and the number of correct rows.
 
-    The gradients of the parameters are summed over the chunks in float32.
+    The forward pass also computes the gradient of the sum, and the backward pass scales it. The gradients of the
+    parameters are summed over the chunks in float32.
     """
 
     @staticmethod

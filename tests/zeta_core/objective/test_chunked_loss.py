@@ -50,8 +50,10 @@ def assert_same(model: nn.Module, loss_function: LossFunction, batch: Batch) -> 
     """In chunks and with all logits, the losses and gradients agree to 1e-6."""
     assert loss_function.uses_chunks(batch)
     loss, found = gradients(model, loss_function, batch)
+    correct = loss_function.take_sums()
     whole_loss, expected = gradients(model, replace(loss_function, head=None), batch)
     torch.testing.assert_close(loss, whole_loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(correct, loss_function.take_sums())
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * max(1.0, largest))

@@ -15,7 +15,7 @@ from benchmarks import workload
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
 from benchmarks.workload import Size
 from zeta_core.data.sequences import Batch
-from zeta_core.model.attention import attention_implementation
+from zeta_core.objective.attention import attention_implementation
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.loss import Convention, LossFunction
 

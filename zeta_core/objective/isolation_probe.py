@@ -27,7 +27,7 @@ from torch import nn
 
 from zeta_core.data.sequences import Batch
 from zeta_core.failures import InvalidModel, is_out_of_memory
-from zeta_core.model.attention import attention_implementation
+from zeta_core.objective.attention import attention_implementation
 from zeta_core.objective.isolation import Isolation, attention_spans
 from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.objective.loss_probe import find_loss_function, forward_parameters, undisturbed
@@ -86,7 +86,7 @@ def find_isolation(
 def supports_documents(
     model: nn.Module, *, sample_ids: list[int], largest_id: int = 0, vocab_size: int | None = None
 ) -> bool:
-    """Whether attention within documents (`model.attention`) gives the model's own output, and positions isolate them.
+    """Whether attention within documents (`attention`) gives the model's own output, and positions isolate them.
 
     The arguments are those of `find_isolation`.
     """

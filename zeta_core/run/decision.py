@@ -18,10 +18,10 @@ from zeta_core.data.tokens.flat_files import IdType
 from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
-from zeta_core.model.attention import current_attention
 from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
+from zeta_core.objective.attention import current_attention
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher

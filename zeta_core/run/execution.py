@@ -20,7 +20,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
-from zeta_core.model.attention import attention_implementation
+from zeta_core.objective.attention import attention_implementation
 from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
 from zeta_core.parallel.processes import Processes
 from zeta_core.plan import Plan

@@ -21,7 +21,7 @@ from zeta import Trainer
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.data.sequences import Batch, Sequences
 from zeta_core.failures import CannotTrain
-from zeta_core.model.attention import attention_implementation, current_attention
+from zeta_core.objective.attention import attention_implementation, current_attention
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.isolation_probe import supports_documents
 from zeta_core.objective.loss_probe import find_loss_function

@@ -112,6 +112,15 @@ async def show_checkpoints(service: TheService, page: ReadPage, job_id: str) -> 
     return page.render("job_checkpoints.html", view=view, tab="checkpoints", manifests=manifests)
 
 
+@router.get("/jobs/{job_id}/chat")
+async def show_chat(service: TheService, page: ReadPage, job_id: str) -> Response:
+    """A chat with the newest checkpoint, and with the model before training, if it was trained before."""
+    view = await read_view(service, page.caller, job_id)
+    model = view.job.spec.get("model")
+    has_base = not (isinstance(model, dict) and "config" in model)
+    return page.render("job_chat.html", view=view, tab="chat", has_base=has_base)
+
+
 @router.get("/jobs/{job_id}/data")
 async def show_data(service: TheService, page: ReadPage, job_id: str) -> Response:
     """The report on the data that the run has read."""

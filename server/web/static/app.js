@@ -81,7 +81,8 @@ document.addEventListener("htmx:error", () => connection.lost());
 
 // Parts of a page that show a changing state are refreshed while the page is visible.
 function refresh(element) {
-  if (!document.hidden && !element.contains(document.activeElement?.closest("form"))) {
+  const isSelecting = element.querySelector("input:checked") || element.contains(document.activeElement?.closest("form"));
+  if (!document.hidden && !isSelecting) {
     element.dispatchEvent(new CustomEvent("refresh"));
   }
 }

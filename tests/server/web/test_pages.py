@@ -19,9 +19,20 @@ Visit = Callable[..., Visitor]
 
 def paths(jobs: Jobs) -> list[str]:
     """One address of every page."""
-    tabs = ("", "/log", "/events", "/checkpoints", "/data", "/settings")
+    tabs = ("", "/log", "/events", "/checkpoints", "/chat", "/data", "/settings")
+    others = ["/new", f"/new?edit={jobs.queued}", "/files", "/workers", "/keys", "/projects", "/audit"]
+    others.append(f"/compare?job={jobs.running}&job={jobs.succeeded}")
     of_jobs = [f"/jobs/{job_id}{tab}" for job_id in (jobs.running, jobs.succeeded) for tab in tabs]
-    return ["/", "/?q=nothing", "/?show=failed", f"/jobs/{jobs.failed}", f"/jobs/{jobs.queued}", *of_jobs, "/jobs/none"]
+    return [
+        "/",
+        "/?q=nothing",
+        "/?show=failed",
+        f"/jobs/{jobs.failed}",
+        f"/jobs/{jobs.queued}",
+        *of_jobs,
+        *others,
+        "/jobs/none",
+    ]
 
 
 def findings(visitor: Visitor, axe: str) -> list[str]:

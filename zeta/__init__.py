@@ -1,14 +1,15 @@
-"""The public API: ``Trainer`` for scripts and ``Client`` for a service. Importing this package loads neither."""
+"""The public API: ``Trainer`` for scripts, ``Client`` and ``AsyncClient`` for a service. Importing this loads none."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zeta.async_client import AsyncClient as AsyncClient
     from zeta.client import Client as Client
     from zeta.trainer import Trainer as Trainer
 
-__all__ = ["Client", "Trainer"]
+__all__ = ["AsyncClient", "Client", "Trainer"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from zeta.client import Client
 
         return Client
+    if name == "AsyncClient":
+        from zeta.async_client import AsyncClient
+
+        return AsyncClient
     raise AttributeError(f"module 'zeta' has no attribute {name!r}")

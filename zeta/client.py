@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import httpx
 
+from zeta.client_job import ClientJob
 from zeta.errors import InvalidResponse, Unreachable, parse_response
 from zeta.job_ids import LAST, resolve_job_id, with_full_job
 from zeta.pagination import read_pages
@@ -31,7 +32,6 @@ from zeta.server_lookup import ClientSettings, find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.commands import FROM_START
-from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, LoginLink, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
@@ -126,7 +126,7 @@ class Client:
         *,
         idempotency_key: str | None = None,
         on_upload: Callable[[str], None] = lambda _: None,
-    ) -> Job:
+    ) -> ClientJob:
         """Create a job. A mapping may name local files and folders, which are uploaded first (`zeta.local_inputs`).
 
         ``on_upload`` is called with a message for each upload. Raises `InvalidSpec` naming every invalid field.
@@ -152,28 +152,28 @@ class Client:
         entity_name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = 20,
-    ) -> list[Job]:
+    ) -> list[ClientJob]:
         """List jobs, newest first; ``limit=None`` lists all of them."""
         params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
         params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
-        return list(read_pages(self._transport, Job, "/v1/jobs", params, limit))
+        return [job.of(self) for job in read_pages(self._transport, ClientJob, "/v1/jobs", params, limit)]
 
-    def job(self, job_id: str) -> Job:
-        return parse_response(Job, self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
+    def job(self, job_id: str) -> ClientJob:
+        return self._job(self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str) -> ClientJob:
         """Request cancellation of a job; `wait` returns when its processes have ended."""
         return self._command(job_id, "cancel")
 
-    def pause(self, job_id: str) -> Job:
+    def pause(self, job_id: str) -> ClientJob:
         """Ask a job to save a checkpoint and free its device; its status then changes to ``paused``."""
         return self._command(job_id, "pause")
 
-    def resume(self, job_id: str) -> Job:
+    def resume(self, job_id: str) -> ClientJob:
         """Queue a paused job again; it continues from its newest checkpoint."""
         return self._command(job_id, "resume")
 
-    def save_checkpoint(self, job_id: str) -> Job:
+    def save_checkpoint(self, job_id: str) -> ClientJob:
         """Ask a running job to save a checkpoint after its current step; it continues."""
         return self._command(job_id, "checkpoint")
 
@@ -184,7 +184,7 @@ class Client:
         *,
         from_checkpoint: str = FROM_START,
         idempotency_key: str | None = None,
-    ) -> Job:
+    ) -> ClientJob:
         """Create a job from this job's spec and a JSON merge patch, in which ``None`` removes a field.
 
         ``from_checkpoint`` is ``start``, ``latest`` or ``step-N``. The server restricts which fields may change when
@@ -204,7 +204,7 @@ class Client:
         timeout_seconds: float | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_interruption: Callable[[ZetaError], None] | None = None,
-    ) -> Job:
+    ) -> ClientJob:
         """Wait until the job has ended, even if the server restarts, and return it.
 
         Raises `WaitTimeout` after ``timeout_seconds``.
@@ -410,9 +410,12 @@ class Client:
         """The full job id for ``text``, which may be the beginning of an id, or ``@last``."""
         return resolve_job_id(self, text if text == LAST else path_segment(text))
 
-    def _command(self, job_id: str, command: str) -> Job:
-        return parse_response(Job, self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
+    def _command(self, job_id: str, command: str) -> ClientJob:
+        return self._job(self._transport.request("POST", f"/v1/jobs/{self._id(job_id)}/{command}"))
 
-    def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> Job:
+    def _create(self, path: str, sent: Mapping[str, Any], idempotency_key: str | None) -> ClientJob:
         headers = creation_headers(idempotency_key)
-        return parse_response(Job, self._transport.request("POST", path, content=json_body(sent), headers=headers))
+        return self._job(self._transport.request("POST", path, content=json_body(sent), headers=headers))
+
+    def _job(self, response: httpx.Response) -> ClientJob:
+        return parse_response(ClientJob, response).of(self)

@@ -71,7 +71,8 @@ PACKAGES = (
     Package(
         name="zeta",
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
-        third_party=frozenset({"httpx", "httpx_sse", "plotext", "pydantic", "rich", "ruamel", "typer"}),
+        third_party=frozenset({"httpx", "httpx_sse", "plotext", "pydantic", "rich", "ruamel", "typer"})
+        | {"pandas"},  # optional: `job.metrics()` returns a DataFrame if it is installed
         # A bare install contains only the third-party packages above.
         forbidden=frozenset({"torch", "transformers", "server", "worker", "fastapi", "sqlalchemy", "celery", "redis"}),
         exceptions=frozenset({("zeta/trainer.py", "zeta_core")}),

@@ -63,8 +63,22 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def complete_job_id(incomplete: str) -> list[tuple[str, str]]:
+    """Complete a job id in a shell."""
+    from zeta.cli.completion import complete_job_id
+
+    return complete_job_id(incomplete)
+
+
 JobId = Annotated[
-    str, typer.Argument(metavar="ID", help="A job id, the beginning of one, or @last for the newest job.")
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="A job id, the beginning of one, or @last for the newest job.",
+        autocompletion=complete_job_id,
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import JOBS, AsJson, JobId, app
+from zeta.cli.app import JOBS, AsJson, JobId, app, complete_job_id
 
 if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
@@ -17,7 +17,12 @@ MAX_PLOTTED = 8  # jobs in one chart
 @app.command(rich_help_panel=JOBS)
 def plot(
     jobs: Annotated[
-        list[str], typer.Argument(metavar="ID...", help="Job ids, the beginnings of ids, or @last for the newest job.")
+        list[str],
+        typer.Argument(
+            metavar="ID...",
+            help="Job ids, the beginnings of ids, or @last for the newest job.",
+            autocompletion=complete_job_id,
+        ),
     ],
     metric: Annotated[str, typer.Option(help="The metric to plot, such as loss, eval_loss or grad_norm.")] = "loss",
     x_axis: Annotated[str, typer.Option("--x", help="The horizontal axis: step, tokens or epoch.")] = "step",

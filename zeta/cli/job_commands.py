@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import JOBS, AsJson, JobId, app
+from zeta.cli.app import JOBS, AsJson, JobId, app, complete_job_id
 
 if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
@@ -18,7 +18,12 @@ _PENDING_ACTIONS = {"cancel": "it is being cancelled", "pause": "it is saving a 
 @app.command(rich_help_panel=JOBS)
 def cancel(
     job_id: Annotated[
-        str, typer.Argument(metavar="ID", help="A job id, the beginning of one, @last, or the id of a sweep.")
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="A job id, the beginning of one, @last, or the id of a sweep.",
+            autocompletion=complete_job_id,
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

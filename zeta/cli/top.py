@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Event
@@ -25,9 +25,9 @@ MAX_JOBS = 200  # that are requested for each status
 class Activity:
     """What the service does now: its running jobs, its queued jobs (the next one first), and its workers."""
 
-    running: list[Job]
-    queued: list[Job]
-    workers: list[Worker]
+    running: Sequence[Job]
+    queued: Sequence[Job]
+    workers: Sequence[Worker]
 
     @classmethod
     def load(cls, client: Client) -> Activity:

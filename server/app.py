@@ -37,7 +37,7 @@ from server.routes import (
 from server.service import Service
 from server.submitting.submissions import Submissions
 from server.web.routes import ROUTERS as PAGE_ROUTERS
-from zeta_core.contract.access import KeyRotation, NewKey, NewProject
+from zeta_core.contract.access import KeyRotation, NewKey, NewProject, ProjectChange
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.job.sweep import SweepRequest
@@ -47,7 +47,7 @@ from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 BODIES = (
-    *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject),
+    *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName, ChatParameters, TextParameters),
 )
 LINES = (

@@ -22,7 +22,7 @@ from sqlalchemy import or_, select, update
 from server.database.connections import Database
 from server.database.pagination import storable
 from server.database.tables import AuditRow, KeyRow, ProjectRow
-from zeta_core.contract.access import DEFAULT_PROJECT, PROJECT_HEADER, Scope, allows
+from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, PROJECT_HEADER, ProjectLimits, Scope, allows
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings, NotFound, PermissionDenied
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import utc_now
@@ -39,7 +39,7 @@ class Caller:
     """Who makes a request: the API key, the project in which the request acts, and the client's network address.
 
     The project is the key's, unless an admin key names another one (`Keys.in_project`). ``expires_at`` is when the key
-    stops working.
+    stops working. ``limits`` are those of the project.
     """
 
     key_id: str
@@ -48,6 +48,7 @@ class Caller:
     scopes: frozenset[str]
     expires_at: datetime | None = None
     address: str | None = None
+    limits: ProjectLimits = NO_LIMITS
 
     @property
     def is_admin(self) -> bool:
@@ -101,8 +102,16 @@ class _KnownKey:
 class Keys:
     """The API keys in the database; valid ones are kept in memory for `KEY_SECONDS`, by their hash."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        default_limits: ProjectLimits = NO_LIMITS,
+    ) -> None:
+        """``default_limits`` are those of a project for which none were set."""
         self._database = database
+        self._default_limits = default_limits
         self._clock = clock
         self._known: dict[str, _KnownKey] = {}
         self._used_at: dict[str, datetime] = {}  # uses that are not recorded yet, by key id
@@ -138,12 +147,13 @@ class Keys:
             return caller
         if caller.is_admin:
             async with self._database.read() as session:
-                if await session.get(ProjectRow, storable(project)) is not None:
-                    return replace(caller, project=project)
+                row = await session.get(ProjectRow, storable(project))
+            if row is not None:
+                return replace(caller, project=project, limits=self._default_limits.with_own(row.limits))
         raise project_not_found(project)
 
     def forget(self) -> None:
-        """Look up every key again at its next use, because a key was changed."""
+        """Look up every key again at its next use, because a key or the limits of a project were changed."""
         self._known.clear()
 
     async def record_uses(self) -> None:
@@ -166,6 +176,7 @@ class Keys:
         query = select(KeyRow).where(or_(KeyRow.secret_sha256 == digest, KeyRow.old_secret_sha256 == digest))
         async with self._database.read() as session:
             row = await session.scalar(query)
+            project = None if row is None else await session.get(ProjectRow, row.project)
         if row is None or row.revoked_at is not None:
             raise AuthenticationFailed("The API key is unknown or revoked; use another one.")
         ends = [row.expires_at] if row.secret_sha256 == digest else [row.expires_at, row.old_expires_at]
@@ -175,6 +186,7 @@ class Keys:
             project=row.project,
             scopes=frozenset(str(scope) for scope in row.scopes),
             expires_at=min((end for end in ends if end is not None), default=None),
+            limits=self._default_limits if project is None else self._default_limits.with_own(project.limits),
         )
         return _KnownKey(caller, read_at=now)
 

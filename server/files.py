@@ -27,10 +27,12 @@ async def upload(service: Service, caller: Caller, request: Request, rules: Form
     """
     length = request.headers.get("content-length", "")
     announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
-    check_length(length, service.settings.max_upload_bytes)
+    max_bytes = max_upload_bytes(service, caller)
+    check_length(length, max_bytes)
     await asyncio.to_thread(service.store.require_free, max(0, announced))
-    async with service.uploads.open(caller.project, max(0, announced)) as opened:
-        fields = await receive(request, service.uploads, opened, service.settings, rules or FormRules())
+    quota_bytes = caller.limits.max_stored_bytes
+    async with service.uploads.open(caller.project, max(0, announced), quota_bytes=quota_bytes) as opened:
+        fields = await receive(request, service.uploads, opened, service.settings, rules or FormRules(), max_bytes)
         assert fields.purpose is not None
         file_id, created_at = new_id_at("file")
         row = FileRow(
@@ -45,6 +47,12 @@ async def upload(service: Service, caller: Caller, request: Request, rules: Form
         )
         await service.uploads.store(opened, row, caller.audit_row("file.upload", file_id, project=row.project))
     return _to_stored_file(row)
+
+
+def max_upload_bytes(service: Service, caller: Caller) -> int:
+    """The largest file that the caller's project may upload."""
+    most, own = service.settings.max_upload_bytes, caller.limits.max_upload_bytes
+    return most if own is None else min(most, own)
 
 
 async def list_files(service: Service, caller: Caller, sha256: str | None, page_query: PageQuery) -> Page[StoredFile]:

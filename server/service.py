@@ -18,6 +18,7 @@ from server.engine.engine import Engine
 from server.engine.event_signal import Subscription
 from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
+from server.http.request_rates import RequestRates
 from server.sessions import Sessions
 from server.settings import ServerSettings
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
@@ -55,6 +56,7 @@ class Service:
     uploads: OpenUploads
     keys: Keys
     sessions: Sessions
+    rates: RequestRates = field(default_factory=RequestRates)
     stopping: Stopping = field(default_factory=Stopping)
 
 
@@ -78,8 +80,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
             expiry = partial(remove_expired, database, store)
             engine.loops.start("uploads", expiry, Pace(idle_seconds=EXPIRY_SECONDS), limit_seconds=None)
-            uploads = OpenUploads(database, store, settings.project_quota_bytes)
-            keys = Keys(database)
+            uploads = OpenUploads(database, store)
+            keys = Keys(database, default_limits=settings.project_limits)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
             sessions = Sessions(database, keys, service)
             yield Service(settings, database, store, engine, uploads, keys, sessions)

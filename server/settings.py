@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from zeta_core.contract.access import ProjectLimits
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.system.database_url import sqlite_url
@@ -132,7 +133,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(
-        default=None, ge=1, description="total size of a project's uploads; default: no limit"
+        default=None, ge=1, description="total size of a project's files and checkpoints; default: no limit"
     )
     upload_idle_seconds: float = Field(default=60, gt=0, description="idle timeout of an upload")
     upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="maximum duration of an upload")
@@ -145,6 +146,18 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=None,
         ge=1,
         description="maximum number of running jobs per project; further jobs wait; default: no limit",
+    )
+    project_max_queued: int | None = Field(
+        default=None, ge=1, description="maximum number of queued jobs per project; default: no limit"
+    )
+    project_max_gpus: int | None = Field(
+        default=None, ge=0, description="maximum number of GPUs that a project uses at a time; default: no limit"
+    )
+    project_max_priority: int | None = Field(
+        default=None, ge=-100, le=100, description="highest priority of a job; default: 100"
+    )
+    project_requests_per_minute: int | None = Field(
+        default=None, ge=1, description="maximum number of requests per project and minute; default: no limit"
     )
     max_job_events: int = Field(
         default=200_000,
@@ -180,6 +193,19 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         """The address to which requests must be addressed; ``None`` if the server or a proxy has other names."""
         has_other_names = self.behind_proxy or bool(self.trusted_networks) or not is_loopback(self.host)
         return None if has_other_names else self.host
+
+    @property
+    def project_limits(self) -> ProjectLimits:
+        """The limits of a project for which none were set."""
+        return ProjectLimits(
+            max_queued_jobs=self.project_max_queued,
+            max_running_jobs=self.project_max_running,
+            max_gpus=self.project_max_gpus,
+            max_stored_bytes=self.project_quota_bytes,
+            max_upload_bytes=self.max_upload_bytes,
+            max_requests_per_minute=self.project_requests_per_minute,
+            max_priority=self.project_max_priority,
+        )
 
     @property
     def trusted_networks(self) -> Networks:

@@ -64,8 +64,18 @@ class Administration:
 
     # --- Projects -----------------------------------------------------------------------------------------------------
 
-    def create_project(self, name: str) -> Project:
-        return parse_response(Project, self._send("POST", "/v1/projects", {"name": name}))
+    def create_project(self, name: str, limits: Mapping[str, int] | None = None) -> Project:
+        """Create a project with ``limits`` (`ProjectLimits`)."""
+        return parse_response(Project, self._send("POST", "/v1/projects", {"name": name, "limits": dict(limits or {})}))
+
+    def project(self, name: str) -> Project:
+        """A project with its limits and what it uses of them."""
+        return parse_response(Project, self._transport.request("GET", f"/v1/projects/{_segment(name)}"))
+
+    def set_limits(self, name: str, limits: Mapping[str, int | None]) -> Project:
+        """Set limits of a project (`ProjectLimits`). ``None`` restores the default; absent limits stay."""
+        body = {"limits": dict(limits)}
+        return parse_response(Project, self._send("PATCH", f"/v1/projects/{_segment(name)}", body))
 
     def projects(self) -> list[Project]:
         """List all projects by name; a key without the scope ``admin`` sees its own."""

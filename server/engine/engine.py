@@ -69,7 +69,7 @@ class Engine:
             self._workers,
             self._dispatcher.send,
             claim_seconds=settings.claim_seconds,
-            project_max_running=settings.project_max_running,
+            default_limits=settings.project_limits,
         )
         self._monitor = JobMonitor(
             database, self._workers, self._send_to_worker, self.event_signal, self.wake, lease=settings.lease_seconds

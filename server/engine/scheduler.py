@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -29,9 +27,11 @@ from server.database.transitions import lock_job
 from server.engine.candidate import Candidate, Wait
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.known_workers import KnownWorkers
+from server.engine.load import Load, read_load
 from server.engine.loops import raise_first, try_each
 from server.engine.placement import Placement, choose, reserve
 from server.engine.requirements import Requirements, requirements, requirements_of
+from zeta_core.contract.access import NO_LIMITS, ProjectLimits
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
@@ -52,16 +52,8 @@ Queued = Any  # a row of `_COLUMNS`
 Send = Callable[[Dispatch], Awaitable[None]]
 
 
-@dataclass
-class _Load:
-    """Jobs that are running or dispatched: occupied slots by worker, and the number of jobs by project."""
-
-    slots: dict[str, set[int]]
-    jobs: Counter[str]
-
-
 class Scheduler:
-    """``project_max_running`` limits the running jobs of each project; ``None`` means no limit."""
+    """``default_limits`` are those of a project for which none were set."""
 
     def __init__(
         self,
@@ -70,9 +62,9 @@ class Scheduler:
         send: Send,
         *,
         claim_seconds: float,
-        project_max_running: int | None = None,
+        default_limits: ProjectLimits = NO_LIMITS,
     ) -> None:
-        self._project_max_running = project_max_running
+        self._default_limits = default_limits
         self._database = database
         self._workers = workers
         self._send = send
@@ -108,7 +100,7 @@ class Scheduler:
             return  # no heartbeats have been read yet
         async with self._database.read() as session:
             dispatched: Sequence[Queued] = (await session.execute(_COLUMNS.where(JobRow.worker.is_not(None)))).all()
-            load = await _read_load(session)
+            load = await read_load(session, self._default_limits)
             drained = await drained_workers(session)
         await self._withdraw_unclaimed(dispatched)
         candidates = [
@@ -117,36 +109,34 @@ class Scheduler:
             if self._workers.is_alive(beat.worker) and not beat.stopping
         ]
         self._candidates = candidates
-        situation = (self._workers.is_connected, [_situation_of(candidate) for candidate in candidates])
+        workers = [_situation_of(candidate) for candidate in candidates]
+        situation = (self._workers.is_connected, workers, load.own_limits)
         is_changed = self._is_queue_changed or situation != self._situation
         self._is_queue_changed, self._situation = False, situation
         self._is_explained = self._is_explained and not is_changed
         age = time.monotonic() - self._explained_at
         explain_all = age >= (REFRESH_SECONDS if self._is_explained else EXPLAIN_SECONDS)
         if is_changed or explain_all or _has_free_slot(candidates):
-            await self._schedule_queue(candidates, load.jobs, explain_all=explain_all)
+            await self._schedule_queue(candidates, load, explain_all=explain_all)
         if explain_all:
             self._is_explained, self._explained_at = True, time.monotonic()
 
-    async def _schedule_queue(self, candidates: list[Candidate], running: Counter[str], *, explain_all: bool) -> None:
+    async def _schedule_queue(self, candidates: list[Candidate], load: Load, *, explain_all: bool) -> None:
         last: Queued | None = None
         failures: list[Exception | None] = []
         while True:
             async with self._database.read() as session:
                 page = await _next_page(session, last)
-            failures.append(await self._schedule_page(page, candidates, running))
+            failures.append(await self._schedule_page(page, candidates, load))
             if len(page) < PAGE_JOBS or not (explain_all or _has_free_slot(candidates)):
                 break
             last = page[-1]
         raise_first(*failures)
 
-    async def _schedule_page(
-        self, page: Sequence[Queued], candidates: list[Candidate], running: Counter[str]
-    ) -> Exception | None:
+    async def _schedule_page(self, page: Sequence[Queued], candidates: list[Candidate], load: Load) -> Exception | None:
         """Dispatch the jobs that fit and update the waiting reasons of the others on the page.
 
-        ``running`` counts the running jobs of each project. A failing row doesn't affect the others; the first failure
-        is returned.
+        A failing row doesn't affect the others; the first failure is returned.
         """
         waits: list[tuple[Queued, Wait]] = []
         known_waits: dict[Requirements, Wait] = {}  # until a slot is taken
@@ -162,17 +152,18 @@ class Scheduler:
                 return
             needs = _requirements(row)
             choice = known_waits.get(needs) or choose(candidates, needs)
-            is_full = self._is_full(running[row.project])
             if isinstance(choice, Wait):
                 known_waits[needs] = choice
                 waits.append((row, choice))
-                if not is_full and reserve(candidates, needs):
+                gpus = needs.resources.gpus if isinstance(needs.resources.gpus, int) else 1
+                if load.quota_wait(row.project, gpus) is None and reserve(candidates, needs):
                     known_waits.clear()
                 return
-            if is_full:
-                waits.append((row, Wait(WaitingCode.QUOTA, (("limit", self._project_max_running),))))
+            quota_wait = load.quota_wait(row.project, choice.gpus)
+            if quota_wait is not None:
+                waits.append((row, quota_wait))
                 return
-            running[row.project] += 1
+            load.add(row.project, choice.gpus)
             known_waits.clear()
             choice.candidate.take(choice.slots)
             await self._dispatch(row.id, row.attempt, choice)
@@ -180,9 +171,6 @@ class Scheduler:
         failure = await try_each(page, consider)
         await self._explain(waits)
         return failure
-
-    def _is_full(self, running: int) -> bool:
-        return self._project_max_running is not None and running >= self._project_max_running
 
     async def _withdraw_unclaimed(self, dispatched: Sequence[Queued]) -> None:
         """Withdraw dispatches that were not claimed in time; a later pass dispatches the jobs again."""
@@ -217,8 +205,9 @@ class Scheduler:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.QUEUED or job.worker is not None or job.attempt != attempt:
                 return
-            load = await _read_load(session)
-            if load.slots.get(beat.worker, set()).intersection(slots) or self._is_full(load.jobs[job.project]):
+            load = await read_load(session, self._default_limits)
+            is_taken = load.slots.get(beat.worker, set()).intersection(slots)
+            if is_taken or load.quota_wait(job.project, placement.gpus) is not None:
                 return
             now = utc_now()
             job.worker, job.slots, job.dispatched_at = beat.worker, list(slots), now
@@ -352,19 +341,6 @@ def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
     """The slots without a job; those whose served models would be ended come last."""
     free = [slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
     return [slot.slot for slot in sorted(free, key=lambda slot: len(slot.served))]
-
-
-async def _read_load(session: AsyncSession) -> _Load:
-    rows = await session.execute(
-        select(JobRow.project, JobRow.worker, JobRow.slots).where(
-            JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
-        )
-    )
-    load = _Load({}, Counter())
-    for project, worker, slots in rows:
-        load.slots.setdefault(str(worker), set()).update(slots or [])
-        load.jobs[project] += 1
-    return load
 
 
 def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:

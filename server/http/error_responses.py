@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from server.http.proxies import route_path
 from server.http.query_parameters import parameter_error
-from zeta_core.contract.errors import ErrorBody, MalformedRequest, ZetaError
+from zeta_core.contract.errors import ErrorBody, MalformedRequest, QuotaExceeded, ZetaError
 from zeta_core.contract.spec.validation import cut
 
 STATUS_OF_TYPE: dict[str, int] = {
@@ -75,6 +75,8 @@ def error_response(error: ZetaError, headers: Mapping[str, str] | None = None) -
         extra["WWW-Authenticate"] = "Bearer"
     if status == 503:
         extra["Retry-After"] = "2"
+    if isinstance(error, QuotaExceeded) and error.retry_after_seconds is not None:
+        extra["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, RangeNotSatisfiable):
         extra["Content-Range"] = f"bytes */{error.num_bytes}"
     return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **extra})

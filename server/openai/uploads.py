@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.artifacts import ArtifactFolder, IncomingFile
 from server.auth import Caller
 from server.database.tables import FileRow, UploadPartRow, UploadRow
+from server.files import max_upload_bytes
 from server.openai.file_objects import DEFAULT_SUFFIX, SHOWN, FileObject, require_uploadable, to_file_object
 from server.service import Service
 from server.uploads.file_checks import check_beginning, check_name
@@ -89,13 +90,13 @@ async def create(service: Service, caller: Caller, body: Any) -> Upload:
         check_name(in_one_line(filename), purpose)
     except ValueError as error:
         raise InvalidRequest(f"filename is {shown(filename)}: {error}.", param="filename") from error
-    if request.bytes > service.settings.max_upload_bytes:
+    max_bytes = max_upload_bytes(service, caller)
+    if request.bytes > max_bytes:
         raise TooLarge(
-            f"bytes is {request.bytes}, which exceeds the upload limit of {service.settings.max_upload_bytes} bytes "
-            "(ZETA_MAX_UPLOAD_BYTES).",
+            f"bytes is {request.bytes}, which exceeds the upload limit of {max_bytes} bytes (ZETA_MAX_UPLOAD_BYTES).",
             param="bytes",
         )
-    await service.uploads.require_space(caller.project, request.bytes)
+    await service.uploads.require_space(caller.project, request.bytes, caller.limits.max_stored_bytes)
     upload_id, created_at = new_id_at("upload")
     row = UploadRow(
         id=upload_id,
@@ -117,9 +118,10 @@ async def add_part(service: Service, caller: Caller, upload_id: str, request: Re
     """Store the ``data`` of a multipart body as the next part. Raises the errors of `receive`, and `NotFound`."""
     async with service.database.read() as session:
         _require_pending(await _find(session, caller, upload_id))
-    check_length(request.headers.get("content-length", ""), service.settings.max_upload_bytes)
-    async with service.uploads.open(caller.project, 0) as opened:
-        await receive(request, service.uploads, opened, service.settings, _PART_FORM)
+    max_bytes = max_upload_bytes(service, caller)
+    check_length(request.headers.get("content-length", ""), max_bytes)
+    async with service.uploads.open(caller.project, 0, quota_bytes=caller.limits.max_stored_bytes) as opened:
+        await receive(request, service.uploads, opened, service.settings, _PART_FORM, max_bytes)
         part_id, created_at = new_id_at("part")
         row = UploadPartRow(
             id=part_id,
@@ -157,7 +159,7 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
             code="size_mismatch",
             param="part_ids",
         )
-    async with service.uploads.open(caller.project, 0) as opened:
+    async with service.uploads.open(caller.project, 0, quota_bytes=caller.limits.max_stored_bytes) as opened:
         ids = [part.id for part in parts]
         md5, beginning = await asyncio.to_thread(_concatenate, service.store, upload_id, ids, opened.incoming)
         if request.md5 is not None and request.md5.lower() != md5:

@@ -12,7 +12,16 @@ from server.database.pagination import PageQuery
 from server.http.bodies import read_body
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.access import AuditEntry, CreatedKey, Key, KeyRotation, NewKey, NewProject, Project
+from zeta_core.contract.access import (
+    AuditEntry,
+    CreatedKey,
+    Key,
+    KeyRotation,
+    NewKey,
+    NewProject,
+    Project,
+    ProjectChange,
+)
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import DeletedObject, Page
 from zeta_core.contract.spec.validation import parse
@@ -92,6 +101,14 @@ async def list_projects(service: TheService, caller: TheCaller, query: Annotated
 async def get_project(service: TheService, caller: TheCaller, project: str) -> Project:
     """Return a project."""
     return await projects.get_project(service, caller, project)
+
+
+@router.patch("/projects/{project}", openapi_extra=_body("ProjectChange"))
+async def change_project(service: TheService, caller: TheCaller, request: Request, project: str) -> Project:
+    """Set limits of a project. Limits that are absent stay, and null restores the default."""
+    data = await read_body(request, MAX_BODY_BYTES)
+    change = parse(ProjectChange, data, error_class=InvalidRequest)
+    return await projects.change_project(service, caller, project, change)
 
 
 @router.delete("/projects/{project}")

@@ -58,6 +58,8 @@ async def _caller(
     else:
         caller = await service.keys.authenticate(credentials.credentials if credentials else None)
     path = str(getattr(request.scope.get("route"), "path_format", request.url.path))
+    if caller.limits.max_requests_per_minute is not None and not caller.is_admin:
+        service.rates.count(caller.project, caller.limits.max_requests_per_minute)
     caller.require(required_scope(request.method, path), f"{request.method} {path}")
     if zeta_project is not None:
         caller = await service.keys.in_project(caller, zeta_project)

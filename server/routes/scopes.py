@@ -53,6 +53,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/projects": Scope.READ,
     "POST /v1/projects": Scope.ADMIN,
     "GET /v1/projects/{project}": Scope.READ,
+    "PATCH /v1/projects/{project}": Scope.ADMIN,
     "DELETE /v1/projects/{project}": Scope.ADMIN,
     "GET /v1/audit": Scope.ADMIN,
     "POST /v1/login-links": Scope.READ,

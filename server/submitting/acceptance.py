@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.http.bodies import INLINE_BYTES
 from server.service import Service
+from server.submitting.quotas import check_fields
 from server.submitting.references import check_references, check_training_state, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.spec.defaults import resolve
@@ -34,6 +35,7 @@ async def read_spec(service: Service, caller: Caller, body: Any) -> JobSpec:
         spec = parse(JobSpec, body)
     else:
         spec = await asyncio.to_thread(parse, JobSpec, body)
+    check_fields(spec, caller.limits)
     await check_training_state(service, caller, spec)
     return spec
 

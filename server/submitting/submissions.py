@@ -25,7 +25,8 @@ from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
 from server.submitting.acceptance import AcceptedSpec, accept, read_spec
 from server.submitting.group_commit import GroupCommit
-from zeta_core.contract.errors import InvalidRequest
+from server.submitting.quotas import QueueLimits, check_stored_bytes
+from zeta_core.contract.errors import InvalidRequest, QuotaExceeded
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import WarningLine, utc_now
 from zeta_core.contract.job.job import Job
@@ -106,12 +107,12 @@ class Submissions:
     async def submit(self, caller: Caller, body: Any, idempotency_key: str | None, origin: Origin = NEW) -> Created:
         """Create a job, or return the one that an earlier, equal request created.
 
-        Raises subclasses of `InvalidRequest`.
+        Raises subclasses of `InvalidRequest`, and `QuotaExceeded`.
         """
         request = identify_request(idempotency_key, body)
         try:
             return await self.create(caller, body, request, origin)
-        except InvalidRequest:
+        except (InvalidRequest, QuotaExceeded):
             # What an equal request refers to may be gone by now, which doesn't matter for a repetition.
             earlier = await find_created_job(self._service, caller, request)
             if earlier is None:
@@ -123,6 +124,7 @@ class Submissions:
     ) -> Created:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
         spec = await read_spec(self._service, caller, body)
+        await check_stored_bytes(self._service, caller)
         created = await self._commits.commit(_Submission(caller, spec, body, request, origin))
         self._service.engine.wake_scheduler()
         return created
@@ -132,6 +134,7 @@ class Submissions:
     ) -> Sequence[Created | Exception]:
         """Create the jobs of several submissions in one transaction; see `GroupCommit`."""
         earlier = await _earlier_jobs(session, submissions)
+        queue = QueueLimits(session)
         rows: dict[int, JobRow] = {}
         faults: dict[int, Exception] = {}
         for number, submission in enumerate(submissions):
@@ -139,7 +142,8 @@ class Submissions:
                 continue
             try:
                 accepted = await accept(session, self._service, submission.caller, submission.spec)
-            except InvalidRequest as error:
+                await queue.add(submission.caller)
+            except (InvalidRequest, QuotaExceeded) as error:
                 faults[number] = error
             else:
                 rows[number] = new_job_row(

@@ -15,6 +15,7 @@ from server.http.bodies import check_size
 from server.jobs.sweeps import jobs_of, to_result
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
+from server.submitting.quotas import QueueLimits, check_stored_bytes
 from server.submitting.submissions import Origin, check_idempotency_key, new_job_row
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id_at
@@ -28,7 +29,8 @@ async def create_sweep(
 ) -> tuple[SweepResult, bool]:
     """Create a sweep with its jobs, or return the one that an earlier, equal request created, and whether it did.
 
-    Raises `InvalidRequest`, and `InvalidSpec` with the number and the settings of the first invalid job.
+    Raises `InvalidRequest`, `QuotaExceeded`, and `InvalidSpec` with the number and the settings of the first invalid
+    job.
     """
     if idempotency_key is not None:
         check_idempotency_key(idempotency_key)
@@ -36,6 +38,7 @@ async def create_sweep(
             return earlier, True
     request = parse(SweepRequest, body, error_class=InvalidRequest)
     jobs = [await _read_job(service, caller, request, settings) for settings in request.combinations()]
+    await check_stored_bytes(service, caller)
     try:
         async with service.database.write() as session:
             result = await _insert(session, service, caller, body, jobs, idempotency_key)
@@ -79,12 +82,14 @@ async def _insert(
     )
     session.add(sweep)
     await session.flush()
+    queue = QueueLimits(session)
     rows = []
     for settings, job_body, spec in jobs:
         try:
             accepted = await accept(session, service, caller, spec)
         except InvalidSpec as error:
             raise _with_settings(error, settings) from error
+        await queue.add(caller)
         rows.append(new_job_row(service, caller, job_body, accepted, Origin(sweep=sweep_id)))
     await create_jobs(session, rows)
     session.add_all([caller.audit_row("job.submit", row.id, project=row.project, sweep=sweep_id) for row in rows])

@@ -63,14 +63,19 @@ class UploadFields:
 
 
 async def receive(
-    request: Request, uploads: OpenUploads, upload: OpenUpload, settings: ServerSettings, rules: FormRules
+    request: Request,
+    uploads: OpenUploads,
+    upload: OpenUpload,
+    settings: ServerSettings,
+    rules: FormRules,
+    max_bytes: int,
 ) -> UploadFields:
-    """Read the multipart body into the upload's temporary file.
+    """Read the multipart body, with a file of at most ``max_bytes``, into the upload's temporary file.
 
     Raises `TooLarge`, `MalformedRequest`, `InvalidRequest`, `RequestTimeout`, `QuotaExceeded` or `Unavailable`.
     """
     boundary = _boundary(request.headers.get("content-type", ""), rules)
-    form = _MultipartForm(settings.max_upload_bytes, rules)
+    form = _MultipartForm(max_bytes, rules)
     await _read(_in_time(request.stream(), settings), form, boundary, uploads, upload)
     fields = _complete_fields(form)
     if fields.purpose == "model":
@@ -179,7 +184,10 @@ def check_length(header: str, max_bytes: int) -> None:
 
 
 def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The file exceeds the upload limit of {max_bytes} bytes (ZETA_MAX_UPLOAD_BYTES).")
+    return TooLarge(
+        f"The file exceeds the upload limit of {max_bytes} bytes (ZETA_MAX_UPLOAD_BYTES, or max_upload_bytes of the "
+        "project)."
+    )
 
 
 def _check_encoding(encoding: str) -> None:

@@ -1,8 +1,9 @@
 """Counts the bytes of unfinished uploads as they arrive, against the project's quota.
 
-Guarantees: a project's stored files and the received bytes of its unfinished uploads in this process never exceed the
-quota in total, whether or not an upload announced its length. The uploads of other server processes count by the size
-of their temporary files, so several processes can exceed the quota by at most the data they hold in memory.
+Guarantees: uploads never bring a project's files, checkpoints and the received bytes of its unfinished uploads in this
+process above the quota, whether or not an upload announced its length. The uploads of other server processes count by
+the size of their temporary files, so several processes can exceed the quota by at most the data they hold in memory.
+A checkpoint is never refused, so that no training is lost.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import ArtifactFolder, IncomingFile
 from server.database.connections import Database
+from server.database.projects import stored_bytes
 from server.database.tables import AuditRow, FileRow, UploadPartRow
 from zeta_core.contract.errors import QuotaExceeded
 
@@ -32,16 +33,16 @@ class OpenUpload:
 
     project: str
     incoming: IncomingFile
+    quota_bytes: int | None  # of the project
     num_bytes: int = 0
 
 
 class OpenUploads:
     """The unfinished uploads of this process. Create one per process, inside its event loop."""
 
-    def __init__(self, database: Database, store: ArtifactFolder, quota_bytes: int | None) -> None:
+    def __init__(self, database: Database, store: ArtifactFolder) -> None:
         self._database = database
         self._store = store
-        self._quota_bytes = quota_bytes
         self._open: set[OpenUpload] = set()
         self._elsewhere: dict[str, tuple[float, int]] = {}  # by project: time of the count (monotonic), and bytes
         self._counting = asyncio.Lock()
@@ -52,13 +53,14 @@ class OpenUploads:
         return max(MIN_BATCH_BYTES, BATCH_BYTES // max(1, len(self._open)))
 
     @asynccontextmanager
-    async def open(self, project: str, announced_bytes: int) -> AsyncGenerator[OpenUpload]:
+    async def open(self, project: str, announced_bytes: int, *, quota_bytes: int | None) -> AsyncGenerator[OpenUpload]:
         """Open an upload for the block; its temporary file is removed at the end unless `store` kept it.
 
         Raises `QuotaExceeded` if the announced bytes don't fit, and `Unavailable`.
         """
-        await self._require_quota(project, announced_bytes, max_age_seconds=0)
-        upload = OpenUpload(project, await asyncio.to_thread(self._store.open_incoming, project))
+        await self._require_quota(project, announced_bytes, quota_bytes, max_age_seconds=0)
+        incoming = await asyncio.to_thread(self._store.open_incoming, project)
+        upload = OpenUpload(project, incoming, quota_bytes)
         self._open.add(upload)
         try:
             yield upload
@@ -66,16 +68,16 @@ class OpenUploads:
             self._open.discard(upload)
             upload.incoming.discard()
 
-    async def require_space(self, project: str, num_bytes: int) -> None:
+    async def require_space(self, project: str, num_bytes: int, quota_bytes: int | None) -> None:
         """Raise `QuotaExceeded` or `Unavailable` if a later upload of this size would not fit."""
         await asyncio.to_thread(self._store.require_free, num_bytes)
-        await self._require_quota(project, num_bytes, max_age_seconds=0)
+        await self._require_quota(project, num_bytes, quota_bytes, max_age_seconds=0)
 
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
         """Count received bytes. Raises `QuotaExceeded` as soon as they exceed the quota."""
         upload.num_bytes += num_bytes
         try:
-            await self._require_quota(upload.project, 0, max_age_seconds=FRESH_SECONDS)
+            await self._require_quota(upload.project, 0, upload.quota_bytes, max_age_seconds=FRESH_SECONDS)
         except QuotaExceeded:
             upload.num_bytes = 0  # the upload will be dropped, so it must not count against others
             raise
@@ -95,8 +97,9 @@ class OpenUploads:
         target = self._store.part_path(row.upload_id, row.id) if is_part else self._store.file_path(row.id)
         await asyncio.to_thread(upload.incoming.flush)
         async with self._counting:
-            await self._count_elsewhere(upload.project)
-            self._check(upload.project, 0)
+            if upload.quota_bytes is not None:
+                await self._count_elsewhere(upload.project)
+                self._check(upload.project, 0, upload.quota_bytes)
             try:
                 await asyncio.to_thread(upload.incoming.commit, target)
                 async with self._database.write() as session:
@@ -109,28 +112,34 @@ class OpenUploads:
             self._open.discard(upload)
             self._add_elsewhere(upload.project, upload.num_bytes)
 
-    async def _require_quota(self, project: str, num_bytes: int, *, max_age_seconds: float) -> None:
-        if self._quota_bytes is None:
+    async def count_stored(self, project: str) -> int:
+        """The project's files, checkpoints and unfinished uploads, as counted at most `FRESH_SECONDS` ago."""
+        counted_at, _ = self._elsewhere.get(project, (float("-inf"), 0))
+        if time.monotonic() - counted_at >= FRESH_SECONDS:
+            async with self._counting:
+                await self._count_elsewhere(project)
+        return self._elsewhere[project][1] + self._open_bytes(project)
+
+    async def _require_quota(
+        self, project: str, num_bytes: int, quota_bytes: int | None, *, max_age_seconds: float
+    ) -> None:
+        if quota_bytes is None:
             return
         counted_at, elsewhere = self._elsewhere.get(project, (0.0, 0))
         is_fresh = time.monotonic() - counted_at < max_age_seconds
-        if is_fresh and elsewhere + self._open_bytes(project) + num_bytes <= self._quota_bytes:
+        if is_fresh and elsewhere + self._open_bytes(project) + num_bytes <= quota_bytes:
             return
         async with self._counting:
             await self._count_elsewhere(project)
-            self._check(project, num_bytes)
+            self._check(project, num_bytes, quota_bytes)
 
     async def _count_elsewhere(self, project: str) -> None:
-        """Count the project's stored files and the unfinished uploads of other processes."""
-        if self._quota_bytes is None:
-            return
-        stored = 0
+        """Count the project's files and checkpoints, and the unfinished uploads of other processes."""
         async with self._database.read() as session:
-            for table in (FileRow, UploadPartRow):
-                stored += await session.scalar(select(func.sum(table.bytes)).where(table.project == project)) or 0
+            stored = (await stored_bytes(session, [project]))[project]
         own = {upload.incoming.path for upload in self._open}
         others = await asyncio.to_thread(self._store.incoming_bytes, project, own)
-        self._elsewhere[project] = (time.monotonic(), int(stored) + others)
+        self._elsewhere[project] = (time.monotonic(), stored + others)
 
     def _add_elsewhere(self, project: str, num_bytes: int) -> None:
         if project in self._elsewhere:
@@ -140,14 +149,12 @@ class OpenUploads:
     def _open_bytes(self, project: str) -> int:
         return sum(upload.num_bytes for upload in self._open if upload.project == project)
 
-    def _check(self, project: str, num_bytes: int) -> None:
-        if self._quota_bytes is None:
-            return
+    def _check(self, project: str, num_bytes: int, quota_bytes: int) -> None:
         elsewhere, arrived = self._elsewhere[project][1], self._open_bytes(project)
-        if elsewhere + arrived + num_bytes > self._quota_bytes:
+        if elsewhere + arrived + num_bytes > quota_bytes:
             raise QuotaExceeded(
-                f"The file exceeds the quota of project {project!r}: {elsewhere} of {self._quota_bytes} bytes "
-                f"(ZETA_PROJECT_QUOTA_BYTES) are in use, and unfinished uploads take {arrived} more. "
-                "Delete files that no job needs.",
+                f"The file exceeds the quota of project {project!r}: {elsewhere} of {quota_bytes} bytes "
+                f"(max_stored_bytes, by default ZETA_PROJECT_QUOTA_BYTES) are in use, and unfinished uploads take "
+                f"{arrived} more. Delete files and jobs that are no longer needed.",
                 param="file",
             )

@@ -93,7 +93,7 @@ class Rows:
 
     def copy_job(self, job_id: str, new_id: str) -> None:
         """Insert a copy of the job with another id."""
-        asyncio.run(self._copy_job(job_id, new_id))
+        _run(self._copy_job(job_id, new_id))
 
     def has_job(self, job_id: str) -> bool:
         """Whether the job has a row, even if it is hidden from users."""
@@ -143,7 +143,7 @@ class Rows:
         _run(self._log_events(job_id, messages))
 
     def checkpoint(
-        self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]]
+        self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]], *, num_bytes: int = 0
     ) -> dict[str, bytes]:
         """Store a checkpoint; returns the bytes of its files and its manifest, by path."""
         directory = self.settings.artifacts / checkpoint_key(job_id, name)
@@ -157,7 +157,8 @@ class Rows:
             run_id="run", name=name, format="huggingface", step=step, tokens=step, created_at=CREATED_AT, files=entries
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
-        row = CheckpointRow(job_id=job_id, name=name, step=step, attempt=1, bytes=0, metrics={}, created_at=CREATED_AT)
+        common: dict[str, Any] = {"job_id": job_id, "name": name, "step": step, "attempt": 1, "metrics": {}}
+        row = CheckpointRow(**common, bytes=num_bytes, created_at=CREATED_AT)
         _run(self._add(row))
         return {
             **{path: content for path, (_, content) in files.items()},

@@ -17,6 +17,7 @@ from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, signed_heartbeat
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
+from zeta_core.contract.access import ProjectLimits
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.system.redis_access import RedisUnavailable
@@ -33,7 +34,9 @@ def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallFleet
 class SteppedScheduler:
     """A scheduler whose passes the test runs, its known workers, and the dispatches that it has sent."""
 
-    def __init__(self, fleet: SmallFleet, *, claim_seconds: float = 10, fails: bool = False, **limits: int) -> None:
+    def __init__(
+        self, fleet: SmallFleet, *, claim_seconds: float = 10, fails: bool = False, **limits: ProjectLimits
+    ) -> None:
         self.sent: list[Dispatch] = []
         self.now = 0.0
         self.beats = 0
@@ -186,7 +189,7 @@ def test_drained_outdated_and_full_workers_are_reported_as_reasons(fleet: SmallF
 
 
 def test_a_project_runs_at_most_its_quota_of_jobs(fleet: SmallFleet) -> None:
-    stepped = SteppedScheduler(fleet, project_max_running=1)
+    stepped = SteppedScheduler(fleet, default_limits=ProjectLimits(max_running_jobs=1))
     first, second, of_another = (fleet.submit() for _ in range(3))
     change(fleet, of_another, project="another")
     stepped.update_workers(large=4)
@@ -195,7 +198,7 @@ def test_a_project_runs_at_most_its_quota_of_jobs(fleet: SmallFleet) -> None:
     reason = fleet.job(second).waiting_reason or {}
     assert (reason["details"], "ZETA_PROJECT_MAX_RUNNING" in reason["message"]) == ({"limit": 1}, True)
     change(fleet, first, status="running")
-    other_server = SteppedScheduler(fleet, project_max_running=1)
+    other_server = SteppedScheduler(fleet, default_limits=ProjectLimits(max_running_jobs=1))
     other_server.update_workers(large=4)
     assert other_server.step() == []
     change(fleet, first, status="succeeded", worker=None)

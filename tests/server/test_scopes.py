@@ -32,6 +32,7 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /openai/v1/fine_tuning/jobs": {"json": {"model": "m", "training_file": "f"}},
     "POST /openai/v1/fine_tuning/alpha/graders/run": {},
     "POST /openai/v1/fine_tuning/alpha/graders/validate": {},
+    "PATCH /v1/projects/{project}": {"json": {"limits": {"max_gpus": 1}}},
 }
 UNSUPPORTED = "/permissions"  # routes that answer every request with the reason why there is no such object
 

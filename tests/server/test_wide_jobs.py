@@ -8,6 +8,7 @@ import pytest
 
 from tests.harness.fleet import SmallFleet, small_fleet
 from tests.server.test_scheduler import SteppedScheduler, change, waiting_code
+from zeta_core.contract.access import ProjectLimits
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB"
 GIGABYTE = 10**9
@@ -121,7 +122,7 @@ def test_each_waiting_wide_job_reserves_one_worker_and_leaves_the_others(fleet: 
 
 
 def test_a_job_of_a_project_at_its_limit_reserves_nothing(fleet: SmallFleet) -> None:
-    stepped = SteppedScheduler(fleet, project_max_running=1)
+    stepped = SteppedScheduler(fleet, default_limits=ProjectLimits(max_running_jobs=1))
     running, wide = fleet.submit(), submit(fleet, gpus=4)
     stepped.update_workers(plain=1)
     assert stepped.step() == [(running, "plain")]
@@ -130,6 +131,28 @@ def test_a_job_of_a_project_at_its_limit_reserves_nothing(fleet: SmallFleet) -> 
     stepped.update_workers(plain=1, box=box(4, num_busy=1))
     assert stepped.step() == [(narrow, "box")]
     assert waiting_code(fleet, wide) == "resources"
+
+
+def test_a_project_uses_at_most_its_number_of_gpus(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet, default_limits=ProjectLimits(max_gpus=3))
+    first, second, third = submit(fleet, gpus=2), submit(fleet, gpus=2), submit(fleet, gpus=1)
+    stepped.update_workers(box=box(8))
+    assert [job_id for job_id, _ in stepped.step()] == [first, third]
+    assert waiting_code(fleet, second) == "quota"
+    assert reason(fleet, second)["details"] == {"limit": 3, "needed": 2}
+    assert "ZETA_PROJECT_MAX_GPUS" in reason(fleet, second)["message"]
+    change(fleet, third, status="succeeded", worker=None, slots=None, dispatched_at=None)
+    assert stepped.step() == []
+    change(fleet, first, status="succeeded", worker=None, slots=None, dispatched_at=None)
+    assert [job_id for job_id, _ in stepped.step()] == [second]
+
+
+def test_a_job_above_the_limit_of_gpus_reserves_nothing(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet, default_limits=ProjectLimits(max_gpus=3))
+    wide, narrow = submit(fleet, gpus=4), submit(fleet, gpus=1)
+    stepped.update_workers(box=box(4, num_busy=1))
+    assert stepped.step() == [(narrow, "box")]
+    assert waiting_code(fleet, wide) in ("workers_busy", "resources")
 
 
 def test_model_memory_and_labels_restrict_the_choice(fleet: SmallFleet) -> None:

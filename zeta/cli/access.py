@@ -9,10 +9,11 @@ import typer
 from zeta.cli.app import SERVICE, AsJson, app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from zeta.client import Client
-    from zeta_core.contract.access import CreatedKey, Key
+    from zeta_core.contract.access import CreatedKey, Key, Project
 
 keys_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 projects_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
@@ -25,6 +26,7 @@ OnlyProject = Annotated[
 ]
 ProjectArgument = Annotated[str, typer.Argument(metavar="NAME", help="A project.")]
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+_BYTE_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _UNIT_SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
@@ -210,9 +212,8 @@ def list_projects(as_json: AsJson = False) -> None:
     if as_json:
         print_list(listed)
     else:
-        print_table(
-            ("NAME", "CREATED"), [(project.name, project.created_at) for project in listed], none="No projects."
-        )
+        heads = ("NAME", "QUEUED", "RUNNING", "GPUS", "STORED", "CREATED")
+        print_table(heads, [_usage_row(project) for project in listed], none="No projects.")
 
 
 @projects_app.command(name="create")
@@ -229,6 +230,36 @@ def create_project(name: ProjectArgument, as_json: AsJson = False) -> None:
         print(f"Created project {created.name}. `zeta keys create --project {created.name}` gives access to it.")
 
 
+@projects_app.command(name="show")
+def show_project(name: ProjectArgument, as_json: AsJson = False) -> None:
+    """Show what a project uses, and its limits."""
+    from zeta.client import Client
+
+    with Client() as client:
+        _print_project(client.admin.project(name), as_json)
+
+
+@projects_app.command(name="set")
+def set_limits(
+    name: ProjectArgument,
+    limits: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LIMIT=VALUE...",
+            help="max_queued_jobs, max_running_jobs, max_gpus, max_stored_bytes, max_upload_bytes, "
+            "max_requests_per_minute or max_priority. Sizes may have a unit (50GiB); `default` restores the default.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Set limits of a project."""
+    from zeta.client import Client
+
+    values = dict(_limit(text) for text in limits)
+    with Client() as client:
+        _print_project(client.admin.set_limits(name, values), as_json)
+
+
 @projects_app.command(name="delete")
 def delete_project(name: ProjectArgument, as_json: AsJson = False) -> None:
     """Delete a project without jobs, files and keys."""
@@ -241,6 +272,62 @@ def delete_project(name: ProjectArgument, as_json: AsJson = False) -> None:
         print_json(deleted)
     else:
         print(f"Deleted project {name}.")
+
+
+def _usage_row(project: Project) -> tuple[object, ...]:
+    """What a project uses, each with its limit if there is one."""
+    from zeta.cli.output import size
+
+    limits, used = project.effective_limits, project.usage
+
+    def of(value: int, limit: str, show: Callable[[int], str] = str) -> str:
+        most = limits.get(limit)
+        return show(value) if most is None else f"{show(value)} of {show(most)}"
+
+    return (
+        project.name,
+        of(used.queued_jobs, "max_queued_jobs"),
+        of(used.running_jobs, "max_running_jobs"),
+        of(used.gpus, "max_gpus"),
+        of(used.stored_bytes, "max_stored_bytes", size),
+        project.created_at,
+    )
+
+
+def _print_project(project: Project, as_json: bool) -> None:
+    from zeta.cli.output import print_fields, print_json
+
+    if as_json:
+        print_json(project)
+        return
+    _, queued, running, gpus, stored, created_at = _usage_row(project)
+    usage = [("queued jobs", queued), ("running jobs", running), ("GPUs", gpus), ("stored", stored)]
+    limits = [
+        (
+            name,
+            f"{'no limit' if value is None else value}{'' if project.limits.get(name) is not None else ' (default)'}",
+        )
+        for name, value in project.effective_limits.items()
+    ]
+    print_fields([("project", project.name), ("created", created_at), *usage, *limits])
+
+
+def _limit(text: str) -> tuple[str, int | None]:
+    """A limit and its value, from ``max_stored_bytes=50GiB``; the server checks the name."""
+    from zeta_core.contract.errors import InvalidRequest
+
+    name, _, value = text.partition("=")
+    if value == "default":
+        return name, None
+    number = value.rstrip("KMGTiB")
+    unit = value[len(number) :]
+    is_number = number.isascii() and number.removeprefix("-").isdigit() and len(number) <= 18
+    if not is_number or unit not in _BYTE_UNITS or (unit and not name.endswith("_bytes")):
+        raise InvalidRequest(
+            f"{text!r} is not a valid limit; use LIMIT=NUMBER, LIMIT=default, or for bytes a size such as 50GiB.",
+            param="LIMIT=VALUE",
+        )
+    return name, int(number) * _BYTE_UNITS[unit]
 
 
 # --- Audit log --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ DEFAULT_PROJECT = "default"
 PROJECT_HEADER = "Zeta-Project"
 PROJECT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_GRACE_SECONDS = 30 * 24 * 3600
+MAX_LIMIT = 2**53 - 1  # the largest number that every JSON parser keeps exactly
 
 ProjectName = Annotated[
     str,
@@ -111,8 +112,49 @@ class CreatedKey(Key):
 # --- Projects ---------------------------------------------------------------------------------------------------------
 
 
+def _limit(description: str, *, least: int = 0, most: int = MAX_LIMIT) -> Any:
+    return Field(default=None, ge=least, le=most, strict=True, description=description)
+
+
+class ProjectLimits(_RequestBody):
+    """Limits of a project; ``null`` means the default in the server's settings, or no limit."""
+
+    max_queued_jobs: int | None = _limit("queued jobs; further submissions are refused")
+    max_running_jobs: int | None = _limit("jobs that run at the same time; further jobs wait")
+    max_gpus: int | None = _limit("GPUs that running jobs use at the same time; further jobs wait")
+    max_stored_bytes: int | None = _limit(
+        "total size of uploaded files and checkpoints; further uploads and submissions are refused"
+    )
+    max_upload_bytes: int | None = _limit("size of one uploaded file", least=1)
+    max_requests_per_minute: int | None = _limit("requests per minute and server, except with admin keys", least=1)
+    max_priority: int | None = _limit("highest priority of a job", least=-100, most=100)
+
+    def with_own(self, own: Mapping[str, Any]) -> ProjectLimits:
+        """These default limits, replaced by those of ``own`` that are set."""
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+
+NO_LIMITS = ProjectLimits()
+
+
 class NewProject(_RequestBody):
     name: ProjectName
+    limits: ProjectLimits = NO_LIMITS
+
+
+class ProjectChange(_RequestBody):
+    """A request to change a project: limits that are absent stay, and ``null`` restores the default."""
+
+    limits: ProjectLimits
+
+
+class ProjectUsage(_Response):
+    """What a project uses of its limits now."""
+
+    queued_jobs: int
+    running_jobs: int
+    gpus: int
+    stored_bytes: int = Field(description="uploaded files and checkpoints; logs are not included")
 
 
 class Project(_Response):
@@ -122,6 +164,9 @@ class Project(_Response):
     object: Literal["project"] = "project"
     created_at: datetime
     created_by: str
+    limits: dict[str, int | None] = Field(description="the limits that were set; null means the default")
+    effective_limits: dict[str, int | None] = Field(description="the limits that apply; null means no limit")
+    usage: ProjectUsage
 
 
 # --- Audit log --------------------------------------------------------------------------------------------------------

@@ -148,8 +148,23 @@ class RequestTimeout(ZetaError):
 
 
 class QuotaExceeded(ZetaError):
+    """A project has reached a limit; ``retry_after_seconds`` is known if it is a limit of requests."""
+
     type = "quota_error"
     code = "quota_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        suggestion: str | None = None,
+        details: Sequence[ErrorDetail] = (),
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param, suggestion=suggestion, details=details)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Unavailable(ZetaError):

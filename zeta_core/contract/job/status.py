@@ -95,8 +95,7 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.RESOURCES: "There are not enough free slots for this job's resources; it starts when more are free.",
     WaitingCode.NEVER_FITS: "No connected worker is large enough for this job's resources; request fewer gpus, or "
     "connect a larger worker.",
-    WaitingCode.QUOTA: "The project is at its limit of running jobs (ZETA_PROJECT_MAX_RUNNING); the job starts when "
-    "one of them ends.",
+    WaitingCode.QUOTA: "The project is at one of its limits; the job starts when its other jobs use less.",
     WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a delay.",
     WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
     WaitingCode.DISK: "The disk is nearly full; the job continues when space is free.",

@@ -7,7 +7,7 @@ import re
 from pydantic import Field
 from sqlalchemy import select
 
-from server.database.pagination import PageQuery, page, storable
+from server.database.pagination import PageQuery, cursor, page, storable
 from server.database.tables import AuditRow
 from server.service import Service
 from zeta_core.contract.access import AuditEntry
@@ -15,12 +15,14 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.spec.validation import shown
 
-_ID = re.compile(r"audit_([0-9]{1,18})\Z")
+_ID_PATTERN = r"^audit_([0-9]{1,18})$"
+_ID = re.compile(_ID_PATTERN)
 
 
 class AuditQuery(PageQuery):
     """All filters must match."""
 
+    after: str | None = cursor(_ID_PATTERN)
     project: str | None = Field(default=None, description="only changes in this project")
     key_id: str | None = Field(default=None, description="only changes made with this key")
     action: str | None = Field(default=None, description="only this action, such as `job.cancel`")
@@ -35,7 +37,7 @@ async def list_entries(service: Service, filters: AuditQuery) -> Page[AuditEntry
         if value is not None:
             query = query.where(getattr(AuditRow, name) == storable(value))
     if filters.after is not None:
-        if (match := _ID.match(filters.after)) is None:
+        if (match := _ID.fullmatch(filters.after)) is None:
             raise InvalidRequest(
                 f"after is {shown(filters.after)}, which is not a valid id; use the last_id of an earlier page.",
                 param="after",

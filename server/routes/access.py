@@ -8,7 +8,7 @@ from fastapi import Query, Request, Response
 from pydantic import Field
 
 from server import audit, keys, projects
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.http.bodies import read_body
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
@@ -23,6 +23,7 @@ from zeta_core.contract.access import (
     ProjectChange,
 )
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.identifiers import NEW_ID_PATTERN
 from zeta_core.contract.job.responses import DeletedObject, Page
 from zeta_core.contract.spec.validation import parse
 
@@ -38,6 +39,7 @@ def _body(model: str, *, required: bool = True) -> dict[str, Any]:
 
 
 class KeyQuery(PageQuery):
+    after: str | None = cursor(NEW_ID_PATTERN.format(prefix="key"))
     project: str | None = Field(default=None, description="only keys of this project")
     include_revoked: bool = Field(default=False, description="also list revoked keys")
 

@@ -18,6 +18,7 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.audit_entries import insert_entries
 from server.database.events import append, warn
 from server.database.tables import AuditRow, IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
@@ -153,7 +154,7 @@ class Submissions:
         for number, row in rows.items():
             await _store_warnings(session, row, submissions[number].origin.warnings)
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
-        session.add_all([submissions[number].audit_row(row.id) for number, row in rows.items()])
+        await insert_entries(session, [submissions[number].audit_row(row.id) for number, row in rows.items()])
         replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
         jobs_by_number = {**rows, **replayed}
         jobs = dict(zip(jobs_by_number, await to_jobs(session, list(jobs_by_number.values())), strict=True))

@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.audit_entries import insert_entries
 from server.database.tables import SweepRow
 from server.database.transitions import create_jobs
 from server.http.bodies import check_size
@@ -92,8 +93,8 @@ async def _insert(
         await queue.add(caller)
         rows.append(new_job_row(service, caller, job_body, accepted, Origin(sweep=sweep_id)))
     await create_jobs(session, rows)
-    session.add_all([caller.audit_row("job.submit", row.id, project=row.project, sweep=sweep_id) for row in rows])
-    session.add(caller.audit_row("sweep.create", sweep_id, project=caller.project))
+    entries = [caller.audit_row("job.submit", row.id, project=row.project, sweep=sweep_id) for row in rows]
+    await insert_entries(session, [*entries, caller.audit_row("sweep.create", sweep_id, project=caller.project)])
     return to_result(sweep, rows)
 
 

@@ -99,6 +99,18 @@ def test_queued_jobs_are_limited_except_for_repeated_requests(
     submit(member)
 
 
+def test_a_sweep_above_the_limit_of_queued_jobs_creates_no_job(
+    http: httpx.Client, member: httpx.Client, project: str
+) -> None:
+    limit(http, project, max_queued_jobs=3)
+    sweep = {"spec": SPEC, "grid": {"learning_rate": [1e-3, 1e-4], "seed": [1, 2]}}
+    response = member.post("/v1/sweeps", json=sweep)
+    assert (response.status_code, error_of(response)["code"]) == (429, "quota_exceeded")
+    assert member.get("/v1/jobs").json()["data"] == []
+    limit(http, project, max_queued_jobs=4)
+    assert member.post("/v1/sweeps", json=sweep).status_code == 201
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_concurrent_submissions_respect_the_limit_of_queued_jobs(
     kind: str, tmp_path: Path, redis_url: str, request: pytest.FixtureRequest

@@ -25,7 +25,7 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 # A page of large rows is cut at this size, but has at least one row; `has_more` reports the rest.
 MAX_PAGE_BYTES = 4 << 20
-UNWEIGHED_ROWS = 50  # with so few rows, a page is always small enough
+UNWEIGHED_ROWS = 50  # with so few rows of usual size, a page is always small enough
 
 ItemT = TypeVar("ItemT")
 RowT = TypeVar("RowT", JobRow, FileRow, KeyRow, SweepRow)
@@ -74,11 +74,14 @@ async def newest_first(
     *,
     project: str | None,
     size: ColumnElement[int] | None = None,
+    max_row_bytes: int = 0,
 ) -> tuple[list[RowT], bool]:
     """The rows of one page, and whether more follow. A row matches exactly one of ``alternatives`` or none.
 
     ``project`` contains the listed rows (``None``: all projects): ``after`` reveals nothing about a row of another one.
-    ``size`` is the size in bytes of possibly large rows. Raises `InvalidRequest` for an invalid ``after``.
+    ``size`` is the size in bytes of possibly large rows, and ``max_row_bytes`` its usual maximum.
+
+    Raises `InvalidRequest` for an invalid ``after``.
     """
     start: tuple[datetime, str] | None = None
     if page_query.after is not None:
@@ -91,7 +94,7 @@ async def newest_first(
     limit = page_query.limit
     keys = (await session.execute(_keys(alternatives, start, limit + 1))).all()
     ids: list[str] = [key.id for key in keys]
-    if size is not None and len(ids) > UNWEIGHED_ROWS:
+    if size is not None and len(ids) > (UNWEIGHED_ROWS if max_row_bytes * UNWEIGHED_ROWS <= 2 * MAX_PAGE_BYTES else 1):
         found = (await session.execute(select(table.id, size).where(table.id.in_(ids)))).all()
         sizes: dict[str, int] = dict(found)
         limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids[:limit])))

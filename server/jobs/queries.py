@@ -98,7 +98,15 @@ async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page
     """One page of the caller's jobs that match the filters, newest first."""
     async with service.database.read() as session:
         matching = matching_jobs(caller.project, filters)
-        rows, has_more = await newest_first(session, JobRow, matching, filters, project=caller.project, size=SPEC_BYTES)
+        rows, has_more = await newest_first(
+            session,
+            JobRow,
+            matching,
+            filters,
+            project=caller.project,
+            size=SPEC_BYTES,
+            max_row_bytes=2 * service.settings.max_spec_bytes,
+        )
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
 
 

@@ -165,6 +165,16 @@ def test_a_page_of_large_jobs_is_shortened_and_reports_more(server: ServerProces
     assert 20 < len(page["data"]) < 60
 
 
+def test_a_short_page_of_huge_jobs_is_shortened_too(large_limit_server: ServerProcess) -> None:
+    config = {"model_type": "llama", "notes": ["x" * 1000] * 900}
+    with large_limit_server.http() as http:
+        for _ in range(12):
+            submit(http, model={"config": config}, entity_name="huge")
+        response = http.get("/v1/jobs", params={"entity_name": "huge"})
+    assert response.json()["has_more"]
+    assert len(response.content) < 8 << 20
+
+
 def test_long_ids_paths_and_ranges_are_shortened_in_errors(http: httpx.Client) -> None:
     file_id = http.post("/v1/files", files={"file": ("a.txt", b"text")}, data={"purpose": "dataset"}).json()["id"]
     for path in (f"/v1/jobs/{'j' * 20_000}", f"/v1/files/{'f' * 20_000}", f"/{'n' * 20_000}"):

@@ -18,7 +18,6 @@ import ssl
 import sys
 from collections.abc import Generator
 from functools import partial
-from typing import Any
 
 import uvicorn
 
@@ -28,23 +27,13 @@ from server.http.protocol import ServerProtocol
 from server.service import Stopping, open_service
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings, ZetaError
-from zeta_core.contract.printable import printable
 from zeta_core.system.exposure import require_encryption
+from zeta_core.system.log_format import log_to_standard_error
 
 GRACE_SECONDS = 5
 BACKLOG = 2048
 
 logger = logging.getLogger("server")
-
-
-class _OneLine(logging.Formatter):
-    """Keeps each message on one line and escapes control characters, so that user text can't affect a terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:
-        return printable(super().formatException(ei), keep="\n\t")
 
 
 class _Server(uvicorn.Server):
@@ -71,9 +60,7 @@ class _Server(uvicorn.Server):
 
 
 def main() -> int:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_to_standard_error()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once

@@ -20,6 +20,7 @@ from zeta_core.contract.wire.messages import new_incarnation
 from zeta_core.system.distribution import version
 from zeta_core.system.file_identity import FileIdentity
 from zeta_core.system.home_folder import require_protected
+from zeta_core.system.log_format import log_to_standard_error
 
 EX_USAGE = 2
 THREAD_EXIT_SECONDS = 3.0  # for the threads to end before the process exits
@@ -34,7 +35,7 @@ def main(command: Sequence[str] = TRAINER_COMMAND, limits: GuardLimits = DEFAULT
     ``command`` starts a run; the run directory is appended to it. ``limits`` define when a worker that
     keeps failing, or hangs, gives up. Exits the process if a thread is stuck.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_standard_error()
     # These log two lines per message, and one line per retry in an outage, which our own messages report once.
     for chatty in ("celery.worker.strategy", "celery.app.trace", "celery.worker.consumer.connection"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

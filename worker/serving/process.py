@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
+import struct
 import sys
 import threading
 import time
@@ -31,11 +33,12 @@ from zeta_core.contract.wire.answers import (
 
 ARGUMENT = "serve"
 ATTEMPT = 1  # in the marks of its processes
-CONNECT_SECONDS = 60.0  # for the interpreter to start
-SEND_SECONDS = 5.0
+CONNECT_SECONDS = 120.0  # for the interpreter to start on a busy machine
+SEND_SECONDS = 5  # in which a process must read what is sent to it; the supervisor waits for that
 POLL_SECONDS = 0.02
 MAX_PATH_BYTES = 100  # of a socket; the limit is 104 or 108
 
+logger = logging.getLogger(__name__)
 Message = Ready | Alive | LoadFailed | Generated
 
 
@@ -94,17 +97,18 @@ class ServingProcess:
 
     def _receive(self) -> None:
         """Connect, and pass on every message, until the process closes the connection."""
-        connected = self._connect()
-        if connected is None:
-            self._tree.kill()
-            return
-        with connected, contextlib.suppress(OSError, ValidationError), connected.makefile("rb") as lines:
-            while line := lines.readline(MAX_LINE_BYTES):
-                self.last_contact = time.monotonic()
-                self._on_message(FROM_SERVING.validate_json(line))
-        self._tree.kill()  # it has ended, or it writes something else
+        try:
+            with self._connect() as connected, connected.makefile("rb") as lines:
+                while line := lines.readline(MAX_LINE_BYTES):
+                    self.last_contact = time.monotonic()
+                    self._on_message(FROM_SERVING.validate_json(line))
+        except (OSError, ValidationError) as error:
+            logger.warning("The connection to %s failed: %s", self.directory.name, error, extra={"action": "serve"})
+        finally:
+            self._tree.kill()  # it has ended, or nobody listens to it any more
 
-    def _connect(self) -> socket.socket | None:
+    def _connect(self) -> socket.socket:
+        """Connect, and send what was kept. Raises `OSError`."""
         deadline = time.monotonic() + CONNECT_SECONDS
         while not self._is_over.wait(POLL_SECONDS) and time.monotonic() < deadline:
             connecting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,12 +118,12 @@ class ServingProcess:
             except OSError:  # it doesn't listen yet
                 connecting.close()
                 continue
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
             with self._lock:
-                connecting.settimeout(None)
                 connecting.sendall(b"".join(self._unsent))
                 self._socket, self._unsent = connecting, []
             return connecting
-        return None
+        raise TimeoutError("the process did not listen in time, or has ended")
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ from zeta_core.report.library_noise import hide_library_noise, without_progress_
 if TYPE_CHECKING:
     from zeta_core.serve.generation import Generation
 
-CONNECT_SECONDS = 60.0
+CONNECT_SECONDS = 120.0
 ALIVE_SECONDS = 1.0
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
     from zeta_core.data.sources import SourceLocations
     from zeta_core.data.tokens.flat_files import IdType
+    from zeta_core.model.sources import LocatedModel
+    from zeta_core.plan import Plan
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
 IDLE_SECONDS = 300.0  # for which `serve` waits for the next file
@@ -142,7 +144,6 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import SourceLocations
-    from zeta_core.memory.activations import activation_bytes
     from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
     from zeta_core.model.existing_adapter import without_peft_wrapper
     from zeta_core.model.inspection import check_vocabulary, embedding_rows, plan_inputs_without_data
@@ -200,11 +201,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         pending["tokens"] = DATA_UNREAD
     stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
 
-    try:
-        activations = activation_bytes(located.build, plan)  # of an adapter's base, too, which is an upper limit
-    except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
-        activations = None
-        pending["memory.activations"] = f"This model can't run on tensors without storage ({type(error).__name__})."
+    activations = _activation_bytes(located, plan, pending)
     isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
@@ -214,18 +211,12 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     check_vocabulary(base, largest_id, None)
     trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
     rows, size = embedding_rows(base), len(tokenizer)
-    numbers = {**plan.stored(), "global_batch_size": plan.global_batch}
-    left_out = _NOT_RESOLVED | (_BATCH if needs_data else frozenset())
+    depends_on_data = set(_BATCH) if needs_data else set[str]()
     if spec.pack is None and plan.pack and not plan_inputs.from_scratch:
-        left_out |= {"pack"}
-    known = {name: value for name, value in numbers.items() if name not in left_out}
-    resolved = defaults.resolve(spec).updated(ResolvedSpec.model_validate(known))
-    if not plan.learning_rate:
-        resolved = resolved.updated(ResolvedSpec(learning_rate=None))
-        pending["learning_rate"] = RATE_UNKNOWN
+        depends_on_data.add("pack")
     return CheckAnswer(
         ok=True,
-        resolved_spec=resolved,
+        resolved_spec=_resolved_spec(spec, plan, depends_on_data, pending),
         num_parameters=sum(parameter.numel() for parameter in base.parameters()),
         num_trained_parameters=sum(parameter.numel() for parameter in trained),
         memory=estimate_memory(trained_model, plan, activations, zero_stage=stage),
@@ -238,6 +229,31 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
         data=None if checked is None else checked.to_checked_data(plan.seq_len),
         pending=pending,
     )
+
+
+def _activation_bytes(located: LocatedModel, plan: Plan, pending: dict[str, str]) -> int | None:
+    """The memory of activations. For an adapter, it is that of the base, which is an upper limit."""
+    from zeta_core.memory.activations import activation_bytes
+
+    try:
+        return activation_bytes(located.build, plan)
+    except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
+        pending["memory.activations"] = f"This model can't run on tensors without storage ({type(error).__name__})."
+        return None
+
+
+def _resolved_spec(
+    spec: JobSpec, plan: Plan, depends_on_data: Collection[str], pending: dict[str, str]
+) -> ResolvedSpec:
+    """The resolved spec as far as the plan determines it without the data."""
+    planned = {**plan.stored(), "global_batch_size": plan.global_batch}
+    unknown = {*_NOT_RESOLVED, *depends_on_data}
+    known = {name: value for name, value in planned.items() if name not in unknown}
+    resolved = defaults.resolve(spec).updated(ResolvedSpec.model_validate(known))
+    if plan.learning_rate:
+        return resolved
+    pending["learning_rate"] = RATE_UNKNOWN
+    return resolved.model_copy(update={"learning_rate": None})
 
 
 def _check_rows(

@@ -153,9 +153,11 @@ async def run_command(service: TheService, page: SubmitPage, job_id: str, comman
 async def rerun(service: TheService, submissions: TheSubmissions, page: SubmitPage, job_id: str) -> Response:
     """Submit the job again: with the patch of its error or of one of its warnings, or unchanged."""
     view = await read_view(service, page.caller, job_id)
-    patch = _suggested_patch(view, page.form.get("advice", ""))
-    body = {"patch": patch, "from": page.form.get("from", "start")}
-    job, _ = await reruns.rerun(service, submissions, page.caller, job_id, body, page.form.get("request_id") or None)
+    advice, start = page.form.get("advice", ""), page.form.get("from", "start")
+    body = {"patch": _suggested_patch(view, advice), "from": start}
+    request_id = page.form.get("request_id", "")[:100]
+    key = f"{request_id}-{advice}-{start}"[:200] if request_id else None
+    job, _ = await reruns.rerun(service, submissions, page.caller, job_id, body, key)
     return page.redirect(f"/jobs/{job.id}")
 
 

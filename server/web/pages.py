@@ -7,6 +7,7 @@ Pages are never cached.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -196,6 +197,7 @@ def _render(request: Request, template: str, status: int, values: Mapping[str, A
         assert name in load_assets().files, name
         return public_path(request, f"/assets/{load_assets().digest}/{name}")
 
+    values = {"request_id": secrets.token_hex(8), **values}  # recognizes a form that is sent twice
     text = (
         _environment()
         .get_template(template)

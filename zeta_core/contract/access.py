@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 DEFAULT_PROJECT = "default"
 PROJECT_HEADER = "Zeta-Project"
@@ -72,10 +72,15 @@ class NewKey(_RequestBody):
     expires_at: AwareDatetime | None = Field(default=None, description="when the key stops working; default: never")
 
 
+def _as_integer(value: object) -> object:
+    """3600.0 as 3600: JSON does not distinguish them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class KeyRotation(_RequestBody):
     """A request to replace the text of a key."""
 
-    grace_seconds: int = Field(
+    grace_seconds: Annotated[int, BeforeValidator(_as_integer)] = Field(
         default=0,
         ge=0,
         le=MAX_GRACE_SECONDS,

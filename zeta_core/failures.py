@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.job.advice import Patch, advice_text
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, StatusReason
@@ -37,8 +37,9 @@ class TrainingFailed(ZetaError):
         evidence: Mapping[str, JsonValue] | None = None,
         code: str | None = None,
         param: str | None = None,
+        details: Sequence[ErrorDetail] = (),
     ):
-        super().__init__(message, code=code, param=param)
+        super().__init__(message, code=code, param=param, details=details)
         self.hint = hint
         self.patch = patch
         self.evidence = dict(evidence or {})

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai import BadRequestError
 
 from tests.end_to_end.specs import TINY_LLAMA
+from tests.harness.openai_client import openai_client
 from tests.harness.service import Service, clean_environment, running_service
 
 SCRIPT = Path(__file__).with_name("openai_script.py")
@@ -39,6 +41,21 @@ def run_script(service: Service, python: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_newest_client_trains_and_gets_the_weights(service: Service) -> None:
     run_script(service, Path(sys.executable))
+
+
+def test_every_faulty_line_of_the_data_is_reported_before_a_job_is_created(service: Service) -> None:
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    rows = [json.dumps(good)] * 12
+    rows[3], rows[7] = "{oops", json.dumps({"messages": [{"role": "usr", "content": "a"}]})
+    with openai_client(service.url, service.api_key) as client:
+        file = client.files.create(file=("train.jsonl", "\n".join(rows).encode()), purpose="fine-tune")
+        with pytest.raises(BadRequestError) as caught:
+            client.fine_tuning.jobs.create(model="gpt-4o-mini-2024-07-18", training_file=file.id)
+        assert client.fine_tuning.jobs.list().data == []
+    assert caught.value.param == "training_file"
+    first, second = caught.value.body["message"].splitlines()  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    assert first.startswith("train.jsonl, line 4 is not valid JSON")
+    assert second.startswith("train.jsonl, line 8: ")
 
 
 def older_client(version: str) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,15 @@ def answer_to(
     return check(json.dumps(request))
 
 
-def fault_of(answer: CheckAnswer) -> str:
+def faults_of(answer: CheckAnswer) -> list[str]:
     assert not answer.ok
-    (detail,) = answer.details
-    assert detail.param == "dataset"
-    return detail.message
+    assert {detail.param for detail in answer.details} == {"dataset"}
+    return [detail.message for detail in answer.details]
+
+
+def fault_of(answer: CheckAnswer) -> str:
+    (fault,) = faults_of(answer)
+    return fault
 
 
 def data_of(answer: CheckAnswer) -> CheckedData:
@@ -102,24 +108,47 @@ def test_one_faulty_row_among_thousands_is_found(tmp_path: Path, row: dict[str, 
     assert message in fault
 
 
-def test_the_first_of_several_faults_is_reported(tmp_path: Path) -> None:
+def lines_of(faults: Sequence[str]) -> list[int]:
+    """The numbers of the lines that the messages name."""
+    return [int(re.match(r"data\.jsonl, line (\d+)\b", fault).group(1)) for fault in faults]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_every_faulty_row_is_reported(tmp_path: Path) -> None:
     unknown = {"messages": [{"role": "usr", "content": "a"}]}
     rows = [chat(number) for number in range(100)]
     rows[56], rows[80] = unknown, chat(1, answer="")
-    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 57: ")
+    faults = faults_of(answer_to(tmp_path, rows))
+    assert lines_of(faults) == [57, 81]
+    assert "the role 'usr'" in faults[0]
+    assert "empty assistant turn" in faults[1]
     rows[20] = chat(1, answer="")
-    assert fault_of(answer_to(tmp_path, rows)).startswith("data.jsonl, line 21 has an empty assistant turn")
+    assert lines_of(faults_of(answer_to(tmp_path, rows))) == [21, 57, 81]
+    assert lines_of(faults_of(answer_to(tmp_path, rows))) == [21, 57, 81], "from the cache"
 
 
-def test_the_first_fault_is_reported_if_several_processes_read_the_data(tmp_path: Path) -> None:
+def test_every_line_that_is_not_json_is_reported(tmp_path: Path) -> None:
+    good = json.dumps(chat(1)).encode()
+    content = b"\n".join([good, b"{oops", good, b"null", b"", b'{"messages": [', b"\xff", good])
+    faults = faults_of(answer_to(tmp_path, content))
+    assert lines_of(faults) == [2, 4, 6, 7]
+    assert "is not valid JSON" in faults[0]
+    assert "is not an object" in faults[1]
+    assert "is not UTF-8" in faults[3]
+
+
+def test_at_most_fifty_faulty_rows_are_reported(tmp_path: Path) -> None:
+    rows = [chat(0), *(chat(number, answer="") for number in range(80))]
+    assert lines_of(faults_of(answer_to(tmp_path, rows))) == list(range(2, 52))
+
+
+def test_the_first_faults_are_reported_if_several_processes_read_the_data(tmp_path: Path) -> None:
     filler, rows = "word " * 400, 6000  # 12 MB: enough for three processes
     many = [chat(number, answer=filler) for number in range(rows)]
     assert data_of(answer_to(tmp_path, many)).rows == rows
     for late, early in ((5900, 4100), (4100, 1700), (1700, 150)):
         many[late] = chat(late, answer="")
         many[early] = {"messages": [{"role": "usr", "content": "a"}]}
-        fault = fault_of(answer_to(tmp_path, many))
-        assert fault.startswith((f"data.jsonl, line {early + 1}: ", f"data.jsonl, line {early + 1} ")), fault
+        assert lines_of(faults_of(answer_to(tmp_path, many)))[:2] == [early + 1, late + 1]
 
 
 @pytest.mark.parametrize(

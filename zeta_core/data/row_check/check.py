@@ -6,9 +6,9 @@ role, fields, neighbours, and whether it is empty). A run uses the same code, so
 
 A flat file of ids is read as a whole.
 
-Guarantees: rows are only read in a sandboxed process (`zeta_core.data.sandbox`). The error is the first one in the
-data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the content of the data, the
-tokenizer, and the options that matter; errors are cached, too.
+Guarantees: rows are only read in a sandboxed process (`zeta_core.data.sandbox`). All faulty rows are reported, up to
+`MAX_ERRORS`, in the order of the data. Results of the whole data are cached in ``<cache>/rows-<hash>.json``, under the
+content of the data, the tokenizer, and the options that matter; errors are cached, too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import Dataset, DatasetSource, HubSource, PathSource, dataset_sources
 from zeta_core.data.documents.conversations import TrainOn
-from zeta_core.data.row_check.row_pass import MAX_LENGTHS, CheckedRows, RowPass
+from zeta_core.data.row_check.row_pass import MAX_ERRORS, MAX_LENGTHS, CheckedRows, RowPass
 from zeta_core.data.rows.token_rows import MaskPresence
 from zeta_core.data.sandbox import Position, ProcessLimits, Sandbox, send_message
 from zeta_core.data.sources import Source, SourceLocations, open_sources
@@ -43,7 +44,7 @@ from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.data_folder import Split
 
-VERSION = 4  # of the results in the cache
+VERSION = 5  # of the results in the cache
 MAX_PROCESSES = 4  # because jobs run on the same machine
 BYTES_PER_PROCESS = 4 << 20
 MAX_COLUMNS = 100
@@ -83,7 +84,9 @@ def check_dataset(
             seconds=seconds,
         )
     except InvalidData as error:
-        raise InvalidData(error.message, hint=error.hint, code=error.code, param=error.param or name) from error
+        param = error.param or name
+        details = [detail.model_copy(update={"param": param}) for detail in error.details]
+        raise InvalidData(error.message, hint=error.hint, code=error.code, param=param, details=details) from error
 
 
 def _check_flat(sources: list[Source], *, train_on: TrainOn | None, method: str, seconds: float) -> CheckedRows | str:
@@ -131,7 +134,11 @@ def check_rows(
     today: date,
     seconds: float,
 ) -> CheckedRows:
-    """Check the rows of sources with known formats for about ``seconds``. Raises `InvalidData` for the first error."""
+    """Check the rows of sources with known formats for about ``seconds``.
+
+    Raises `InvalidData` with the first error; ``details`` has all errors in the data, up to `MAX_ERRORS`, if there are
+    several.
+    """
     encoder = make_encoder(sources, tokenizer, train_on=train_on, method=method, today=today)
     about = {
         "version": VERSION,
@@ -148,8 +155,9 @@ def check_rows(
         if result.get("complete", True):
             cache.mkdir(parents=True, exist_ok=True)
             cache_file.write_text(json.dumps(result))
-    if "error" in result:
-        raise InvalidData(result["error"], code=result["code"])
+    if errors := result.get("errors"):
+        details = [ErrorDetail(message=error["error"], code=error["code"]) for error in errors]
+        raise InvalidData(details[0].message, code=details[0].code, details=details if len(details) > 1 else ())
     return CheckedRows(**result)
 
 
@@ -163,20 +171,21 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _check(sources: Sequence[Source], encoder: Encoder, seconds: float) -> dict[str, Any]:
-    """The result of all processes, or the first error in the data, as stored in the cache."""
+    """The result of all processes, or the errors in the data, as stored in the cache."""
     deadline = time.monotonic() + seconds
     if sys.platform != "linux":
         results = [RowPass(sources, encoder, Position(), deadline).run()]
     else:
         processes = num_processes(sources, MAX_PROCESSES, bytes_each=BYTES_PER_PROCESS)
         results = _in_processes(sources, encoder, deadline, processes)
-    failed = [result for result in results if "error" in result]
-    if failed:
-        return min(failed, key=lambda result: result["unit"])
+    errors = [error for result in results for error in result.get("errors", ())]
+    if errors:
+        complete = all(result.get("complete", True) for result in results)
+        return {"errors": sorted(errors, key=lambda error: error["unit"])[:MAX_ERRORS], "complete": complete}
     try:
         return asdict(_merged(sources, results))
     except InvalidData as error:
-        return {"error": error.message, "code": error.code}
+        return {"errors": [{"error": error.message, "code": error.code}]}
 
 
 def _in_processes(sources: Sequence[Source], encoder: Encoder, deadline: float, processes: int) -> list[dict[str, Any]]:
@@ -203,7 +212,7 @@ def _result(process: Sandbox) -> dict[str, Any]:
     try:
         return process.receive()["value"]
     except InvalidData as error:
-        return {"error": error.message, "code": error.code, "unit": sys.maxsize, "complete": False}
+        return {"errors": [{"error": error.message, "code": error.code, "unit": sys.maxsize}], "complete": False}
 
 
 def _merged(sources: Sequence[Source], results: Sequence[dict[str, Any]]) -> CheckedRows:

@@ -24,6 +24,7 @@ SPREAD_ROWS = 100  # tokenized from the rest of the data
 SAMPLE_TOKENS = 400_000  # beyond this, only a fraction of the data's beginning is tokenized
 MAX_KINDS = 1000  # of rows; a row of a further kind is tokenized only if it belongs to the sample
 MAX_LENGTHS = 10_000
+MAX_ERRORS = 50  # per process
 _REASONING = ("<think>", "[THINK]")
 
 
@@ -99,9 +100,10 @@ class RowPass:
         self._text_tokens = [0] * len(sources)  # of text files, each of which is one document in many pieces
         self._is_blank = True  # only white space so far
         self._found = CheckedRows()
+        self._errors: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """Check the rows. Returns the findings, or the first error with the number of its unit, as JSON."""
+        """Check the rows. Returns the findings, or the errors with the numbers of their units, as JSON."""
         bytes_before = 0
         try:
             for number, source in enumerate(self._sources):
@@ -110,7 +112,9 @@ class RowPass:
                     break
                 bytes_before += source.num_bytes
         except InvalidData as error:
-            return {"error": error.message, "code": error.code, "unit": self._unit_number}
+            self._add_error(error)
+        if self._errors:
+            return {"errors": self._errors}
         masks = [(mask.rows_with, mask.rows_without) for mask in self._masks]
         seen = {"seen": list(self._seen_columns), "all_seen": self._all_seen}
         texts = {"text_tokens": self._text_tokens, "blank": self._is_blank}
@@ -121,7 +125,7 @@ class RowPass:
         self._position.move(source.after(0), "reading")
         at, sampled_rows, sampled_tokens, complete = 0, 0, 0, True
         size = sampled_size = 0  # in characters of text, or in rows
-        for unit in source.units():
+        for unit in source.units_with_faults():
             self._unit_number += 1
             if self._unit_number % self._processes != self._number:
                 at = unit.position
@@ -133,8 +137,16 @@ class RowPass:
             self._position.move(source.after(at), "reading")
             for row in unit.rows():
                 self._found.rows += row.ends_document
-                fields = source.fields(row)  # checks the row
-                source.group(row)
+                try:
+                    if row.fault is not None:
+                        raise row.fault
+                    fields = source.fields(row)
+                    source.group(row)
+                except InvalidData as error:
+                    self._add_error(error)
+                    if source.layout is None or len(self._errors) >= MAX_ERRORS:
+                        return True  # the other rows have the same fault, or there are enough errors
+                    continue
                 text = str(fields["text"]) if source.row_format == "text" else None
                 is_blank = text is not None and not text.strip()
                 self._is_blank = self._is_blank and is_blank
@@ -146,7 +158,13 @@ class RowPass:
                     not sampled_rows or source.row_format == "tokens" or self._needs_sample(done)
                 )
                 if is_regular or is_new:
-                    num_tokens = self._tokenize(source, row, self._masks[number])
+                    try:
+                        num_tokens = self._tokenize(source, row, self._masks[number])
+                    except InvalidData as error:
+                        self._add_error(error)
+                        if len(self._errors) >= MAX_ERRORS:
+                            return True
+                        continue
                     self._position.move(source.after(at), "reading")
                     if is_regular:
                         sampled_rows += 1
@@ -160,6 +178,9 @@ class RowPass:
         if source.is_one_document:
             self._text_tokens[number] = num_tokens
         return complete
+
+    def _add_error(self, error: InvalidData) -> None:
+        self._errors.append({"error": error.message, "code": error.code, "unit": self._unit_number})
 
     def _needs_sample(self, done: float) -> bool:
         """Whether the sample takes another row after this share of the data has been read."""

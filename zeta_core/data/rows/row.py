@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from zeta_core.failures import InvalidData
+
 
 @dataclass(frozen=True)
 class Row:
@@ -17,6 +19,7 @@ class Row:
     begins_document: bool = True
     unread: tuple[str, ...] = ()  # the columns of a table that were not read, and those that the spec drops
     group_value: object = None  # the value of ``group_by``
+    fault: InvalidData | None = None  # the row can't be parsed, but the rows after it can
     group: int = 0  # a hash of the value of ``group_by``
 
 

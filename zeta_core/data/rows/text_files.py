@@ -108,22 +108,33 @@ def json_units(path: Path, name: str, choose: ChooseColumns) -> Iterator[Unit]:
 
         def load(block: _Block = block) -> Iterator[Row]:
             for number, raw in enumerate(block.content.split(b"\n"), block.number):
-                line = ""
                 try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    if number == 1 and line.startswith("["):
-                        raise _is_array(name)
-                    if line:
-                        row = json.loads(line)
-                        check_surrogates(row, line, choose, f"{name}, line {number}")
-                        yield Row(number, row)
-                except UnicodeDecodeError as error:
-                    raise not_utf8(name, number, raw[error.start]) from error
-                except (ValueError, RecursionError) as error:
-                    fix = _RENAME if number == 1 and line in ("{", "[") else ""
-                    raise InvalidData(f"{name}, line {number} is not valid JSON ({error}).{fix}") from error
+                    row = _parsed_line(raw, name, number, choose)
+                except InvalidData as error:
+                    row = Row(number, {}, fault=error)
+                if row is not None:
+                    yield row
 
         yield Unit(load, block.position)
+
+
+def _parsed_line(raw: bytes, name: str, number: int, choose: ChooseColumns) -> Row | None:
+    """The row in a line, ``None`` if it is blank. Raises `InvalidData`."""
+    line = ""
+    try:
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        if number == 1 and line.startswith("["):
+            raise _is_array(name)
+        if not line:
+            return None
+        row = json.loads(line)
+        check_surrogates(row, line, choose, f"{name}, line {number}")
+        return Row(number, row)
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, number, raw[error.start]) from error
+    except (ValueError, RecursionError) as error:
+        fix = _RENAME if number == 1 and line in ("{", "[") else ""
+        raise InvalidData(f"{name}, line {number} is not valid JSON ({error}).{fix}") from error
 
 
 _RENAME = " JSON Lines has one object per line; a file with one JSON document must be named .json."

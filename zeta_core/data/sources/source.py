@@ -50,7 +50,15 @@ class Source:
     group_by: str | None = None  # the column whose values are groups of rows that are held out together
 
     def units(self) -> Iterator[Unit]:
-        """Read the rows, with the required columns alone, and with lists that are written as JSON text parsed."""
+        """Read the rows, with the required columns alone, and with lists that are written as JSON text parsed.
+
+        Reading a unit raises `InvalidData` for the first row that can't be parsed.
+        """
+        for unit in self.units_with_faults():
+            yield Unit(lambda unit=unit: map(_without_fault, unit.rows()), unit.position)
+
+    def units_with_faults(self) -> Iterator[Unit]:
+        """The same, but a row that can't be parsed has its ``fault``, so that the rows after it can be read."""
         for unit in self.read(self._columns_to_read):
             yield Unit(lambda unit=unit: map(self._prepared, unit.rows()), unit.position)
 
@@ -169,3 +177,9 @@ class Source:
 
     def _invalid(self, row: Row, fault: str, code: str | None = None) -> InvalidData:
         return InvalidData(at_location(self.location(row.number), fault), code=code)
+
+
+def _without_fault(row: Row) -> Row:
+    if row.fault is not None:
+        raise row.fault
+    return row

@@ -58,7 +58,8 @@ async def change_project(service: Service, caller: Caller, name: str, request: P
     async with service.database.write() as session:
         row = await _find(session, caller, name, lock=True)
         row.limits = {key: limit for key, limit in {**row.limits, **changed}.items() if limit is not None}
-        session.add(caller.audit_row("project.change", name, project=name, **changed))
+        if changed:
+            session.add(caller.audit_row("project.change", name, project=name, **changed))
         await session.flush()
         project = await _to_project(service, session, row)
     service.keys.forget()

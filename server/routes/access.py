@@ -105,10 +105,10 @@ async def get_project(service: TheService, caller: TheCaller, project: str) -> P
     return await projects.get_project(service, caller, project)
 
 
-@router.patch("/projects/{project}", openapi_extra=_body("ProjectChange"))
+@router.patch("/projects/{project}", openapi_extra=_body("ProjectChange", required=False))
 async def change_project(service: TheService, caller: TheCaller, request: Request, project: str) -> Project:
     """Set limits of a project. Limits that are absent stay, and null restores the default."""
-    data = await read_body(request, MAX_BODY_BYTES)
+    data = await read_body(request, MAX_BODY_BYTES, empty={})
     change = parse(ProjectChange, data, error_class=InvalidRequest)
     return await projects.change_project(service, caller, project, change)
 

@@ -150,7 +150,7 @@ class NewProject(_RequestBody):
 class ProjectChange(_RequestBody):
     """A request to change a project: limits that are absent stay, and ``null`` restores the default."""
 
-    limits: ProjectLimits
+    limits: ProjectLimits = NO_LIMITS
 
 
 class ProjectUsage(_Response):

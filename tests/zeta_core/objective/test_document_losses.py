@@ -50,7 +50,7 @@ def loss_by_hand(model: nn.Module, text: str, seq_len: int) -> float:
 
 @pytest.mark.parametrize("build", [llama, plain])
 def test_the_losses_are_those_of_each_document_alone(tmp_path: Path, held_out: str, build: Any) -> None:
-    data = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
+    data: dict[str, Any] = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
     model = build()
     outcome, _ = train(model, tmp_path / "run", cache=tmp_path, max_steps=3, eval_steps=3, **data)
     assert outcome.checkpoint is not None
@@ -64,7 +64,7 @@ def test_the_losses_are_those_of_each_document_alone(tmp_path: Path, held_out: s
 
 @pytest.mark.parametrize("build", [WithTargets, WithLabels])
 def test_a_model_that_returns_only_means_is_measured_too(tmp_path: Path, held_out: str, build: Any) -> None:
-    data = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}, "pack": False}
+    data: dict[str, Any] = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}, "pack": False}
     outcome, _ = train(build(), tmp_path / "run", cache=tmp_path, max_steps=2, eval_steps=2, **data)
     assert losses_of(tmp_path / "run").mean_loss == pytest.approx(outcome.result.eval_loss, rel=1e-5)
 
@@ -72,7 +72,7 @@ def test_a_model_that_returns_only_means_is_measured_too(tmp_path: Path, held_ou
 def test_document_losses_change_nothing_in_a_run(
     tmp_path: Path, held_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
+    data: dict[str, Any] = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
     for name in ("with", "without"):
         if name == "without":
             monkeypatch.setattr("zeta_core.run.assembly.MIN_DOCUMENTS", 10**6)
@@ -85,7 +85,7 @@ def test_document_losses_change_nothing_in_a_run(
 
 def test_too_many_documents_are_sampled_evenly(tmp_path: Path, held_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_losses, "MAX_DOCUMENTS", 5)
-    data = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
+    data: dict[str, Any] = {"dataset": {"builtin": "python-docs"}, "eval_dataset": {"path": held_out}}
     train(plain(), tmp_path / "run", cache=tmp_path, max_steps=2, eval_steps=2, **data)
     found = losses_of(tmp_path / "run")
     assert (len(found.losses), found.num_held_out) == (5, len(LENGTHS))

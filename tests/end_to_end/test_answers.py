@@ -170,6 +170,8 @@ def test_a_killed_process_ends_the_stream_with_an_error_and_the_next_request_wor
 def test_nothing_of_an_answer_is_lost_when_redis_loses_everything(
     service: Service, client: OpenAI, text_job: str
 ) -> None:
+    client = client.with_options(max_retries=5)  # the device of the job may be shown as used for a moment
+
     def ask() -> Iterator[str]:
         stream = client.completions.create(model=text_job, prompt="a", max_tokens=600, temperature=0, stream=True)
         return (chunk.choices[0].text for chunk in stream)
@@ -180,7 +182,7 @@ def test_nothing_of_an_answer_is_lost_when_redis_loses_everything(
         for number, piece in enumerate(ask()):
             pieces.append(piece)
             if number in (3, 40, 41):
-                client_of_redis.flushall()
+                client_of_redis.unlink(*client_of_redis.scan_iter(), "")  # it may not run FLUSHALL
     assert "".join(pieces) == expected
 
 

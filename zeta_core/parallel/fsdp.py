@@ -109,9 +109,9 @@ class FullySharded(Replicated):
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
+        """Reduce the gradients of each micro-batch, because unreduced ones would have the size of the whole model."""
         root = cast(FSDPModule, self.module)
         if not self._has_data_dependent_path:
-            root.set_requires_gradient_sync(last)
             yield
             return
         for part in self._parts():

@@ -157,7 +157,12 @@ class Replicated:
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state(True)  # pyright: ignore[reportPrivateUsage] - global, not per Accelerator
         cpu = not torch.cuda.is_available()
-        handlers = [DistributedDataParallelKwargs(find_unused_parameters=may_skip_parameters(self.module))]
+        handlers = [
+            DistributedDataParallelKwargs(
+                find_unused_parameters=may_skip_parameters(self.module),
+                gradient_as_bucket_view=True,  # DDP would otherwise hold a second copy of all gradients
+            )
+        ]
         # `_autocast` sets the precision, because Accelerate would copy logits to float32.
         return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=cast(Any, handlers))
 

@@ -6,12 +6,13 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 
-from server.database.pagination import PageQuery
+from server.database.pagination import PageQuery, cursor
 from server.http.bodies import read_body
 from server.http.proxies import public_path
 from server.jobs import sweeps
 from server.routes.routing import Router, TheCaller, TheService
 from server.submitting.sweeps import create_sweep
+from zeta_core.contract.identifiers import NEW_ID_PATTERN
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.sweep import Sweep, SweepResult
 
@@ -23,6 +24,10 @@ IDEMPOTENCY_KEY = Header(
     json_schema_extra={"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
 )
 BODY = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/SweepRequest"}}}}
+
+
+class SweepQuery(PageQuery):
+    after: str | None = cursor(NEW_ID_PATTERN.format(prefix="sweep"))
 
 
 @router.post("", status_code=201, openapi_extra={"requestBody": BODY})
@@ -43,7 +48,7 @@ async def submit_sweep(
 
 
 @router.get("")
-async def list_sweeps(service: TheService, caller: TheCaller, query: Annotated[PageQuery, Query()]) -> Page[Sweep]:
+async def list_sweeps(service: TheService, caller: TheCaller, query: Annotated[SweepQuery, Query()]) -> Page[Sweep]:
     """List the sweeps of the project, newest first."""
     return await sweeps.list_sweeps(service, caller, query)
 

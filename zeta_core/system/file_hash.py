@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 def file_sha256(path: Path) -> str:
@@ -13,6 +13,6 @@ def file_sha256(path: Path) -> str:
         return stream_sha256(file)
 
 
-def stream_sha256(stream: BinaryIO) -> str:
+def stream_sha256(stream: BufferedReader) -> str:
     """The hash of the rest of a stream, which is read to its end. Raises `OSError`."""
     return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,8 +8,8 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -46,7 +46,7 @@ def upload(
         raise InvalidRequest(f"{shown} cannot be read: {error.strerror or error}.", code="unreadable_file") from error
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     """Open a regular file. Raises `InvalidRequest` if it is something else."""
     try:
         # Without O_NONBLOCK, opening a named pipe blocks until another process opens it for writing.
@@ -79,7 +79,7 @@ def _known(transport: HttpTransport, sha256: str, purpose: FilePurpose) -> Store
 def _send(
     transport: HttpTransport,
     name: str,
-    stream: BinaryIO,
+    stream: BufferedReader,
     size: int,
     sha256: str,
     purpose: FilePurpose,
@@ -156,7 +156,7 @@ class _UploadForm:
         length = len(self.beginning) + size + len(self.end)
         return {"Content-Type": f"multipart/form-data; boundary={self.boundary}", "Content-Length": str(length)}
 
-    def body(self, stream: BinaryIO, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:
+    def body(self, stream: BufferedReader, size: int, on_bytes: Callable[[int, int], None] | None) -> Iterator[bytes]:
         """Yield the bytes of the form. If the file grows during the upload, only the first ``size`` bytes are sent.
 
         Raises `InvalidRequest`, which aborts the request, if the file has become shorter.

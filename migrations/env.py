@@ -5,14 +5,15 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from server.database.tables import Table
+import server.database.access_tables  # registers its tables
+import server.database.tables
 
 connection = context.config.attributes.get("connection")
 assert isinstance(connection, Connection), "run `python -m migrations`, which opens the connection"
 
 context.configure(
     connection=connection,
-    target_metadata=Table.metadata,
+    target_metadata=server.database.tables.Table.metadata,
     transactional_ddl=True,
     render_as_batch=connection.dialect.name == "sqlite",
 )

@@ -7,8 +7,8 @@ import re
 from pydantic import Field
 from sqlalchemy import select
 
+from server.database.access_tables import AuditRow
 from server.database.pagination import PageQuery, cursor, page, storable
-from server.database.tables import AuditRow
 from server.service import Service
 from zeta_core.contract.access import AuditEntry
 from zeta_core.contract.errors import InvalidRequest

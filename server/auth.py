@@ -19,9 +19,9 @@ from typing import Any
 
 from sqlalchemy import or_, select, update
 
+from server.database.access_tables import AuditRow, KeyRow, ProjectRow
 from server.database.connections import Database
 from server.database.pagination import storable
-from server.database.tables import AuditRow, KeyRow, ProjectRow
 from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, PROJECT_HEADER, ProjectLimits, Scope, allows
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings, NotFound, PermissionDenied
 from zeta_core.contract.identifiers import new_id

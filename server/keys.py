@@ -10,9 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import FROM_SETTINGS, Caller, sha256
+from server.database.access_tables import KeyRow
 from server.database.pagination import Matches, PageQuery, newest_first, page, storable
 from server.database.projects import ensure_project
-from server.database.tables import KeyRow
 from server.service import Service
 from zeta_core.contract.access import CreatedKey, Key, KeyRotation, NewKey
 from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound

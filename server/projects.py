@@ -8,9 +8,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller, project_not_found
+from server.database.access_tables import ProjectRow
 from server.database.pagination import PageQuery, page, storable
 from server.database.projects import contents, ensure_project, usage
-from server.database.tables import ProjectRow, SweepRow
+from server.database.tables import SweepRow
 from server.service import Service
 from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, NewProject, Project, ProjectChange, ProjectLimits
 from zeta_core.contract.errors import Conflict, InvalidRequest

@@ -18,8 +18,8 @@ from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import KEY_SECONDS, Caller, Keys, sha256
+from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
 from server.database.connections import Database
-from server.database.tables import KeyRow, LoginLinkRow, SessionRow
 from zeta_core.contract.errors import AuthenticationFailed, NotFound, PermissionDenied
 from zeta_core.contract.job.events import utc_now
 

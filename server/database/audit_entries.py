@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import AuditRow
+from server.database.access_tables import AuditRow
 
 _COLUMNS = ("created_at", "project", "key_id", "key_name", "address", "action", "object_id", "details")
 

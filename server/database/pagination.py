@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import FileRow, JobRow, KeyRow, SweepRow
+from server.database.access_tables import KeyRow
+from server.database.tables import FileRow, JobRow, SweepRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id
 from zeta_core.contract.job.responses import Page

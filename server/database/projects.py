@@ -10,8 +10,9 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database.access_tables import KeyRow, ProjectRow
 from server.database.job_counts import jobs_by_project
-from server.database.tables import CheckpointRow, FileRow, JobRow, KeyRow, ProjectRow, UploadPartRow
+from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow
 from zeta_core.contract.access import ProjectUsage
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus

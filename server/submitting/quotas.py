@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.access_tables import ProjectRow
 from server.database.job_counts import queued_by_priority
-from server.database.tables import ProjectRow
 from server.service import Service
 from zeta_core.contract.access import ProjectLimits
 from zeta_core.contract.errors import ErrorDetail, QuotaExceeded

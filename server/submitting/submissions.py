@@ -18,9 +18,10 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.access_tables import AuditRow
 from server.database.audit_entries import insert_entries
 from server.database.events import append, warn
-from server.database.tables import AuditRow, IdempotencyRow, JobRow
+from server.database.tables import IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service

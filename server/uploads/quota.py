@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import ArtifactFolder, IncomingFile
+from server.database.access_tables import AuditRow
 from server.database.connections import Database
 from server.database.projects import stored_bytes
-from server.database.tables import AuditRow, FileRow, UploadPartRow
+from server.database.tables import FileRow, UploadPartRow
 from zeta_core.contract.errors import QuotaExceeded
 
 FRESH_SECONDS = 1.0  # how long the sum of stored bytes is cached

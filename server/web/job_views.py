@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.access_tables import KeyRow
 from server.database.pagination import Matches, PageQuery, newest_first
-from server.database.tables import EventRow, JobRow, KeyRow
+from server.database.tables import EventRow, JobRow
 from server.jobs.event_stream import to_event
 from server.jobs.queries import find_job
 from server.jobs.serialization import to_jobs

@@ -79,7 +79,15 @@ PACKAGES = (
     ),
     Package(
         name="migrations",
-        internal=frozenset({"server.database.tables", "server.settings", "zeta_core.contract", "zeta_core.system"}),
+        internal=frozenset(
+            {
+                "server.database.access_tables",
+                "server.database.tables",
+                "server.settings",
+                "zeta_core.contract",
+                "zeta_core.system",
+            }
+        ),
         third_party=frozenset({"alembic", "sqlalchemy"}),
         forbidden=frozenset({"torch", "transformers", "celery", "worker", "zeta"}),
         # Connecting to PostgreSQL, and the messages about a database that cannot be opened.

@@ -14,8 +14,9 @@ from sqlalchemy import inspect, select
 
 from server.artifacts import ArtifactFolder
 from server.database import events
+from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
 from server.database.connections import Database
-from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow, KeyRow, LoginLinkRow, SessionRow
+from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow
 from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
 from server.settings import ServerSettings
 from tests.server.server_process import SPEC

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from migrations.upgrade import upgrade
 from server.auth import Keys
+from server.database.access_tables import KeyRow
 from server.database.connections import Database
-from server.database.tables import DrainRow, KeyRow
+from server.database.tables import DrainRow
 from server.submitting.group_commit import MAX_ITEMS, GroupCommit
 from tests.server.server_process import SPEC, ServerProcess, error_of, running_server
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest

@@ -11,8 +11,8 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DatabaseError
 
 from server.auth import Keys
+from server.database.access_tables import KeyRow
 from server.database.connections import Database
-from server.database.tables import KeyRow
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, running_server, submit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-import server.database.access_tables  # registers its tables
+import server.database.access_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.tables
 
 connection = context.config.attributes.get("connection")

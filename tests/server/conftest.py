@@ -25,3 +25,9 @@ def rows(server: ServerProcess) -> Rows:
 def http(server: ServerProcess) -> Iterator[httpx.Client]:
     with server.http() as client:
         yield client
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of a PostgreSQL database; ``None`` is SQLite in the home of the test."""
+    return str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None

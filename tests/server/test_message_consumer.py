@@ -24,10 +24,9 @@ from tests.harness.waiting import wait_until
 from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopRequest, sign
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fleet(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
-    url = str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
-    with small_fleet(tmp_path, redis_url, url) as fleet:
+@pytest.fixture
+def fleet(database_url: str | None, tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
+    with small_fleet(tmp_path, redis_url, database_url) as fleet:
         fleet.start_engine()
         yield fleet
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.harness.fleet import SmallFleet, small_fleet
-from tests.server.test_scheduler import SteppedScheduler, change, waiting_code
+from tests.server.stepped_scheduler import SteppedScheduler, change, waiting_code
 from zeta_core.contract.access import ProjectLimits
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB"

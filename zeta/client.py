@@ -145,6 +145,31 @@ class Client:
             Estimate, self._transport.request("POST", "/v1/jobs/validate", content=body, headers=headers)
         )
 
+    def import_openai_job(
+        self,
+        exported: Mapping[str, Any],
+        data: str | Path | None = None,
+        *,
+        validation_data: str | Path | None = None,
+        on_upload: Callable[[str], None] = lambda _: None,
+    ) -> tuple[ClientJob, dict[str, Any]]:
+        """Create a job from an exported fine-tuning job of OpenAI, and its training and validation files.
+
+        Returns the job, and the settings of the exported job that are not imported. Raises `NotFound` if the job's
+        model has no name here, and `InvalidRequest` naming every invalid setting.
+        """
+        from zeta.openai_import import import_job
+
+        job_id, not_imported = import_job(
+            self._transport,
+            self.upload,
+            exported,
+            data=None if data is None else Path(data),
+            validation_data=None if validation_data is None else Path(validation_data),
+            on_upload=on_upload,
+        )
+        return self.job(job_id), not_imported
+
     def jobs(
         self,
         *,

@@ -21,6 +21,7 @@ MODULES = {
     "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
     "zeta.cli.sweeps": ("sweep", "sweeps"),
     "zeta.cli.models": ("models",),
+    "zeta.cli.imports": ("import",),
     "zeta.cli.top": ("top",),
     "zeta.cli.comparisons": ("plot", "diff", "compare"),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),

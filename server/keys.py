@@ -98,7 +98,7 @@ async def rotate_key(service: Service, caller: Caller, key_id: str, request: Key
 
 
 async def revoke_key(service: Service, caller: Caller, key_id: str) -> DeletedObject:
-    """Revoke a key for ever. This is idempotent. Raises `NotFound`, and `Conflict` for the key in the settings."""
+    """Revoke a key permanently. This is idempotent. Raises `NotFound`, and `Conflict` for the key in the settings."""
     async with service.database.write() as session:
         row = await _find(session, key_id, lock=True)
         _require_changeable(row)

@@ -60,7 +60,7 @@ class OpenAnswer:
         self._has_started = False
         self._received = 0
         self._consumed = 0
-        self._sent_consumed = 0  # which the worker knows
+        self._sent_consumed = 0  # the newest value that the worker knows
         self._last_contact = self._sent_at = time.monotonic()
         self._is_complete = False
 
@@ -89,7 +89,10 @@ class OpenAnswer:
             await self._send_control()
 
     async def keep_alive(self) -> None:
-        """Repeat the request or a sign of life if it is due, and give up a silent worker. Raises `RedisUnavailable`."""
+        """Repeat the request or a sign of life if it is due. Ends the answer if the worker is silent.
+
+        Raises `RedisUnavailable`.
+        """
         now = time.monotonic()
         if self._is_complete:
             return
@@ -104,7 +107,7 @@ class OpenAnswer:
                 await self._send(self.worker, self.request)
 
     async def cancel(self) -> None:
-        """Let the worker stop, unless the answer is complete. A lost message has the same effect a little later."""
+        """Let the worker stop, unless the answer is complete. If the message is lost, it stops a little later."""
         if not self._is_complete:
             self._is_complete = True
             with suppress(RedisUnavailable):
@@ -221,7 +224,7 @@ class Answers:
         return entries[0] if entries and isinstance(entries[0], list) else entries
 
     async def _choose(self, weights: ServedWeights) -> Heartbeat:
-        """A worker that serves these weights already, or else one with a free slot. Raises `Unavailable`."""
+        """A worker that already serves these weights, otherwise one with a free slot. Raises `Unavailable`."""
         async with self._database.read() as session:
             drained = await drained_workers(session)
         candidates = [
@@ -245,7 +248,7 @@ class Answers:
 
 
 def _free_slots(beat: Heartbeat) -> list[DeviceReport]:
-    """The slots that no job uses, with served models or without."""
+    """The slots that no job uses, with or without served models."""
     return [slot for slot in beat.slots if slot.job_id is None and slot.problem is None]
 
 

@@ -1,9 +1,9 @@
-"""Protection of and from browsers: the Host header, security headers of every response, and CORS.
+"""Protection against hostile web pages: the Host header, security headers of every response, and CORS.
 
 A page that a user visits can send requests to servers on the user's machine. Guarantees: a server that listens on a
-loopback address rejects names that do not belong to this machine, so a foreign name that resolves to 127.0.0.1 (DNS
-rebinding) reaches nothing. No page of another origin can read a response, except for those in ``ZETA_CORS_ORIGINS``.
-Responses are never rendered in frames, nor as another type than declared.
+loopback address rejects names that do not belong to this machine, including a foreign name that resolves to 127.0.0.1
+(DNS rebinding). Only pages of the origins in ``ZETA_CORS_ORIGINS`` can read responses. Responses are never
+rendered in frames, and never as a type other than the declared one.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class HostCheck:
         if self._listens_on is None or not hosts or self._is_local(hosts[0]):
             return None
         return MalformedRequest(
-            f"The request is for the host {shown(hosts[0])}, which is no name of this machine, and the server listens "
-            f"on {self._listens_on}; use that address, or set ZETA_BEHIND_PROXY=yes if a reverse proxy forwards to it.",
+            f"The request is for the host {shown(hosts[0])}, which is not a name of this machine, but the server "
+            f"listens on {self._listens_on}; use that address, or set ZETA_BEHIND_PROXY=yes if a reverse proxy "
+            "forwards to it.",
             code="unknown_host",
         )
 

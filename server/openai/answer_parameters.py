@@ -1,6 +1,6 @@
 """The parameters of ``/chat/completions`` and ``/completions``: validating them, and the request that they describe.
 
-A parameter that has no effect here is refused by name, as is every unknown one.
+Unknown parameters, and those that have no effect here, are rejected by name.
 """
 
 from __future__ import annotations

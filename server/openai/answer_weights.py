@@ -49,7 +49,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
         )
     if stored.manifest.format == "module":
         raise InvalidRequest(
-            f"{job.id}/{checkpoint} contains the weights of a custom module, which has no standard way to answer.",
+            f"{job.id}/{checkpoint} contains the weights of a custom module, which can't generate text.",
             code="cannot_answer",
             param="model",
         )
@@ -88,7 +88,7 @@ def _base_of_job(job: JobRow) -> ServedWeights:
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:
     if isinstance(model, dict) and "config" in model:
         raise InvalidRequest(
-            f"{name} is an architecture without weights, so it can't answer; train it, and use the job's name.",
+            f"{name} is an architecture without weights, so it can't answer; train it, and use the id of the job.",
             code="cannot_answer",
             param="model",
         )

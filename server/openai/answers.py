@@ -21,7 +21,7 @@ from zeta_core.contract.wire.answers import AnswerPart, Failure, ServedWeights
 
 IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
-POLL_SECONDS = 0.25  # between two looks whether the client has disconnected
+POLL_SECONDS = 0.25  # between two checks whether the client has disconnected
 END = b"data: [DONE]\n\n"
 
 
@@ -66,7 +66,7 @@ async def _chained(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[
 async def _events(
     service: Service, query: AnswerQuery, weights: ServedWeights, is_disconnected: IsDisconnected
 ) -> AsyncGenerator[bytes]:
-    """The events. An error is raised before the first one, and is the last event after that."""
+    """The events. An error before the first event is raised; a later one becomes the last event."""
     built = AnswerObject(query, weights.fingerprint)
     has_begun = False
     async with service.engine.answers.ask(weights, query.prompt, query.options) as answer:

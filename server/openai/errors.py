@@ -1,7 +1,7 @@
 """Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``, with the statuses that its API uses.
 
-The client's exception class follows from the status, and whether it repeats a request from ``x-should-retry`` and
-``Retry-After``. Requests that would fail again are not repeated.
+The status determines the client's exception class; ``x-should-retry`` and ``Retry-After`` determine whether it repeats
+a request. Requests that would fail again are not repeated.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ async def get_file(service: Service, caller: Caller, file_id: str) -> FileObject
 
 
 async def content(service: Service, caller: Caller, file_id: str) -> Content:
-    """The bytes of a file. Raises `PermissionDenied` if a key that may only read asks for training data."""
+    """The bytes of a file. Raises `PermissionDenied` for training data if the key lacks the scope `submit`."""
     result = parse_result_file_id(file_id)
     if result is not None:
         return await result_content(service, caller, result)

@@ -1,8 +1,8 @@
 """Forwarding requests to an engine of the operator (vLLM, SGLang, llama.cpp), whose URL is `ZETA_SERVE_URL`.
 
 Such engines pin other versions of torch, so they run in environments of their own. The engine gets the request's body
-unchanged, and its response is passed on unchanged, so it decides which models and parameters it knows. The caller's key
-is not sent to it, and the names of other projects' jobs are refused before.
+unchanged, and its response is passed on unchanged, so it decides which models and parameters it supports. The caller's
+key is not sent to it. Jobs of other projects are rejected before a request is forwarded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 
 CONNECT_SECONDS = 5.0
-POLL_SECONDS = 0.25  # between two looks whether the client has disconnected
+POLL_SECONDS = 0.25  # between two checks whether the client has disconnected
 
 IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
@@ -38,12 +38,12 @@ def requested_model(body: Any) -> str:
     """The model in the body of a request. Raises `InvalidRequest`."""
     model = body.get("model") if isinstance(body, Mapping) else None
     if not isinstance(model, str):
-        raise InvalidRequest("model is missing; name one.", param="model", code="missing")
+        raise InvalidRequest("model is missing; set it to the name of a model.", param="model", code="missing")
     return model
 
 
 async def forward(settings: ServerSettings, path: str, body: Any, is_disconnected: IsDisconnected) -> ForwardedResponse:
-    """Send a request to the engine; ``path`` is that below ``/v1``. Raises `Unavailable` if it can't be reached."""
+    """Send a request to the engine; ``path`` is relative to ``/v1``. Raises `Unavailable` if it can't be reached."""
     assert settings.serve_url is not None, "the caller has checked it"
     url = f"{settings.serve_url}{path}"
     headers = {"Content-Type": "application/json"}
@@ -81,7 +81,7 @@ async def _content(
             try:
                 content = piece.result()
             except httpx.RequestError:
-                return  # the engine has closed the connection, as the client sees from the incomplete response
+                return  # the engine has closed the connection; the client gets an incomplete response
             if content is None:
                 return
             yield content

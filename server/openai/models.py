@@ -81,8 +81,8 @@ async def delete_model(service: Service, caller: Caller, name: str) -> DeletedMo
         found = await resolve_model(session, service, caller, name)
     if isinstance(found, BaseModelName):
         raise PermissionDenied(
-            f"{name!r} is the name of a base model, which this request can't delete; only fine-tuned models can be "
-            "deleted here.",
+            f"{name!r} is the name of a base model, which this request can't delete; remove the name with "
+            "`zeta models remove`, or from ZETA_OPENAI_MODELS on the server.",
             code="base_model",
             param="model",
         )

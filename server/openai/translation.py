@@ -50,9 +50,9 @@ def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName)
     if conflicts:
         raise error_from_details(conflicts, InvalidRequest)
     base: dict[str, Any] = dict(model.defaults) if isinstance(model, BaseModelName) else {}
-    for one, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
-        if request.trainer.get(one) is not None:
-            base.pop(other, None)
+    for name, alternative in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if request.trainer.get(name) is not None:
+            base.pop(alternative, None)
     spec: dict[str, Any] = apply_merge_patch(base, request.trainer)
     spec["model"] = _source(model)
     spec["dataset"] = {"file": request.training_file}
@@ -68,7 +68,7 @@ def translate(request: FineTuningRequest, model: BaseModelName | CheckpointName)
     multiplier = hyperparameters.learning_rate_multiplier
     if isinstance(multiplier, float):
         if rate is None:
-            fix = "this model's default is to search the learning rate; give trainer.learning_rate instead"
+            fix = "the defaults of this model search for the learning rate; set trainer.learning_rate instead"
             raise error_from_details([invalid_value("learning_rate_multiplier", multiplier, fix)], InvalidRequest)
         spec["learning_rate"] = rate * multiplier
     return Translation(spec, rate)
@@ -123,7 +123,7 @@ def _batch_split(batch_size: int, processes: int | None) -> dict[str, int]:
 
 
 def _base_learning_rate(parsed: JobSpec) -> float | None:
-    """The rate that the multiplier 1 means: that of the defaults, or the documented one; ``None`` for a search."""
+    """The rate for the multiplier 1: that of the defaults, or the documented one; ``None`` if a range test finds it."""
     if parsed.learning_rate == FIND:
         return None
     return defaults.learning_rate(parsed, from_scratch=defaults.is_from_scratch(parsed.model))
@@ -138,7 +138,7 @@ def _conflict(field: str, parameter: str) -> ErrorDetail:
 
 
 def in_terms_of_the_request(error: InvalidSpec) -> InvalidSpec:
-    """``error`` about fields of a spec, with the names of the parameters that the request has."""
+    """The error about the fields of a spec, with the names of the request's parameters instead."""
     details = [_renamed(detail) for detail in error.details]
     if not details:
         return error

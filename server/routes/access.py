@@ -95,7 +95,7 @@ async def create_project(service: TheService, caller: TheCaller, request: Reques
 
 @router.get("/projects")
 async def list_projects(service: TheService, caller: TheCaller, query: Annotated[PageQuery, Query()]) -> Page[Project]:
-    """List all projects by name for an admin key, and the own project for another key."""
+    """List projects by name: all of them for an admin key, otherwise the project of the key."""
     return await projects.list_projects(service, caller, query)
 
 

@@ -1,6 +1,6 @@
 """/openai/v1/chat/completions and /openai/v1/completions: answers of checkpoints and base models.
 
-A key that may read the weights may also let them answer, so reading suffices.
+The scope `read` suffices, because it also allows downloading the weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
     "/chat/completions", openapi_extra=json_body("ChatParameters", required=True), response_model=None, responses=STREAM
 )
 async def create_chat_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
-    """Answer a conversation with a checkpoint or a base model; with `stream`, as server-sent events."""
+    """Answer a conversation with a checkpoint or a base model, with `stream` as server-sent events."""
     body = await read_body(request, MAX_REQUEST_BYTES)
     if service.settings.serve_url is not None:
         return await _forwarded(service, caller, request, "/chat/completions", body)
@@ -41,7 +41,7 @@ async def create_chat_completion(service: TheService, caller: TheCaller, request
     "/completions", openapi_extra=json_body("TextParameters", required=True), response_model=None, responses=STREAM
 )
 async def create_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
-    """Continue a text with a checkpoint or a base model; with `stream`, as server-sent events."""
+    """Continue a text with a checkpoint or a base model, with `stream` as server-sent events."""
     body = await read_body(request, MAX_REQUEST_BYTES)
     if service.settings.serve_url is not None:
         return await _forwarded(service, caller, request, "/completions", body)

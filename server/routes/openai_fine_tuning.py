@@ -101,29 +101,29 @@ _NO_GRADERS = "Graders are not supported, because the method 'reinforcement' is 
 
 @router.get("/checkpoints/{checkpoint:path}/permissions")
 async def list_openai_permissions(caller: TheCaller, checkpoint: str) -> None:
-    """Reject the request with the reason: there are no permissions of checkpoints."""
+    """Reject the request: checkpoint permissions are not supported."""
     raise InvalidRequest(_NO_PERMISSIONS, code="not_supported")
 
 
 @router.post("/checkpoints/{checkpoint:path}/permissions")
 async def create_openai_permission(caller: TheCaller, checkpoint: str) -> None:
-    """Reject the request with the reason: there are no permissions of checkpoints."""
+    """Reject the request: checkpoint permissions are not supported."""
     raise InvalidRequest(_NO_PERMISSIONS, code="not_supported")
 
 
 @router.delete("/checkpoints/{checkpoint:path}/permissions/{permission_id}")
 async def delete_openai_permission(caller: TheCaller, checkpoint: str, permission_id: str) -> None:
-    """Reject the request with the reason: there are no permissions of checkpoints."""
+    """Reject the request: checkpoint permissions are not supported."""
     raise InvalidRequest(_NO_PERMISSIONS, code="not_supported")
 
 
 @router.post("/alpha/graders/run")
 async def run_openai_grader(caller: TheCaller) -> None:
-    """Reject the request with the reason: there are no graders."""
+    """Reject the request: graders are not supported."""
     raise InvalidRequest(_NO_GRADERS, code="not_supported")
 
 
 @router.post("/alpha/graders/validate")
 async def validate_openai_grader(caller: TheCaller) -> None:
-    """Reject the request with the reason: there are no graders."""
+    """Reject the request: graders are not supported."""
     raise InvalidRequest(_NO_GRADERS, code="not_supported")

@@ -58,7 +58,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/audit": Scope.ADMIN,
     "POST /v1/login-links": Scope.READ,
     "GET /metrics": Scope.METRICS,
-    "POST /openai/v1/chat/completions": Scope.READ,  # who may read the weights may also let them answer
+    "POST /openai/v1/chat/completions": Scope.READ,  # `read` also allows downloading the weights
     "POST /openai/v1/completions": Scope.READ,
     "GET /openai/v1/files": Scope.READ,
     "POST /openai/v1/files": Scope.SUBMIT,

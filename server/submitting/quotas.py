@@ -1,6 +1,6 @@
 """Applies the limits of a project to a submission.
 
-The limits of a spec's fields make it invalid. The limits of the queue and of stored bytes refuse it for now.
+A spec whose fields exceed a limit is invalid. A full queue or storage rejects a submission only temporarily.
 """
 
 from __future__ import annotations

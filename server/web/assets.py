@@ -1,6 +1,6 @@
 """The style sheet and scripts of the pages, read once into memory and served with a far-future cache lifetime.
 
-The path contains a digest of all assets, so a new version has new addresses. Only these files can be requested, so no
+The path contains a digest of all assets, so a new version has new URLs. Only these files can be requested, so no
 path from a client reaches the file system.
 """
 

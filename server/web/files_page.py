@@ -1,4 +1,4 @@
-"""The page of uploaded files: uploading by dropping, with progress, and deleting."""
+"""The page of uploaded files: uploading (also by drag and drop) with progress, and deleting."""
 
 from __future__ import annotations
 

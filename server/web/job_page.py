@@ -30,7 +30,7 @@ EVENTS_PER_PAGE = 200
 MAX_CHECKPOINTS = 1000
 Command = Literal["cancel", "pause", "resume"]
 
-# Facts in the resolved spec that are no settings.
+# Facts in the resolved spec that are not settings.
 _FACTS = (
     *("run_id", "device", "device_kind", "threads", "world_size", "first_world_size", "dtype", "strategy"),
     *("num_parameters", "num_trained_parameters", "total_steps", "total_sequences", "eval_documents", "eval_tokens"),
@@ -114,7 +114,7 @@ async def show_checkpoints(service: TheService, page: ReadPage, job_id: str) -> 
 
 @router.get("/jobs/{job_id}/chat")
 async def show_chat(service: TheService, page: ReadPage, job_id: str) -> Response:
-    """A chat with the newest checkpoint, and with the model before training, if it was trained before."""
+    """A chat with the newest checkpoint, and with the base model unless the job trains from scratch."""
     view = await read_view(service, page.caller, job_id)
     model = view.job.spec.get("model")
     has_base = not (isinstance(model, dict) and "config" in model)

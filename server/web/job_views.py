@@ -1,4 +1,4 @@
-"""Reads jobs with what the pages show besides them: owners, sparklines, and the numbers of jobs by status."""
+"""Reads jobs with the further data that the pages show: owners, sparklines, and the number of jobs by status."""
 
 from __future__ import annotations
 

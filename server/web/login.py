@@ -34,7 +34,7 @@ class LoginQuery(BaseModel):
 
 @router.get("/login")
 async def show_login(service: TheService, request: Request, query: Annotated[LoginQuery, Query()]) -> Response:
-    """The login page. A one-time link starts a session instead; programs that only look at a link use HEAD."""
+    """The login page. A one-time link starts a session instead, but not for HEAD, with which programs preview links."""
     if query.link is not None and request.method == "GET":
         started = await service.sessions.use_link(query.link)
         # A page that continues by itself: after a redirect from another site, the browser would not send the cookie.

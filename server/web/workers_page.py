@@ -1,4 +1,4 @@
-"""The page of workers: their devices, what runs on them, and draining."""
+"""The page of workers: their devices and jobs, and draining."""
 
 from __future__ import annotations
 

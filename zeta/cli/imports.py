@@ -10,13 +10,10 @@ import typer
 
 from zeta.cli.app import JOBS, AsJson, app
 
-import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+import_app = typer.Typer(
+    help="Create a job from an exported job of another service.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(import_app, name="import", rich_help_panel=JOBS)
-
-
-@import_app.callback()
-def imports() -> None:
-    """Create a job from an exported job of another service."""
 
 
 @import_app.command(name="openai")

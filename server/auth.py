@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,7 +39,8 @@ class Caller:
     """Who makes a request: the API key, the project in which the request acts, and the client's network address.
 
     The project is the key's, unless an admin key names another one (`Keys.in_project`). ``expires_at`` is when the key
-    stops working. ``limits`` are those of the project.
+    stops working. ``limits`` are those of the project. ``key_sha256`` identifies the text of the key that was sent: an
+    old one that still works after a rotation, or the new one.
     """
 
     key_id: str
@@ -49,6 +50,7 @@ class Caller:
     expires_at: datetime | None = None
     address: str | None = None
     limits: ProjectLimits = NO_LIMITS
+    key_sha256: str = field(kw_only=True, repr=False)
 
     @property
     def is_admin(self) -> bool:
@@ -187,6 +189,7 @@ class Keys:
             scopes=frozenset(str(scope) for scope in row.scopes),
             expires_at=min((end for end in ends if end is not None), default=None),
             limits=self._default_limits if project is None else self._default_limits.with_own(project.limits),
+            key_sha256=digest,
         )
         return _KnownKey(caller, read_at=now)
 

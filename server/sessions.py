@@ -18,7 +18,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import KEY_SECONDS, Caller, Keys, sha256
-from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
+from server.database.access_tables import LoginLinkRow, SessionRow
 from server.database.connections import Database
 from zeta_core.contract.errors import AuthenticationFailed, NotFound, PermissionDenied
 from zeta_core.contract.job.events import utc_now
@@ -115,16 +115,15 @@ class Sessions:
             await session.execute(delete(SessionRow).where(SessionRow.token_sha256 == digest))
 
     async def create_link(self, caller: Caller) -> NewToken:
-        """Create a login link for the caller's key."""
+        """Create a login link for the text of the key that the caller sent, which may be a replaced one."""
         now = utc_now()
         new = NewToken(secrets.token_urlsafe(_TOKEN_BYTES), now + timedelta(minutes=LINK_MINUTES))
         async with self._database.write() as session:
             await session.execute(delete(LoginLinkRow).where(LoginLinkRow.expires_at <= now))
-            key = await session.get_one(KeyRow, caller.key_id)
             session.add(
                 LoginLinkRow(
                     token_sha256=sha256(new.token),
-                    key_sha256=key.secret_sha256,
+                    key_sha256=caller.key_sha256,
                     created_at=now,
                     expires_at=new.expires_at,
                 )

@@ -171,6 +171,18 @@ def test_a_login_link_expires(http: httpx.Client, rows: Rows, browser: httpx.Cli
     assert LINK_MINUTES <= 10
 
 
+def test_a_login_link_of_a_replaced_key_ends_with_its_grace_period(
+    server: ServerProcess, http: httpx.Client, browser: httpx.Client
+) -> None:
+    key = http.post("/v1/keys", json={"name": "leaked", "scopes": ["submit"]}).raise_for_status().json()
+    http.post(f"/v1/keys/{key['id']}/rotate", json={"grace_seconds": 3}).raise_for_status()
+    with server.http(key["key"]) as holder_of_the_old_text:
+        link = holder_of_the_old_text.post("/v1/login-links").raise_for_status().json()
+    assert browser.get(httpx.URL(link["url"])).status_code == 200
+    assert browser.get("/v1/jobs").status_code == 200
+    wait_until(lambda: browser.get("/v1/jobs").status_code == 401, 10, "the session to end")
+
+
 def test_a_login_link_needs_a_key(browser: httpx.Client) -> None:
     assert browser.post("/v1/login-links").status_code == 401
 

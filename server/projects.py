@@ -11,7 +11,7 @@ from server.auth import Caller, project_not_found
 from server.database.access_tables import ProjectRow
 from server.database.pagination import PageQuery, page, storable
 from server.database.projects import contents, ensure_project, usage
-from server.database.tables import SweepRow
+from server.database.tables import ModelNameRow, SweepRow
 from server.service import Service
 from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, NewProject, Project, ProjectChange, ProjectLimits
 from zeta_core.contract.errors import Conflict, InvalidRequest
@@ -76,10 +76,12 @@ async def delete_project(service: Service, caller: Caller, name: str) -> Deleted
             raise Conflict(f"Project {name} belongs to the service and can't be deleted.", code="project_in_use")
         if (contained := await contents(session, name)) is not None:
             raise Conflict(
-                f"Project {name} contains {contained}; delete its jobs and files and revoke its keys first.",
+                f"Project {name} contains {contained}; delete its jobs and files, complete or "
+                "cancel its uploads, and revoke its keys first.",
                 code="project_in_use",
             )
-        await session.execute(delete(SweepRow).where(SweepRow.project == name))  # their jobs are deleted
+        for table in (SweepRow, ModelNameRow):  # a sweep without jobs, and names for new jobs
+            await session.execute(delete(table).where(table.project == name))
         await session.delete(row)
         session.add(caller.audit_row("project.delete", name, project=name))
     return DeletedObject(id=name, object="project")

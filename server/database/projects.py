@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.access_tables import KeyRow, ProjectRow
 from server.database.job_counts import jobs_by_project
-from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow
+from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow, UploadRow
 from zeta_core.contract.access import ProjectUsage
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
@@ -76,10 +76,13 @@ async def usage(session: AsyncSession, projects: Collection[str]) -> Mapping[str
 
 
 async def contents(session: AsyncSession, project: str) -> str | None:
-    """What the project contains, as a phrase; ``None`` if it is empty. Revoked keys don't count."""
+    """What the project contains, as a phrase; ``None`` if it is empty. Ended uploads and revoked keys don't count."""
     queries = {
         "jobs": select(JobRow.id).where(JobRow.project == project),
         "files": select(FileRow.id).where(FileRow.project == project),
+        "unfinished uploads": select(UploadRow.id).where(
+            UploadRow.project == project, UploadRow.status == "pending", UploadRow.expires_at > utc_now()
+        ),
         "keys": select(KeyRow.id).where(KeyRow.project == project, KeyRow.revoked_at.is_(None)),
     }
     kinds = [kind for kind, query in queries.items() if await session.scalar(query.limit(1)) is not None]

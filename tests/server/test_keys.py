@@ -180,8 +180,17 @@ def test_a_project_is_created_listed_and_deleted_when_empty(http: httpx.Client) 
     assert (refused.status_code, error_of(refused)["code"]) == (409, "project_in_use")
     assert "Project speech contains keys;" in error_of(refused)["message"]
     http.delete(f"/v1/keys/{key['id']}").raise_for_status()
+    in_speech = {"Zeta-Project": "speech"}
+    new_upload = {"bytes": 1, "filename": "a.jsonl", "mime_type": "text/plain", "purpose": "fine-tune"}
+    upload = http.post("/openai/v1/uploads", json=new_upload, headers=in_speech).raise_for_status().json()
+    assert "Project speech contains unfinished uploads;" in error_of(http.delete("/v1/projects/speech"))["message"]
+    http.post(f"/openai/v1/uploads/{upload['id']}/cancel", headers=in_speech).raise_for_status()
+    http.post("/v1/models", json={"name": "own", "model": SPEC["model"]}, headers=in_speech).raise_for_status()
     assert http.delete("/v1/projects/speech").json() == {"id": "speech", "object": "project", "deleted": True}
     assert http.get("/v1/projects/speech").status_code == 404
+    http.post("/v1/projects", json={"name": "speech"}).raise_for_status()
+    assert http.get("/v1/models", headers=in_speech).json()["data"] == []
+    http.delete("/v1/projects/speech").raise_for_status()
     assert http.delete("/v1/projects/default").status_code == 409
 
 

@@ -100,7 +100,10 @@ def list_keys(
 def rotate_key(
     key: KeyName,
     grace: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long the old text continues to work: 1h, 7d. Default: not.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long the old text continues to work: 1h, 7d. Default: it stops at once."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

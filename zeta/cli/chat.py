@@ -26,7 +26,7 @@ def chat(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also show the answers of the model that was trained.")] = False,
     checkpoint: Annotated[
-        str | None, typer.Option(help="'step-N', 'best' or 'final'. Default: final, or the newest until the end.")
+        str | None, typer.Option(help="'step-N', 'best' or 'final'. Default: the final or the newest one.")
     ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="Continue the prompt as a text, for models without a chat template.")
@@ -34,7 +34,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="The system message of the conversation.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the most probable token.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="With a temperature: the same seed gives the same answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a job's checkpoint. The model is loaded on a free device of a worker with the first question.
@@ -93,7 +93,7 @@ def _converse(
         try:
             answers = show_answers(client, models, question if is_text else conversations, options)
         except KeyboardInterrupt:
-            notice("\nInterrupted; the question is forgotten.", as_json=False)
+            notice("\nInterrupted; the question is not part of the conversation.", as_json=False)
         for name, turns in conversations.items():
             answer = next((answer for answer in answers if answer.model == models[name]), None)
             if answer is None:

@@ -62,7 +62,7 @@ def _ask_all(
         asked = [executor.submit(ask, label, on_text[label]) for label in models]
         return [each.result() for each in asked]
     finally:
-        executor.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, nobody waits for the rest
+        executor.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, the rest is not needed
 
 
 def _show_side_by_side(models: Mapping[str, str], ask: Callable[[str, Callable[[str], None]], Answer]) -> list[Answer]:

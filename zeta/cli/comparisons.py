@@ -61,7 +61,10 @@ def plot(
 
 @app.command(rich_help_panel=JOBS)
 def diff(first: JobId, second: JobId, as_json: AsJson = False) -> None:
-    """Show the settings in which two jobs differ, with the defaults that were decided."""
+    """List settings in which two jobs differ.
+
+    They include defaults that the runs decided.
+    """
     from zeta.cli.output import print_json, print_text
     from zeta.cli.table import Column, print_table
     from zeta.client import Client
@@ -88,10 +91,11 @@ def diff(first: JobId, second: JobId, as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=JOBS)
 def compare(first: JobId, second: JobId, as_json: AsJson = False) -> None:
-    """Compare two jobs by their loss on the same held-out documents.
+    """Compare two jobs by their held-out losses.
 
-    The interval contains the differences that are plausible with other documents of the same kind (95 %, a paired
-    bootstrap over the documents). If it contains 0, the jobs are not distinguishable.
+    Both must have been evaluated on the same documents. The interval contains the differences that are plausible with
+    other documents of the same kind (95 %, a paired bootstrap over the documents). If it contains 0, the jobs can't be
+    distinguished.
     """
     from zeta.cli.output import print_json, print_text
     from zeta.client import Client

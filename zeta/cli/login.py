@@ -12,9 +12,10 @@ from zeta.cli.app import SERVICE, AsJson, app
 
 @app.command(rich_help_panel=SERVICE)
 def config(as_json: AsJson = False) -> None:
-    """Show the settings of the client and of `zeta up`, with secrets masked.
+    """Show the settings of this environment.
 
-    All other ZETA_* variables that are set here are included, because `zeta up` passes them on.
+    These are the settings of the client and of `zeta up`, with secrets masked. All other ZETA_*
+    variables that are set here are included, because `zeta up` passes them on.
     """
     from zeta.cli.output import print_fields, print_json
     from zeta.server_lookup import ClientSettings, find_server

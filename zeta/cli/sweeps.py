@@ -67,10 +67,10 @@ def sweeps(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of sweeps.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List sweeps, newest first, or show the jobs of one with their losses.
+    """List sweeps, or show the jobs of one.
 
-    Losses are those of `zeta jobs`. The best job has the lowest loss on held-out data (EVAL), or the lowest LOSS if a
-    job has no held-out data.
+    Sweeps are listed newest first. Losses are those of `zeta jobs`. The best job has the lowest loss on held-out data
+    (EVAL), or the lowest LOSS if a job has no held-out data.
     """
     from zeta.cli.output import print_json, print_list
     from zeta.client import Client

@@ -47,9 +47,10 @@ def top(
     ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show the running and queued jobs and the devices, and update them until Ctrl-C.
+    """Show running and queued jobs, and devices.
 
-    Without a terminal, they are printed once. With --json, the list of jobs and the list of workers are printed once.
+    They are updated until Ctrl-C. Without a terminal, they are printed once. With --json, the list of jobs and the list
+    of workers are printed once.
     """
     from zeta.cli.output import print_list, terminal_size
     from zeta.client import Client

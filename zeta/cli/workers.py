@@ -60,7 +60,10 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 
 @app.command(rich_help_panel=SERVICE)
 def workers(as_json: AsJson = False) -> None:
-    """List workers, their slots, and the job in each slot, the problem of its GPU, or the models that answer there."""
+    """List workers and what their slots do.
+
+    A slot runs a job, serves models, is free, or can't be used because its GPU has a problem.
+    """
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client

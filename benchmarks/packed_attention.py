@@ -35,7 +35,7 @@ def packed_batch(seq_len: int, document: int) -> Batch:
         positions += range(len(part))
         if len(ids) >= seq_len:
             break
-    ids_BT, segments_BT, positions_BT = (torch.tensor(one[:seq_len])[None] for one in (ids, segments, positions))
+    ids_BT, segments_BT, positions_BT = (torch.tensor(values[:seq_len])[None] for values in (ids, segments, positions))
     labels_BT = ids_BT.masked_fill(positions_BT == 0, -100)
     return Batch(ids_BT, labels_BT, positions_BT, segments_BT, int((labels_BT >= 0).sum()))
 

@@ -114,7 +114,7 @@ def main(base_url: str, api_key: str) -> None:
 
     events = [strictly(event) for event in client.fine_tuning.jobs.list_events(job.id, limit=50)]
     assert len({event.id for event in events}) == len(events) > 50
-    checkpoints = [strictly(one) for one in client.fine_tuning.jobs.checkpoints.list(job.id)]
+    checkpoints = [strictly(checkpoint) for checkpoint in client.fine_tuning.jobs.checkpoints.list(job.id)]
     assert checkpoints[0].step_number == 1500
     measured = checkpoints[0].metrics
     assert None not in (measured.train_loss, measured.valid_loss, measured.train_mean_token_accuracy)

@@ -192,9 +192,9 @@ def test_a_client_that_disconnects_ends_its_request_within_a_second(
     client.completions.create(model=text_job, prompt="a", max_tokens=1)
     stream = client.completions.create(model=text_job, prompt="a", max_tokens=4000, temperature=0, stream=True)
     next(stream)
-    wait_until(lambda: [one["requests"] for one in served_models(http)] == [1], 10, "the request to be shown")
+    wait_until(lambda: [model["requests"] for model in served_models(http)] == [1], 10, "the request to be shown")
     stream.close()
-    wait_until(lambda: [one["requests"] for one in served_models(http)] == [0], 2, "the request to end")
+    wait_until(lambda: [model["requests"] for model in served_models(http)] == [0], 2, "the request to end")
 
 
 def test_a_job_takes_the_device_of_a_served_model(
@@ -228,7 +228,10 @@ def test_a_job_takes_the_device_of_a_served_model(
 
 def checkpoints(http: httpx.Client, job_id: str) -> list[str]:
     """The names, newest first."""
-    return [one["name"] for one in http.get(f"/v1/jobs/{job_id}/checkpoints").raise_for_status().json()["data"]]
+    return [
+        checkpoint["name"]
+        for checkpoint in http.get(f"/v1/jobs/{job_id}/checkpoints").raise_for_status().json()["data"]
+    ]
 
 
 def served_models(http: httpx.Client) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ def tuned(service: Service) -> str:
 
 
 @pytest.mark.slow
-def test_a_conversation_goes_on_until_the_end_of_the_input(service: Service, tuned: str) -> None:
+def test_a_conversation_continues_until_the_end_of_the_input(service: Service, tuned: str) -> None:
     with Terminal([ZETA, "chat", tuned, "--max-tokens", "20"], service.environment(), columns=100) as terminal:
         terminal.read_until(">")
         terminal.type("Which river?\r\x04")

@@ -25,7 +25,7 @@ def send(server: ServerProcess, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8:1", "localhost:99", "LOCALHOST", "a.localhost", "[::1]:80"])
-def test_names_of_the_own_machine_are_accepted(http: httpx.Client, host: str) -> None:
+def test_names_of_this_machine_are_accepted(http: httpx.Client, host: str) -> None:
     assert http.get("/v1/jobs", headers={"Host": host}).status_code == 200
 
 

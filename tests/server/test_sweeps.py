@@ -63,7 +63,7 @@ def test_an_invalid_combination_creates_no_job_and_is_named(http: httpx.Client) 
         ({"method": "bayes"}, "method"),
     ],
 )
-def test_what_a_sweep_cannot_use_is_rejected(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_sweep_is_rejected(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     response = create(http, **fields)
     assert response.status_code == 422, response.text
     assert error_of(response)["param"] == param

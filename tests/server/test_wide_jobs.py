@@ -92,7 +92,7 @@ def test_slots_that_share_a_gpu_count_once_for_a_job(fleet: SmallFleet) -> None:
     assert reason(fleet, three)["details"] == {"gpus": 3, "largest": 2}
 
 
-def test_a_wide_job_at_the_head_of_the_queue_is_not_overtaken_for_ever(fleet: SmallFleet) -> None:
+def test_a_wide_job_at_the_head_of_the_queue_is_not_overtaken_indefinitely(fleet: SmallFleet) -> None:
     """Narrow jobs behind it would otherwise take every slot as soon as it is free."""
     stepped = SteppedScheduler(fleet)
     wide = submit(fleet, gpus=3)

@@ -90,7 +90,7 @@ def test_a_worker_reports_the_model_memory_and_mig_instances_of_its_gpus(
 
 
 @pytest.mark.slow
-def test_a_faulty_or_busy_gpu_is_not_assigned_until_it_is_well_again(fleet: SmallFleet, gpus: SimulatedGpus) -> None:
+def test_a_faulty_or_busy_gpu_is_not_assigned_until_it_has_recovered(fleet: SmallFleet, gpus: SimulatedGpus) -> None:
     of_programs = SimulatedGpu(xid=31)  # a fault of the program that used the GPU
     gpus.set(
         [

@@ -52,7 +52,7 @@ def test_both_names_of_the_maximum_length_are_refused_together(server: ServerPro
     assert "can't be combined" in error["message"]
 
 
-def test_pictures_are_refused(server: ServerProcess) -> None:
+def test_images_are_rejected(server: ServerProcess) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     error = refused(server, "/chat/completions", messages=[{"role": "user", "content": [picture]}])
     assert "messages" in error["param"]
@@ -80,7 +80,7 @@ def test_a_named_model_of_the_hub_needs_access_to_it(redis_url: str, tmp_path: P
         client.completions.create(model="published", prompt="Hi")
 
 
-def test_without_a_worker_the_client_is_told_when_to_come_back(redis_url: str, tmp_path: Path) -> None:
+def test_without_a_worker_the_error_states_when_to_try_again(redis_url: str, tmp_path: Path) -> None:
     models = json.dumps({"published": "org/name"})
     with (
         running_server(tmp_path, redis_url, ZETA_OPENAI_MODELS=models, ZETA_HUB="on") as server,

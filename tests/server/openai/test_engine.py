@@ -88,7 +88,7 @@ def test_an_error_of_the_engine_is_passed_on(client: OpenAI) -> None:
         client.completions.create(model="unknown", prompt="Hi")
 
 
-def test_a_job_of_nobody_is_not_found(client: OpenAI) -> None:
+def test_a_job_that_does_not_exist_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model=new_id("job"), prompt="Hi")
     assert Engine.received == []

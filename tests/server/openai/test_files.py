@@ -213,7 +213,7 @@ def test_a_size_that_differs_from_the_announced_one_is_rejected(client: OpenAI) 
         client.uploads.complete(upload.id, part_ids=[part.id])
 
 
-def test_an_expired_upload_accepts_nothing(client: OpenAI, server: ServerProcess) -> None:
+def test_an_expired_upload_accepts_no_part(client: OpenAI, server: ServerProcess) -> None:
     upload = client.uploads.create(bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     with sqlite3.connect(server.home / "zeta.db") as database:
         database.execute("UPDATE uploads SET expires_at = '2020-01-01 00:00:00' WHERE id = ?", (upload.id,))

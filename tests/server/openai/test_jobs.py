@@ -179,7 +179,7 @@ def test_an_unknown_model_lists_the_existing_ones(client: OpenAI) -> None:
     assert caught.value.code == "model_not_found"
 
 
-def test_what_is_not_supported_says_why(client: OpenAI, rows: Rows) -> None:
+def test_unsupported_requests_are_rejected_with_the_reason(client: OpenAI, rows: Rows) -> None:
     with pytest.raises(BadRequestError, match="Checkpoint permissions are not supported"):
         client.fine_tuning.checkpoints.permissions.create("ft:a:b::c", project_ids=["p"])
     with pytest.raises(BadRequestError, match="Graders are not supported"):

@@ -65,7 +65,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI, job_id: str, name: str) -
     assert "\x1b" not in caught.value.message
 
 
-def test_a_job_without_a_checkpoint_is_no_model_yet(client: OpenAI, rows: Rows) -> None:
+def test_a_job_without_a_checkpoint_is_not_a_model_yet(client: OpenAI, rows: Rows) -> None:
     job_id = rows.job()
     with pytest.raises(NotFoundError, match="is queued and has no checkpoint yet"):
         client.models.retrieve(job_id)

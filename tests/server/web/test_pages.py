@@ -90,7 +90,7 @@ def test_pages_answer_head_and_name_unknown_parameters(server: ServerProcess) ->
         assert (response.status_code, "&#39;sort&#39;" in response.text) == (422, True)
 
 
-def test_what_users_wrote_is_shown_as_text(visit: Visit, rows: Rows, jobs: Jobs) -> None:
+def test_texts_of_users_are_shown_as_text_and_never_as_html(visit: Visit, rows: Rows, jobs: Jobs) -> None:
     name = "<img src=x onerror=alert(1)>"
     rows.change(jobs.queued, entity_name=name, job_metadata={"<b>": "</script>"})
     visitor = visit()

@@ -62,7 +62,7 @@ def test_a_tokenizer_that_panics_is_an_invalid_model(parts: dict[str, Any], mess
     assert "use another tokenizer" in error.hint
 
 
-def test_an_error_of_other_code_is_not_blamed_on_the_tokenizer(tmp_path: Path) -> None:
+def test_an_error_raised_elsewhere_is_not_blamed_on_the_tokenizer(tmp_path: Path) -> None:
     working = tokenizer(tmp_path / "tokenizer")
     assert working("a")["input_ids"] == [0]
     reason, _ = explain(ValueError("something else"))

@@ -55,8 +55,8 @@ def assert_same(model: nn.Module, loss_function: LossFunction, batch: Batch) -> 
     torch.testing.assert_close(loss, whole_loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(correct, loss_function.take_sums())
     largest = max(float(gradient.abs().max()) for gradient in expected)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6 * max(1.0, largest))
+    for gradient, expected_gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-6 * max(1.0, largest))
     with torch.no_grad():
         torch.testing.assert_close(loss_function(model, batch)[0], whole_loss, rtol=1e-6, atol=0)
 
@@ -82,8 +82,10 @@ def test_tied_untied_and_half_precision_heads_agree(changes: dict[str, Any]) -> 
         loss, found = gradients(model, loss_function, batch)
         whole_loss, expected = gradients(model, replace(loss_function, head=None), batch)
     torch.testing.assert_close(loss, whole_loss, rtol=1e-3, atol=0)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=2e-2 * float(other.abs().max().clamp(min=1e-3)))
+    for gradient, expected_gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            gradient, expected_gradient, rtol=0, atol=2e-2 * float(expected_gradient.abs().max().clamp(min=1e-3))
+        )
 
 
 def test_an_adapter_on_the_head_and_a_frozen_head_agree() -> None:
@@ -105,9 +107,9 @@ def test_the_log_probabilities_of_preference_pairs_agree() -> None:
     model, batch = models.llama(), some_batch()
     loss_function = DpoLoss.of(find_loss_function(model, sample_ids=SAMPLE), 0.1, "llama")
     found: list[list[torch.Tensor]] = []
-    for one in (loss_function, replace(loss_function, head=None)):
+    for function in (loss_function, replace(loss_function, head=None)):
         model.zero_grad()
-        log_probabilities_B = one.log_probabilities(model, batch)
+        log_probabilities_B = function.log_probabilities(model, batch)
         (log_probabilities_B * torch.tensor([0.3, -0.7, 2.0])).sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append([log_probabilities_B.detach(), gradient])

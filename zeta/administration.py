@@ -1,7 +1,7 @@
 """Managing keys and projects, and reading the audit log: `Client.admin`. Most methods need the scope ``admin``.
 
 with Client() as client:
-    created = client.admin.create_key("laptop of Ada", project="vision", scopes=["submit"])
+    created = client.admin.create_key("Ada's laptop", project="vision", scopes=["submit"])
     print(created.key)  # can't be shown again
 """
 

@@ -183,7 +183,7 @@ def _method(row: JobRow, job: Job) -> MethodObject:
 
 
 def _epochs(job: Job) -> int | Auto | None:
-    """``None`` if the run has a number of steps, or a part of an epoch, which the client's type can't express."""
+    """``None`` if `max_steps` sets the length, or for a fraction of an epoch, which the client's type can't express."""
     epochs = job.resolved_spec.epochs
     if epochs is None or not float(epochs).is_integer():
         return None

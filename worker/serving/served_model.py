@@ -95,7 +95,7 @@ class ServedModel:
             message = f"The process that served {self.weights.name} hung for {STALL_SECONDS:g} s."
         else:
             return
-        logger.warning("%s It is ended.", message, extra={"action": "serve"})
+        logger.warning("%s Ending it.", message, extra={"action": "serve"})
         self.end(Failure(code="process_ended", message=f"{message} Send the request again."))
 
     def _receive(self, message: Message) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from zeta_core.contract.errors import InvalidRequest
 
 DOCUMENT_LOSSES_FILE = "document_losses.json"  # in the training state of a checkpoint; a `DocumentLosses`
-MIN_DOCUMENTS = 5  # with fewer, resampling them says nothing
+MIN_DOCUMENTS = 5  # with fewer documents, resampling is not informative
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 

@@ -35,7 +35,7 @@ class SweepRequest(ModelWithRules):
     random: int | None = Field(
         default=None, ge=1, le=MAX_JOBS, description="create only this many of the grid's combinations"
     )
-    seed: int | None = Field(default=None, ge=0, lt=2**53, description="of the random choice; default 0")
+    seed: int | None = Field(default=None, ge=0, lt=2**53, description="the seed of the random choice; default 0")
 
     @property
     def num_combinations(self) -> int:
@@ -94,7 +94,7 @@ def _problem(name: str, values: Sequence[JsonValue]) -> str | None:
 
 
 def with_settings(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the spec with these settings. Raises `ValueError` if a field that a name goes through is no object."""
+    """A copy of the spec with these settings. Raises `ValueError` if a field within a name is not an object."""
     changed: dict[str, Any] = json.loads(json.dumps(spec))
     for name, value in settings.items():
         *parents, last = name.split(".")

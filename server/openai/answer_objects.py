@@ -64,8 +64,9 @@ class AnswerObject:
         if piece.choice not in self._begun:
             self._begun.add(piece.choice)
             deltas.append(({"role": "assistant", "content": ""}, None))
+        content: dict[str, Any] = {"content": piece.text}
         if piece.text or piece.logprobs:
-            deltas.append(({"content": piece.text}, None))
+            deltas.append((content, None))
         if piece.tool_calls:
             calls = [{"index": number, **_tool_call(call)} for number, call in enumerate(piece.tool_calls)]
             deltas.append(({"tool_calls": calls}, None))
@@ -77,7 +78,7 @@ class AnswerObject:
                     {
                         "index": piece.choice,
                         "delta": delta,
-                        "logprobs": self._chat_logprobs(piece.logprobs) if "content" in delta and piece.text else None,
+                        "logprobs": self._chat_logprobs(piece.logprobs) if delta is content else None,
                         "finish_reason": reason,
                     }
                 ]

@@ -7,24 +7,21 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import JsonValue, TypeAdapter
+from pydantic import JsonValue
 
 from server.auth import Caller
 from server.database.tables import JobRow
 from server.jobs.queries import find_job
-from server.openai.model_names import BaseModelName, resolve_model
+from server.openai.model_names import ANY_DATASET, MODEL_SOURCE, BaseModelName, resolve_model
 from server.service import Service
 from server.submitting.references import check_references
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
-from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.answers import ServedWeights
 
-ANY_DATASET = {"builtin": "python-docs"}
 BASE = "base"  # in "job_.../base": the model that the job started from
-_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
 
 async def find_weights(service: Service, caller: Caller, name: str) -> ServedWeights:
@@ -66,7 +63,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
 
 async def _named_base(service: Service, caller: Caller, base: BaseModelName) -> ServedWeights:
     """A named base model, which must be one that a job of the caller may start from."""
-    source = _SOURCE.dump_python(base.source, mode="json")
+    source = MODEL_SOURCE.dump_python(base.source, mode="json")
     spec = parse(JobSpec, {"model": source, "dataset": ANY_DATASET})
     async with service.database.write() as session:  # the check locks the rows that it reads
         files = await check_references(session, service, caller.project, spec)

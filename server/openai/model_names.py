@@ -28,6 +28,7 @@ from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.spec.validation import shown
 
 MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
+ANY_DATASET = {"builtin": "python-docs"}  # completes a spec, so that its other fields can be checked
 _FINE_TUNED = re.compile(r"ft:.+:([0-9a-z]+?)(?::ckpt-([a-z0-9-]+))?\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from server.auth import Caller
 from server.database.pagination import storable
 from server.database.tables import ModelNameRow
+from server.openai.model_names import ANY_DATASET
 from server.service import Service
 from server.submitting.references import check_references
 from zeta_core.contract.errors import Conflict, ErrorDetail, InvalidSpec, NotFound
@@ -20,13 +21,12 @@ from zeta_core.contract.spec.validation import error_from_details, parse, shown
 
 MAX_NAMES = 1000  # per project; the list has no pages
 _DETERMINED_BY_THE_JOB = ("model", "dataset", "eval_dataset", "resume_from_checkpoint", "metadata")
-_ANY_DATASET = {"builtin": "python-docs"}  # so that the defaults can be checked as a spec
 
 
 async def add(service: Service, caller: Caller, body: Any) -> ModelName:
     """Name a base model in the caller's project.
 
-    Raises `InvalidSpec` naming every invalid field, and `Conflict` if the name exists.
+    Raises `InvalidSpec` naming every invalid field, and `Conflict` if the name exists or there are `MAX_NAMES`.
     """
     new = parse(NewModelName, body)
     details = [
@@ -44,13 +44,19 @@ async def add(service: Service, caller: Caller, body: Any) -> ModelName:
     spec = {**new.defaults, "model": model}
     row = ModelNameRow(project=caller.project, name=new.name, created_by=caller.key_id, spec=spec, created_at=utc_now())
     try:
-        parsed = parse(JobSpec, {**spec, "dataset": _ANY_DATASET})
+        parsed = parse(JobSpec, {**spec, "dataset": ANY_DATASET})
         async with service.database.write() as session:
             await check_references(session, service, caller.project, parsed)
             if await session.get(ModelNameRow, (caller.project, new.name)) is not None:
                 raise Conflict(
                     f"The model name {new.name!r} exists; remove it first with `zeta models remove {new.name}`.",
                     code="model_name_exists",
+                )
+            in_project = select(func.count()).where(ModelNameRow.project == caller.project)
+            if (await session.scalar(in_project) or 0) >= MAX_NAMES:
+                raise Conflict(
+                    f"The project has {MAX_NAMES} model names, the limit; remove one with `zeta models remove NAME`.",
+                    code="too_many_model_names",
                 )
             session.add(row)
             session.add(caller.audit_row("model.add", new.name, project=caller.project))

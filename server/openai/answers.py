@@ -7,19 +7,18 @@ its status. An error after that is the last event of the stream. A client that d
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from server.engine.answers import OpenAnswer
+from server.jobs.event_stream import IsDisconnected
 from server.openai.answer_objects import AnswerObject
 from server.openai.answer_parameters import AnswerQuery
 from server.openai.errors import error_body
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
 from zeta_core.contract.wire.answers import AnswerPart, Failure, ServedWeights
-
-IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 POLL_SECONDS = 0.25  # between two checks whether the client has disconnected
 END = b"data: [DONE]\n\n"

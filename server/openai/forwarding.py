@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from server.jobs.event_stream import IsDisconnected
+from server.openai.answers import POLL_SECONDS, ClientGone
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidRequest, Unavailable
 
 CONNECT_SECONDS = 5.0
-POLL_SECONDS = 0.25  # between two checks whether the client has disconnected
 
-IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ def requested_model(body: Any) -> str:
 
 
 async def forward(settings: ServerSettings, path: str, body: Any, is_disconnected: IsDisconnected) -> ForwardedResponse:
-    """Send a request to the engine; ``path`` is relative to ``/v1``. Raises `Unavailable` if it can't be reached."""
+    """Send a request to the engine; ``path`` is relative to ``/v1``.
+
+    Raises `Unavailable` if it can't be reached, and `ClientGone` if the client disconnects before it responds.
+    """
     assert settings.serve_url is not None, "the caller has checked it"
     url = f"{settings.serve_url}{path}"
     headers = {"Content-Type": "application/json"}
@@ -56,7 +60,7 @@ async def forward(settings: ServerSettings, path: str, body: Any, is_disconnecte
         )
         try:
             request = client.build_request("POST", url, content=json.dumps(body).encode(), headers=headers)
-            response = await client.send(request, stream=True)
+            response = await _unless_disconnected(client.send(request, stream=True), is_disconnected)
         except httpx.RequestError as error:
             raise Unavailable(
                 "The engine in ZETA_SERVE_URL can't be reached; start it, or unset the variable.", code="no_engine"
@@ -73,15 +77,24 @@ async def _content(
     async with stack:
         pieces = response.aiter_bytes()
         while True:
-            piece = asyncio.ensure_future(anext(pieces, None))
-            while not (await asyncio.wait({piece}, timeout=POLL_SECONDS))[0]:
-                if await is_disconnected():
-                    piece.cancel()
-                    return
             try:
-                content = piece.result()
-            except httpx.RequestError:
-                return  # the engine has closed the connection; the client gets an incomplete response
+                content = await _unless_disconnected(anext(pieces, None), is_disconnected)
+            except (ClientGone, httpx.RequestError):
+                return  # if the engine has closed the connection, the client sees an incomplete response
             if content is None:
                 return
             yield content
+
+
+async def _unless_disconnected(awaitable: Awaitable[ResultT], is_disconnected: IsDisconnected) -> ResultT:
+    """The result of ``awaitable``, which is cancelled if the client disconnects. Raises `ClientGone`."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        while not (await asyncio.wait({task}, timeout=POLL_SECONDS))[0]:
+            if await is_disconnected():
+                raise ClientGone
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})

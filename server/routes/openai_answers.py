@@ -5,6 +5,7 @@ The scope `read` suffices, because it also allows downloading the weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request, Response
@@ -31,10 +32,7 @@ STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
 )
 async def create_chat_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Answer a conversation with a checkpoint or a base model, with `stream` as server-sent events."""
-    body = await read_body(request, MAX_REQUEST_BYTES)
-    if service.settings.serve_url is not None:
-        return await _forwarded(service, caller, request, "/chat/completions", body)
-    return await _answered(service, caller, request, chat_query(body))
+    return await _respond(service, caller, request, "/chat/completions", chat_query)
 
 
 @router.post(
@@ -42,10 +40,19 @@ async def create_chat_completion(service: TheService, caller: TheCaller, request
 )
 async def create_completion(service: TheService, caller: TheCaller, request: Request) -> Response:
     """Continue a text with a checkpoint or a base model, with `stream` as server-sent events."""
+    return await _respond(service, caller, request, "/completions", text_query)
+
+
+async def _respond(
+    service: Service, caller: Caller, request: Request, path: str, read_query: Callable[[Any], AnswerQuery]
+) -> Response:
     body = await read_body(request, MAX_REQUEST_BYTES)
-    if service.settings.serve_url is not None:
-        return await _forwarded(service, caller, request, "/completions", body)
-    return await _answered(service, caller, request, text_query(body))
+    try:
+        if service.settings.serve_url is not None:
+            return await _forwarded(service, caller, request, path, body)
+        return await _answered(service, caller, request, read_query(body))
+    except answers.ClientGone:
+        return Response(status_code=499)  # nobody receives it; it appears in the request log
 
 
 async def _forwarded(service: Service, caller: Caller, request: Request, path: str, body: Any) -> Response:
@@ -58,10 +65,7 @@ async def _forwarded(service: Service, caller: Caller, request: Request, path: s
 
 async def _answered(service: Service, caller: Caller, request: Request, query: AnswerQuery) -> Response:
     weights = await find_weights(service, caller, query.model)
-    try:
-        if query.stream:
-            events = await answers.answer_stream(service, query, weights, request.is_disconnected)
-            return LiveResponse(events, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
-        return JSONResponse(await answers.answer_whole(service, query, weights, request.is_disconnected))
-    except answers.ClientGone:
-        return Response(status_code=499)  # nobody receives it; it appears in the request log
+    if query.stream:
+        events = await answers.answer_stream(service, query, weights, request.is_disconnected)
+        return LiveResponse(events, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+    return JSONResponse(await answers.answer_whole(service, query, weights, request.is_disconnected))

@@ -23,13 +23,18 @@ CHUNK = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m
 
 
 class Engine(BaseHTTPRequestHandler):
-    """Answers every chat with two chunks, and records the requests."""
+    """Answers every chat with two chunks, and records the requests. The model "slow" never answers."""
 
     received: ClassVar[list[dict[str, Any]]] = []
+    lost_connection: ClassVar[threading.Event] = threading.Event()
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.received.append({"path": self.path, "key": self.headers["Authorization"], "body": body})
+        if body["model"] == "slow":
+            assert self.rfile.read(1) == b"", "the connection was closed"
+            self.lost_connection.set()
+            return
         if body["model"] == "unknown":
             self.send_response(404)
             self.send_header("Content-Type", "application/json")
@@ -92,6 +97,12 @@ def test_a_job_that_does_not_exist_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model=new_id("job"), prompt="Hi")
     assert Engine.received == []
+
+
+def test_the_engine_stops_when_the_client_disconnects(client: OpenAI) -> None:
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5, max_retries=0).completions.create(model="slow", prompt="Hi")
+    assert Engine.lost_connection.wait(10)
 
 
 def test_an_engine_that_cannot_be_reached_is_unavailable(redis_url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Asking a checkpoint or a base model: one answer, streamed as it is generated (server-sent events)."""
+"""Asks a checkpoint or a base model, and streams the answer as it is generated (server-sent events)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Usage(BaseModel):
 
 
 class Answer(BaseModel):
-    """A complete answer. ``system_fingerprint`` starts with the SHA-256 of the checkpoint's manifest."""
+    """A complete answer.
+
+    ``system_fingerprint`` is the SHA-256 of the checkpoint's manifest, or of a base model's source.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,8 +58,8 @@ def ask(
 ) -> Answer:
     """The answer to a conversation, or the continuation of a text. ``on_text`` is called with each piece of it.
 
-    ``options`` are parameters of OpenAI's API; those that are ``None`` are omitted. Raises the server's errors, also
-    one that ends the answer, and `Unavailable` if the model can't answer now or the connection is lost.
+    ``options`` are parameters of OpenAI's API; those that are ``None`` are omitted. Raises the server's errors,
+    including one in the middle of an answer, and `Unavailable` if the model can't answer now or the connection fails.
     """
     body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     body |= {"model": model, "stream": True, "stream_options": {"include_usage": True}}

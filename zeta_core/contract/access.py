@@ -124,11 +124,11 @@ def _limit(description: str, *, least: int = 0, most: int = MAX_LIMIT) -> Any:
 class ProjectLimits(_RequestBody):
     """Limits of a project; ``null`` means the default in the server's settings, or no limit."""
 
-    max_queued_jobs: int | None = _limit("queued jobs; further submissions are refused")
+    max_queued_jobs: int | None = _limit("queued jobs; further submissions are rejected")
     max_running_jobs: int | None = _limit("jobs that run at the same time; further jobs wait")
     max_gpus: int | None = _limit("GPUs that running jobs use at the same time; further jobs wait")
     max_stored_bytes: int | None = _limit(
-        "total size of uploaded files and checkpoints; further uploads and submissions are refused"
+        "total size of uploaded files and checkpoints; further uploads and submissions are rejected"
     )
     max_upload_bytes: int | None = _limit("size of one uploaded file", least=1)
     max_requests_per_minute: int | None = _limit("requests per minute and server, except with admin keys", least=1)

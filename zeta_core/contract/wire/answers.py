@@ -59,7 +59,7 @@ class ServedWeights(_Message):
     """The weights that answer: a checkpoint of a job, or a base model.
 
     ``name`` is shown to users, such as ``job_.../final``. ``model`` is the source as in a job's spec. ``fingerprint``
-    is the SHA-256 of the checkpoint's manifest, or of the name of a base model. ``files`` are the records of uploaded
+    is the SHA-256 of the checkpoint's manifest, or of the source of a base model. ``files`` are the records of uploaded
     files that the model refers to. ``quantize`` is that of the job's adapter.
     """
 

@@ -54,7 +54,7 @@ def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | 
     fitting = [option for option in options if option.num_missing <= 0]
     if fitting:
         best = max(
-            fitting, key=lambda one: (_has_kind(one.group, needs.device_kind), len(one.candidate.free), len(one.free))
+            fitting, key=lambda fit: (_has_kind(fit.group, needs.device_kind), len(fit.candidate.free), len(fit.free))
         )
         return Placement(best.candidate, best.free[: best.group.needed], best.group.gpus)
     return _wait_for_slots(candidates, options, needs)

@@ -222,7 +222,7 @@ def test_a_job_takes_the_device_of_a_served_model(
     # The device may be shown as used for a moment; the client repeats its request after `Retry-After`.
     answer = client.with_options(max_retries=5).completions.create(model=submitted, prompt="a", max_tokens=5)
     assert answer.usage is not None
-    assert f"{submitted}/{step}" in [one["model"] for one in served_models(http)]
+    assert f"{submitted}/{step}" in [model["model"] for model in served_models(http)]
     http.post(f"/v1/jobs/{submitted}/cancel").raise_for_status()
 
 

@@ -93,4 +93,4 @@ def workers(as_json: AsJson = False) -> None:
 
 def _served(slot: DeviceReport) -> str | None:
     """The models in a slot that answer requests."""
-    return f"serves {', '.join(one.model for one in slot.served)}" if slot.served else None
+    return f"serves {', '.join(served.model for served in slot.served)}" if slot.served else None

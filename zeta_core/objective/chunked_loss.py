@@ -103,7 +103,7 @@ def find_output_head(model: nn.Module, values: Mapping[str, Any]) -> OutputHead 
     may raise any exception.
     """
     prefix = getattr(model, "base_model_prefix", "")
-    found = [one for one in (prefix, "model", f"{prefix}.decoder") if _has_module(model, one)]
+    found = [name for name in (prefix, "model", f"{prefix}.decoder") if _has_module(model, name)]
     for backbone in dict.fromkeys(found):
         separated = _SeparatedModel(model, model.forward, backbone)
         hidden_BTH, _ = separated.run_backbone(values)
@@ -310,7 +310,7 @@ class _SumWithGradient(torch.autograd.Function):
             del logits_NV
             gradient, *others = torch.autograd.grad(loss, [inputs, *trained])
             rows_gradient.copy_(gradient)
-            sums = [other.float() if one is None else one.add_(other) for one, other in zip(sums, others, strict=True)]
+            sums = [new.float() if old is None else old.add_(new) for old, new in zip(sums, others, strict=True)]
             total += loss.detach()
         gradients = iter(sums)
         ctx.gradients = [rows_gradient_NH, *(next(gradients) if p.requires_grad else None for p in parameters)]

@@ -26,7 +26,7 @@ class Answers:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.sent: dict[str, list[Generated]] = {}
-        self.generation = Generation(loaded, lambda one: self.sent.setdefault(one.request_id, []).append(one))
+        self.generation = Generation(loaded, lambda sent: self.sent.setdefault(sent.request_id, []).append(sent))
 
     def add(self, name: str, prompt: Prompt | str, **options: Any) -> None:
         prompt = Prompt(text=prompt) if isinstance(prompt, str) else prompt
@@ -41,7 +41,7 @@ class Answers:
         raise AssertionError("the requests did not end")
 
     def text(self, name: str, choice: int = 0) -> str:
-        return "".join(piece.text for one in self.sent[name] for piece in one.pieces if piece.choice == choice)
+        return "".join(piece.text for sent in self.sent[name] for piece in sent.pieces if piece.choice == choice)
 
     def answer(self, name: str, prompt: Prompt | str, **options: Any) -> str:
         self.add(name, prompt, **options)
@@ -116,9 +116,9 @@ def test_choices_of_one_request_differ_and_are_counted(loaded: LoadedModel) -> N
     answers.run()
     texts = {answers.text("n", choice) for choice in range(3)}
     assert len(texts) == 3
-    last = {piece.choice: piece for one in answers.sent["n"] for piece in one.pieces}
+    last = {piece.choice: piece for sent in answers.sent["n"] for piece in sent.pieces}
     assert [last[choice].num_tokens for choice in range(3)] == [8, 8, 8]
-    assert [one.is_last for one in answers.sent["n"]].count(True) == 1
+    assert [sent.is_last for sent in answers.sent["n"]].count(True) == 1
 
 
 def test_text_ends_before_a_stop_string(loaded: LoadedModel) -> None:
@@ -142,7 +142,7 @@ def test_an_end_token_ends_the_answer_and_is_counted() -> None:
 def test_log_probabilities_are_those_of_the_model(loaded: LoadedModel) -> None:
     answers = Answers(loaded)
     answers.answer("l", "Hi", logprobs=True, top_logprobs=3, max_tokens=4)
-    entries = [entry for one in answers.sent["l"] for piece in one.pieces for entry in piece.logprobs]
+    entries = [entry for sent in answers.sent["l"] for piece in sent.pieces for entry in piece.logprobs]
     ids = loaded.tokenizer("Hi", add_special_tokens=False, return_tensors="pt")["input_ids"]
     model: Any = loaded.model
     with torch.no_grad():

@@ -86,7 +86,7 @@ async def newest_first(
     """
     start: tuple[datetime, str] | None = None
     if page_query.after is not None:
-        start = await _position(session, table, page_query.after, project)
+        start = await position_of(session, table, page_query.after, project)
         if start is None:
             raise InvalidRequest(
                 f"after is {shown(page_query.after)}, which is not a valid id; use the last_id of an earlier page.",
@@ -117,10 +117,13 @@ def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, l
     return select(both).order_by(both.c.created_at.desc(), both.c.id.desc()).limit(limit)
 
 
-async def _position(
+async def position_of(
     session: AsyncSession, table: type[RowT], after: str, project: str | None
 ) -> tuple[datetime, str] | None:
-    """The position after this id, whether or not its row still exists; ``None`` for an invalid id."""
+    """The creation time and the id of a row in a list, whether or not it still exists; ``None`` for an invalid id.
+
+    The time of a row in another project than ``project`` (``None``: all projects) is that in its id.
+    """
     if not is_id(after, _PREFIXES[table]):
         return None
     row = await session.get(table, after)

@@ -10,11 +10,12 @@ from typing import Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy import select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import files
 from server.auth import Caller
+from server.database.pagination import position_of
 from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content
 from server.openai.file_objects import FORM, LISTED, RESULTS, FileObject, to_file_object
@@ -24,7 +25,6 @@ from server.openai.result_files import find_result_file, result_content, result_
 from server.service import Service
 from zeta_core.contract.access import Scope
 from zeta_core.contract.errors import InvalidRequest
-from zeta_core.contract.identifiers import creation_time, is_id
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.validation import shown
 
@@ -108,24 +108,17 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedFile:
 
 async def _uploaded(session: AsyncSession, caller: Caller, query: FileListQuery, limit: int) -> Sequence[FileRow]:
     """The uploaded files after ``query.after``, in order."""
+    columns = (FileRow.created_at, FileRow.id)
     rows = select(FileRow).where(FileRow.project == caller.project)
     if query.purpose is not None:
         rows = rows.where(FileRow.purpose == LISTED.get(query.purpose))
     if query.after is not None:
-        rows = rows.where(await _beyond(session, query.after, query.order))
-    columns = (FileRow.created_at, FileRow.id)
+        position = await position_of(session, FileRow, query.after, caller.project)
+        if position is None:
+            raise _invalid_after(query.after)
+        rows = rows.where(tuple_(*columns) < position if query.order == "desc" else tuple_(*columns) > position)
     order = [column.desc() if query.order == "desc" else column.asc() for column in columns]
     return (await session.scalars(rows.order_by(*order).limit(limit))).all()
-
-
-async def _beyond(session: AsyncSession, after: str, order: str) -> ColumnElement[bool]:
-    """The condition for the files that follow ``after``, whether or not it still exists."""
-    row = await session.get(FileRow, after) if is_id(after, "file") else None
-    time = row.created_at if row is not None else creation_time(after)
-    if time is None or not is_id(after, "file"):
-        raise _invalid_after(after)
-    position = tuple_(FileRow.created_at, FileRow.id)
-    return position < (time, after) if order == "desc" else position > (time, after)
 
 
 async def _results(
@@ -142,12 +135,10 @@ async def _results(
     ended = ended.order_by(*(column.desc() if order == "desc" else column.asc() for column in columns))
     async with service.database.read() as session:
         if after is not None:
-            row = await session.get(JobRow, after.job_id)
-            time = row.created_at if row is not None else creation_time(after.job_id)
-            if time is None:
+            position = await position_of(session, JobRow, after.job_id, caller.project)
+            if position is None:
                 raise _invalid_after(after.text)
-            position, at = tuple_(*columns), (time, after.job_id)
-            ended = ended.where(position <= at if order == "desc" else position >= at)
+            ended = ended.where(tuple_(*columns) <= position if order == "desc" else tuple_(*columns) >= position)
         job_ids = list(await session.scalars(ended.limit(MAX_RESULT_JOBS + 1)))
     if limit == 0:
         return [], bool(job_ids)

@@ -174,9 +174,15 @@ def test_a_cursor_reveals_nothing_about_objects_of_another_project(
     old = "job_00000000000000000000000a"  # contains no time, so only the row has one
     rows.change(objects.job_id, entity_name=SECRET_TEXT)
     rows.copy_job(objects.job_id, old)
-    for kind, known in (("jobs", old), ("jobs", objects.job_id), ("files", objects.file_id)):
+    for path, known in (
+        ("/v1/jobs", old),
+        ("/v1/jobs", objects.job_id),
+        ("/v1/files", objects.file_id),
+        ("/openai/v1/files", objects.file_id),
+        ("/openai/v1/files", old.replace("job_", "file-metrics-")),
+    ):
         unknown = known[:-1] + ("0" if known[-1] != "0" else "1")
-        responses = [stranger.get(f"/v1/{kind}", params={"after": after}) for after in (known, unknown)]
+        responses = [stranger.get(path, params={"after": after}) for after in (known, unknown)]
         first, second = (response.text.replace(unknown, known) for response in responses)
         assert (responses[0].status_code, first) == (responses[1].status_code, second)
 

@@ -26,7 +26,7 @@ from zeta_core.contract.job.status import JobStatus
 MAX_METADATA = 16  # maximum number of entries of a job
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
-SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
+_SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
 
 class MetadataQuery(PageQuery):
@@ -98,16 +98,23 @@ async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page
     """One page of the caller's jobs that match the filters, newest first."""
     async with service.database.read() as session:
         matching = matching_jobs(caller.project, filters)
-        rows, has_more = await newest_first(
-            session,
-            JobRow,
-            matching,
-            filters,
-            project=caller.project,
-            size=SPEC_BYTES,
-            max_row_bytes=2 * service.settings.max_spec_bytes,
-        )
+        rows, has_more = await newest_jobs(session, service, caller, matching, filters)
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
+
+
+async def newest_jobs(
+    session: AsyncSession, service: Service, caller: Caller, matching: Sequence[Matches], page_query: PageQuery
+) -> tuple[list[JobRow], bool]:
+    """The rows of one page of the caller's jobs, limited in bytes, too; and whether more follow."""
+    return await newest_first(
+        session,
+        JobRow,
+        matching,
+        page_query,
+        project=caller.project,
+        size=_SPEC_BYTES,
+        max_row_bytes=2 * service.settings.max_spec_bytes,
+    )
 
 
 async def get_job(service: Service, caller: Caller, job_id: str) -> Job:

@@ -9,10 +9,10 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import exists, select
 
 from server.auth import Caller
-from server.database.pagination import Matches, newest_first
+from server.database.pagination import Matches
 from server.database.tables import JobMetadataRow, JobRow
 from server.jobs import commands
-from server.jobs.queries import SPEC_BYTES, JobQuery, MetadataQuery, find_job, matching_jobs
+from server.jobs.queries import JobQuery, MetadataQuery, find_job, matching_jobs, newest_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.openai.job_objects import FineTuningJob, to_fine_tuning_job
 from server.openai.lists import OpenAIList
@@ -51,7 +51,7 @@ async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery)
     else:
         matching = matching_jobs(caller.project, JobQuery.model_validate(query.model_extra or {}))
     async with service.database.read() as session:
-        rows, has_more = await newest_first(session, JobRow, matching, query, project=caller.project, size=SPEC_BYTES)
+        rows, has_more = await newest_jobs(session, service, caller, matching, query)
         found = await to_jobs(session, rows)
     data = [to_fine_tuning_job(row, job) for row, job in zip(rows, found, strict=True)]
     return OpenAIList(data=data, has_more=has_more)

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.access_tables import KeyRow
-from server.database.pagination import Matches, PageQuery, newest_first
+from server.database.pagination import Matches, PageQuery
 from server.database.tables import EventRow, JobRow
 from server.jobs.event_stream import to_event
-from server.jobs.queries import find_job
+from server.jobs.queries import find_job, newest_jobs
 from server.jobs.serialization import to_jobs
 from server.service import Service
 from server.web.job_text import JobView
@@ -49,7 +49,7 @@ async def list_views(
     queries = [query] if len(statuses) == len(JobStatus) else [query.where(JobRow.status == each) for each in statuses]
     matches = [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
     async with service.database.read() as session:
-        rows, has_more = await newest_first(session, JobRow, matches, page_query, project=caller.project)
+        rows, has_more = await newest_jobs(session, service, caller, matches, page_query)
         views = await _views(session, rows)
     return views, has_more
 

@@ -18,7 +18,7 @@ class SmallDisk:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.ballast = directory / ".ballast"
-        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(directory)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(directory)]
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
         if mounted.returncode != 0:
             raise OSError(errno.EPERM, f"a tmpfs cannot be mounted ({mounted.stderr.strip()})")

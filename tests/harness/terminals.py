@@ -58,13 +58,13 @@ class Terminal:
         self._screen.resize(LINES, columns)
         self._process.setwinsize(LINES, columns)
 
-    def read_until(self, text: str, timeout_seconds: float = 60.0) -> list[str]:
-        """Read until ``text`` is on the screen; return its lines."""
+    def read_until(self, text: str, *, times: int = 1, timeout_seconds: float = 60.0) -> list[str]:
+        """Read until ``text`` is on the screen this many times; return its lines."""
         deadline = time.monotonic() + timeout_seconds
-        while text not in "\n".join(self.lines()):
+        while "\n".join(self.lines()).count(text) < times:
             shown = "\n".join(self.lines())
             assert time.monotonic() < deadline, f"{text!r} is not on the screen:\n{shown}"
-            assert self._read() or text in "\n".join(self.lines()), f"the command ended:\n{shown}"
+            assert self._read() or "\n".join(self.lines()).count(text) >= times, f"the command ended:\n{shown}"
         return self.lines()
 
     def finish(self, timeout_seconds: float = 240.0) -> TerminalSession:

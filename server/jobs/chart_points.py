@@ -29,6 +29,7 @@ from server.service import Service
 XAxis = Literal["step", "tokens", "seconds"]
 DEFAULT_POINTS = 2000
 MAX_KEPT_POINTS = 4_000_000  # in all jobs; a point takes 16 bytes
+MAX_KEPT_JOBS = 1000  # with or without points
 _BATCH = 2000
 
 
@@ -184,7 +185,7 @@ class ChartPoints:
 
     def _forget_oldest(self) -> None:
         total = sum(points.num_points for points in self._jobs.values())
-        while total > MAX_KEPT_POINTS and len(self._jobs) > 1:
+        while len(self._jobs) > MAX_KEPT_JOBS or (len(self._jobs) > 1 and total > MAX_KEPT_POINTS):
             _, removed = self._jobs.popitem(last=False)
             total -= removed.num_points
 

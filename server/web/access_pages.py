@@ -122,9 +122,7 @@ async def _render_keys(
         created=created,
         error=error,
         form=page.form if error else {},
-        scopes={
-            scope.value: SCOPE_SENTENCES[scope] for scope in (Scope.SUBMIT, Scope.READ, Scope.ADMIN, Scope.METRICS)
-        },
+        scopes={scope.value: SCOPE_SENTENCES[scope] for scope in _OFFERED},
         server_url=f"{request.url.scheme}://{request.url.netloc}{public_path(request, '')}",
     )
 

@@ -44,11 +44,14 @@ class AsyncClient:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        project: str | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         use_proxy: bool = True,
     ) -> None:
         """The parameters and exceptions are those of `Client`."""
-        self._client = Client(base_url, api_key, patience_seconds=patience_seconds, use_proxy=use_proxy)
+        self._client = Client(
+            base_url, api_key, project=project, patience_seconds=patience_seconds, use_proxy=use_proxy
+        )
         self.base_url = self._client.base_url
 
     async def __aenter__(self) -> Self:

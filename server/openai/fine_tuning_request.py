@@ -71,10 +71,6 @@ class FineTuningRequest(ModelWithRules, StrictModel):
     trainer: dict[str, JsonValue] = Field(default={}, description="fields of a job spec")
 
     @property
-    def method_type(self) -> Literal["supervised", "dpo"]:
-        return "supervised" if self.method is None else self.method.type
-
-    @property
     def chosen_hyperparameters(self) -> SupervisedHyperparameters:
         """Those of the method, or the deprecated ones beside it."""
         method = None if self.method is None else self.method.dpo if self.method.type == "dpo" else None

@@ -48,13 +48,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    @property
-    def padded_tokens(self) -> int:
-        """The number of tokens that the cache would have if every sequence reached its largest length."""
-        return len(self.sequences) * max((sequence.max_length for sequence in self.sequences), default=0)
-
     def padded_tokens_with(self, max_length: int) -> int:
-        """`padded_tokens` if a sequence of this length joined."""
+        """The tokens of the cache if a sequence of this length joined, and every one reached its largest length."""
         return (len(self.sequences) + 1) * max(max_length, *(sequence.max_length for sequence in self.sequences), 0)
 
     @torch.inference_mode()

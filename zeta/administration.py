@@ -7,10 +7,8 @@ with Client() as client:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
 from urllib.parse import quote
 
 from zeta.errors import parse_response
@@ -43,7 +41,7 @@ class Administration:
             "scopes": [str(scope) for scope in scopes],
             "expires_at": None if expires_at is None else expires_at.isoformat(),
         }
-        return parse_response(CreatedKey, self._send("POST", "/v1/keys", body))
+        return parse_response(CreatedKey, self._transport.request("POST", "/v1/keys", json=body))
 
     def keys(self, *, project: str | None = None, include_revoked: bool = False, limit: int | None = None) -> list[Key]:
         """List the keys of a project, or of all projects, newest first."""
@@ -57,7 +55,9 @@ class Administration:
     def rotate_key(self, key_id: str, *, grace_seconds: int = 0) -> CreatedKey:
         """Give a key a new text; the old one continues to work for the grace period."""
         body = {"grace_seconds": grace_seconds}
-        return parse_response(CreatedKey, self._send("POST", f"/v1/keys/{_segment(key_id)}/rotate", body))
+        return parse_response(
+            CreatedKey, self._transport.request("POST", f"/v1/keys/{_segment(key_id)}/rotate", json=body)
+        )
 
     def revoke_key(self, key_id: str) -> DeletedObject:
         return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/keys/{_segment(key_id)}"))
@@ -66,7 +66,9 @@ class Administration:
 
     def create_project(self, name: str, limits: Mapping[str, int] | None = None) -> Project:
         """Create a project with ``limits`` (`ProjectLimits`)."""
-        return parse_response(Project, self._send("POST", "/v1/projects", {"name": name, "limits": dict(limits or {})}))
+        return parse_response(
+            Project, self._transport.request("POST", "/v1/projects", json={"name": name, "limits": dict(limits or {})})
+        )
 
     def project(self, name: str) -> Project:
         """A project with its limits and what it uses of them."""
@@ -75,7 +77,7 @@ class Administration:
     def set_limits(self, name: str, limits: Mapping[str, int | None]) -> Project:
         """Set limits of a project (`ProjectLimits`). ``None`` restores the default; absent limits stay."""
         body = {"limits": dict(limits)}
-        return parse_response(Project, self._send("PATCH", f"/v1/projects/{_segment(name)}", body))
+        return parse_response(Project, self._transport.request("PATCH", f"/v1/projects/{_segment(name)}", json=body))
 
     def projects(self) -> list[Project]:
         """List all projects by name; a key without the scope ``admin`` sees its own."""
@@ -99,10 +101,6 @@ class Administration:
         """List changes, newest first; ``limit=None`` lists all of them."""
         params = {"project": project, "key_id": key_id, "action": action, "object_id": object_id}
         return list(read_pages(self._transport, AuditEntry, "/v1/audit", params, limit))
-
-    def _send(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        return self._transport.request(method, path, content=json.dumps(body).encode(), headers=headers)
 
 
 def _segment(text: str) -> str:

@@ -34,12 +34,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture
-def http(service: Service) -> Iterator[httpx.Client]:
-    with service.http() as client:
-        yield client
-
-
-@pytest.fixture
 def client(service: Service) -> Iterator[OpenAI]:
     with openai_client(service.url, service.api_key, timeout=LOAD_SECONDS) as client:
         yield client

@@ -84,7 +84,7 @@ class Administration:
         return list(read_pages(self._transport, Project, "/v1/projects", {}, None))
 
     def delete_project(self, name: str) -> DeletedObject:
-        """Delete a project without jobs, files and keys."""
+        """Delete a project without jobs, files and keys. Its model names are deleted, too."""
         return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/projects/{_segment(name)}"))
 
     # --- Audit log ----------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ async def change_project(service: TheService, caller: TheCaller, request: Reques
 
 @router.delete("/projects/{project}")
 async def delete_project(service: TheService, caller: TheCaller, project: str) -> DeletedObject:
-    """Delete a project without jobs, files and keys."""
+    """Delete a project without jobs, files and keys. Its model names are deleted, too."""
     return await projects.delete_project(service, caller, project)
 
 

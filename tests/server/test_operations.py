@@ -168,10 +168,11 @@ def test_openapi_describes_models_and_enumerations(http: httpx.Client) -> None:
     assert schemas["JobSpec"]["additionalProperties"] is False
     assert {"model", "dataset"} <= set(schemas["JobSpec"]["required"])
     assert {"Job", "ErrorBody", "Event", "ProgressLine", "Manifest", "StoredFile", "Worker"} <= set(schemas)
-    for operations in description["paths"].values():
+    for path, operations in description["paths"].items():
+        error_body = "OpenAIErrorBody" if path.startswith("/openai/") else "ErrorBody"
         for operation in operations.values():
             error = operation["responses"]["default"]["content"]["application/json"]["schema"]
-            assert error == {"$ref": "#/components/schemas/ErrorBody"}
+            assert error == {"$ref": f"#/components/schemas/{error_body}"}
 
 
 def references(node: Any) -> Iterator[str]:

@@ -17,13 +17,16 @@ from typing import Any
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from sqlalchemy import select
 
 from server.database.connections import Database
 from server.database.draining import drained_workers
+from server.database.tables import JobRow
 from server.engine.known_workers import KnownWorkers
 from server.engine.redis_client import DroppedMessages, remove_wrong_type
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.job.responses import DeviceReport
+from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.answers import (
     ANSWER_PART,
     MAX_AHEAD,
@@ -45,6 +48,8 @@ BLOCK_MILLISECONDS = 500
 READ_COUNT = 100
 MAX_OPEN = 256  # requests of one server process
 KEEP_ALIVE_PACE_SECONDS = 0.5
+FREEING_SECONDS = 6.0  # how long a request waits for a worker to report the device of an ended job as free
+FREEING_POLL_SECONDS = 0.2
 
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
@@ -164,7 +169,7 @@ class Answers:
                 f"This server is answering {MAX_OPEN} requests, its limit; send the request again.",
                 code="too_many_requests",
             )
-        worker = await self._choose(weights)
+        worker = await self._wait_for_worker(weights)
         request = AnswerRequest(
             request_id=f"req_{secrets.token_hex(12)}",
             server=self._server,
@@ -223,8 +228,25 @@ class Answers:
         # RESP3 wraps the entries of a stream in one more list.
         return entries[0] if entries and isinstance(entries[0], list) else entries
 
-    async def _choose(self, weights: ServedWeights) -> Heartbeat:
-        """A worker that already serves these weights, otherwise one with a free slot. Raises `Unavailable`."""
+    async def _wait_for_worker(self, weights: ServedWeights) -> Heartbeat:
+        """A worker for these weights, waiting briefly for the device of a job that has ended. Raises `Unavailable`."""
+        deadline = time.monotonic() + FREEING_SECONDS
+        while True:
+            candidates = await self._candidates()
+            serving = [beat for beat in candidates if _serves(beat, weights)]
+            free = [beat for beat in candidates if _free_slots(beat)]
+            if serving or free:
+                return serving[0] if serving else max(free, key=_free_capacity)
+            if time.monotonic() >= deadline or not await self._frees_a_device(candidates):
+                raise Unavailable(
+                    "All devices are in use by jobs, which come first; send the request again when one of them has "
+                    "ended.",
+                    code="no_capacity",
+                )
+            await asyncio.sleep(FREEING_POLL_SECONDS)
+
+    async def _candidates(self) -> list[Heartbeat]:
+        """The newest heartbeats of the workers that may answer. Raises `Unavailable` if there are none."""
         async with self._database.read() as session:
             drained = await drained_workers(session)
         candidates = [
@@ -237,14 +259,16 @@ class Answers:
         ]
         if not candidates:
             raise Unavailable("No connected worker can answer; start one with `zeta worker`.", code="no_worker")
-        serving = [beat for beat in candidates if _serves(beat, weights)]
-        free = [beat for beat in candidates if _free_slots(beat)]
-        if not serving and not free:
-            raise Unavailable(
-                "All devices are in use by jobs, which come first; send the request again when one of them has ended.",
-                code="no_capacity",
-            )
-        return serving[0] if serving else max(free, key=_free_capacity)
+        return candidates
+
+    async def _frees_a_device(self, candidates: list[Heartbeat]) -> bool:
+        """Whether a job that a heartbeat still shows on a device has ended."""
+        shown = {slot.job_id for beat in candidates for slot in beat.slots if slot.job_id is not None}
+        occupying = select(JobRow.id).where(
+            JobRow.id.in_(shown), JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
+        )
+        async with self._database.read() as session:
+            return len(set(await session.scalars(occupying))) < len(shown)
 
 
 def _free_slots(beat: Heartbeat) -> list[DeviceReport]:

@@ -92,7 +92,7 @@ async def change_status(
     if to != JobStatus.RUNNING:
         job.worker, job.slots, job.dispatched_at = None, None, None
         job.requested_action = None
-    if to not in (JobStatus.RUNNING, JobStatus.QUEUED):  # the next attempt fulfils what is left
+    if to not in (JobStatus.RUNNING, JobStatus.QUEUED):  # otherwise, the next attempt saves what was requested
         job.fulfilled_save_request = job.num_save_requests
     if change.result is not None:
         job.result = change.result.model_dump(mode="json")

@@ -33,7 +33,7 @@ class Load:
         self.gpus[project] += gpus
 
     def quota_wait(self, project: str, gpus: int) -> Wait | None:
-        """The limit because of which a job with this many GPUs has to wait, if any."""
+        """The limit of the project that makes a job with this many GPUs wait, or ``None``."""
         limits = self.default_limits.with_own(self.own_limits.get(project, {}))
         if limits.max_running_jobs is not None and self.jobs[project] >= limits.max_running_jobs:
             return Wait(

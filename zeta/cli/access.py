@@ -265,7 +265,7 @@ def set_limits(
 
 @projects_app.command(name="delete")
 def delete_project(name: ProjectArgument, as_json: AsJson = False) -> None:
-    """Delete a project without jobs, files and keys."""
+    """Delete a project without jobs, files and keys, and its model names."""
     from zeta.cli.output import print_json
     from zeta.client import Client
 

@@ -148,7 +148,8 @@ def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey:
         wait_until(
             lambda: 'dropped_messages_total{place="stream"} 1' in http.get("/metrics").text, 30, "it to be counted"
         )
-        assert "zeta_failing_loops 0.0" in http.get("/metrics").text
+        # A loop that runs rarely may use a connection from before the outage once more, and fails once more then.
+        wait_until(lambda: "zeta_failing_loops 0.0" in http.get("/metrics").text, 30, "no loop to be failing")
         assert "Traceback" not in server.log()
 
 

@@ -19,6 +19,7 @@ from server.engine.event_signal import Subscription
 from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
 from server.http.request_rates import RequestRates
+from server.http.stream_limits import StreamLimits
 from server.sessions import Sessions
 from server.settings import ServerSettings
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
@@ -56,6 +57,7 @@ class Service:
     uploads: OpenUploads
     keys: Keys
     sessions: Sessions
+    streams: StreamLimits
     rates: RequestRates = field(default_factory=RequestRates)
     stopping: Stopping = field(default_factory=Stopping)
 
@@ -84,7 +86,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             keys = Keys(database, default_limits=settings.project_limits)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
             sessions = Sessions(database, keys, service)
-            yield Service(settings, database, store, engine, uploads, keys, sessions)
+            streams = StreamLimits(settings.key_max_streams)
+            yield Service(settings, database, store, engine, uploads, keys, sessions, streams)
         finally:
             await engine.stop()
     finally:

@@ -159,6 +159,14 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     project_requests_per_minute: int | None = Field(
         default=None, ge=1, description="maximum number of requests per project and minute; default: no limit"
     )
+    project_max_streams: int | None = Field(
+        default=1000,
+        ge=0,
+        description="maximum number of open event streams and followed logs per project and server process",
+    )
+    key_max_streams: int = Field(
+        default=200, ge=0, description="maximum number of open event streams and followed logs per API key and process"
+    )
     max_job_events: int = Field(
         default=200_000,
         ge=1,
@@ -205,6 +213,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
             max_upload_bytes=self.max_upload_bytes,
             max_requests_per_minute=self.project_requests_per_minute,
             max_priority=self.project_max_priority,
+            max_streams=self.project_max_streams,
         )
 
     @property

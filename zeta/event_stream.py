@@ -1,7 +1,7 @@
 """Streaming a job's events live (server-sent events). Each event is delivered once and in order, despite interruptions.
 
-Some gateways, such as virus scanners, buffer the stream although they forward other requests. The client then polls the
-stored events instead.
+Some gateways, such as virus scanners, buffer the stream although they forward other requests, and a server limits the
+open streams of a key. The client then polls the stored events instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from zeta.errors import InternalServerError, InvalidResponse, Unreachable, parse_response
 from zeta.transport import HttpTransport
-from zeta_core.contract.errors import Unavailable, ZetaError
+from zeta_core.contract.errors import QuotaExceeded, Unavailable, ZetaError
 from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Page
@@ -130,7 +130,7 @@ class _EventReader:
             if self.has_ended:
                 return
             failure: Exception = Unreachable(f"The server at {self._transport.base_url} closed the event stream.")
-        except (httpx.TransportError, Unavailable) as error:
+        except (httpx.TransportError, Unavailable, QuotaExceeded) as error:  # the last one: too many open streams
             failure = error
         _check(self._deadline, self._job_id)
         has_data = self.num_responses > num_responses

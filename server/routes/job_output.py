@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Annotated, Self
 
 from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
+from server.auth import Caller
 from server.database.pagination import DEFAULT_LIMIT, MAX_LIMIT
 from server.jobs import event_stream, logs, training_curves
 from server.jobs.queries import require_job
 from server.routes.routing import Router, TheCaller, TheService
+from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.events import Event, UntypedEvent
 from zeta_core.contract.job.responses import Curves, Page
@@ -21,6 +24,13 @@ router = Router(prefix="/v1/jobs/{job_id}", tags=["job output"])
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENT_STREAM = "text/event-stream"
+LOG = "text/plain; charset=utf-8"
+
+
+def open_stream(service: Service, caller: Caller) -> AbstractContextManager[None]:
+    """Count a stream of the caller until the block ends. Admin keys are exempt from the limit of their project."""
+    limit = None if caller.is_admin else caller.limits.max_streams
+    return service.streams.open(caller.key_id, caller.project, limit)
 
 
 class LiveResponse(StreamingResponse):
@@ -30,12 +40,20 @@ class LiveResponse(StreamingResponse):
     Instead, the generator of the body checks after each wait whether the client has disconnected.
     """
 
+    _held: ExitStack | None = None
+
+    def holding(self, held: ExitStack) -> Self:
+        """This response, which closes ``held`` at its end."""
+        self._held = held
+        return self
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self.stream_response(send)
+        with self._held or nullcontext():
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            await self.stream_response(send)
 
 
 class EventQuery(BaseModel):
@@ -82,15 +100,18 @@ async def read_events(
     last_event_id: Annotated[str | None, Header(description="the id of the last received event")] = None,
 ) -> Page[UntypedEvent] | Response:
     """List events, oldest first. With `Accept: text/event-stream`, stream them live, resumable with `Last-Event-ID`."""
-    await require_job(service, caller, job_id)
     if EVENT_STREAM not in accept:
+        await require_job(service, caller, job_id)
         return await event_stream.read_page(service, job_id, query.after, query.limit)
-    seen = event_stream.last_event_id(last_event_id)
-    if seen is not None and await event_stream.has_read_all(service, job_id, seen):
-        return Response(status_code=204)
-    after = query.after if seen is None else seen
-    text = event_stream.live(service, job_id, after, request.is_disconnected)
-    return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+    with ExitStack() as held:
+        held.enter_context(open_stream(service, caller))
+        await require_job(service, caller, job_id)
+        seen = event_stream.last_event_id(last_event_id)
+        if seen is not None and await event_stream.has_read_all(service, job_id, seen):
+            return Response(status_code=204)
+        after = query.after if seen is None else seen
+        text = event_stream.live(service, job_id, after, request.is_disconnected)
+        return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS).holding(held.pop_all())
 
 
 @router.get("/logs", response_class=LiveResponse, responses={200: {"content": {"text/plain": {}}}})
@@ -104,11 +125,14 @@ async def read_logs(
             "the log grows; remove one of them.",
             param="offset",
         )
-    await require_job(service, caller, job_id)
-    await logs.read_attempts(service, job_id, query.attempt)
-    selection = logs.LogSelection(query.attempt, query.tail, query.offset, query.follow, query.quiet_seconds)
-    text = logs.read(service, job_id, selection, request.is_disconnected)
-    return LiveResponse(text, media_type="text/plain; charset=utf-8", headers=STREAM_HEADERS)
+    with ExitStack() as held:
+        if query.follow:
+            held.enter_context(open_stream(service, caller))
+        await require_job(service, caller, job_id)
+        await logs.read_attempts(service, job_id, query.attempt)
+        selection = logs.LogSelection(query.attempt, query.tail, query.offset, query.follow, query.quiet_seconds)
+        text = logs.read(service, job_id, selection, request.is_disconnected)
+        return LiveResponse(text, media_type=LOG, headers=STREAM_HEADERS).holding(held.pop_all())
 
 
 @router.get(

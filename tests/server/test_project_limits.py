@@ -191,7 +191,8 @@ def test_the_settings_are_the_default_limits(tmp_path: Path, redis_url: str) -> 
         limits = http.get("/v1/projects/default").json()
         assert limits["limits"] == UNSET
         effective = {name: value for name, value in limits["effective_limits"].items() if value is not None}
-        expected = {"max_queued_jobs": 1, "max_priority": 0, "max_gpus": 4, "max_upload_bytes": 16 << 30}
+        expected = {"max_queued_jobs": 1, "max_priority": 0, "max_gpus": 4}
+        expected |= {"max_upload_bytes": 16 << 30, "max_streams": 1000}
         assert effective == expected
         submit(http)
         assert http.post("/v1/jobs", json=SPEC).status_code == 429

@@ -250,7 +250,8 @@ def set_limits(
         typer.Argument(
             metavar="LIMIT=VALUE...",
             help="max_queued_jobs, max_running_jobs, max_gpus, max_stored_bytes, max_upload_bytes, "
-            "max_requests_per_minute or max_priority. Sizes may have a unit (50GiB); `default` restores the default.",
+            "max_requests_per_minute, max_priority or max_streams. Sizes may have a unit (50GiB); `default` "
+            "restores the default.",
         ),
     ],
     as_json: AsJson = False,

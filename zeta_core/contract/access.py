@@ -133,6 +133,7 @@ class ProjectLimits(_RequestBody):
     max_upload_bytes: int | None = _limit("size of one uploaded file", least=1)
     max_requests_per_minute: int | None = _limit("requests per minute and server, except with admin keys", least=1)
     max_priority: int | None = _limit("highest priority of a job", least=-100, most=100)
+    max_streams: int | None = _limit("open event streams and followed logs per server process, except with admin keys")
 
     def with_own(self, own: Mapping[str, Any]) -> ProjectLimits:
         """These default limits, replaced by those of ``own`` that are set."""

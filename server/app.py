@@ -15,6 +15,7 @@ from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
 from server.openai.answer_parameters import ChatParameters, TextParameters
+from server.openai.errors import error_response_of, register_routing_errors
 from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
 from server.openai.uploads import CompletionRequest, UploadRequest
@@ -79,12 +80,13 @@ def create_app(service: Service) -> FastAPI:
     app.state.job_metrics = JobMetrics(registry)
     settings = service.settings
     app.add_middleware(HostCheck, listens_on=settings.loopback_host)  # the middleware added last runs first
-    app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry))
+    app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry), response_of=error_response_of)
     app.add_middleware(ProxyMiddleware, trusted=settings.trusted_networks, root_path=settings.root_path)
     if settings.cross_origins:
         app.add_middleware(cross_origin, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
+    register_routing_errors(app)
     modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, model_names, operations)
     openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)

@@ -107,13 +107,16 @@ async def _client_disconnected(_request: Request, error: Exception) -> JSONRespo
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        headers = {"Allow": ", ".join(_allowed(request))}
-    return error_response(_to_zeta_error(request, error), headers)
+    return error_response(routing_error(request, error), routing_headers(request, error))
 
 
-def _to_zeta_error(request: Request, error: HTTPException) -> ZetaError:
+def routing_headers(request: Request, error: HTTPException) -> dict[str, str]:
+    """The headers of the response to an error of the framework; a 405 lists the allowed methods."""
+    return {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else dict(error.headers or {})
+
+
+def routing_error(request: Request, error: HTTPException) -> ZetaError:
+    """An error of the framework as one of this service: an unknown route, a wrong method, or an unreadable request."""
     path = route_path(request)
     target = f"{cut(request.method)} {cut(path)}"
     if error.status_code == 404:

@@ -1,8 +1,8 @@
 """Request middleware: assigns request ids, logs and counts requests, and answers unexpected exceptions.
 
 Guarantees: every response has an ``X-Request-Id``. An unexpected exception is logged with its traceback and answered
-with a 500 error in the standard JSON shape, without the exception's text. A response sent before a large body was read
-closes the connection, so the rest of the body is never read.
+with a 500 error in the JSON shape of its path, without the exception's text. A response sent before a large body was
+read closes the connection, so the rest of the body is never read.
 """
 
 from __future__ import annotations
@@ -11,16 +11,21 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable, Mapping
 
+from fastapi import Request, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.error_responses import InternalError, error_response
+from server.http.error_responses import InternalError
+from server.http.proxies import route_path
+from zeta_core.contract.errors import ZetaError
 
 logger = logging.getLogger(__name__)
 
 SKIPPABLE_BYTES = 64 * 1024  # a body this small has already arrived, so the connection can be reused
+ResponseOf = Callable[[str], Callable[[ZetaError, Mapping[str, str] | None], Response]]
 _SAFE_ID = re.compile(r"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -41,9 +46,11 @@ class RequestMetrics:
 
 
 class RequestLogMiddleware:
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, response_of: ResponseOf) -> None:
+        """``response_of`` returns the function that formats errors for a path."""
         self.app = app
         self.metrics = metrics
+        self.response_of = response_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +88,8 @@ class RequestLogMiddleware:
             if status:
                 raise  # the response has started; only closing the connection can mark it as incomplete
             fault = InternalError(f"Internal server error; see the server log for request {request_id}.")
-            await error_response(fault)(scope, receiving, sending)
+            respond = self.response_of(route_path(Request(scope)))
+            await respond(fault, None)(scope, receiving, sending)
         finally:
             self._log(scope, request_id, status, time.monotonic() - started)
 

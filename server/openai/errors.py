@@ -6,21 +6,26 @@ a request. Requests that would fail again are not repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
 
-from server.http.error_responses import STATUS_OF_TYPE, error_response
+from server.http.error_responses import STATUS_OF_TYPE, error_response, routing_error, routing_headers
+from server.http.proxies import route_path
 from server.http.query_parameters import parameter_error
 from zeta_core.contract.errors import ZetaError
 
 MAX_RETRY_AFTER_SECONDS = 120  # the client does not repeat a request that has to wait for longer
+PREFIX = "/openai/v1"
 _PERMANENT = frozenset({409, 429})  # unless a `Retry-After` header says when the request may succeed
+
+ErrorResponse = Callable[[ZetaError, Mapping[str, str] | None], JSONResponse]
 
 
 class OpenAIErrorContent(BaseModel):
@@ -62,20 +67,36 @@ class OpenAIRoute(APIRoute):
         return handle_errors
 
 
-def openai_error(error: ZetaError) -> JSONResponse:
+def register_routing_errors(app: FastAPI) -> None:
+    """Report unknown routes and wrong methods under `PREFIX` in OpenAI's format, and others in the standard one."""
+    app.add_exception_handler(HTTPException, _routing_error)
+
+
+async def _routing_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    respond = error_response_of(route_path(request))
+    return respond(routing_error(request, error), routing_headers(request, error))
+
+
+def error_response_of(path: str) -> ErrorResponse:
+    """The function that turns an error into the response of this path: in OpenAI's format, or in the standard one."""
+    return openai_error if path == PREFIX or path.startswith(f"{PREFIX}/") else error_response
+
+
+def openai_error(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The response to an error."""
-    response = error_response(error)
+    response = error_response(error, headers)
     status = _status(response.status_code)
-    headers = {
+    kept = {
         name: value
         for name, value in response.headers.items()
         if name.lower() not in ("content-length", "content-type")
     }
-    if "retry-after" in headers:
-        headers["retry-after"] = str(min(int(headers["retry-after"]), MAX_RETRY_AFTER_SECONDS))
+    if "retry-after" in kept:
+        kept["retry-after"] = str(min(int(kept["retry-after"]), MAX_RETRY_AFTER_SECONDS))
     elif status in _PERMANENT:
-        headers["x-should-retry"] = "false"
-    return JSONResponse(error_body(error), status, headers=headers)
+        kept["x-should-retry"] = "false"
+    return JSONResponse(error_body(error), status, headers=kept)
 
 
 def error_body(error: ZetaError) -> dict[str, Any]:

@@ -1,13 +1,19 @@
-"""Every error class of the client is raised by the fault that it stands for, and only useful requests are repeated."""
+"""Every error class of the client is raised by the fault that it stands for, and only useful requests are repeated.
+
+`UnprocessableEntityError` (422) is never raised, because OpenAI answers 400 to invalid requests. Errors within a stream
+of tokens (`APIError`) are tested with a worker in `tests/end_to_end/test_answers.py`.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
+from openai.types import Model
 
 from tests.harness.openai_client import openai_client
 from tests.harness.ports import free_loopback_port
@@ -109,3 +115,40 @@ def test_connection_errors(server: ServerProcess) -> None:
         client.models.list()
     with openai_client(server.url, API_KEY, timeout=0.000001) as client, pytest.raises(openai.APITimeoutError):
         client.models.list()
+
+
+def test_an_unknown_route_and_a_wrong_method_have_the_format_of_the_client(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="Not found: GET /openai/v1/assistants") as caught:
+        client.get("/assistants", cast_to=object)
+    assert (caught.value.type, caught.value.code, caught.value.param) == (
+        "invalid_request_error",
+        "route_not_found",
+        None,
+    )
+    with pytest.raises(openai.APIStatusError, match="Allowed: GET, HEAD") as wrong:
+        client.post("/models", cast_to=object)
+    assert (wrong.value.status_code, wrong.value.code) == (405, "method_not_allowed")
+    assert wrong.value.response.headers["allow"] == "GET, HEAD"
+
+
+def test_every_protected_route_and_method_has_the_format_of_the_client(server: ServerProcess) -> None:
+    with server.http("wrong") as stranger:
+        paths: dict[str, dict[str, Any]] = stranger.get("/openapi.json").json()["paths"]
+        openai_paths = {path: of_path for path, of_path in paths.items() if path.startswith("/openai/v1/")}
+        assert len(openai_paths) > 15
+        for path, of_path in openai_paths.items():
+            for method in of_path:
+                response = stranger.request(method.upper(), path)
+                assert response.status_code == 401, (method, path)
+                assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+            response = stranger.request("TRACE", path)
+            assert response.status_code == 405, path
+            assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_response_that_is_not_json_is_a_validation_error(server: ServerProcess, rows: Rows) -> None:
+    with (
+        OpenAI(base_url=server.url, api_key=API_KEY, max_retries=0, _strict_response_validation=True) as client,
+        pytest.raises(openai.APIResponseValidationError),
+    ):
+        client.get("/metrics", cast_to=Model)

@@ -26,16 +26,21 @@ async def read_body(request: Request, max_bytes: int, *, empty: Any = None) -> A
 
     Raises `TooLarge`, `MalformedRequest`, `RequestTimeout`, or `InvalidRequest` for text that cannot be stored.
     """
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            content = await _read(request, max_bytes)
-    except TimeoutError as error:
-        raise RequestTimeout(f"The request body did not arrive within {BODY_SECONDS:g} s; send it again.") from error
+    content = await read_bytes(request, max_bytes)
     if not content and empty is not None:
         return empty
     if len(content) <= INLINE_BYTES:
         return _parsed(content)
     return await asyncio.to_thread(_parsed, content)
+
+
+async def read_bytes(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises `TooLarge` and `RequestTimeout`."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(request, max_bytes)
+    except TimeoutError as error:
+        raise RequestTimeout(f"The request body did not arrive within {BODY_SECONDS:g} s; send it again.") from error
 
 
 async def read_form(request: Request, max_bytes: int) -> dict[str, str]:

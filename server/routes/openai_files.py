@@ -9,11 +9,13 @@ from fastapi import Header, Query, Request, Response
 from server.http.bodies import read_body
 from server.http.downloads import serve
 from server.openai import files, uploads
+from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.file_objects import FileObject
 from server.openai.lists import OpenAIFileList
 from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
+from zeta_core.contract.errors import InvalidRequest
 
 router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 
@@ -65,7 +67,8 @@ async def delete_openai_file(service: TheService, caller: TheCaller, file_id: st
 @router.post("/uploads", openapi_extra=json_body("UploadRequest", required=True))
 async def create_openai_upload(service: TheService, caller: TheCaller, request: Request) -> uploads.Upload:
     """Start an upload in parts."""
-    body = await read_body(request, service.settings.max_spec_bytes)
+    limit = service.settings.max_spec_bytes
+    body = await read_fields(request, limit, uploads.UploadRequest, error_class=InvalidRequest)
     return await uploads.create(service, caller, body)
 
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
-from server.http.bodies import read_body
 from server.openai import checkpoints, events, jobs
+from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.fine_tuning import FineTuning
+from server.openai.fine_tuning_request import FineTuningRequest
 from server.openai.job_objects import FineTuningJob
 from server.openai.lists import OpenAIList
 from server.routes.jobs import IDEMPOTENCY_KEY, METADATA, json_body
@@ -40,7 +41,7 @@ async def create_openai_job(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> FineTuningJob:
     """Check the data and create a job. A retry by the client returns the job of its first attempt."""
-    body = await read_body(request, service.settings.max_spec_bytes)
+    body = await read_fields(request, service.settings.max_spec_bytes, FineTuningRequest)
     job_id = await fine_tuning.create(caller, body, attempt=retry_count, idempotency_key=idempotency_key)
     return await jobs.get_job(service, caller, job_id)
 

@@ -7,6 +7,7 @@ import pytest
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI
 from openai.types.fine_tuning import FineTuningJob
 
+from server.openai.bodies import nested
 from tests.harness.openai_client import strictly
 from tests.server.openai.conftest import BASE_MODEL
 from tests.server.openai.data import conversations, preferences, upload
@@ -14,6 +15,7 @@ from tests.server.rows import Rows
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
 SMALL = "org/small"
+MULTIPART_FORM: Any = {"headers": {"Content-Type": "multipart/form-data"}}
 
 
 def spec_of(http: httpx.Client, job: FineTuningJob) -> dict[str, Any]:
@@ -84,6 +86,49 @@ def test_every_parameter_takes_effect_and_is_shown_resolved(client: OpenAI, http
     wandb = {"project": "p", "entity": None, "name": "n", "tags": ["t"]}
     assert job.integrations[0].to_dict() == {"type": "wandb", "wandb": wandb}
     assert native(job)["resolved_spec"]["lr_scheduler"] == "linear"
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_form_has_the_effect_of_the_same_fields_in_json(
+    client: OpenAI, http: httpx.Client, content_type: str
+) -> None:
+    file_id = upload(client)
+    fields = {
+        "model": SMALL,
+        "training_file": file_id,
+        "metadata[team]": "a",
+        "metadata[number]": "1",
+        "seed": "7",
+        "method[type]": "supervised",
+        "method[supervised][hyperparameters][n_epochs]": "2",
+        "method[supervised][hyperparameters][learning_rate_multiplier]": "0.5",
+    }
+    if content_type == "multipart/form-data":
+        job: Any = client.post(
+            "/fine_tuning/jobs", body=nested(list(fields.items())), cast_to=FineTuningJob, options=MULTIPART_FORM
+        )
+    else:
+        response = http.post("/openai/v1/fine_tuning/jobs", data=fields)
+        assert response.status_code == 200, response.text
+        job = FineTuningJob.model_validate(response.json())
+    assert (job.seed, job.metadata) == (7, {"team": "a", "number": "1"})
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.learning_rate_multiplier) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seed": "much"}, "seed is 'much'; it must be a whole number"),
+        ({"metadata[team]": "a", "metadata": "b"}, "field 'metadata', which is given twice"),
+        ({"metadata": "b", "metadata[team]": "a"}, "also given as a value"),
+        ({"integrations[]": "wandb"}, "send lists in a JSON body"),
+        ({"unknown[a]": "b"}, "unknown"),
+    ],
+)
+def test_an_invalid_form_is_rejected(http: httpx.Client, fields: dict[str, str], message: str) -> None:
+    response = http.post("/openai/v1/fine_tuning/jobs", data={"model": SMALL, "training_file": "file", **fields})
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
 
 
 def test_auto_stands_for_the_default(client: OpenAI, http: httpx.Client) -> None:

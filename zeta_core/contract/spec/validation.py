@@ -71,8 +71,13 @@ class ModelWithRules(BaseModel):
         return []
 
 
-def parse(model: type[ModelT], body: object, *, error_class: type[ZetaError] = InvalidSpec) -> ModelT:
-    """``body`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every invalid field."""
+def parse(
+    model: type[ModelT], body: object, *, error_class: type[ZetaError] = InvalidSpec, is_text: bool = False
+) -> ModelT:
+    """``body`` as ``model``. Raises ``error_class`` with one `ErrorDetail` for every invalid field.
+
+    ``is_text``: all values are texts, because the body is a form; they are converted to the types of the fields.
+    """
     if not isinstance(body, Mapping):
         raise InvalidRequest(
             f'The body must be a JSON object, got {shown(body)}. Send the fields as {{"name": value}}.',
@@ -80,12 +85,13 @@ def parse(model: type[ModelT], body: object, *, error_class: type[ZetaError] = I
         )
     num_more = 0
     try:
-        parsed = model.model_validate(body)
+        parsed = _validated(model, body, is_text=is_text)
     except ValidationError as error:
         faults = error.errors(include_url=False)
         details, num_more = _details(faults, body, model)
         if issubclass(model, ModelWithRules):
-            details += _faults_of_the_rest(model, body, {str(fault["loc"][0]) for fault in faults if fault["loc"]})
+            wrong = {str(fault["loc"][0]) for fault in faults if fault["loc"]}
+            details += _faults_of_the_rest(model, body, wrong, is_text=is_text)
     else:
         details = parsed.faults() if isinstance(parsed, ModelWithRules) else []
         if not details:
@@ -93,11 +99,18 @@ def parse(model: type[ModelT], body: object, *, error_class: type[ZetaError] = I
     raise error_from_details(details, error_class, num_more=num_more) from None
 
 
-def _faults_of_the_rest(model: type[ModelWithRules], body: Mapping[Any, Any], wrong: set[str]) -> list[ErrorDetail]:
+def _validated(model: type[ModelT], body: Mapping[Any, Any], *, is_text: bool) -> ModelT:
+    """Raises `ValidationError`."""
+    return model.model_validate(body, strict=False) if is_text else model.model_validate(body)
+
+
+def _faults_of_the_rest(
+    model: type[ModelWithRules], body: Mapping[Any, Any], wrong: set[str], *, is_text: bool
+) -> list[ErrorDetail]:
     """The rules between the valid fields."""
     rest = {name: value for name, value in body.items() if name not in wrong and name in model.model_fields}
     try:
-        parsed = model.model_validate({**model.placeholders, **rest})
+        parsed = _validated(model, {**model.placeholders, **rest}, is_text=is_text)
     except ValidationError:
         return []
     return [detail for detail in parsed.faults() if (detail.param or "").partition(".")[0] not in wrong]

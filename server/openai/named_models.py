@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from server.auth import Caller
 from server.database.pagination import storable
@@ -48,10 +49,7 @@ async def add(service: Service, caller: Caller, body: Any) -> ModelName:
         async with service.database.write() as session:
             await check_references(session, service, caller.project, parsed)
             if await session.get(ModelNameRow, (caller.project, new.name)) is not None:
-                raise Conflict(
-                    f"The model name {new.name!r} exists; remove it first with `zeta models remove {new.name}`.",
-                    code="model_name_exists",
-                )
+                raise _name_exists(new.name)
             in_project = select(func.count()).where(ModelNameRow.project == caller.project)
             if (await session.scalar(in_project) or 0) >= MAX_NAMES:
                 raise Conflict(
@@ -62,6 +60,8 @@ async def add(service: Service, caller: Caller, body: Any) -> ModelName:
             session.add(caller.audit_row("model.add", new.name, project=caller.project))
     except InvalidSpec as error:
         raise error_from_details([_in_defaults(detail) for detail in error.details]) from error
+    except IntegrityError as error:  # another request added the name at the same time
+        raise _name_exists(new.name) from error
     return _to_model_name(row)
 
 
@@ -92,6 +92,12 @@ async def remove(service: Service, caller: Caller, name: str) -> DeletedObject:
         await session.delete(row)
         session.add(caller.audit_row("model.remove", name, project=caller.project))
     return DeletedObject(id=name, object="model_name")
+
+
+def _name_exists(name: str) -> Conflict:
+    return Conflict(
+        f"The model name {name!r} exists; remove it first with `zeta models remove {name}`.", code="model_name_exists"
+    )
 
 
 def _in_defaults(detail: ErrorDetail) -> ErrorDetail:

@@ -28,7 +28,7 @@ from server.uploads.file_checks import check_beginning, check_name
 from server.uploads.multipart import FormRules, check_length, receive
 from zeta_core.contract.data_files.file_types import file_type
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
-from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from zeta_core.contract.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.validation import StrictModel, parse, shown
@@ -146,11 +146,12 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
     """
     request = parse(CompletionRequest, body, error_class=InvalidRequest)
     async with service.database.read() as session:
-        row = await _find(session, caller, upload_id)
+        stored = await _stored_parts(session, upload_id)
+        row = await _find(session, caller, upload_id)  # after the parts: if it is pending, they were not removed yet
         if is_retry and row.status == "completed":
             return _to_upload(row, await session.get(FileRow, row.file_id))
         _require_pending(row)
-        parts = await _parts(session, upload_id, request.part_ids)
+    parts = _listed_parts(stored, request.part_ids)
     num_bytes = sum(part.bytes for part in parts)
     if num_bytes != row.bytes:
         raise InvalidRequest(
@@ -161,7 +162,10 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
         )
     async with service.uploads.open(caller.project, 0, quota_bytes=caller.limits.max_stored_bytes) as opened:
         ids = [part.id for part in parts]
-        md5, beginning = await asyncio.to_thread(_concatenate, service.store, upload_id, ids, opened.incoming)
+        try:
+            md5, beginning = await asyncio.to_thread(_concatenate, service.store, upload_id, ids, opened.incoming)
+        except FileNotFoundError as error:
+            raise await _parts_removed(service, caller, upload_id) from error
         if request.md5 is not None and request.md5.lower() != md5:
             raise InvalidRequest(
                 f"md5 is {shown(request.md5)}, but the parts have {md5!r}; upload the file again.",
@@ -223,10 +227,28 @@ def _require_pending(row: UploadRow) -> None:
         raise Conflict(f"Upload {row.id} is {status}; start a new one.", code="upload_not_pending")
 
 
-async def _parts(session: AsyncSession, upload_id: str, part_ids: Sequence[str]) -> list[UploadPartRow]:
-    """The parts in the order of ``part_ids``. Raises `InvalidRequest` for an unknown or repeated one."""
+async def _parts_removed(service: Service, caller: Caller, upload_id: str) -> Conflict | Unavailable:
+    """The error for parts that disappeared, because another request has ended the upload. Raises `NotFound`."""
+    await asyncio.to_thread(service.store.remove_parts, upload_id)  # locating a part has created their folder again
+    async with service.database.read() as session:
+        row = await _find(session, caller, upload_id)
+    try:
+        _require_pending(row)
+    except Conflict as error:
+        return error
+    return Unavailable(f"The parts of upload {upload_id} are missing in the artifact store; start a new upload.")
+
+
+async def _stored_parts(session: AsyncSession, upload_id: str) -> dict[str, UploadPartRow]:
+    """The parts by their ids."""
+    if not is_id(upload_id, "upload"):
+        return {}
     rows = await session.scalars(select(UploadPartRow).where(UploadPartRow.upload_id == upload_id))
-    by_id = {row.id: row for row in rows}
+    return {row.id: row for row in rows}
+
+
+def _listed_parts(by_id: dict[str, UploadPartRow], part_ids: Sequence[str]) -> list[UploadPartRow]:
+    """The parts in the order of ``part_ids``. Raises `InvalidRequest` for an unknown or repeated one."""
     seen: set[str] = set()
     for part_id in part_ids:
         fault = "which is listed twice" if part_id in seen else None
@@ -244,7 +266,10 @@ async def _parts(session: AsyncSession, upload_id: str, part_ids: Sequence[str])
 def _concatenate(
     store: ArtifactFolder, upload_id: str, part_ids: Sequence[str], incoming: IncomingFile
 ) -> tuple[str, bytes]:
-    """Copy the parts to ``incoming``. Returns the MD5 in hex and the first bytes. Raises `Unavailable`."""
+    """Copy the parts to ``incoming``. Returns the MD5 in hex and the first bytes.
+
+    Raises `Unavailable`, and `FileNotFoundError` if the parts were removed in the meantime.
+    """
     md5, beginning = hashlib.md5(usedforsecurity=False), b""
     for part_id in part_ids:
         with store.part_path(upload_id, part_id).open("rb") as part:

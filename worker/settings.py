@@ -58,6 +58,12 @@ class WorkerSettings(FleetSettings):
     serve_models: int = Field(
         default=2, ge=0, description="maximum number of models per slot that are loaded to answer requests; 0: none"
     )
+    serve_memory_bytes: int | None = Field(
+        default=None,
+        ge=256 * MEBIBYTE,
+        description="memory limit of a process that answers requests; default: none, but when the machine runs out of "
+        "memory, a process that exceeds its slot's share of it is ended",
+    )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,
         ge=0,

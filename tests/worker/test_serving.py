@@ -157,3 +157,19 @@ def test_processes_of_an_earlier_worker_are_killed(worker: Worker) -> None:
     process.send_signal(signal.SIGSTOP)  # it would notice by itself that its worker is gone
     Worker(worker.home).models.end_earlier()
     assert process.wait(20) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux only")
+def test_a_model_that_exceeds_its_memory_limit_does_not_fit(tmp_path: Path) -> None:
+    limited = Worker(tmp_path, {"serve_memory_bytes": 256 * 2**20})  # less than the libraries need
+    weights = limited.checkpoint()
+    failure = limited.answer(limited.ask(weights)).failure
+    assert failure is not None
+    assert failure.code == "model_failed"
+    assert failure.message.startswith(f"The process that served {weights.name} used 0.")
+    assert failure.message.endswith(
+        "more than its limit of 0.25 GiB (ZETA_SERVE_MEMORY_BYTES), and was ended. The model does not fit into the "
+        "memory."
+    )
+    wait_until(lambda: limited.models.step() or not limited.processes(), 20, "the process to end")

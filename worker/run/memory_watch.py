@@ -1,8 +1,9 @@
-"""Detects runs that exceed their memory limit, before the kernel kills another process instead.
+"""Detects runs and served models that exceed their memory limit, before the kernel kills another process instead.
 
-With a limit (``ZETA_JOB_MEMORY_BYTES``), a run that exceeds it is ended. Without one, a run may use all free
-memory: it is ended only while less than `RESERVE_SHARE` of the machine's memory is free and it uses more than its
-slots' share. So one job can't take down the worker or another slot's job, and large runs can use an idle machine.
+With a limit (``ZETA_JOB_MEMORY_BYTES``, or ``ZETA_SERVE_MEMORY_BYTES`` for a served model), a run that exceeds it is
+ended. Without one, a run may use all free memory: it is ended only while less than `RESERVE_SHARE` of the machine's
+memory is free and it uses more than its slots' share. So one job can't take down the worker or another slot's job, and
+large runs can use an idle machine.
 
 Only anonymous and shared memory counts, because mapped files can be dropped from memory. Forked processes share pages,
 so the cheap sum (``RssAnon``) is an upper bound; the exact count (``Pss``) is only taken when that exceeds the limit.
@@ -38,13 +39,18 @@ class Excess:
 
     @property
     def message(self) -> str:
-        used = f"The run used {in_gib(self.used_bytes)} of memory"
+        """The excess of a run, as a sentence."""
+        return self.describe("The run", "ZETA_JOB_MEMORY_BYTES")
+
+    def describe(self, subject: str, setting: str) -> str:
+        """The excess as a sentence about ``subject``, whose limit is the setting with this name."""
+        used = f"{subject} used {in_gib(self.used_bytes)} of memory"
         if self.is_share:
             return (
                 f"{used}, more than its share of {in_gib(self.limit_bytes)}, and was ended because its machine was "
-                "running out of memory (set ZETA_JOB_MEMORY_BYTES for a fixed limit)."
+                f"running out of memory (set {setting} for a fixed limit)."
             )
-        return f"{used}, more than its limit of {in_gib(self.limit_bytes)} (ZETA_JOB_MEMORY_BYTES), and was ended."
+        return f"{used}, more than its limit of {in_gib(self.limit_bytes)} ({setting}), and was ended."
 
 
 class MemoryWatch:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
 from pydantic import ValidationError
 
 from worker.run.process_tree import ProcessTree
@@ -79,6 +80,10 @@ class ServingProcess:
                 self._socket.sendall(line)
             except OSError:
                 self._tree.kill()
+
+    def processes(self) -> Sequence[psutil.Process]:
+        """The live processes of its tree."""
+        return self._tree.processes.alive()
 
     def kill(self) -> None:
         self._is_over.set()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from worker.machine.devices import Slot
+from worker.run.memory_watch import MemoryWatch
 from worker.serving.outbox import Outboxes
 from worker.serving.process import Message, ServingProcess
 from zeta_core.contract.wire.answers import (
@@ -22,6 +23,7 @@ from zeta_core.contract.wire.answers import (
 )
 
 LOAD_SECONDS = 1800.0  # a large model from a slow disk, or from the Hub
+MEMORY_SETTING = "ZETA_SERVE_MEMORY_BYTES"
 STALL_SECONDS = 900.0  # without a sign of life, above the time of a long prompt on a CPU
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,11 @@ class ServedModel:
         slot: Slot,
         outboxes: Outboxes,
         start: Callable[[Callable[[Message], None]], ServingProcess],
+        *,
+        memory_limit_bytes: int | None,
+        memory_share_bytes: int,
     ) -> None:
-        """Raises `OSError` if the process can't be started."""
+        """Raises `OSError` if the process can't be started. The limits are those of `MemoryWatch`."""
         self.weights = weights
         self.slot = slot
         self.used_at = time.monotonic()  # when it last had a request
@@ -47,6 +52,9 @@ class ServedModel:
         self._requests: set[str] = set()
         self._ending: Failure | None = None  # why its requests end
         self._process = start(self._receive)
+        self._memory = MemoryWatch(
+            self._process.processes, limit_bytes=memory_limit_bytes, share_bytes=memory_share_bytes
+        )
         self._started_at = time.monotonic()
 
     @property
@@ -75,6 +83,7 @@ class ServedModel:
     def is_gone(self) -> bool:
         """Whether the process has ended; its remaining requests have then failed. Never blocks."""
         self._end_if_stalled()
+        self._end_if_too_large()
         if not self._process.is_gone():
             return False
         failure = self._ending or Failure(
@@ -97,6 +106,18 @@ class ServedModel:
             return
         logger.warning("%s Ending it.", message, extra={"action": "serve"})
         self.end(Failure(code="process_ended", message=f"{message} Send the request again."))
+
+    def _end_if_too_large(self) -> None:
+        """End the process if it exceeds its memory limit. A model that does not fit must not be requested again."""
+        excess = None if self.is_ending else self._memory.excess()
+        if excess is None:
+            return
+        message = excess.describe(f"The process that served {self.weights.name}", MEMORY_SETTING)
+        logger.warning("%s", message, extra={"action": "serve"})
+        if self.is_ready:
+            self.end(Failure(code="process_ended", message=f"{message} Send shorter or fewer requests at a time."))
+        else:
+            self.end(Failure(code="model_failed", message=f"{message} The model does not fit into the memory."))
 
     def _receive(self, message: Message) -> None:
         match message:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
-from worker.machine.devices import Slot
+from worker.machine.devices import Slot, memory_bytes
 from worker.run import processes
 from worker.run.launch import own_environment, run_environment
 from worker.run.processes import RunProcesses
@@ -145,7 +145,14 @@ class ServedModels:
             return
         weights = request.weights
         try:
-            model = ServedModel(weights, slot, self._outboxes, partial(self._start_process, weights, slot))
+            model = ServedModel(
+                weights,
+                slot,
+                self._outboxes,
+                partial(self._start_process, weights, slot),
+                memory_limit_bytes=self._settings.serve_memory_bytes,
+                memory_share_bytes=memory_bytes() // len(self._slots),
+            )
         except OSError as error:
             failure = Failure(code="model_failed", message=f"{weights.name} can't be served: {error.strerror}.")
             self._outboxes.fail([request.request_id], failure)

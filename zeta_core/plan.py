@@ -12,7 +12,7 @@ from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.options import Dpo, Lora, Optimizer, Precision, Schedule
 from zeta_core.contract.spec.range_test import FIND
-from zeta_core.failures import CannotResume
+from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.optim.schedule import warmup_updates
 
 # Limits of a micro-batch on a CPU. There, the operating system kills a process that runs out of memory, instead of
@@ -65,6 +65,8 @@ class Plan:
     beta: float | None  # for method dpo; None: sft
     base: str | None  # fingerprint of the weights that an adapter is added to
     attn_implementation: str = "auto"  # transformers' name of the model's own, if none was chosen
+    lr_min: float = 0.0
+    dpo_loss: str = "sigmoid"
 
     @property
     def evaluates(self) -> bool:
@@ -92,6 +94,7 @@ _DECIDING_OPTIONS: dict[str, tuple[str, ...]] = {
     "data": options_affecting(JobSpec, "documents"),
     "eval_data": ("eval_dataset",),
     "beta": ("method", "dpo"),
+    "dpo_loss": ("dpo",),
     "base": ("model",),
 }
 _RESULT_OPTIONS = frozenset(options_affecting(JobSpec, "results"))
@@ -190,13 +193,25 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         base=inputs.base if _trains_adapter(options, inputs, stored) else None,
         attn_implementation=inputs.attn_implementation,
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
+        dpo_loss=(options.dpo or Dpo()).loss,
+        lr_min=options.lr_min or 0.0,
     )
+    if plan.lr_min > plan.learning_rate > 0:
+        raise CannotTrain(
+            f"lr_min is {plan.lr_min:g}, which exceeds the default learning rate of this run, {plan.learning_rate:g}; "
+            "decrease it, or set learning_rate.",
+            param="lr_min",
+        )
     return plan if stored is None else _resumed(plan, options, stored)
 
 
+_LATER_LORA_SETTINGS = frozenset({"modules_to_save", "use_rslora", "use_dora"})
+
+
 def _adapter_settings(lora: Lora) -> dict[str, Any]:
-    """The settings that determine the adapter. Earlier versions had no ``modules_to_save``."""
-    return lora.model_dump(exclude={"save_merged"} if lora.modules_to_save else {"save_merged", "modules_to_save"})
+    """The settings that determine the adapter. Those that earlier versions lacked are omitted if they are unset."""
+    settings = lora.model_dump(exclude={"save_merged"})
+    return {name: value for name, value in settings.items() if name not in _LATER_LORA_SETTINGS or value}
 
 
 def _trains_adapter(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> bool:
@@ -309,6 +324,7 @@ _OPTION_NAMES = {
     "global_batch": "batch_size",
     "strategy": "use_fsdp/use_deepspeed",
     "beta": "dpo.beta",
+    "dpo_loss": "dpo.loss",
 }
 
 
@@ -316,7 +332,7 @@ def _resumed(plan: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Pla
     set_options = {name for name in options.model_fields_set if getattr(options, name) is not None}
     if options.learning_rate == FIND:
         set_options.remove("learning_rate")  # it was found or given when the run started
-    set_options |= {"data", "eval_data", "base", "beta", "strategy", "global_batch"}
+    set_options |= {"data", "eval_data", "base", "beta", "dpo_loss", "strategy", "global_batch"}
     values: dict[str, Any] = {}
     for name in FIXED_PLAN_FIELDS:
         if name not in stored:  # saved by a version without this field

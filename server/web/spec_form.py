@@ -21,12 +21,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length and batch": ("max_steps", "seq_len", "batch_size", "gradient_accumulate_every", "pack", "overlong"),
     "Data": ("train_on", "tokenizer", "chat_template", "use_pretokenized", "eval_dataset", "group_by"),
     "Optimization": (
-        *("learning_rate", "lr_scheduler", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm", "seed"),
-        *("freeze", "dpo.beta"),
+        *("learning_rate", "lr_scheduler", "lr_min", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm"),
+        *("seed", "freeze", "dpo.beta", "dpo.loss"),
     ),
     "LoRA adapter": (
         *("lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules", "lora.modules_to_save"),
-        "lora.save_merged",
+        *("lora.save_merged", "lora.use_rslora", "lora.use_dora"),
     ),
     "Evaluation and checkpoints": (
         *("eval_split", "eval_steps", "early_stopping_patience", "checkpointing_steps", "save_total_limit"),

@@ -31,11 +31,15 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class _Layer:
-    """The change that an adapter makes to the weight of its layer: ``scaling`` times B A, or the transpose of it."""
+    """The change that an adapter makes to the weight of its layer: ``scaling`` times B A, or the transpose of it.
+
+    ``norms`` is the name of DoRA's trained norms of the changed weight, one per output of the layer.
+    """
 
     scaling: float
     transposed: bool
     embeds: bool
+    norms: str | None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class Adapter:
             change = weights[b].float() @ weights[a].float() * layer.scaling
             name = f"{layer_name}.weight"
             merged[name] = merged[name].float() + (change.T if layer.transposed else change)
+            if layer.norms is not None:
+                norms = weights[layer.norms].float().unsqueeze(0 if layer.transposed else 1)
+                merged[name] *= norms / merged[name].norm(dim=0 if layer.transposed else 1, keepdim=True)
         return merged
 
     @property
@@ -153,5 +160,7 @@ def _layers(model: nn.Module, adapter: str) -> dict[str, _Layer]:
         if isinstance(part, LoraLayer) and not isinstance(part, ParamWrapper) and adapter in part.scaling:
             embeds = isinstance(part.get_base_layer(), nn.Embedding)
             transposed = embeds or bool(getattr(part, "fan_in_fan_out", False))
-            layers[name] = _Layer(part.scaling[adapter], transposed, embeds)
+            has_norms = adapter in part.lora_magnitude_vector
+            norms = f"{name}.lora_magnitude_vector.{adapter}.weight" if has_norms else None
+            layers[name] = _Layer(part.scaling[adapter], transposed, embeds, norms)
     return layers

@@ -54,6 +54,8 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         r=lora.r,
         lora_alpha=cast(int, int(lora.lora_alpha) if lora.lora_alpha == int(lora.lora_alpha) else lora.lora_alpha),
         lora_dropout=lora.lora_dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         target_modules=_shortest(chosen, modules),
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in chosen),
         modules_to_save=_shortest(saved.names, modules) if saved.names else None,

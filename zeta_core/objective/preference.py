@@ -2,8 +2,11 @@
 
 The loss of a pair is -log σ(β (π_c - r_c - (π_r - r_r))). Here, π and r are the log-probabilities of the chosen and
 the rejected answer under the trained model and under the reference (Rafailov et al. 2023, arXiv 2305.18290, equation
-7). The mean over the pairs of the global batch is minimized. The reference is the initial model of the run; with LoRA,
-it is the base, because a new adapter adds nothing. Its log-probabilities are computed once, before the first step, and
+7). The loss of IPO is (π_c - r_c - (π_r - r_r) - 1 / (2 β))² (Azar et al. 2023, arXiv 2310.12036, equation 17); its
+minimum is finite even for pairs that the model always ranks correctly.
+
+The mean over the pairs of the global batch is minimized. The reference is the initial model of the run; with LoRA, it
+is the base, because a new adapter adds nothing. Its log-probabilities are computed once, before the first step, and
 stored in every checkpoint, because the initial model is not available later.
 
 Shapes: P pairs, R = 2 P answers, the chosen ones first, T tokens, K positions with logits, V entries of the vocabulary.
@@ -96,17 +99,21 @@ class DpoLoss(LossFunction):
     """Calls a model as `LossFunction` does, and returns the sum of the pairs' losses."""
 
     beta: float = 0.1
+    kind: str = "sigmoid"
     is_likelihood: ClassVar[bool] = False
 
     @staticmethod
-    def of(loss_function: LossFunction, beta: float, name: str) -> DpoLoss:
-        """The DPO loss for a model. Raises `InvalidModel` if the model does not return its logits."""
+    def of(loss_function: LossFunction, beta: float, name: str, *, kind: str = "sigmoid") -> DpoLoss:
+        """The loss for a model; ``kind`` is ``sigmoid`` (DPO) or ``ipo``.
+
+        Raises `InvalidModel` if the model does not return its logits.
+        """
         if loss_function.convention is not Convention.LOGITS:
             raise InvalidModel(
                 f"{name} returns a loss but no logits, and method 'dpo' needs the log-probability of each answer; "
                 "let its forward return logits."
             )
-        return DpoLoss(**vars(loss_function), beta=beta)
+        return DpoLoss(**vars(loss_function), beta=beta, kind=kind)
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the pairs that count, and None."""
@@ -117,7 +124,11 @@ class DpoLoss(LossFunction):
             prefers_P = (chosen_P > rejected_P).to(chosen_P.dtype)
             rewards = torch.stack((chosen_P, rejected_P, prefers_P, torch.ones_like(chosen_P)))
             self.sums.append((rewards * batch.counts_P).sum(1))
-        return (-F.logsigmoid(chosen_P - rejected_P) * batch.counts_P).sum(), None
+        if self.kind == "ipo":
+            losses_P = ((chosen_P - rejected_P) / self.beta - 1 / (2 * self.beta)).square()
+        else:
+            losses_P = -F.logsigmoid(chosen_P - rejected_P)
+        return (losses_P * batch.counts_P).sum(), None
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The log-probability of each row's answer, summed over its tokens, in float32."""

@@ -19,6 +19,12 @@ def warmup_updates(warmup_steps: float, total_steps: int) -> int:
     return min(steps, total_steps)
 
 
+def rate(schedule: Schedule, updates: int, *, peak: float, lowest: float = 0.0, warmup: int, total_steps: int) -> float:
+    """The learning rate of the next update: from 0 to ``peak`` in the warm-up, and then down to ``lowest``."""
+    share = factor(schedule, updates, warmup=warmup, total_steps=total_steps)
+    return peak * share if updates < warmup else lowest + (peak - lowest) * share
+
+
 def factor(schedule: Schedule, updates: int, *, warmup: int, total_steps: int) -> float:
     """The factor of the peak rate for the next update, after ``updates`` have been applied.
 

@@ -85,7 +85,7 @@ def prepare(
     if plan.strategy == "zero":  # gathers the parameters for each call of the head, whose number differs by rank
         loss_function = replace(loss_function, head=None)
     if plan.beta is not None:
-        loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__)
+        loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__, kind=plan.dpo_loss)
     loss_function.check_labels(type(model).__name__, needed=tokens.supervised is not None)
     if padding := padding_advice(
         inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation

@@ -25,7 +25,8 @@ def saves_merged(options: TrainerOptions) -> bool:
 def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | None, data: DataReport) -> ResolvedSpec:
     """The options with all defaults resolved, and the facts that determined them."""
     numbers = plan.stored()
-    del numbers["global_batch"], numbers["warmup"], numbers["beta"]  # added below under the names of the contract
+    for name in ("global_batch", "warmup", "beta", "dpo_loss"):  # added below under the names of the contract
+        del numbers[name]
     if plan.lora is not None:
         numbers["lora"] = Lora(**plan.lora, save_merged=saves_merged(options)).model_dump()
     if held_out is not None:
@@ -38,7 +39,7 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
         "warmup_steps": plan.warmup_steps,
         "global_batch_size": plan.global_batch,
         "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
-        "dpo": None if plan.beta is None else {"beta": plan.beta},
+        "dpo": None if plan.beta is None else {"loss": plan.dpo_loss, "beta": plan.beta},
     }
     return ResolvedSpec.model_validate(decided)
 

@@ -16,7 +16,7 @@ from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import build_sampler
 from zeta_core.objective.evaluation import Evaluator, stopped_early
-from zeta_core.optim.schedule import factor
+from zeta_core.optim.schedule import rate
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
@@ -168,5 +168,11 @@ class TrainingLoop:
 
     def _learning_rate(self, updates: int) -> float:
         plan = self.plan
-        share = factor(plan.lr_scheduler, updates, warmup=plan.warmup_steps, total_steps=plan.total_steps)
-        return plan.learning_rate * share
+        return rate(
+            plan.lr_scheduler,
+            updates,
+            peak=plan.learning_rate,
+            lowest=plan.lr_min,
+            warmup=plan.warmup_steps,
+            total_steps=plan.total_steps,
+        )

@@ -154,7 +154,7 @@ def test_a_pair_is_kept_or_dropped_as_one(tmp_path: Path) -> None:
 
 
 def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> None:
-    """Rafailov et al. 2023, equation 7, written out token by token."""
+    """Rafailov et al. 2023, equation 7, and Azar et al. 2023, equation 17, written out token by token."""
     model, before = llama(), llama()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -176,12 +176,13 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
         )
 
     pairs.reference_2P = np.array([log_probability(before, document) for document in range(10)], dtype=np.float32)
-    beta, expected, chosen, rejected = 0.3, 0.0, [], []
+    beta, expected, expected_ipo, chosen, rejected = 0.3, 0.0, 0.0, [], []
     for pair in range(5):
         gains = [log_probability(model, d) - pairs.reference_2P[d] for d in (2 * pair, 2 * pair + 1)]
         chosen.append(beta * gains[0])
         rejected.append(beta * gains[1])
         expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
+        expected_ipo += (gains[0] - gains[1] - 1 / (2 * beta)) ** 2
 
     language_model_loss = find_loss_function(model, sample_ids=[5, 6, 7, 8])
     loss_function = DpoLoss.of(language_model_loss, beta, "llama")
@@ -194,6 +195,8 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
     assert rewards["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
     assert rewards["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
     assert rewards["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
+    ipo_loss, _ = DpoLoss.of(language_model_loss, beta, "llama", kind="ipo")(model, pairs.batch(np.arange(5), 5))
+    assert ipo_loss.item() == pytest.approx(expected_ipo, rel=1e-4)
     # Split in any way, with a filler pair, the losses and their gradient are the same.
     parts = [
         loss_function(model, pairs.batch(np.array(rows), count))[0] for rows, count in (([0, 1, 0], 2), ([4, 3, 2], 3))
@@ -228,7 +231,8 @@ def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lo
     assert straight.result.train_loss is not None
     assert straight.result.train_loss < math.log(2)
     resolved = lines.resolved_spec
-    assert (resolved["dpo"], resolved["train_on"], resolved["pack"]) == ({"beta": 0.5}, "completion", False)
+    assert resolved["dpo"] == {"loss": "sigmoid", "beta": 0.5}
+    assert (resolved["train_on"], resolved["pack"]) == ("completion", False)
     assert not any(line.perplexity for line in lines.all if isinstance(line, ProgressLine))
 
     asked_times = iter(range(100))
@@ -253,6 +257,19 @@ def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path:
     assert outcome.result.train_loss == pytest.approx(math.log(2), abs=1e-6)
     assert lines.resolved_spec["learning_rate"] == 1e-6
     assert rewards_in(lines)[0] == {"chosen": 0.0, "rejected": 0.0, "margin": 0.0, "accuracy": 0.0}
+
+
+def test_the_margin_of_ipo_approaches_its_limit(tmp_path: Path) -> None:
+    """The loss draws the difference of the log-probability gains towards 1 / (2 beta), so the margin towards 1/2."""
+    settings = {"beta": 0.5, "loss": "ipo"}
+    options = dpo(8, tmp_path, max_steps=60, learning_rate=1e-3, warmup_steps=0, dpo=settings, lr_min=1e-5)
+    _, lines = train(llama(), tmp_path / "out", cache=tmp_path, **options)
+    assert lines.resolved_spec["dpo"] == {"loss": "ipo", "beta": 0.5}
+    assert rewards_in(lines)[0]["margin"] == 0
+    assert rewards_in(lines)[-1]["margin"] == pytest.approx(0.5, abs=0.1)
+    rates = [line.learning_rate for line in lines.all if isinstance(line, ProgressLine) and line.learning_rate]
+    assert rates[0] == 1e-3
+    assert 1e-5 < rates[-1] < 2e-5
 
 
 @pytest.mark.slow

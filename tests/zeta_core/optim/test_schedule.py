@@ -7,7 +7,7 @@ import math
 import pytest
 
 from zeta_core.contract.spec.options import Schedule
-from zeta_core.optim.schedule import factor, warmup_updates
+from zeta_core.optim.schedule import factor, rate, warmup_updates
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
@@ -30,6 +30,14 @@ def test_cosine_after_k_updates_is_the_textbook_value() -> None:
 
 def test_wsd_keeps_the_full_rate_until_its_decay() -> None:
     assert [factor("wsd", k, warmup=10, total_steps=100) for k in (10, 50, 80, 90, 100)] == [1, 1, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_the_rate_ends_at_the_lowest_one(schedule: Schedule) -> None:
+    rates = [rate(schedule, k, peak=1e-3, lowest=1e-4, warmup=4, total_steps=40) for k in range(41)]
+    assert rates[:5] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[40] == pytest.approx(1e-4)
 
 
 def test_a_constant_rate_does_not_change() -> None:

@@ -20,6 +20,7 @@ _TURN_FIELDS = frozenset({"role", "content", "from", "value"})
 def faults(options: OptionFields) -> Iterator[ErrorDetail]:
     """One detail for every field that another field contradicts."""
     yield from _length_faults(options)
+    yield from _schedule_faults(options)
     yield from _evaluation_faults(options)
     yield from _adapter_faults(options)
     yield from _weight_faults(options)
@@ -41,6 +42,19 @@ def _length_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if has_range_test and options.max_steps is not None and options.max_steps < MIN_RUN_STEPS:
         fix = f"the range test needs at least {MIN_RUN_STEPS} steps, but max_steps is {options.max_steps}; use a number"
         yield invalid_value("learning_rate", options.learning_rate, fix)
+
+
+def _schedule_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    if options.lr_min is None:
+        return
+    if options.lr_scheduler == "constant":
+        fix = "it has no effect with lr_scheduler 'constant', whose rate never decreases; omit one of them"
+        yield invalid_value("lr_min", options.lr_min, fix)
+    if options.learning_rate == FIND:
+        fix = "it can't be compared with a rate that is found later; set learning_rate to a number, or omit it"
+        yield invalid_value("lr_min", options.lr_min, fix)
+    elif options.learning_rate is not None and options.lr_min > options.learning_rate:
+        yield invalid_value("lr_min", options.lr_min, f"it exceeds learning_rate ({options.learning_rate:g})")
 
 
 def _evaluation_faults(options: OptionFields) -> Iterator[ErrorDetail]:
@@ -163,6 +177,9 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.mixed_precision == "fp16" and (options.use_fsdp or options.use_deepspeed):
         fix = "its loss scaling requires whole gradients, but they are sharded; use 'bf16' or 'no'"
         yield invalid_value("mixed_precision", options.mixed_precision, fix)
+    if options.lora is not None and options.lora.use_dora and (options.use_fsdp or options.use_deepspeed):
+        fix = "it requires whole weights, but they are sharded; omit it, or omit use_fsdp and use_deepspeed"
+        yield invalid_value("lora.use_dora", True, fix)
     if options.lora is not None and options.lora.quantize is not None:
         if options.use_fsdp or options.use_deepspeed:
             fix = "a 4-bit base model can't be sharded; omit it, or omit use_fsdp and use_deepspeed"

@@ -44,12 +44,24 @@ class Lora(StrictModel):
     save_merged: bool = Field(
         default=False, description="also save the base model with the adapter merged into it, in best and final"
     )
+    use_rslora: bool = Field(
+        default=False,
+        description="scale the adapter's output by lora_alpha / sqrt(r), so that it does not shrink with the rank",
+    )
+    use_dora: bool = Field(
+        default=False, description="also train the norm of each adapted weight (DoRA); slower, often better at low r"
+    )
     quantize: Literal["nf4"] | None = Field(
         default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
     )
 
 
 class Dpo(StrictModel):
+    loss: Literal["sigmoid", "ipo"] = Field(
+        default="sigmoid",
+        description="'sigmoid' is the loss of DPO; 'ipo' draws the difference between the answers towards "
+        "1 / (2 beta), and overfits less to pairs without contradictions",
+    )
     beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
 
 
@@ -166,6 +178,12 @@ class OptionFields(StrictModel):
     optimizer: Annotated[Optimizer, Affects("results", "speed")] = Field(default="adamw", description="the optimizer")
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
         default="cosine", description="the schedule of the learning rate after warm-up"
+    )
+    lr_min: Annotated[float | None, Affects("results")] = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="learning rate at the end of the schedule; unset: 0",
     )
     warmup_steps: Annotated[float, Affects("results")] = Field(
         0.03, ge=0, le=MAX_STEPS, allow_inf_nan=False, description="steps of warm-up; below 1, a share of the run"

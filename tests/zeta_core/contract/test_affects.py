@@ -25,7 +25,7 @@ def test_a_resumed_job_may_change_only_its_length_split_and_organisation() -> No
 def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
     kept = "seed seq_len pack global_batch learning_rate weight_decay optimizer lr_scheduler warmup max_grad_norm "
     kept += "mixed_precision strategy use_activation_checkpointing compile group_by data eval_data eval_split "
-    kept += "eval_steps early_stopping_patience lora freeze beta base attn_implementation"
+    kept += "eval_steps early_stopping_patience lora freeze beta base attn_implementation lr_min dpo_loss"
     assert tuple(kept.split()) == FIXED_PLAN_FIELDS, "in this order, group_by before the data that it also changes"
 
 

@@ -30,7 +30,7 @@ async def list_workers(service: Service, caller: Caller, query: PageQuery) -> Pa
     engine = service.engine
     beats = [beat for beat in engine.workers() if query.after is None or beat.worker > query.after]
     shown_beats = beats[: query.limit]
-    jobs = {slot.job_id for beat in shown_beats for slot in beat.slots if slot.job_id is not None}
+    jobs = {slot.job_id for beat in shown_beats for slot in beat.all_slots if slot.job_id is not None}
     async with service.database.read() as session:
         drained = await drained_workers(session)
         if not caller.is_admin:
@@ -52,7 +52,7 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
         await set_drained(session, name, draining, changed_by=caller.key_id)
         session.add(caller.audit_row("worker.drain" if draining else "worker.undrain", name, project=None))
     service.engine.wake()
-    jobs = {slot.job_id for slot in beat.slots if slot.job_id is not None}
+    jobs = {slot.job_id for slot in beat.all_slots if slot.job_id is not None}
     return _worker(service.engine, beat, draining, caller, jobs)
 
 
@@ -80,6 +80,7 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
         cpu_kind=beat.cpu_kind,
         labels=beat.labels,
         slots=[_slot(slot, caller, is_shown=slot.job_id in jobs) for slot in beat.slots],
+        background_slots=[_slot(slot, caller, is_shown=slot.job_id in jobs) for slot in beat.background_slots],
     )
 
 

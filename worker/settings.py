@@ -23,6 +23,9 @@ class WorkerSettings(FleetSettings):
     worker_slots: int | None = Field(
         default=None, ge=1, le=1024, description="number of concurrent jobs; default: one per visible GPU, or 1"
     )
+    background_slots: int = Field(
+        default=1, ge=0, le=64, description="number of concurrent jobs that need no GPU, such as exports; 0: none"
+    )
     worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
     stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped run to save")
     stall_factor: float = Field(

@@ -25,7 +25,7 @@ from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempts import Attempts
 from worker.attempt.resources import WorkerResources
 from worker.checks.runner import SpecCheckRunner
-from worker.machine.devices import find_slots
+from worker.machine.devices import background_slots, find_slots
 from worker.machine.disk import DiskSpace
 from worker.machine.gpu_health import GpuHealth
 from worker.messaging.consumer import Consumer
@@ -70,7 +70,9 @@ class Supervisor:
             executor=self._executor,
         )
         self._gpu_health = GpuHealth([slot.gpu for slot in slots if slot.gpu is not None], self._executor)
-        self._attempts = Attempts(resources, slots, self._disk, self._gpu_health, self._link.post)
+        self._attempts = Attempts(
+            resources, slots, background_slots(settings, slots), self._disk, self._gpu_health, self._link.post
+        )
         self._checks = SpecCheckRunner(
             settings, command, slots, lambda result: self._link.post(("check", result.check_id), result)
         )
@@ -229,7 +231,8 @@ class Supervisor:
     def _report_changes(self) -> None:
         """Update the state for the next heartbeat, which is sent immediately if slots or the disk state changed."""
         before, self._state = self._state, self._current_state()
-        if (before.slots, before.disk_low) != (self._state.slots, self._state.disk_low):
+        after = self._state
+        if (before.all_slots, before.disk_low) != (after.all_slots, after.disk_low):
             self._heartbeat.beat_now()
 
     def _clean_up(self) -> None:
@@ -243,6 +246,7 @@ class Supervisor:
                 report.model_copy(update={"served": self._serving.reports(report.slot)})
                 for report in self._attempts.slot_reports()
             ),
+            background_slots=self._attempts.background_slot_reports(),
             stopping=self._stopping,
             disk_free_bytes=self._disk.free_bytes,
             disk_low=self._disk.is_low,

@@ -22,6 +22,7 @@ from zeta.client_job import AsyncJob
 from zeta.errors import InvalidResponse
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 
@@ -78,12 +79,13 @@ class AsyncClient:
         *,
         status: JobStatus | str | None = None,
         entity_name: str | None = None,
+        kind: JobKind | str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = 20,
     ) -> list[AsyncJob]:
         """List jobs, newest first; ``limit=None`` lists all of them."""
         listed = await asyncio.to_thread(
-            self._client.jobs, status=status, entity_name=entity_name, metadata=metadata, limit=limit
+            self._client.jobs, status=status, entity_name=entity_name, kind=kind, metadata=metadata, limit=limit
         )
         return [self._own(job) for job in listed]
 

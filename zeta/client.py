@@ -32,6 +32,7 @@ from zeta.server_lookup import ClientSettings, find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.commands import FROM_START
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, LoginLink, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
@@ -175,11 +176,13 @@ class Client:
         *,
         status: JobStatus | str | None = None,
         entity_name: str | None = None,
+        kind: JobKind | str | None = None,
         metadata: Mapping[str, str] | None = None,
         limit: int | None = 20,
     ) -> list[ClientJob]:
         """List jobs, newest first; ``limit=None`` lists all of them."""
         params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
+        params["kind"] = None if kind is None else str(kind)
         params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
         return [job.of(self) for job in read_pages(self._transport, ClientJob, "/v1/jobs", params, limit)]
 

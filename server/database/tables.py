@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 Document = JSON().with_variant(JSONB(), "postgresql")
@@ -87,6 +88,25 @@ class JobRow(Table):
             postgresql_where=text("status = 'queued'"),
         ),
         Index(
+            "ix_jobs_kind_status_priority_created_at_id",
+            "kind",
+            "status",
+            "priority",
+            "created_at",
+            "id",
+            sqlite_where=text("kind <> 'training'"),
+            postgresql_where=text("kind <> 'training'"),
+        ),
+        Index(
+            "ix_jobs_project_kind_created_at_id",
+            "project",
+            "kind",
+            "created_at",
+            "id",
+            sqlite_where=text("kind <> 'training'"),
+            postgresql_where=text("kind <> 'training'"),
+        ),
+        Index(
             "ix_jobs_worker",
             "worker",
             sqlite_where=text("worker IS NOT NULL"),
@@ -101,6 +121,7 @@ class JobRow(Table):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(server_default=JobKind.TRAINING)
     project: Mapped[str]
     created_by: Mapped[str]
     parent: Mapped[str | None]

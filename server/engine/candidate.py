@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
@@ -28,13 +28,14 @@ class SlotGroup:
     """Equal slots of a worker that suit a job, busy ones included: GPUs of one model, or shares of its CPU.
 
     Each GPU is in it once: of several slots that share a GPU, a free one represents it. ``needed`` is the number of
-    slots that the job takes.
+    slots that the job takes. Background slots form a group of their own.
     """
 
     device_kind: str | None
     slots: tuple[DeviceReport, ...]
     needed: int
     gpus: int  # the GPUs among the needed slots: all or none
+    is_background: bool = False
 
     @property
     def is_large_enough(self) -> bool:
@@ -55,12 +56,14 @@ class Candidate:
     """A live worker in one scheduling pass.
 
     ``free`` are the slots that no job uses, without the ``num_reserved`` that are held back for a job ahead in the
-    queue. ``unavailable`` is the reason why the worker accepts no jobs, if any.
+    queue. ``free_background`` are the free background slots. ``unavailable`` is the reason why the worker accepts no
+    jobs, if any.
     """
 
     heartbeat: Heartbeat
     free: list[int]
     unavailable: Wait | None = None
+    free_background: list[int] = field(default_factory=list[int])
     is_reserved: bool = False  # for a job that needs several slots, even if none is free yet
     num_reserved: int = 0
 
@@ -69,6 +72,9 @@ class Candidate:
 
     def has_labels(self, resources: Resources) -> bool:
         return resources.labels.items() <= self.heartbeat.labels.items()
+
+    def background_group(self) -> SlotGroup:
+        return SlotGroup(self.heartbeat.cpu_kind, tuple(self.heartbeat.background_slots), 1, 0, is_background=True)
 
     def groups(self, resources: Resources) -> list[SlotGroup]:
         """The groups of slots that suit the job, whether or not they are large enough for it."""
@@ -116,6 +122,7 @@ class Candidate:
 
     def take(self, slots: Sequence[int]) -> None:
         self.free = [slot for slot in self.free if slot not in slots]
+        self.free_background = [slot for slot in self.free_background if slot not in slots]
 
     def reserve(self, slots: Sequence[int]) -> None:
         """Hold back these free slots, so that jobs further back in the queue don't get them."""

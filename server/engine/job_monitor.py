@@ -144,7 +144,7 @@ class JobMonitor:
 
     def _lists(self, worker: str, key: tuple[str, int]) -> bool:
         beat = self._workers.get(worker)
-        return beat is not None and any((slot.job_id, slot.attempt) == key for slot in beat.slots)
+        return beat is not None and any((slot.job_id, slot.attempt) == key for slot in beat.all_slots)
 
     async def _lose(self, job_id: str, attempt: int, message: str) -> None:
         async with self._database.write() as session:
@@ -170,7 +170,7 @@ class JobMonitor:
             (beat.worker, slot.job_id, slot.attempt)
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker)
-            for slot in beat.slots
+            for slot in beat.all_slots
             if slot.job_id is not None and slot.attempt is not None
         }
         if not listed:

@@ -81,7 +81,7 @@ class KnownWorkers:
                 self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=proven)
                 changed = True
             else:
-                changed = changed or not earlier.proven or earlier.heartbeat.slots != heartbeat.slots
+                changed = changed or not earlier.proven or earlier.heartbeat.all_slots != heartbeat.all_slots
                 changed = changed or earlier.heartbeat.stopping != heartbeat.stopping
                 changed = changed or earlier.heartbeat.disk_low != heartbeat.disk_low
                 self._seen[name] = _LatestHeartbeat(heartbeat, now, utc_now(), proven=True)

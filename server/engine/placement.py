@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from server.engine.candidate import Candidate, SlotGroup, Wait
 from server.engine.requirements import Requirements
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import WaitingCode
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.wire.messages import GPUS_VERSION, TIME_LIMIT_VERSION
+from zeta_core.contract.wire.messages import GPUS_VERSION, KINDS_VERSION, TIME_LIMIT_VERSION
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Option:
 
     @property
     def free(self) -> list[int]:
-        return self.group.free(self.candidate.free)
+        return self.group.free(self.candidate.free_background if self.group.is_background else self.candidate.free)
 
     @property
     def num_missing(self) -> int:
@@ -83,10 +84,10 @@ def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> 
     resources, device_kind = needs.resources, needs.device_kind
     if not candidates:
         return Wait(WaitingCode.NO_WORKER)
-    suitable = [_Option(candidate, group) for candidate in candidates for group in candidate.groups(resources)]
+    suitable = [_Option(candidate, group) for candidate in candidates for group in _groups(candidate, needs)]
     options = [option for option in suitable if option.group.is_large_enough]
     if not options:
-        return _never_fits(candidates, suitable, resources)
+        return _no_background_slot(candidates) if needs.is_background else _never_fits(candidates, suitable, resources)
     options = [option for option in options if option.candidate.heartbeat.cores >= needs.threads]
     if not options:
         message = (
@@ -107,9 +108,14 @@ def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> 
     return available or unavailable[0]
 
 
+def _groups(candidate: Candidate, needs: Requirements) -> list[SlotGroup]:
+    return [candidate.background_group()] if needs.is_background else candidate.groups(needs.resources)
+
+
 def _version(option: _Option, needs: Requirements) -> int:
     """The oldest version of a worker that can run the job."""
     version = TIME_LIMIT_VERSION if needs.timed else 0
+    version = max(version, KINDS_VERSION if needs.kind is not JobKind.TRAINING else 0)
     return max(version, GPUS_VERSION if option.group.gpus > 1 else 0)
 
 
@@ -158,6 +164,14 @@ def _all_busy(options: Sequence[_Option]) -> Wait:
         "queue that need several slots of one worker; all others are in use. The job starts when more are free."
     )
     return Wait(WaitingCode.WORKERS_BUSY, (("reserved", num_reserved),), message)
+
+
+def _no_background_slot(candidates: Sequence[Candidate]) -> Wait:
+    """The reason if no connected worker has background slots."""
+    if all(candidate.heartbeat.contract_version < KINDS_VERSION for candidate in candidates):
+        return Wait(WaitingCode.WORKER_TOO_OLD)
+    message = "No connected worker has a background slot; set ZETA_BACKGROUND_SLOTS to at least 1 on one of them."
+    return Wait(WaitingCode.NEVER_FITS, (), message)
 
 
 def _never_fits(candidates: Sequence[Candidate], suitable: Sequence[_Option], resources: Resources) -> Wait:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.database.tables import JobRow
+from zeta_core.contract.job.kind import BACKGROUND_KINDS, JobKind
 from zeta_core.contract.spec.resources import Resources
 
 
@@ -22,12 +23,19 @@ class Requirements:
     threads: int = 1
     timed: bool = False
     device_kind: str | None = None
+    kind: JobKind = JobKind.TRAINING
+
+    @property
+    def is_background(self) -> bool:
+        """Whether the job runs in a background slot."""
+        return self.kind in BACKGROUND_KINDS
 
 
 def requirements_of(job: JobRow) -> Requirements:
     """The requirements of a job whose whole row is loaded."""
     spec, resolved = job.spec, job.resolved_spec_json
     return requirements(
+        kind=job.kind,
         attempt=job.attempt or 0,
         resources=spec.get("resources"),
         resolved_resources=resolved.get("resources"),
@@ -40,6 +48,7 @@ def requirements_of(job: JobRow) -> Requirements:
 
 def requirements(
     *,
+    kind: str | None,
     attempt: int,
     resources: Mapping[str, Any] | None,
     resolved_resources: Mapping[str, Any] | None,
@@ -49,14 +58,17 @@ def requirements(
     resumed: Any,
 ) -> Requirements:
     """The requirements of a job with these fields in its spec and its resolved spec, after this many attempts."""
-    kind = device_kind if isinstance(device_kind, str) else None
-    fixed = _fixed_resources(attempt, Resources.model_validate(resources or {}), resolved_resources, kind)
+    job_kind = JobKind(kind or JobKind.TRAINING)
+    if job_kind in BACKGROUND_KINDS:
+        return Requirements(Resources(gpus=0), kind=job_kind)
+    known_kind = device_kind if isinstance(device_kind, str) else None
+    fixed = _fixed_resources(attempt, Resources.model_validate(resources or {}), resolved_resources, known_kind)
     threads = 1
     # On a CPU, exact results depend on the job's initial thread count. A job that resumes another job's checkpoint
     # doesn't wait for cores: if its thread count differs, it gets the warning `threads_changed`.
     if attempt and not fixed.gpus and resumed is None and isinstance(resolved_threads, int):
         threads = resolved_threads
-    return Requirements(fixed, threads, time_limit is not None, kind)
+    return Requirements(fixed, threads, time_limit is not None, known_kind, job_kind)
 
 
 def _fixed_resources(

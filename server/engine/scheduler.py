@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, func, literal_column, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.checkpoints import checkpoint_to_resume
@@ -34,6 +34,7 @@ from server.engine.requirements import Requirements, requirements, requirements_
 from zeta_core.contract.access import NO_LIMITS, ProjectLimits
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import WaitingReason
+from zeta_core.contract.job.kind import BACKGROUND_KINDS, JobKind
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
 from zeta_core.contract.spec.resolved_spec import ResolvedResources, ResolvedSpec
 from zeta_core.contract.spec.resources import Resources
@@ -104,7 +105,7 @@ class Scheduler:
             drained = await drained_workers(session)
         await self._withdraw_unclaimed(dispatched)
         candidates = [
-            Candidate(beat, _free_slots(beat, load.slots.get(beat.worker, set())), _unavailable(beat, drained))
+            _candidate(beat, load.slots.get(beat.worker, set()), drained)
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker) and not beat.stopping
         ]
@@ -116,10 +117,19 @@ class Scheduler:
         self._is_explained = self._is_explained and not is_changed
         age = time.monotonic() - self._explained_at
         explain_all = age >= (REFRESH_SECONDS if self._is_explained else EXPLAIN_SECONDS)
+        if any(candidate.free_background for candidate in candidates):
+            await self._schedule_background_jobs(candidates, load)
         if is_changed or explain_all or _has_free_slot(candidates):
             await self._schedule_queue(candidates, load, explain_all=explain_all)
         if explain_all:
             self._is_explained, self._explained_at = True, time.monotonic()
+
+    async def _schedule_background_jobs(self, candidates: list[Candidate], load: Load) -> None:
+        """Dispatch the first waiting background jobs; `_schedule_queue` stops when all other slots are taken."""
+        async with self._database.read() as session:
+            page: Sequence[Queued] = (await session.execute(_BACKGROUND.limit(PAGE_JOBS))).all()
+        if page:
+            raise_first(await self._schedule_page(page, candidates, load))
 
     async def _schedule_queue(self, candidates: list[Candidate], load: Load, *, explain_all: bool) -> None:
         last: Queued | None = None
@@ -217,6 +227,7 @@ class Scheduler:
             granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
             job.resolved_spec = job.resolved_spec.updated(granted)
             message = Dispatch(
+                job_kind=JobKind(job.kind),
                 job_id=job.id,
                 attempt=job.attempt + 1,
                 worker=beat.worker,
@@ -260,6 +271,7 @@ class Scheduler:
 
 _COLUMNS = select(
     JobRow.id,
+    JobRow.kind,
     JobRow.project,
     JobRow.attempt,
     JobRow.priority,
@@ -276,6 +288,11 @@ _COLUMNS = select(
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = _COLUMNS.where(JobRow.worker.is_(None)).order_by(JobRow.created_at, JobRow.id)
+# Written as in the condition of the index of the other kinds, which has few entries.
+_IS_OTHER_KIND = JobRow.kind != literal_column("'training'")
+_BACKGROUND = _COLUMNS.where(
+    _IS_OTHER_KIND, JobRow.kind.in_(sorted(BACKGROUND_KINDS)), JobRow.worker.is_(None)
+).order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
 _REDIS_UNREACHABLE = Wait(
     WaitingCode.NO_WORKER, message="Redis is unreachable, so workers can't be reached; see the server log."
 )
@@ -314,12 +331,13 @@ def _has_free_slot(candidates: Sequence[Candidate]) -> bool:
 def _situation_of(candidate: Candidate) -> object:
     """Everything about a worker that waiting reasons depend on."""
     beat = candidate.heartbeat
-    machine = beat.contract_version, beat.cores, beat.cpu_kind, beat.labels, beat.slots
-    return beat.worker, *machine, candidate.free, candidate.unavailable
+    machine = beat.contract_version, beat.cores, beat.cpu_kind, beat.labels, beat.all_slots
+    return beat.worker, *machine, candidate.free, candidate.free_background, candidate.unavailable
 
 
 def _requirements(row: Queued) -> Requirements:
     return requirements(
+        kind=row.kind,
         attempt=row.attempt,
         resources=row.resources,
         resolved_resources=row.resolved_resources,
@@ -337,6 +355,12 @@ def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
     return Wait(WaitingCode.DISK, (("worker", beat.worker),)) if beat.disk_low else None
 
 
+def _candidate(beat: Heartbeat, taken: set[int], drained: Collection[str]) -> Candidate:
+    """The worker with its free slots; jobs were dispatched to the slots ``taken``."""
+    background = [slot.slot for slot in beat.background_slots if slot.job_id is None and slot.slot not in taken]
+    return Candidate(beat, _free_slots(beat, taken), _unavailable(beat, drained), background)
+
+
 def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
     """The slots without a job; those whose served models would be ended come last."""
     free = [slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
@@ -350,6 +374,8 @@ def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
     """
     resolved = job.resolved_spec
     assert resolved.resources is not None
+    if JobKind(job.kind) in BACKGROUND_KINDS:
+        return {**job.spec, "model": resolved.model}
     resources = {name: getattr(resolved.resources, name) for name in ("gpus", "nodes", "processes")}
     spec = {**job.spec, "resources": resources}
     return spec if resolved.job_model is None else {**spec, "model": resolved.model}

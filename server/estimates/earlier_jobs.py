@@ -20,6 +20,7 @@ from server.database.tables import AttemptRow, JobRow
 from server.engine.candidate import Candidate
 from server.engine.engine import Engine
 from zeta_core.contract.job.estimate import Seconds
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.memory import MeasuredMemory
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.affects import options_affecting
@@ -125,7 +126,12 @@ async def _successful_jobs(session: AsyncSession, project: str, model: Any) -> l
     """The newest successful jobs of this model that started at the first step and have measurements."""
     columns = (JobRow.id, JobRow.spec, JobRow.resolved_spec_json, JobRow.result, JobRow.progress)
     ended = (JobRow.project == project, JobRow.status == JobStatus.SUCCEEDED, JobRow.deleted_at.is_(None))
-    newest = select(*columns).where(*ended).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(NEWEST_JOBS)
+    newest = (
+        select(*columns)
+        .where(JobRow.kind == JobKind.TRAINING, *ended)
+        .order_by(JobRow.created_at.desc(), JobRow.id.desc())
+        .limit(NEWEST_JOBS)
+    )
     jobs: list[EarlierJob] = []
     for job_id, spec_json, resolved_json, result, progress in await session.execute(newest):
         if resolved_json.get("model") != model or spec_json.get("resume_from_checkpoint"):

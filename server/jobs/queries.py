@@ -1,4 +1,4 @@
-"""Finds and lists the jobs of a project, with the filters ``?status=&entity_name=&metadata[k]=v``."""
+"""Finds and lists the jobs of a project, with the filters ``?status=&entity_name=&kind=&metadata[k]=v``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import ColumnElement, Text, cast, func, select
+from sqlalchemy import ColumnElement, Text, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -18,12 +18,15 @@ from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
+from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_id
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import JobStatus
 
 MAX_METADATA = 16  # maximum number of entries of a job
+_TRAINING = literal_column(f"'{JobKind.TRAINING}'")  # a parameter would not match the partial index
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
@@ -61,6 +64,7 @@ class JobQuery(MetadataQuery):
         default_factory=list[JobStatus], description="only jobs with this status; repeat it to match any of several"
     )
     entity_name: str | None = Field(default=None, description="only jobs with this entity_name")
+    kind: JobKind | None = Field(default=None, description="only jobs of this kind")
 
 
 def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
@@ -68,6 +72,8 @@ def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
     if filters.entity_name is not None:
         conditions.append(JobRow.entity_name == storable(filters.entity_name))
+    if filters.kind is not None:
+        conditions += of_kind(filters.kind)
     statuses = sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
     if filters.metadata_entries:
         if statuses:
@@ -76,6 +82,11 @@ def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     query = select(JobRow).where(JobRow.project == project, *conditions)
     queries = [query.where(JobRow.status == status) for status in statuses] or [query]
     return [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
+
+
+def of_kind(kind: JobKind) -> list[ColumnElement[bool]]:
+    """The conditions for jobs of this kind, so that the index of the kinds other than trainings can be used."""
+    return [JobRow.kind == _TRAINING] if kind is JobKind.TRAINING else [JobRow.kind != _TRAINING, JobRow.kind == kind]
 
 
 def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequence[ColumnElement[bool]]) -> Matches:
@@ -137,4 +148,15 @@ async def find_job(session: AsyncSession, caller: Caller, job_id: str, *, lock: 
         raise caller.not_found("job", job_id, None)
     if row.project != caller.project:
         raise caller.not_found("job", job_id, row.project)
+    return row
+
+
+async def find_training(session: AsyncSession, caller: Caller, job_id: str) -> JobRow:
+    """The caller's job, which must be a training. Raises `NotFound`."""
+    row = await find_job(session, caller, job_id)
+    if row.kind != JobKind.TRAINING:
+        raise NotFound(
+            f"{job_id} is a job of kind {row.kind}, not a training; see it with `zeta job {job_id}`.",
+            code="not_a_training",
+        )
     return row

@@ -82,6 +82,7 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
     return Job.model_validate(
         {
             "id": row.id,
+            "kind": row.kind,
             "project": row.project,
             "created_by": row.created_by,
             "parent": row.parent,

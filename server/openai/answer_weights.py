@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from server.auth import Caller
 from server.database.tables import JobRow
-from server.jobs.queries import find_job
+from server.jobs.queries import find_training
 from server.openai.model_names import ANY_DATASET, MODEL_SOURCE, BaseModelName, resolve_model
 from server.service import Service
 from server.submitting.references import check_references
@@ -32,7 +32,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
     job_id, _, rest = name.partition("/")
     async with service.database.read() as session:
         if rest == BASE and is_id(job_id, "job"):
-            return _base_of_job(await find_job(session, caller, job_id))
+            return _base_of_job(await find_training(session, caller, job_id))
         found = await resolve_model(session, service, caller, name)
     if isinstance(found, BaseModelName):
         return await _named_base(service, caller, found)

@@ -12,7 +12,7 @@ from server.auth import Caller
 from server.database.checkpoints import checkpoints_newest_first
 from server.database.pagination import PageQuery, cursor
 from server.database.tables import CheckpointRow
-from server.jobs.queries import find_job
+from server.jobs.queries import find_training
 from server.jobs.training_curves import read_curves
 from server.openai.lists import OpenAIList
 from server.openai.model_names import fine_tuned_model
@@ -57,7 +57,7 @@ async def list_checkpoints(
 ) -> OpenAIList[FineTuningCheckpoint]:
     """One page of the job's checkpoints. Raises `NotFound`, and `InvalidRequest` for an invalid ``after``."""
     async with service.database.read() as session:
-        job = await find_job(session, caller, job_id)
+        job = await find_training(session, caller, job_id)
         names = list(await session.scalars(checkpoints_newest_first(job_id)))
         rows_of_job = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
         rows = {row.name: row for row in await session.scalars(rows_of_job)}

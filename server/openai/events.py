@@ -12,7 +12,7 @@ from sqlalchemy import select
 from server.auth import Caller
 from server.database.pagination import PageQuery, cursor
 from server.database.tables import EventRow
-from server.jobs.queries import find_job
+from server.jobs.queries import find_training
 from server.openai.lists import OpenAIList
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
@@ -56,7 +56,7 @@ async def list_events(
 ) -> OpenAIList[FineTuningEvent]:
     """One page of the job's events. Raises `NotFound`, and `InvalidRequest` for an invalid ``after``."""
     async with service.database.read() as session:
-        await find_job(session, caller, job_id)
+        await find_training(session, caller, job_id)
         rows = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq.desc()).limit(query.limit + 1)
         if query.after is not None:
             rows = rows.where(EventRow.seq < _seq(query.after, job_id))

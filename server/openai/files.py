@@ -25,6 +25,7 @@ from server.openai.result_files import find_result_file, result_content, result_
 from server.service import Service
 from zeta_core.contract.access import Scope
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.spec.validation import shown
 
@@ -131,6 +132,7 @@ async def _results(
         JobRow.deleted_at.is_(None),
         JobRow.status.in_(sorted(ENDED)),
         JobRow.attempt > 0,
+        JobRow.kind == JobKind.TRAINING,
     )
     ended = ended.order_by(*(column.desc() if order == "desc" else column.asc() for column in columns))
     async with service.database.read() as session:

@@ -12,12 +12,13 @@ from server.auth import Caller
 from server.database.pagination import Matches
 from server.database.tables import JobMetadataRow, JobRow
 from server.jobs import commands
-from server.jobs.queries import JobQuery, MetadataQuery, find_job, matching_jobs, newest_jobs
+from server.jobs.queries import JobQuery, MetadataQuery, find_training, matching_jobs, newest_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.openai.job_objects import FineTuningJob, to_fine_tuning_job
 from server.openai.lists import OpenAIList
 from server.service import Service
 from zeta_core.contract.job.commands import Command
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.validation import shown
 
 
@@ -46,10 +47,14 @@ async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery)
     """One page of the project's jobs, newest first, whichever interface has created them."""
     if query.without_metadata:
         without = ~exists().where(JobMetadataRow.job_id == JobRow.id)
-        jobs = select(JobRow).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None), without)
+        jobs = select(JobRow).where(
+            JobRow.project == caller.project, JobRow.deleted_at.is_(None), JobRow.kind == JobKind.TRAINING, without
+        )
         matching = [Matches(jobs, JobRow.created_at, JobRow.id)]
     else:
-        matching = matching_jobs(caller.project, JobQuery.model_validate(query.model_extra or {}))
+        matching = matching_jobs(
+            caller.project, JobQuery.model_validate({**(query.model_extra or {}), "kind": JobKind.TRAINING})
+        )
     async with service.database.read() as session:
         rows, has_more = await newest_jobs(session, service, caller, matching, query)
         found = await to_jobs(session, rows)
@@ -59,11 +64,12 @@ async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery)
 
 async def get_job(service: Service, caller: Caller, job_id: str) -> FineTuningJob:
     async with service.database.read() as session:
-        row = await find_job(session, caller, job_id)
+        row = await find_training(session, caller, job_id)
         return to_fine_tuning_job(row, await to_job(session, row))
 
 
 async def run_command(service: Service, caller: Caller, job_id: str, command: Command) -> FineTuningJob:
     """The job after the command. Raises `NotFound`, and `Conflict` if the command isn't possible in its status."""
+    await get_job(service, caller, job_id)  # raises `NotFound` for a job that is not a training
     await commands.run_command(service, caller, job_id, command)
     return await get_job(service, caller, job_id)

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.checkpoints import checkpoints_newest_first
 from server.database.tables import CheckpointRow, JobRow, ModelNameRow
-from server.jobs.queries import find_job
+from server.jobs.queries import find_training
 from server.jobs.serialization import FINAL_CHECKPOINT
 from server.service import Service
 from zeta_core.contract.errors import NotFound
@@ -129,7 +129,7 @@ async def _checkpoint(
     session: AsyncSession, caller: Caller, job_id: str, checkpoint: str | None
 ) -> CheckpointName | None:
     try:
-        job = await find_job(session, caller, job_id)
+        job = await find_training(session, caller, job_id)
     except NotFound:
         return None
     if checkpoint is None:

@@ -21,6 +21,7 @@ from server.openai.model_names import (
 )
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, PermissionDenied
+from zeta_core.contract.job.kind import JobKind
 
 OWNER = "zeta"  # of the base models
 MAX_MODELS = 1000  # the list has no pages
@@ -55,7 +56,8 @@ class DeletedModel(BaseModel):
 async def list_models(service: Service, caller: Caller) -> OpenAIModelList:
     """The base models by name, then the newest fine-tuned models, `MAX_MODELS` in all."""
     final = select(CheckpointRow.job_id).where(CheckpointRow.name == FINAL_CHECKPOINT)
-    query = select(JobRow).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None), JobRow.id.in_(final))
+    is_own_training = (JobRow.project == caller.project, JobRow.kind == JobKind.TRAINING)
+    query = select(JobRow).where(*is_own_training, JobRow.deleted_at.is_(None), JobRow.id.in_(final))
     async with service.database.read() as session:
         base_models = await base_models_by_name(session, service, caller)
         models = [_base_model(base_models[name]) for name in sorted(base_models)]

@@ -16,7 +16,7 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.http.downloads import Content
 from server.jobs import checkpoints
-from server.jobs.queries import find_job
+from server.jobs.queries import find_training
 from server.jobs.serialization import FINAL_CHECKPOINT, to_job
 from server.jobs.training_curves import SERIES, read_curves
 from server.openai.file_objects import RESULTS, FileObject
@@ -51,7 +51,7 @@ async def result_content(service: Service, caller: Caller, result: ResultFileId)
 async def result_files_of(service: Service, caller: Caller, job_id: str) -> list[FileObject]:
     """The result files of an ended job."""
     async with service.database.read() as session:
-        job = await find_job(session, caller, job_id)
+        job = await find_training(session, caller, job_id)
         ids = await _ids(session, job)
     results = [result for text in ids if (result := parse_result_file_id(text)) is not None]
     return [_file_object(job, result, await _content(service, caller, job, result)) for result in results]
@@ -60,7 +60,7 @@ async def result_files_of(service: Service, caller: Caller, job_id: str) -> list
 async def _require(service: Service, caller: Caller, result: ResultFileId) -> JobRow:
     async with service.database.read() as session:
         try:
-            job = await find_job(session, caller, result.job_id)
+            job = await find_training(session, caller, result.job_id)
         except NotFound:
             job = None
         if job is not None and result.text in await _ids(session, job):

@@ -15,11 +15,11 @@ from server.database.job_counts import queued_by_priority
 from server.service import Service
 from zeta_core.contract.access import ProjectLimits
 from zeta_core.contract.errors import ErrorDetail, QuotaExceeded
-from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.kinds import AnySpec
 from zeta_core.contract.spec.validation import error_from_details
 
 
-def check_fields(spec: JobSpec, limits: ProjectLimits) -> None:
+def check_fields(spec: AnySpec, limits: ProjectLimits) -> None:
     """Raise `InvalidSpec` if a field exceeds a limit of the project."""
     if details := list(_faults(spec, limits)):
         raise error_from_details(details)
@@ -62,7 +62,7 @@ class QueueLimits:
         self._queued[project] += 1
 
 
-def _faults(spec: JobSpec, limits: ProjectLimits) -> Iterator[ErrorDetail]:
+def _faults(spec: AnySpec, limits: ProjectLimits) -> Iterator[ErrorDetail]:
     if limits.max_priority is not None and spec.priority > limits.max_priority:
         message = f"priority is {spec.priority}; this project may use at most {limits.max_priority} (max_priority)."
         yield ErrorDetail(param="priority", message=message, code="above_project_limit")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,8 +20,11 @@ from server.uploads.file_checks import unreadable
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import FilePurpose
+from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.kinds import AnySpec
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import (
     DatasetSource,
@@ -34,9 +38,11 @@ from zeta_core.contract.spec.sources import (
 )
 from zeta_core.contract.spec.validation import error_from_details, shown
 
+SpecT = TypeVar("SpecT", JobSpec, ExportSpec, AnySpec)
+
 
 async def check_references(
-    session: AsyncSession, service: Service, project: str, spec: JobSpec
+    session: AsyncSession, service: Service, project: str, spec: AnySpec
 ) -> dict[str, UploadedFile]:
     """The uploaded files that the job reads, by id.
 
@@ -44,8 +50,11 @@ async def check_references(
     every invalid reference.
     """
     files: dict[str, UploadedFile] = {}
-    details = [*_path_errors(service, spec), *_hub_errors(service.settings, spec)]
-    references = list(_file_references(spec))
+    details: list[ErrorDetail] = []
+    references: list[_FileReference] = []
+    if isinstance(spec, JobSpec):
+        details += [*_path_errors(service, spec), *_hub_errors(service.settings, spec)]
+        references += _file_references(spec)
     rows = await _file_rows(session, project, {reference.file_id for reference in references})
     for reference in references:
         param, file_id, purpose = reference.param, reference.file_id, reference.purpose
@@ -109,10 +118,10 @@ def _file_references(spec: JobSpec) -> Iterator[_FileReference]:
         yield _FileReference("tokenizer.file", spec.tokenizer.file, "model")
 
 
-def _checkpoint_references(spec: JobSpec) -> Iterator[tuple[str, str, str]]:
+def _checkpoint_references(spec: AnySpec) -> Iterator[tuple[str, str, str]]:
     if isinstance(spec.model, JobModel):
         yield "model.job", spec.model.job, spec.model.checkpoint
-    if spec.resume_from_checkpoint is not None:
+    if isinstance(spec, JobSpec) and spec.resume_from_checkpoint is not None:
         job_id, _, name = spec.resume_from_checkpoint.partition("/")
         yield "resume_from_checkpoint", job_id, name or LATEST
 
@@ -164,7 +173,7 @@ def _inside_data_root(path: str) -> bool:
     return not pure.is_absolute() and ".." not in pure.parts and not path.startswith("~") and ":" not in path
 
 
-async def resolve_latest(session: AsyncSession, spec: JobSpec) -> JobSpec:
+async def resolve_latest(session: AsyncSession, spec: SpecT) -> SpecT:
     """The spec with ``latest`` replaced by the newest checkpoint: all attempts start from the same weights."""
     if not isinstance(spec.model, JobModel) or spec.model.checkpoint != LATEST:
         return spec
@@ -205,6 +214,8 @@ async def _checkpoint_fault(
     job = await session.get(JobRow, job_id, with_for_update=locked) if is_id(job_id, "job") else None
     if job is None or job.project != project or job.deleted_at is not None:
         return "job_not_found", f"names {shown(job_id)}, which is not a job of this project."
+    if job.kind != JobKind.TRAINING:
+        return "not_a_training", f"names {job_id}, a job of kind {job.kind}; name the training job itself."
     if checkpoint != LATEST and not NAME_PATTERN.match(checkpoint):
         return "invalid_value", f"names checkpoint {shown(checkpoint)}; use 'step-N', 'best', 'final' or 'latest'."
     names = list(await session.scalars(select(CheckpointRow.name).where(CheckpointRow.job_id == job_id)))

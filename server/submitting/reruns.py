@@ -15,7 +15,8 @@ from server.service import Service
 from server.submitting.submissions import Created, Origin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
-from zeta_core.contract.spec.sources import KINDS
+from zeta_core.contract.job.kind import KINDS, JobKind
+from zeta_core.contract.spec.sources import KINDS as SOURCE_KINDS
 from zeta_core.contract.spec.validation import parse
 
 
@@ -36,13 +37,20 @@ async def rerun(
         checkpoint = await _checkpoint(session, parent, options.from_)
     patched = _patched(parent, options.patch, checkpoint)
     check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
-    return await submissions.create(caller, patched, request, Origin(parent=parent.id))
+    return await submissions.create(caller, patched, request, Origin(kind=JobKind(parent.kind), parent=parent.id))
 
 
 async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> str | None:
     """The name of the checkpoint to resume, with ``latest`` resolved; ``None`` for a rerun from the start."""
     if requested == FROM_START:
         return None
+    if not KINDS[JobKind(parent.kind)].saves:
+        raise InvalidRequest(
+            f"from is {requested!r}, but {parent.id} is a job of kind {parent.kind}, which always starts anew; "
+            "omit from.",
+            code="not_a_training",
+            param="from",
+        )
     if requested == LATEST:
         name = await newest_resumable(session, parent.id)
     else:
@@ -69,7 +77,7 @@ def _patched(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> d
     base = dict(parent.spec)
     if parent.resolved_spec.job_model is not None:
         base["model"] = parent.resolved_spec.model
-    for name, kinds in KINDS.items():
+    for name, kinds in SOURCE_KINDS.items():
         new, old = patch.get(name), base.get(name)
         if isinstance(new, dict) and isinstance(old, dict) and any(kind in new and kind not in old for kind in kinds):
             base.pop(name)  # another kind of source replaces the old one; a merge of both would be invalid

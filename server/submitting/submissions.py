@@ -25,14 +25,15 @@ from server.database.tables import IdempotencyRow, JobRow
 from server.database.transitions import create_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.service import Service
-from server.submitting.acceptance import AcceptedSpec, accept, read_spec
+from server.submitting.acceptance import AcceptedSpec, accept, read_any_spec
 from server.submitting.group_commit import GroupCommit
 from server.submitting.quotas import QueueLimits, check_stored_bytes
 from zeta_core.contract.errors import InvalidRequest, QuotaExceeded
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import WarningLine, utc_now
 from zeta_core.contract.job.job import Job
-from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.spec.kinds import AnySpec
 from zeta_core.contract.spec.validation import shown
 
 IDEMPOTENCY_HOURS = 24
@@ -62,6 +63,7 @@ class Origin:
     spec, and ``warnings`` are reported at once.
     """
 
+    kind: JobKind = JobKind.TRAINING
     parent: str | None = None
     sweep: str | None = None
     openai_request: dict[str, Any] | None = None
@@ -76,7 +78,7 @@ class _Submission:
     """A valid spec that is ready to become a job."""
 
     caller: Caller
-    spec: JobSpec
+    spec: AnySpec
     body: dict[str, Any]
     request: RequestIdentity
     origin: Origin
@@ -88,9 +90,11 @@ class _Submission:
         return None if key is None else (self.caller.project, self.caller.key_id, key)
 
     def audit_row(self, job_id: str) -> AuditRow:
-        action, details = (
-            ("job.submit", {}) if self.origin.parent is None else ("job.rerun", {"parent": self.origin.parent})
-        )
+        if self.origin.parent is not None:
+            action, details = "job.rerun", {"parent": self.origin.parent}
+        else:
+            is_training = self.origin.kind is JobKind.TRAINING
+            action, details = "job.submit", {} if is_training else {"kind": self.origin.kind}
         return self.caller.audit_row(action, job_id, project=self.caller.project, **details)
 
 
@@ -125,7 +129,7 @@ class Submissions:
         self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: Origin = NEW
     ) -> Created:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
-        spec = await read_spec(self._service, caller, body)
+        spec = await read_any_spec(self._service, caller, origin.kind, body)
         await check_stored_bytes(self._service, caller)
         created = await self._commits.commit(_Submission(caller, spec, body, request, origin))
         self._service.engine.wake_scheduler()
@@ -173,6 +177,7 @@ def new_job_row(
     (job_id, created_at), spec = new_id_at("job"), accepted.spec
     row = JobRow(
         id=job_id,
+        kind=origin.kind,
         project=caller.project,
         created_by=caller.key_id,
         parent=origin.parent,

@@ -21,6 +21,7 @@ from server.web.pages import PageRouter, ReadPage
 from zeta_core.contract.errors import InvalidRequest, NotFound, ZetaError
 from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, MIN_DOCUMENTS, Comparison, DocumentLosses
 from zeta_core.contract.job.comparison import compare as compare_losses
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 
@@ -59,6 +60,13 @@ async def compare(service: TheService, page: ReadPage, query: Annotated[CompareQ
     if len(ids) < 2:
         raise InvalidRequest("Choose at least two jobs in the list of jobs to compare them.", param="job")
     views = [await read_view(service, page.caller, job_id) for job_id in ids]
+    for view in views:
+        if view.job.kind is not JobKind.TRAINING:
+            raise InvalidRequest(
+                f"Job {view.job.id} is a job of kind {view.job.kind}; only trainings can be compared.",
+                code="not_a_training",
+                param="job",
+            )
     return page.render("compare.html", views=views, differences=find_differences(views))
 
 

@@ -13,6 +13,7 @@ from server.routes.routing import TheService
 from server.service import Service
 from server.web.job_views import GROUPS, count_by_group, list_views
 from server.web.pages import Page, PageRouter, ReadPage
+from zeta_core.contract.job.kind import JobKind
 
 router = PageRouter()
 PAGE_SIZE = 50
@@ -25,13 +26,14 @@ class ListQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     show: Literal["all", "active", "paused", "succeeded", "failed", "cancelled"] = "all"
+    kind: JobKind | None = None
     q: str = Field(default="", max_length=200)
     after: str | None = None
     limit: int = Field(default=PAGE_SIZE, ge=1, le=MAX_REFRESHED)
 
     def link(self, **changes: str | None) -> str:
         """The address of the list with some filters changed; ``None`` removes one."""
-        values = {"show": self.show, "q": self.q, **changes}
+        values = {"show": self.show, "kind": self.kind, "q": self.q, **changes}
         query = urlencode({name: value for name, value in values.items() if value and (name, value) != ("show", "all")})
         return f"/?{query}" if query else "/"
 
@@ -50,6 +52,8 @@ async def show_rows(service: TheService, page: ReadPage, query: Annotated[ListQu
 
 async def _render(service: Service, page: Page, query: ListQuery, template: str) -> Response:
     page_query = PageQuery(limit=query.limit, after=query.after)
-    views, has_more = await list_views(service, page.caller, query.show, query.q.strip(), page_query)
+    views, has_more = await list_views(service, page.caller, query.show, query.q.strip(), page_query, query.kind)
     counts = await count_by_group(service, page.caller)
-    return page.render(template, query=query, views=views, has_more=has_more, counts=counts, groups=list(GROUPS))
+    return page.render(
+        template, query=query, views=views, has_more=has_more, counts=counts, groups=list(GROUPS), kinds=list(JobKind)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,8 +21,7 @@ from server.web.job_views import read_recent, read_view
 from server.web.pages import PageRouter, ReadPage, SubmitPage
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.data_report import DataReport
-from zeta_core.contract.spec.defaults import resolve
-from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.kinds import SPEC_MODELS, resolve
 from zeta_core.contract.spec.validation import parse
 
 router = PageRouter()
@@ -191,13 +190,14 @@ def _suggested_patch(view: JobView, advice: str) -> dict[str, Any]:
 
 def _settings(view: JobView) -> Iterator[Setting]:
     """The settings of the job in the order of the spec; those that are unset are omitted."""
-    given, resolved, defaults = view.job.spec, view.job.resolved_spec.as_json(), _defaults(view.job.spec)
-    names = [*JobSpec.model_fields, *(name for name in resolved if name not in JobSpec.model_fields)]
+    given, resolved, defaults = view.job.spec, view.job.resolved_spec.as_json(), _defaults(view)
+    model = SPEC_MODELS[view.job.kind]
+    names = [*model.model_fields, *(name for name in resolved if name not in model.model_fields)]
     for name in names:
         value = resolved.get(name)
         if name in _FACTS or value is None:
             continue
-        field = JobSpec.model_fields.get(name)
+        field = model.model_fields.get(name)
         help_text = (field.description or "") if field is not None else ""
         if name in given and (given[name] == value or isinstance(given[name], dict | list)):
             yield Setting(name, given[name], "given", help_text)
@@ -205,9 +205,9 @@ def _settings(view: JobView) -> Iterator[Setting]:
             yield Setting(name, value, "default" if value == defaults.get(name) else "decided", help_text)
 
 
-def _defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(view: JobView) -> dict[str, Any]:
     """The documented defaults for this spec; empty if an older version accepted a spec that is invalid now."""
     try:
-        return resolve(parse(JobSpec, dict(spec))).as_json()
+        return resolve(parse(SPEC_MODELS[view.job.kind], dict(view.job.spec))).as_json()
     except ZetaError:
         return {}

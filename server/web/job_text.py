@@ -10,6 +10,7 @@ from zeta_core.contract.job.advice import set_options
 from zeta_core.contract.job.commands import COMMAND_TABLE, COMMANDS, Accepted, Command, Effect, job_situation
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, StatusReason
 
 _PHASES = {
@@ -21,6 +22,8 @@ _PHASES = {
     "evaluating": "evaluating",
     "saving": "saving a checkpoint",
 }
+_TABS = ("overview", "log", "events", "checkpoints", "chat", "data", "settings")
+_TABS_OF_OTHER_KINDS = ("overview", "log", "events", "checkpoints", "settings")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class JobView:
     @property
     def name(self) -> str:
         return self.job.entity_name or self.job.id
+
+    @property
+    def is_training(self) -> bool:
+        return self.job.kind is JobKind.TRAINING
+
+    @property
+    def tabs(self) -> tuple[str, ...]:
+        """The pages of the job."""
+        return _TABS if self.is_training else _TABS_OF_OTHER_KINDS
 
     @property
     def model(self) -> str:
@@ -52,13 +64,17 @@ class JobView:
     def data(self) -> str:
         """The data sources in the spec."""
         dataset = self.job.spec.get("dataset")
+        if dataset is None:
+            return ""
         sources = cast("list[Any]", dataset if isinstance(dataset, list) else [dataset])
         return ", ".join(self._source(source) for source in sources)
 
     @property
     def method(self) -> str:
-        """How the model is trained, in one or two words."""
+        """How the model is trained, in one or two words; for a job of another kind, what it does."""
         spec = self.job.spec
+        if self.job.kind is JobKind.EXPORT:
+            return f"export to {spec.get('to')}"
         lora = spec.get("lora")
         kind = "DPO" if spec.get("method") == "dpo" else ""
         if isinstance(lora, dict):
@@ -146,6 +162,8 @@ class JobView:
 
     def _accepts(self, command: Command) -> bool:
         job = self.job
+        if command == "checkpoint" and not KINDS[job.kind].saves:
+            return False
         reason = StatusReason(job.status_reason) if job.status_reason else None
         situation = job_situation(job.status, reason, job.requested_action)
         rule = COMMAND_TABLE[situation][command]

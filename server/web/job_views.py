@@ -13,12 +13,13 @@ from server.database.access_tables import KeyRow
 from server.database.pagination import Matches, PageQuery
 from server.database.tables import EventRow, JobRow
 from server.jobs.event_stream import to_event
-from server.jobs.queries import find_job, newest_jobs
+from server.jobs.queries import find_job, newest_jobs, of_kind
 from server.jobs.serialization import to_jobs
 from server.service import Service
 from server.web.job_text import JobView
 from zeta_core.contract.job.events import EventType, UntypedEvent
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import JobStatus
 
 NUM_SAMPLES = 32  # events from which a sparkline is drawn
@@ -35,15 +36,17 @@ GROUPS: dict[str, tuple[JobStatus, ...]] = {
 
 
 async def list_views(
-    service: Service, caller: Caller, group: str, search: str, page_query: PageQuery
+    service: Service, caller: Caller, group: str, search: str, page_query: PageQuery, kind: JobKind | None = None
 ) -> tuple[list[JobView], bool]:
     """One page of the project's jobs, newest first, and whether more follow.
 
     ``search`` is a text in the id, the name, the model, the data or another part of the spec.
     """
-    conditions = [JobRow.project == caller.project, JobRow.deleted_at.is_(None)]
+    conditions: list[ColumnElement[bool]] = [JobRow.project == caller.project, JobRow.deleted_at.is_(None)]
     if search:
         conditions.append(_contains(search))
+    if kind is not None:
+        conditions += of_kind(kind)
     query = select(JobRow).where(*conditions)
     statuses = GROUPS[group]
     queries = [query] if len(statuses) == len(JobStatus) else [query.where(JobRow.status == each) for each in statuses]

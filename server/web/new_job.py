@@ -23,6 +23,7 @@ from server.web.pages import Page, PageRouter, ReadPage, SubmitPage
 from server.web.spec_form import METHODS, groups, spec_of
 from server.web.spec_yaml import read_yaml, write_yaml
 from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.strict_json import JsonFault, read_json
 
 router = PageRouter()
@@ -45,6 +46,12 @@ async def show_form(service: TheService, page: ReadPage, query: Annotated[NewJob
     """The form, or the spec of a job as YAML."""
     if query.edit is not None:
         job = await get_job(service, page.caller, query.edit)
+        if job.kind is not JobKind.TRAINING:
+            raise InvalidRequest(
+                f"Job {job.id} is a job of kind {job.kind}; only the spec of a training can be edited.",
+                code="not_a_training",
+                param="edit",
+            )
         return await _render(service, page, {"yaml": write_yaml(job.spec)})
     kind = "file" if query.model_file else "job" if query.model_job else "hub"
     form = {
@@ -106,7 +113,9 @@ def _spec(service: Service, form: Mapping[str, str]) -> dict[str, Any]:
 
 async def _render(service: Service, page: Page, form: Mapping[str, str], error: ZetaError | None = None) -> Response:
     listed = (await files.list_files(service, page.caller, None, PageQuery(limit=MAX_CHOICES))).data
-    succeeded, _ = await list_views(service, page.caller, "succeeded", "", PageQuery(limit=MAX_CHOICES))
+    succeeded, _ = await list_views(
+        service, page.caller, "succeeded", "", PageQuery(limit=MAX_CHOICES), JobKind.TRAINING
+    )
     return page.render(
         "new_job.html",
         status=200 if error is None else 422,

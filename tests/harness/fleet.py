@@ -27,6 +27,7 @@ from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import ENDED
 
 SECRET = "the-secret-of-the-test"
@@ -116,11 +117,18 @@ class SmallFleet:
         self.workers.append(worker)
         return worker
 
-    def submit(self, *, spec: dict[str, Any] | None = None, max_retries: int = 3, **metadata: str) -> str:
+    def submit(
+        self,
+        *,
+        kind: JobKind = JobKind.TRAINING,
+        spec: dict[str, Any] | None = None,
+        max_retries: int = 3,
+        **metadata: str,
+    ) -> str:
         """Store a queued job, as the API does. ``metadata`` controls the small run."""
         job_id = new_id("job")
         spec = spec or {"model": "m", "dataset": {"builtin": "python-docs"}, "metadata": metadata}
-        self.loop.run(_insert(self.database, job_id, spec, max_retries))
+        self.loop.run(_insert(self.database, job_id, kind, spec, max_retries))
         self.wake()
         return job_id
 
@@ -233,11 +241,12 @@ async def _create_tables(database: Database) -> None:
             await connection.exec_driver_sql(statement)
 
 
-async def _insert(database: Database, job_id: str, spec: dict[str, Any], max_retries: int) -> None:
+async def _insert(database: Database, job_id: str, kind: JobKind, spec: dict[str, Any], max_retries: int) -> None:
     async with database.write() as session:
         session.add(
             JobRow(
                 id=job_id,
+                kind=kind,
                 project="default",
                 created_by="key_test",
                 status="queued",

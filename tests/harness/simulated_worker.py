@@ -163,6 +163,7 @@ def signed_heartbeat(
     labels: Mapping[str, str] | None = None,
     devices: Sequence[str | None] = (),
     problems: Mapping[int, str] | None = None,
+    background_slots: int = 0,
 ) -> str:
     """The signed heartbeat that a worker writes into its field of the hash.
 
@@ -196,6 +197,10 @@ def signed_heartbeat(
                 attempt=attempt,
             )
             for slot, (job_id, attempt) in enumerate(listed)
+        ],
+        background_slots=[
+            DeviceReport(slot=slots + number, kind="cpu", name="background", memory_bytes=memory_bytes)
+            for number in range(background_slots)
         ],
     )
     return sign_heartbeat(heartbeat, secret)

@@ -28,6 +28,7 @@ from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
 from worker.run.warm_start import WarmStart
 from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
 from zeta_core.contract.wire.run_directory import SAVE_FILE, RunFile, SaveFile, run_directory
@@ -258,7 +259,7 @@ class LocalAttempt:
                 return
             try:
                 self._tree.record_contact(self._last_contact)
-                if not self._tree.start(self._resources.command, self._environment(), self._warm_start()):
+                if not self._tree.start(self._command(), self._environment(), self._warm_start()):
                     return
             except OSError as not_started:
                 error = not_started
@@ -276,6 +277,10 @@ class LocalAttempt:
                 return
             self._launch_failure = launch_failure_line(error)
         self.phase = Phase.RUNNING
+
+    def _command(self) -> Sequence[str]:
+        """The command that runs a job of this kind; the run directory is appended to it."""
+        return (*self._resources.command, *KINDS[self._run_file.kind].arguments)
 
     def _environment(self) -> dict[str, str]:
         return run_environment(
@@ -299,6 +304,7 @@ class LocalAttempt:
             len(self.slots) > 1
             or threads not in (None, self._resources.threads)
             or self._run_file.spec.get("use_deepspeed")
+            or self._run_file.kind is not JobKind.TRAINING
         ):
             return None
         return self._resources.warm_start

@@ -31,6 +31,7 @@ class Attempts:
         self,
         resources: WorkerResources,
         slots: Sequence[Slot],
+        background_slots: Sequence[Slot],
         disk: DiskSpace,
         gpu_health: GpuHealth,
         send: Callable[[tuple[object, ...], BaseModel], None],
@@ -38,6 +39,8 @@ class Attempts:
         """``send`` sends a message, which replaces an unsent one with the same key."""
         self._resources = resources
         self._slots = slots
+        self._background_slots = background_slots
+        self._all_slots = (*slots, *background_slots)
         self._disk = disk
         self._gpu_health = gpu_health
         self._send = send
@@ -80,8 +83,8 @@ class Attempts:
         """Adopt the attempts that an earlier process of this worker left running or unpublished."""
         settings = self._resources.settings
         for run_file in unpublished_run_files(settings.home, settings.root):
-            slots = [slot for slot in self._slots if slot.slot in run_file.slots] or [
-                Slot(number, "cpu", "no longer offered", 0) for number in run_file.slots[:1] or [len(self._slots)]
+            slots = [slot for slot in self._all_slots if slot.slot in run_file.slots] or [
+                Slot(number, "cpu", "no longer offered", 0) for number in run_file.slots[:1] or [len(self._all_slots)]
             ]
             attempt = LocalAttempt.adopt(self._resources, run_file, slots)
             self._attempts[run_file.job_id, run_file.attempt] = attempt
@@ -98,7 +101,7 @@ class Attempts:
         for attempt in older:
             if attempt.attempt < message.attempt:
                 attempt.fence()  # the server has started the next attempt, so this one is over
-        by_number = {slot.slot: slot for slot in self._slots}
+        by_number = {slot.slot: slot for slot in self._all_slots}
         refusal = self._refusal(message, by_number, is_stopping=is_stopping, is_earlier_ending=bool(older))
         if refusal is not None:
             logger.info("Attempt %d of %s is not claimed: %s.", message.attempt, message.job_id, refusal)
@@ -187,9 +190,15 @@ class Attempts:
 
     def slot_reports(self) -> tuple[DeviceReport, ...]:
         """Each slot with the attempt that uses it, including slots of adopted attempts that are no longer offered."""
-        attempts = self._attempts.values()
-        by_slot = {slot.slot: attempt for attempt in attempts for slot in attempt.slots}
-        no_longer_offered = [slot for attempt in attempts for slot in attempt.slots if slot not in self._slots]
+        used = [slot for attempt in self._attempts.values() for slot in attempt.slots]
+        return self._reports((*self._slots, *(slot for slot in used if slot not in self._all_slots)))
+
+    def background_slot_reports(self) -> tuple[DeviceReport, ...]:
+        """Each background slot with the attempt that uses it."""
+        return self._reports(self._background_slots)
+
+    def _reports(self, slots: Sequence[Slot]) -> tuple[DeviceReport, ...]:
+        by_slot = {slot.slot: attempt for attempt in self._attempts.values() for slot in attempt.slots}
         return tuple(
             DeviceReport(
                 slot=slot.slot,
@@ -203,5 +212,5 @@ class Attempts:
                 job_id=by_slot[slot.slot].job_id if slot.slot in by_slot else None,
                 attempt=by_slot[slot.slot].attempt if slot.slot in by_slot else None,
             )
-            for slot in (*self._slots, *no_longer_offered)
+            for slot in slots
         )

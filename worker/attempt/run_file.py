@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
     """The run file of an attempt that the server has dispatched."""
     return RunFile(
+        kind=message.job_kind,
         job_id=message.job_id,
         attempt=message.attempt,
         spec=message.spec,

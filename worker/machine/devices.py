@@ -51,6 +51,13 @@ def find_slots(settings: WorkerSettings, environment: Mapping[str, str]) -> list
     return [_slot_on(slot, gpus[slot % len(gpus)], environment) for slot in range(number)]
 
 
+def background_slots(settings: WorkerSettings, slots: Sequence[Slot]) -> list[Slot]:
+    """The slots for jobs that need no GPU, numbered after ``slots``. Each may use the memory and cores of one slot."""
+    memory, kind = memory_bytes() // len(slots), slots[0].device_kind if slots[0].gpu is None else None
+    numbers = range(len(slots), len(slots) + settings.background_slots)
+    return [Slot(number, "cpu", "background", memory, device_kind=kind) for number in numbers]
+
+
 def _slot_on(slot: int, gpu: Gpu, environment: Mapping[str, str]) -> Slot:
     return Slot(
         slot,

@@ -44,11 +44,16 @@ class WorkerState:
     """The part of a heartbeat that changes."""
 
     slots: tuple[DeviceReport, ...]
+    background_slots: tuple[DeviceReport, ...]
     stopping: bool
     disk_free_bytes: int | None
     disk_low: bool
     failing: Mapping[str, str]
     num_dropped: int
+
+    @property
+    def all_slots(self) -> tuple[DeviceReport, ...]:
+        return (*self.slots, *self.background_slots)
 
 
 class HeartbeatSender:
@@ -187,4 +192,5 @@ class HeartbeatSender:
             cpu_kind=self._cpu_kind,
             data_root=self._settings.data_root is not None,
             slots=list(report.slots),
+            background_slots=list(report.background_slots),
         )

@@ -14,6 +14,7 @@ from zeta.cli.app import JOBS, AsJson, JobId, app
 def list_jobs(
     status: Annotated[str | None, typer.Option(help="List only jobs with this status.")] = None,
     entity_name: Annotated[str | None, typer.Option("--name", help="List only jobs with this entity_name.")] = None,
+    kind: Annotated[str | None, typer.Option(help="List only jobs of this kind: training or export.")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="List only jobs with this metadata. Repeatable.")
     ] = None,
@@ -40,14 +41,18 @@ def list_jobs(
             raise InvalidRequest(f"--metadata {pair!r} has no value; write it as name=value.")
         pairs[name] = value
     with Client() as client:
-        listed = client.jobs(status=status, entity_name=entity_name, metadata=pairs, limit=None if show_all else limit)
+        listed = client.jobs(
+            status=status, entity_name=entity_name, kind=kind, metadata=pairs, limit=None if show_all else limit
+        )
         names = {} if as_json else file_names(client, listed)
     if as_json:
         print_list(listed)
         return
+    is_mixed = any(job.kind != "training" for job in listed)
     rows = [
         (
             job.id,
+            job.kind if is_mixed else None,
             status_cell(job),
             model_cell(job, names),
             data_cell(job, names),
@@ -61,6 +66,7 @@ def list_jobs(
     ]
     columns = (
         Column("ID"),
+        Column("KIND", drop_order=2),
         Column("STATUS"),
         Column("MODEL", min_width=8),
         Column("DATA", min_width=8),
@@ -101,6 +107,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
     print_fields(
         (
             ("id", job.id),
+            ("kind", job.kind),
             ("status", job.status if job.status_reason is None else f"{job.status} ({job.status_reason})"),
             ("requested", job.requested_action),
             ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),

@@ -125,7 +125,7 @@ def _device_lines(activity: Activity, width: int) -> list[str]:
     rows = [
         (worker.name, worker.status, slot.slot, slot.name, size(slot.memory_bytes), slot.job_id)
         for worker in activity.workers
-        for slot in worker.slots
+        for slot in worker.listed_slots
     ]
     return table_lines(columns, rows, width)
 

@@ -53,7 +53,7 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
     if as_json:
         print_json(worker)
         return
-    jobs = [slot.job_id for slot in worker.slots if slot.job_id is not None]
+    jobs = [slot.job_id for slot in worker.listed_slots if slot.job_id is not None]
     handed_back = f" It is handing back {', '.join(jobs)}." if draining and jobs else ""
     print(f"{worker.name} is {worker.status}.{handed_back}")
 
@@ -85,7 +85,7 @@ def workers(as_json: AsJson = False) -> None:
             worker.last_seen_at,
         )
         for worker in listed
-        for slot in worker.slots
+        for slot in worker.listed_slots
     ]
     heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "LAST SEEN")
     print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReason, WaitingCode
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
@@ -75,6 +76,7 @@ class Job(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
+    kind: JobKind = Field(default=JobKind.TRAINING, description="training, or export of a checkpoint")
     project: str
     created_by: str
     parent: str | None = None

@@ -85,6 +85,14 @@ class Worker(_Response):
     cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
     labels: dict[str, str] = {}
     slots: list[WorkerSlot]
+    background_slots: list[WorkerSlot] = Field(
+        default=[], description="slots for jobs that need no GPU, such as exports"
+    )
+
+    @property
+    def listed_slots(self) -> list[WorkerSlot]:
+        """The slots, and the background slots that a job occupies."""
+        return [*self.slots, *(slot for slot in self.background_slots if slot.busy)]
 
 
 class Page(_Response, Generic[ItemT]):

@@ -30,17 +30,19 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
 
-CONTRACT_VERSION = 3
+CONTRACT_VERSION = 4
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
 GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
 SAVE_VERSION = 3  # ... and that support `SaveRequest`
 ANSWER_VERSION = 3  # ... and that support `AnswerRequest`
+KINDS_VERSION = 4  # the first version of workers that run jobs that are not trainings
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -92,6 +94,7 @@ class _Message(BaseModel):
 
 class Dispatch(_Message):
     kind: Literal["hand_over"] = "hand_over"  # as version 1 called it
+    job_kind: JobKind = JobKind.TRAINING
     job_id: str
     attempt: int  # the attempt that the claim will start: the job's `attempt` + 1
     worker: str
@@ -199,6 +202,12 @@ class Heartbeat(_Message):
     failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
     num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
     slots: list[DeviceReport]
+    # Kept apart from the slots, because older servers would dispatch trainings to them.
+    background_slots: list[DeviceReport] = []
+
+    @property
+    def all_slots(self) -> list[DeviceReport]:
+        return [*self.slots, *self.background_slots]
 
 
 FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]

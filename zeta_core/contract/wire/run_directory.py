@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 
@@ -68,7 +69,7 @@ def output_directory(job_id: str) -> PurePosixPath:
 
 # --- One run directory ------------------------------------------------------------------------------------------------
 
-RUN_FILE = "run.json"  # in: what to train (a `RunFile`), written before the start and never changed
+RUN_FILE = "run.json"  # in: what to do (a `RunFile`), written before the start and never changed
 STOP_FILE = "stop"  # in: a `StopFile`; the run checks for it after each optimizer step
 SAVE_FILE = "save"  # in: a `SaveFile`; the run checks for it after each optimizer step
 ALIVE_FILE = "alive"  # in: the last contact between worker and server, in seconds of the monotonic clock
@@ -90,10 +91,11 @@ RUN_VARIABLE = "ZETA_RUN"  # identifies its run directory: device and inode numb
 
 
 class RunFile(BaseModel):
-    """``run.json``: the input of a training process. Paths are absolute."""
+    """``run.json``: the input of a run. Paths are absolute."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
+    kind: JobKind = JobKind.TRAINING
     job_id: str
     attempt: int
     spec: dict[str, JsonValue]

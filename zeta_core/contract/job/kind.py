@@ -1,0 +1,38 @@
+"""The kinds of jobs, and the rules that differ between them.
+
+Jobs of every kind share one table, one state machine, one dispatch path and one journal. The kind determines the model
+that validates the spec (`contract.spec.kinds`), the command that a worker starts, and the slots on which it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class JobKind(StrEnum):
+    TRAINING = "training"
+    EXPORT = "export"
+
+
+@dataclass(frozen=True)
+class KindRules:
+    """How a job of a kind runs.
+
+    A worker starts ``python -m zeta_core`` with ``arguments`` and the run directory. A ``background`` job needs no GPU:
+    it runs in a background slot, so it never waits for a training job or delays one. Only jobs of a kind that ``saves``
+    write checkpoints during the run, which the commands ``checkpoint`` and ``rerun --from`` need.
+    """
+
+    arguments: tuple[str, ...] = ()
+    is_background: bool = False
+    saves: bool = False
+
+
+KINDS: Mapping[JobKind, KindRules] = {
+    JobKind.TRAINING: KindRules(saves=True),
+    JobKind.EXPORT: KindRules(arguments=("export",), is_background=True),
+}
+
+BACKGROUND_KINDS = frozenset(kind for kind, rules in KINDS.items() if rules.is_background)

@@ -1,0 +1,26 @@
+"""The spec of every kind of job: the models that validate them, and their resolved specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.export_spec import ExportSpec
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
+
+AnySpec = JobSpec | ExportSpec
+
+SPEC_MODELS: Mapping[JobKind, type[AnySpec]] = {
+    JobKind.TRAINING: JobSpec,
+    JobKind.EXPORT: ExportSpec,
+}
+
+
+def resolve(spec: AnySpec) -> ResolvedSpec:
+    """The spec with every default that follows from it alone."""
+    if isinstance(spec, JobSpec):
+        return defaults.resolve(spec)
+    decided = {**spec.model_dump(mode="json"), "type": spec.weight_type}
+    return ResolvedSpec.model_validate(decided)

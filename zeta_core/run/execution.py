@@ -12,11 +12,9 @@ from dataclasses import replace
 
 import torch
 
-from zeta_core.advice import RunAdvisor
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.checkpoint.weights import load_weights
-from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
@@ -28,17 +26,17 @@ from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, prepare_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, build_evaluator, prepared_engine, reference_for
-from zeta_core.run.decision import Decision, build_model, choose_attention, decide, probe_isolation
+from zeta_core.run.decision import build_model, choose_attention, decide, probe_isolation
 from zeta_core.run.inputs import find_resume_point, read
-from zeta_core.run.learner import Learner, build_advisor, prepare
+from zeta_core.run.learner import build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
 from zeta_core.train.accumulation import GradientAccumulator
 from zeta_core.train.checkpointing import Checkpointer
 from zeta_core.train.loop import TrainingLoop
 from zeta_core.train.meter import Meter
 from zeta_core.train.non_finite import NonFiniteDiagnosis
-from zeta_core.train.out_of_memory import MemoryContext, explained_out_of_memory
-from zeta_core.train.range_test import find_learning_rate
+from zeta_core.train.out_of_memory import explained_out_of_memory
+from zeta_core.train.range_test import TestedRun, find_learning_rate
 from zeta_core.train.saving import CheckpointSaver
 
 
@@ -83,7 +81,19 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
             stack.enter_context(keeping_freed_memory())
         advisor = build_advisor(request, inputs, decision, learner)
         if not plan.learning_rate:
-            result = _find_learning_rate(request, advisor, decision, learner, processes, report, memory)
+            tested_run = TestedRun(
+                learner.model,
+                plan,
+                processes,
+                learner.loss_function,
+                decision.sequences,
+                options.use_deepspeed,
+                report,
+                request.stop,
+                decision.may_split,
+                memory,
+            )
+            result = find_learning_rate(tested_run, advisor.usual_rates)
             if not isinstance(result, Plan):
                 return Outcome(run_id, TrainingProgress(), 0, plan.total_steps, None, None, stopped=result)
             plan = memory.plan = result
@@ -152,28 +162,3 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         best = request.output_dir / "best"
         best = best if progress.best_step is not None and best.is_dir() else None
         return Outcome(run_id, progress, loop.steps_trained, plan.total_steps, newest, best, stopped)
-
-
-def _find_learning_rate(
-    request: RunRequest,
-    advisor: RunAdvisor,
-    decision: Decision,
-    learner: Learner,
-    processes: Processes,
-    report: Reporter,
-    memory: MemoryContext,
-) -> Plan | StopAction:
-    """The plan with the learning rate that the range test found, or the requested stop action."""
-    return find_learning_rate(
-        learner.model,
-        decision.plan,
-        processes,
-        loss_function=learner.loss_function,
-        sequences=decision.sequences,
-        deepspeed=request.options.use_deepspeed,
-        usual=advisor.usual_rates,
-        report=report,
-        requested_stop=request.stop,
-        may_split=decision.may_split,
-        memory=memory,
-    )

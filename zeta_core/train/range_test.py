@@ -52,82 +52,71 @@ FAR_BELOW_TYPICAL = 30.0  # the test starts at the typical rate divided by this,
 SLOPE_WINDOWS = 5  # slopes are measured over a fifth of the test
 
 
-def find_learning_rate(
-    model: nn.Module,
-    plan: Plan,
-    processes: Processes,
-    *,
-    loss_function: LossFunction,
-    sequences: Sequences,
-    deepspeed: bool | int | dict[str, Any] | str | None,
-    usual: UsualRates,
-    report: Reporter,
-    requested_stop: Callable[[], StopAction | None],
-    may_split: bool,
-    memory: MemoryContext,
-) -> Plan | StopAction:
+@dataclass(frozen=True)
+class TestedRun:
+    """The run that a range test imitates. ``model`` is ready for the first step, and is not changed."""
+
+    model: nn.Module
+    plan: Plan
+    processes: Processes
+    loss_function: LossFunction
+    sequences: Sequences
+    deepspeed: bool | int | dict[str, Any] | str | None
+    report: Reporter
+    requested_stop: Callable[[], StopAction | None]
+    may_split: bool
+    memory: MemoryContext
+
+
+def find_learning_rate(run: TestedRun, usual: UsualRates) -> Plan | StopAction:
     """The plan with its learning rate and a batch split that fits into memory, or the requested stop action.
 
-    ``model`` is ready for the first step, and is not changed. Raises `CannotTrain` if the run is too short for a
-    test, or if the loss falls at no rate.
+    Raises `CannotTrain` if the run is too short for a test, or if the loss falls at no rate.
     """
     started = time.monotonic()
     typical = rounded(usual.typical)
-    number = num_updates(plan.total_steps)
+    total_steps = run.plan.total_steps
+    number = num_updates(total_steps)
     if not number:
-        raise CannotTrain(
-            f"learning_rate is 'find', but this run has only {plan.total_steps} steps: the range test needs at least "
-            f"{MIN_UPDATES} updates, and may use at most {MAX_SHARE:.0%} of the steps.",
-            hint=f"Train longer, or set a number; {typical:g} is typical.",
-            patch={"learning_rate": typical},
-            param="learning_rate",
+        raise _no_rate(
+            f"this run has only {total_steps} steps: the range test needs at least {MIN_UPDATES} updates, and may use "
+            f"at most {MAX_SHARE:.0%} of the steps.",
+            "Train longer",
+            typical,
         )
-    report.phase("finding_learning_rate")
+    run.report.phase("finding_learning_rate")
     low = max(usual.low, usual.typical / FAR_BELOW_TYPICAL)
     rates = [float(rate) for rate in np.geomspace(low, usual.high, number)]
     random_state = get_random_state()
     try:
-        result = _range_test(
-            model,
-            replace(plan, learning_rate=low, compile=False),
-            processes,
-            rates,
-            loss_function=loss_function,
-            sequences=sequences,
-            deepspeed=deepspeed,
-            report=report,
-            requested_stop=requested_stop,
-            may_split=may_split,
-            memory=memory,
-        )
+        result = _range_test(replace(run, plan=replace(run.plan, learning_rate=low, compile=False)), rates)
     finally:
         restore_random_state(random_state)
         gc.collect()  # engines are part of reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    memory.training = None
+    run.memory.training = None
     if not isinstance(result, _TestResult):
         return result
-    last = rates[len(result.losses) - 1]
+    tested = rates[: len(result.losses) - 1]
     found = steepest(rates, result.excess[1:], length=_slope_window(number))
     if found is None:
-        raise CannotTrain(
-            f"learning_rate is 'find', but the loss did not fall at any rate from {low:.2g} to {last:.2g}.",
-            hint=f"Check the data and the model's forward, or set a number; {typical:g} is typical.",
-            patch={"learning_rate": typical},
-            param="learning_rate",
+        raise _no_rate(
+            f"the loss did not fall at any rate from {low:.2g} to {rates[len(tested)]:.2g}.",
+            "Check the data and the model's forward",
+            typical,
         )
     rate = float(f"{found:.1e}")  # two significant digits
-    seconds, share = time.monotonic() - started, number / plan.total_steps
+    seconds, share = time.monotonic() - started, number / total_steps
     early = " It ended early, because the loss rose at higher rates." if result.diverged else ""
-    report.write(
+    run.report.write(
         LogLine(
             message=f"Found learning_rate {rate:g}: the loss fell fastest there, of all rates from {low:.2g} to "
-            f"{last:.2g}. The range test took {seconds:.1f} s and at most {number} updates of a copy of the model "
-            f"({share:.0%} of the run's {plan.total_steps} steps).{early}",
+            f"{rates[len(tested)]:.2g}. The range test took {seconds:.1f} s and at most {number} updates of a copy of "
+            f"the model ({share:.0%} of the run's {total_steps} steps).{early}",
             data=RangeTest(
                 learning_rate=rate,
-                rates=rates[: len(result.losses) - 1],
+                rates=tested,
                 losses=result.losses[1:],
                 losses_at_start=result.losses_at_start[1 : len(result.losses)],
                 diverged=result.diverged,
@@ -137,7 +126,16 @@ def find_learning_rate(
         )
     )
     split = {"batch_size": result.batch_size, "gradient_accumulate_every": result.gradient_accumulate_every}
-    return replace(plan, learning_rate=rate, **split)
+    return replace(run.plan, learning_rate=rate, **split)
+
+
+def _no_rate(why: str, fix: str, typical: float) -> CannotTrain:
+    return CannotTrain(
+        f"learning_rate is 'find', but {why}",
+        hint=f"{fix}, or set a number; {typical:g} is typical.",
+        patch={"learning_rate": typical},
+        param="learning_rate",
+    )
 
 
 def steepest(rates: Sequence[float], excess: Sequence[float], *, length: int) -> float | None:
@@ -173,21 +171,9 @@ class _TestResult:
         return [now - then for now, then in zip(self.losses, self.losses_at_start, strict=False)]
 
 
-def _range_test(
-    model: nn.Module,
-    plan: Plan,
-    processes: Processes,
-    rates: Sequence[float],
-    *,
-    loss_function: LossFunction,
-    sequences: Sequences,
-    deepspeed: bool | int | dict[str, Any] | str | None,
-    report: Reporter,
-    requested_stop: Callable[[], StopAction | None],
-    may_split: bool,
-    memory: MemoryContext,
-) -> _TestResult | StopAction:
+def _range_test(run: TestedRun, rates: Sequence[float]) -> _TestResult | StopAction:
     """Run the test on a copy of the model, with an engine that is closed at the end."""
+    model, plan = run.model, run.plan
     with ExitStack() as stack:
         # The copy shares frozen weights, unless an engine shards them.
         shares = plan.strategy == "replicated"
@@ -195,11 +181,10 @@ def _range_test(
         blocks = repeated_blocks(copied)
         if plan.use_activation_checkpointing:
             stack.enter_context(recomputed_activations(blocks))
-        engine = build_engine(copied, plan, processes, blocks=blocks, deepspeed=deepspeed)
+        engine = build_engine(copied, plan, run.processes, blocks=blocks, deepspeed=run.deepspeed)
         stack.callback(engine.close)
-        seed_everything(plan.seed, processes.rank)
-        test = _RangeTest(plan, engine, loss_function, sequences, report, requested_stop, may_split=may_split)
-        memory.training = test
+        seed_everything(plan.seed, run.processes.rank)
+        run.memory.training = test = _RangeTest(run, engine)
         return test.run(rates)
 
 
@@ -211,21 +196,13 @@ class _RangeTest:
 
     step = 0  # the test makes no step of the run
 
-    def __init__(
-        self,
-        plan: Plan,
-        engine: Engine,
-        loss_function: LossFunction,
-        sequences: Sequences,
-        report: Reporter,
-        requested_stop: Callable[[], StopAction | None],
-        *,
-        may_split: bool,
-    ) -> None:
+    def __init__(self, run: TestedRun, engine: Engine) -> None:
         self.engine = engine
-        self._accumulator = GradientAccumulator(plan, engine, loss_function, sequences, report, may_split=may_split)
-        self._loss_function, self._sequences = loss_function, sequences
-        self._report, self._requested_stop = report, requested_stop
+        self._accumulator = GradientAccumulator(
+            run.plan, engine, run.loss_function, run.sequences, run.report, may_split=run.may_split
+        )
+        self._loss_function, self._sequences = run.loss_function, run.sequences
+        self._report, self._requested_stop = run.report, run.requested_stop
         self._reported_at = time.monotonic()
         self._losses: list[float] = []
         self._losses_at_start: list[float] = []

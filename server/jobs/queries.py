@@ -27,6 +27,7 @@ from zeta_core.contract.job.status import JobStatus
 
 MAX_METADATA = 16  # maximum number of entries of a job
 _TRAINING = literal_column(f"'{JobKind.TRAINING}'")  # a parameter would not match the partial index
+METADATA_NAME_PATTERN = r'^[^"\\\]]+$'
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
 _SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))

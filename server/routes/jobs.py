@@ -38,7 +38,12 @@ METADATA = {
     "style": "deepObject",
     "explode": True,
     "description": "metadata[k]=v: only jobs with this metadata entry; if repeated, all entries must match",
-    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+    "schema": {
+        "type": "object",
+        "propertyNames": {"pattern": queries.METADATA_NAME_PATTERN},
+        "maxProperties": queries.MAX_METADATA,
+        "additionalProperties": {"type": "string"},
+    },
 }
 
 

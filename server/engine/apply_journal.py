@@ -34,6 +34,7 @@ from zeta_core.contract.job.events import (
     WarningLine,
 )
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.secret_texts import masked, masked_values
 from zeta_core.contract.wire.messages import JournalAck, JournalBatch
 
 MAX_EVENTS = int(ServerSettings.model_fields["max_job_events"].default)
@@ -81,14 +82,18 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
 
 
 def parse_line(raw: dict[str, Any]) -> JournalLine:
-    """The line as a contract model; an invalid line becomes a warning, so that later lines are not blocked."""
+    """The line as a contract model, without secrets; samples keep the text that the model has generated.
+
+    An invalid line becomes a warning, so that later lines are not blocked.
+    """
     try:
-        return JOURNAL_LINE.validate_python(sanitized(raw))
+        line = sanitized(raw)
+        return JOURNAL_LINE.validate_python(line if raw.get("type") == "sample" else masked_values(line))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"])
         message = f"Invalid line in the run's journal ({field}: {fault['msg']}): {str(raw)[:300]}"
-        return WarningLine(code="unreadable_line", message=sanitized(message))
+        return WarningLine(code="unreadable_line", message=masked(sanitized(message)))
 
 
 def sanitized(value: Any) -> Any:

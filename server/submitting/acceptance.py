@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,11 +16,13 @@ from server.service import Service
 from server.submitting.quotas import check_fields
 from server.submitting.references import check_references, check_training_state, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
+from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.secret_texts import find_secrets
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS, AnySpec, resolve
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.spec.validation import MAX_DETAILS, error_from_details, parse
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ async def read_any_spec(service: Service, caller: Caller, kind: JobKind, body: A
     """The spec of a job of this kind; see `read_spec`."""
     if kind is JobKind.TRAINING:
         return await read_spec(service, caller, body)
+    _reject_secrets(body)
     spec = parse(SPEC_MODELS[kind], body)
     check_fields(spec, caller.limits)
     return spec
@@ -41,18 +45,35 @@ async def read_any_spec(service: Service, caller: Caller, kind: JobKind, body: A
 
 async def read_spec(service: Service, caller: Caller, body: Any) -> JobSpec:
     """Check the fields and the files in the artifact store, before the transaction. Raises `InvalidSpec`."""
-    if len(json.dumps(body)) <= INLINE_BYTES:
-        spec = parse(JobSpec, body)
-    else:
-        spec = await asyncio.to_thread(parse, JobSpec, body)
+    spec = _parse(body) if len(json.dumps(body)) <= INLINE_BYTES else await asyncio.to_thread(_parse, body)
     check_fields(spec, caller.limits)
     await check_training_state(service, caller, spec)
     return spec
 
 
+def _parse(body: Any) -> JobSpec:
+    _reject_secrets(body)
+    return parse(JobSpec, body)
+
+
+def _reject_secrets(body: Any) -> None:
+    """Raise `InvalidSpec` if the body contains secrets: a spec is stored, and shown to everyone in the project."""
+    details = [
+        ErrorDetail(
+            param=path,
+            message=f"{path} contains {kind}. A spec is stored and shown to everyone in the project, so remove it; "
+            "workers pass the variables in ZETA_JOB_ENV to jobs.",
+            code="secret_in_spec",
+        )
+        for path, kind in islice(find_secrets(body), MAX_DETAILS)
+    ]
+    if details:
+        raise error_from_details(details)
+
+
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: AnySpec) -> AcceptedSpec:
     """Check and lock the rows that the spec refers to, inside the transaction. Raises `InvalidSpec`."""
-    files = await check_references(session, service, caller.project, spec)
+    files = await check_references(session, service, caller, spec)
     spec = await resolve_latest(session, spec)
     resolved = resolve(spec).model_copy(update={"files": files})
     if isinstance(spec, JobSpec) and spec.resume_from_checkpoint is not None:

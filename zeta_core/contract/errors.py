@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.printable import printable
+from zeta_core.contract.secret_texts import masked
 
 
 class ErrorDetail(BaseModel):
@@ -67,32 +68,32 @@ class ZetaError(Exception):
     def body(self) -> ErrorBody:
         """This error as JSON; a single fault is also listed in ``details``.
 
-        Control characters are escaped, because a message may quote untrusted paths and names.
+        Control characters are escaped and secrets are masked, because a message may quote untrusted values.
         """
         details = list(self.details)
         if not details and self.param is not None:
             details = [ErrorDetail(param=self.param, message=self.message, code=self.code, suggestion=self.suggestion)]
         return ErrorBody(
             error=ErrorContent(
-                message=printable(self.message),
+                message=_safe(self.message),
                 type=type(self).type,
-                param=_printable(self.param),
+                param=None if self.param is None else _safe(self.param),
                 code=self.code,
-                details=[_printable_detail(detail) for detail in details],
+                details=[_safe_detail(detail) for detail in details],
             )
         )
 
 
-def _printable(text: str | None) -> str | None:
-    return None if text is None else printable(text)
+def _safe(text: str) -> str:
+    return masked(printable(text))
 
 
-def _printable_detail(detail: ErrorDetail) -> ErrorDetail:
+def _safe_detail(detail: ErrorDetail) -> ErrorDetail:
     return ErrorDetail(
-        param=_printable(detail.param),
-        message=printable(detail.message),
+        param=None if detail.param is None else _safe(detail.param),
+        message=_safe(detail.message),
         code=detail.code,
-        suggestion=_printable(detail.suggestion),
+        suggestion=None if detail.suggestion is None else _safe(detail.suggestion),
     )
 
 

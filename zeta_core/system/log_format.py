@@ -7,31 +7,10 @@ affect a terminal are escaped, and texts that look like secrets are masked. Trac
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any
 
 from zeta_core.contract.printable import printable
-
-MASK = "***"
-_SECRETS = re.compile(
-    r"(?P<before>\bBearer\s+|://[^\s:/@]*:)(?P<secret>[^\s@'\"]+)(?P<after>@?)"  # a header; the password of a URL
-    r"|\bzeta_[A-Za-z0-9_-]{20,}"  # an API key
-    r"|\bhf_[A-Za-z0-9]{20,}"  # a token of the Hugging Face Hub
-)
-
-
-def masked(text: str) -> str:
-    """``text`` with `MASK` in place of API keys, bearer tokens, tokens of the Hub and passwords in URLs."""
-
-    def mask(match: re.Match[str]) -> str:
-        before = match["before"]
-        if before is None:
-            return MASK
-        if before.startswith("://") and not match["after"]:
-            return match[0]  # the port of a URL without a password
-        return f"{before}{MASK}{match['after']}"
-
-    return _SECRETS.sub(mask, text)
+from zeta_core.contract.secret_texts import masked
 
 
 class OneLineFormatter(logging.Formatter):

@@ -46,7 +46,8 @@ def requested_model(body: Any) -> str:
 async def forward(settings: ServerSettings, path: str, body: Any, is_disconnected: IsDisconnected) -> ForwardedResponse:
     """Send a request to the engine; ``path`` is relative to ``/v1``.
 
-    Raises `Unavailable` if it can't be reached, and `ClientGone` if the client disconnects before it responds.
+    Raises `Unavailable` if it can't be reached or is silent for too long, and `ClientGone` if the client disconnects
+    before it responds.
     """
     assert settings.serve_url is not None, "the caller has checked it"
     url = f"{settings.serve_url}{path}"
@@ -54,13 +55,19 @@ async def forward(settings: ServerSettings, path: str, body: Any, is_disconnecte
     if settings.serve_api_key is not None:
         headers["Authorization"] = f"Bearer {settings.serve_api_key}"
     async with AsyncExitStack() as stack:
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        timeout = httpx.Timeout(settings.serve_seconds, connect=CONNECT_SECONDS)
         client = await stack.enter_async_context(
             httpx.AsyncClient(timeout=timeout, trust_env=False, verify=url.startswith("https:"))
         )
         try:
             request = client.build_request("POST", url, content=json.dumps(body).encode(), headers=headers)
             response = await _unless_disconnected(client.send(request, stream=True), is_disconnected)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise Unavailable(
+                f"The engine in ZETA_SERVE_URL did not respond within {settings.serve_seconds:g} s "
+                "(ZETA_SERVE_SECONDS); request less, or let the response be streamed.",
+                code="engine_timeout",
+            ) from error
         except httpx.RequestError as error:
             raise Unavailable(
                 "The engine in ZETA_SERVE_URL can't be reached; start it, or unset the variable.", code="no_engine"
@@ -80,7 +87,7 @@ async def _content(
             try:
                 content = await _unless_disconnected(anext(pieces, None), is_disconnected)
             except (ClientGone, httpx.RequestError):
-                return  # if the engine has closed the connection, the client sees an incomplete response
+                return  # if the engine has closed the connection or is silent, the response stays incomplete
             if content is None:
                 return
             yield content

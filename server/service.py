@@ -10,7 +10,7 @@ from functools import partial
 
 from server.artifact_ownership import claim_store
 from server.artifacts import ArtifactFolder
-from server.auth import RECORDING_SECONDS, Keys, register_admin_key
+from server.auth import RECORDING_SECONDS, Caller, Keys, register_admin_key
 from server.database.connections import Database
 from server.database.schema import require_schema
 from server.database.service_identity import identify_service
@@ -58,8 +58,17 @@ class Service:
     keys: Keys
     sessions: Sessions
     streams: StreamLimits
-    rates: RequestRates = field(default_factory=RequestRates)
+    rates: RequestRates
     stopping: Stopping = field(default_factory=Stopping)
+
+    async def count_request(self, caller: Caller) -> None:
+        """Count a request or page of the caller's project; those of admin keys are exempt.
+
+        Raises `QuotaExceeded` if the project is at its limit.
+        """
+        limit = caller.limits.max_requests_per_minute
+        if limit is not None and not caller.is_admin:
+            await self.rates.count(caller.project, limit)
 
 
 @asynccontextmanager
@@ -87,7 +96,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
             sessions = Sessions(database, keys, service)
             streams = StreamLimits(settings.key_max_streams)
-            yield Service(settings, database, store, engine, uploads, keys, sessions, streams)
+            rates = RequestRates(engine.request_counts)
+            yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates)
         finally:
             await engine.stop()
     finally:

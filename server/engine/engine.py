@@ -33,6 +33,7 @@ from server.engine.message_consumer import MessageConsumer
 from server.engine.redis_claim import RedisClaim
 from server.engine.redis_client import DroppedMessages, connect, remove_wrong_type, send_to_worker
 from server.engine.scheduler import Scheduler
+from server.engine.shared_counts import SharedCounts
 from server.engine.spec_checks import SpecChecks
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """The HTTP layer calls `wake` or `wake_scheduler` after it has changed a job.
 
-    It also uses `event_signal`, `workers`, `spec_checks` and `answers`.
+    It also uses `event_signal`, `workers`, `spec_checks`, `answers` and `request_counts`.
     """
 
     def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
@@ -60,6 +61,7 @@ class Engine:
         self.loops = BackgroundLoops()
         self._workers = KnownWorkers(settings.worker_secret)
         self._redis = connect(settings.redis_url)
+        self.request_counts = SharedCounts(self._redis)
         self._redis_claim = RedisClaim(self._redis, settings.redis_url, service)
         self._database_claim = DatabaseClaim(database, self._redis, settings.redis_url)
         self._dispatcher = Dispatcher(settings.redis_url, self._redis, settings.worker_secret)

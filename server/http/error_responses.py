@@ -70,6 +70,13 @@ class InternalError(ZetaError):
 
 def error_response(error: ZetaError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     status = STATUS_OF_TYPE.get(error.type, 500)
+    all_headers = {**(headers or {}), **error_headers(error)}
+    return JSONResponse(error.body().model_dump(mode="json"), status, headers=all_headers)
+
+
+def error_headers(error: ZetaError) -> dict[str, str]:
+    """The headers of a response with this error."""
+    status = STATUS_OF_TYPE.get(error.type, 500)
     extra: dict[str, str] = {}
     if status == 401:
         extra["WWW-Authenticate"] = "Bearer"
@@ -79,7 +86,7 @@ def error_response(error: ZetaError, headers: Mapping[str, str] | None = None) -
         extra["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, RangeNotSatisfiable):
         extra["Content-Range"] = f"bytes */{error.num_bytes}"
-    return JSONResponse(error.body().model_dump(mode="json"), status, headers={**(headers or {}), **extra})
+    return extra
 
 
 def register_error_handlers(app: FastAPI) -> None:

@@ -58,8 +58,7 @@ async def _caller(
     else:
         caller = await service.keys.authenticate(credentials.credentials if credentials else None)
     path = str(getattr(request.scope.get("route"), "path_format", request.url.path))
-    if caller.limits.max_requests_per_minute is not None and not caller.is_admin:
-        service.rates.count(caller.project, caller.limits.max_requests_per_minute)
+    await service.count_request(caller)
     caller.require(required_scope(request.method, path), f"{request.method} {path}")
     if zeta_project is not None:
         caller = await service.keys.in_project(caller, zeta_project)

@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from server.auth import Caller
 from server.http.bodies import read_form
-from server.http.error_responses import STATUS_OF_TYPE
+from server.http.error_responses import STATUS_OF_TYPE, error_headers
 from server.http.proxies import public_path
 from server.routes.routing import TheService
 from server.sessions import CSRF_HEADER, BrowserSession
@@ -119,6 +119,7 @@ def _requires(scope: Scope) -> Callable[..., Coroutine[Any, Any, Page]]:
         if token is None:
             raise AuthenticationFailed("Log in first.", code="missing_session")
         session = await service.sessions.find(token)
+        await service.count_request(session.caller)
         form: Mapping[str, str] = {}
         if request.method not in ("GET", "HEAD"):
             form = await read_form(request, MAX_FORM_BYTES)
@@ -161,7 +162,9 @@ def render_plain(request: Request, template: str, /, status: int = 200, **values
 def render_error(request: Request, error: ZetaError) -> HTMLResponse:
     status = STATUS_OF_TYPE.get(error.type, 500)
     template = "error_message.html" if request.headers.get("hx-request") == "true" else "error.html"
-    return render_plain(request, template, status, error=error, http_status=status)
+    page = render_plain(request, template, status, error=error, http_status=status)
+    page.headers.update(error_headers(error))
+    return page
 
 
 def _login_instead(request: Request, error: AuthenticationFailed) -> Response:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from zeta_core.contract.access import ProjectLimits
+from zeta_core.contract.access import HubAccess, ProjectLimits
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.system.database_url import sqlite_url
@@ -164,6 +164,10 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         ge=0,
         description="maximum number of open event streams and followed logs per project and server process",
     )
+    project_hub: HubAccess = Field(
+        default=HubAccess.PUBLIC,
+        description="what jobs may read from the Hugging Face Hub within ZETA_HUB: off, public or operator-token",
+    )
     key_max_streams: int = Field(
         default=200, ge=0, description="maximum number of open event streams and followed logs per API key and process"
     )
@@ -185,6 +189,9 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=None,
         description="URL of an engine with OpenAI's interface, such as http://127.0.0.1:8000/v1, that answers instead "
         "of the workers",
+    )
+    serve_seconds: float = Field(
+        default=300, gt=0, allow_inf_nan=False, description="time without a byte after which that engine is given up"
     )
     serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine")
 
@@ -214,6 +221,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
             max_requests_per_minute=self.project_requests_per_minute,
             max_priority=self.project_max_priority,
             max_streams=self.project_max_streams,
+            hub=self.project_hub,
         )
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from zeta_core.contract.access import HubAccess
 from zeta_core.system.settings import FleetSettings
 
 MEBIBYTE = 2**20
@@ -106,6 +107,10 @@ class WorkerSettings(FleetSettings):
     @classmethod
     def _names(cls, value: Any) -> Any:
         return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+    def hub_access(self, granted: HubAccess) -> HubAccess:
+        """What a process may read from the Hub if the server has granted this to its project."""
+        return HubAccess.OFF if self.hub == "off" else granted
 
     @property
     def root(self) -> Path:

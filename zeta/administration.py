@@ -64,7 +64,7 @@ class Administration:
 
     # --- Projects -----------------------------------------------------------------------------------------------------
 
-    def create_project(self, name: str, limits: Mapping[str, int] | None = None) -> Project:
+    def create_project(self, name: str, limits: Mapping[str, int | str] | None = None) -> Project:
         """Create a project with ``limits`` (`ProjectLimits`)."""
         return parse_response(
             Project, self._transport.request("POST", "/v1/projects", json={"name": name, "limits": dict(limits or {})})
@@ -74,7 +74,7 @@ class Administration:
         """A project with its limits and what it uses of them."""
         return parse_response(Project, self._transport.request("GET", f"/v1/projects/{_segment(name)}"))
 
-    def set_limits(self, name: str, limits: Mapping[str, int | None]) -> Project:
+    def set_limits(self, name: str, limits: Mapping[str, int | str | None]) -> Project:
         """Set limits of a project (`ProjectLimits`). ``None`` restores the default; absent limits stay."""
         body = {"limits": dict(limits)}
         return parse_response(Project, self._transport.request("PATCH", f"/v1/projects/{_segment(name)}", json=body))

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.checkpoints import checkpoint_to_resume
 from server.database.connections import Database
 from server.database.draining import drained_workers
+from server.database.projects import hub_access
 from server.database.tables import JobRow
 from server.database.transitions import lock_job
 from server.engine.candidate import Candidate, Wait
@@ -235,6 +236,7 @@ class Scheduler:
                 spec=_spec_to_dispatch(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,
+                hub=await hub_access(session, job.project, self._default_limits),
                 resume_from=await checkpoint_to_resume(session, job),
             )
         try:

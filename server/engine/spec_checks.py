@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.connections import Database
 from server.database.tables import CheckRow
 from server.engine.known_workers import KnownWorkers
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
@@ -30,6 +32,7 @@ from zeta_core.system.redis_access import RedisUnavailable
 
 CACHE_SECONDS = 3600.0  # a Hub repository named without a revision may change
 POLL_SECONDS = 0.1
+MAX_OPEN_PER_PROJECT = 16  # each of them queries the database several times a second
 WORKER_FACTOR = 4.0  # the worker's time limit as a multiple of the caller's: loading libraries can be slow
 
 SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
@@ -43,15 +46,43 @@ class SpecChecks:
         self._workers = workers
         self._send_to_worker = send_to_worker
         self._limit_seconds = limit_seconds
+        self._open: Counter[str] = Counter()  # requests by project
 
     async def request(
-        self, spec: dict[str, Any], resolved_spec: ResolvedSpec, processes: int, *, reuse: bool = True
+        self,
+        project: str,
+        spec: dict[str, Any],
+        resolved_spec: ResolvedSpec,
+        processes: int,
+        *,
+        hub: HubAccess,
+        reuse: bool = True,
     ) -> CheckAnswer | str:
         """A worker's check result for the spec, or the reason why there is none.
 
-        ``reuse`` is false if the data of the spec may have changed since an earlier check.
+        ``hub`` is what the project may read from the Hub. ``reuse`` is false if the data of the spec may have changed
+        since an earlier check.
         """
-        request_json = json.dumps([spec, resolved_spec.as_json(), processes], sort_keys=True, separators=(",", ":"))
+        if self._open[project] >= MAX_OPEN_PER_PROJECT:
+            return f"Project {project!r} already has {MAX_OPEN_PER_PROJECT} checks in progress; try again."
+        self._open[project] += 1
+        try:
+            return await self._request(project, spec, resolved_spec, processes, hub=hub, reuse=reuse)
+        finally:
+            self._open[project] -= 1
+
+    async def _request(
+        self,
+        project: str,
+        spec: dict[str, Any],
+        resolved_spec: ResolvedSpec,
+        processes: int,
+        *,
+        hub: HubAccess,
+        reuse: bool,
+    ) -> CheckAnswer | str:
+        identity = [project, spec, resolved_spec.as_json(), processes, hub]
+        request_json = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(request_json.encode()).hexdigest()
         now = utc_now()
         earlier = await self._stored(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None
@@ -62,9 +93,11 @@ class SpecChecks:
             return "No connected worker can check the spec."
         request = CheckRequest(
             check_id=check_id,
+            project=project,
             spec=spec,
             resolved_spec=resolved_spec,
             processes=processes,
+            hub=hub,
             limit_seconds=WORKER_FACTOR * self._limit_seconds,
         )
         try:

@@ -72,7 +72,14 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
     request = {**body, "model": resolved.model} if isinstance(spec.model, JobModel) else body
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
     reuse = all(is_fixed(source) for source in sources)
-    answer = await service.engine.spec_checks.request(request, resolved, resources.num_processes or 1, reuse=reuse)
+    answer = await service.engine.spec_checks.request(
+        caller.project,
+        request,
+        resolved,
+        resources.num_processes or 1,
+        hub=caller.limits.hub_access,
+        reuse=reuse,
+    )
     if isinstance(answer, str):
         pending = {name: f"{reason} {answer}" for name, reason in estimate.pending.items()}
         estimate = estimate.model_copy(update={"pending": pending})

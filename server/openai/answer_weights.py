@@ -15,6 +15,7 @@ from server.jobs.queries import find_training
 from server.openai.model_names import ANY_DATASET, MODEL_SOURCE, BaseModelName, resolve_model
 from server.service import Service
 from server.submitting.references import check_references
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -32,7 +33,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
     job_id, _, rest = name.partition("/")
     async with service.database.read() as session:
         if rest == BASE and is_id(job_id, "job"):
-            return _base_of_job(await find_training(session, caller, job_id))
+            return _base_of_job(await find_training(session, caller, job_id), caller.limits.hub_access)
         found = await resolve_model(session, service, caller, name)
     if isinstance(found, BaseModelName):
         return await _named_base(service, caller, found)
@@ -58,6 +59,7 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
         has_manifest=True,
         quantize=_quantize(job) if stored.manifest.format == "adapter" else None,
         files=job.resolved_spec.files,
+        hub=caller.limits.hub_access,
     )
 
 
@@ -66,11 +68,12 @@ async def _named_base(service: Service, caller: Caller, base: BaseModelName) -> 
     source = MODEL_SOURCE.dump_python(base.source, mode="json")
     spec = parse(JobSpec, {"model": source, "dataset": ANY_DATASET})
     async with service.database.write() as session:  # the check locks the rows that it reads
-        files = await check_references(session, service, caller.project, spec)
-    return _base_weights(base.name, caller.project, source).model_copy(update={"files": files})
+        files = await check_references(session, service, caller, spec)
+    weights = _base_weights(base.name, caller.project, source)
+    return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access})
 
 
-def _base_of_job(job: JobRow) -> ServedWeights:
+def _base_of_job(job: JobRow, hub: HubAccess) -> ServedWeights:
     model = job.resolved_spec.model or job.spec.get("model")
     if isinstance(model, dict) and ("config" in model or "builder" in model):
         raise InvalidRequest(
@@ -79,7 +82,7 @@ def _base_of_job(job: JobRow) -> ServedWeights:
             param="model",
         )
     weights = _base_weights(f"{job.id}/{BASE}", job.project, model)
-    return weights.model_copy(update={"files": job.resolved_spec.files})
+    return weights.model_copy(update={"files": job.resolved_spec.files, "hub": hub})
 
 
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:

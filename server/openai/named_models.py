@@ -47,7 +47,7 @@ async def add(service: Service, caller: Caller, body: Any) -> ModelName:
     try:
         parsed = parse(JobSpec, {**spec, "dataset": ANY_DATASET})
         async with service.database.write() as session:
-            await check_references(session, service, caller.project, parsed)
+            await check_references(session, service, caller, parsed)
             if await session.get(ModelNameRow, (caller.project, new.name)) is not None:
                 raise _name_exists(new.name)
             in_project = select(func.count()).where(ModelNameRow.project == caller.project)

@@ -17,8 +17,8 @@ from server.submitting.quotas import check_fields
 from server.submitting.references import check_references, check_training_state, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.secret_texts import find_secrets
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.secret_texts import find_secrets
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS, AnySpec, resolve
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec

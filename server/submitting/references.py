@@ -17,6 +17,7 @@ from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
 from server.settings import ServerSettings
 from server.uploads.file_checks import unreadable
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
@@ -42,7 +43,7 @@ SpecT = TypeVar("SpecT", JobSpec, ExportSpec, AnySpec)
 
 
 async def check_references(
-    session: AsyncSession, service: Service, project: str, spec: AnySpec
+    session: AsyncSession, service: Service, caller: Caller, spec: AnySpec
 ) -> dict[str, UploadedFile]:
     """The uploaded files that the job reads, by id.
 
@@ -50,10 +51,11 @@ async def check_references(
     every invalid reference.
     """
     files: dict[str, UploadedFile] = {}
+    project = caller.project
     details: list[ErrorDetail] = []
     references: list[_FileReference] = []
     if isinstance(spec, JobSpec):
-        details += [*_path_errors(service, spec), *_hub_errors(service.settings, spec)]
+        details += [*_path_errors(service, spec), *_hub_errors(service.settings, caller, spec)]
         references += _file_references(spec)
     rows = await _file_rows(session, project, {reference.file_id for reference in references})
     for reference in references:
@@ -152,20 +154,21 @@ def _path_errors(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
             yield ErrorDetail(param=param, message=message, code="no_data_root")
 
 
-def _hub_errors(settings: ServerSettings, spec: JobSpec) -> Iterator[ErrorDetail]:
-    """Rejects Hub ids that this server's ``ZETA_HUB`` does not allow."""
-    for path, source in _data_sources(spec):
-        if isinstance(source, HubSource) and not settings.hub_allows(source.hub):
-            yield _hub_error(f"{path}.hub", source.hub, "POST /v1/files")
-    if isinstance(spec.model, str) and not settings.hub_allows(spec.model):
-        yield _hub_error("model", spec.model, "POST /v1/files with purpose=model")
-    if isinstance(spec.tokenizer, str) and not settings.hub_allows(spec.tokenizer):
-        yield _hub_error("tokenizer", spec.tokenizer, "POST /v1/files with purpose=model")
-
-
-def _hub_error(param: str, hub_id: str, instead: str) -> ErrorDetail:
-    message = f"{param} is {hub_id!r}, which ZETA_HUB does not allow on this server; upload it with {instead}."
-    return ErrorDetail(param=param, message=message, code="hub_not_allowed")
+def _hub_errors(settings: ServerSettings, caller: Caller, spec: JobSpec) -> Iterator[ErrorDetail]:
+    """Rejects Hub ids that this server's ``ZETA_HUB`` or the limits of the project do not allow."""
+    data, model = "POST /v1/files", "POST /v1/files with purpose=model"
+    named = [(f"{path}.hub", source.hub, data) for path, source in _data_sources(spec) if isinstance(source, HubSource)]
+    named += [("model", spec.model, model)] if isinstance(spec.model, str) else []
+    named += [("tokenizer", spec.tokenizer, model)] if isinstance(spec.tokenizer, str) else []
+    for param, hub_id, instead in named:
+        if caller.limits.hub_access == HubAccess.OFF:
+            reason = "this project may not read the Hugging Face Hub (its limit `hub` is off)"
+        elif not settings.hub_allows(hub_id):
+            reason = "ZETA_HUB does not allow it on this server"
+        else:
+            continue
+        message = f"{param} is {hub_id!r}, and {reason}; upload it with {instead}."
+        yield ErrorDetail(param=param, message=message, code="hub_not_allowed")
 
 
 def _inside_data_root(path: str) -> bool:

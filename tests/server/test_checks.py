@@ -14,6 +14,7 @@ from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server import server_process
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
@@ -28,7 +29,9 @@ def fleet(tmp_path: Path, redis_url: str) -> Iterator[SmallFleet]:
 
 
 def request_check(fleet: SmallFleet, engine: Engine, resolved: dict[str, Any]) -> CheckAnswer | str:
-    return fleet.loop.run(engine.spec_checks.request(SPEC, ResolvedSpec.model_validate(resolved), 1))
+    return fleet.loop.run(
+        engine.spec_checks.request("p", SPEC, ResolvedSpec.model_validate(resolved), 1, hub=HubAccess.PUBLIC)
+    )
 
 
 def test_a_repeated_check_is_answered_from_the_cache(fleet: SmallFleet, shared_valkey: ValkeyServer) -> None:

@@ -1,14 +1,18 @@
 """The limits of a project: where each is applied, what it says, and that no other project notices."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.engine.redis_client import connect
+from server.engine.shared_counts import SharedCounts
 from server.http.request_rates import RequestRates
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
@@ -170,29 +174,81 @@ def test_too_many_requests_are_refused_with_the_time_to_wait(
     assert member.get("/v1/jobs").status_code == 200
 
 
-def test_a_rate_allows_a_burst_and_then_its_mean() -> None:
-    now = 0.0
-    rates = RequestRates(lambda: now)
-    for _ in range(60):
-        rates.count("p", 60)
-    with pytest.raises(QuotaExceeded) as refused:
-        rates.count("p", 60)
-    assert refused.value.retry_after_seconds == 1
-    rates.count("another", 60)
-    now = 1.0
-    rates.count("p", 60)
-    with pytest.raises(QuotaExceeded):
-        rates.count("p", 60)
+def test_a_rate_allows_a_burst_and_then_its_mean(redis_url: str) -> None:
+    async def measure() -> None:
+        now = 0.0
+        redis = connect(redis_url)
+        rates = RequestRates(SharedCounts(redis), lambda: now)
+        for _ in range(60):
+            await rates.count("p", 60)
+        with pytest.raises(QuotaExceeded) as refused:
+            await rates.count("p", 60)
+        assert refused.value.retry_after_seconds == 1
+        await rates.count("another", 60)
+        now = 61.0
+        await rates.count("p", 60)
+        with pytest.raises(QuotaExceeded):
+            await rates.count("p", 60)
+        await redis.aclose()
+
+    asyncio.run(measure())
+
+
+def test_servers_count_the_requests_of_a_project_together(redis_url: str) -> None:
+    async def measure() -> tuple[int, int | None]:
+        now, num_allowed = 30.0, 0
+        connections = [connect(redis_url) for _ in range(2)]
+        servers = [RequestRates(SharedCounts(redis), lambda: now) for redis in connections]
+        wait: int | None = None
+        for number in range(40):
+            try:
+                await servers[number % 2].count("p", 20)
+                num_allowed += 1
+            except QuotaExceeded as refused:
+                wait = refused.retry_after_seconds
+        for redis in connections:
+            await redis.aclose()
+        return num_allowed, wait
+
+    num_allowed, wait = asyncio.run(measure())
+    assert num_allowed == 20
+    assert wait is not None
+    assert 30 <= wait <= 36, "three seconds after the next minute has begun, one request is possible"
+
+
+def test_without_redis_each_server_limits_its_own_requests(tmp_path: Path) -> None:
+    async def measure() -> int:
+        redis = connect(f"unix://{tmp_path}/nobody-listens-here")
+        rates, num_allowed = RequestRates(SharedCounts(redis), lambda: 0.0), 0
+        with suppress(QuotaExceeded):
+            for _ in range(40):
+                await rates.count("p", 20)
+                num_allowed += 1
+        await redis.aclose()
+        return num_allowed
+
+    assert asyncio.run(measure()) == 20
+
+
+def test_pages_of_the_dashboard_count_as_requests(server: ServerProcess, http: httpx.Client, project: str) -> None:
+    key = http.post("/v1/keys", json={"name": "n", "project": project, "scopes": ["submit"]}).json()["key"]
+    limit(http, project, max_requests_per_minute=4)
+    with httpx.Client(base_url=server.url, timeout=30) as browser:
+        assert browser.post("/login", data={"key": key}).status_code == 303
+        responses = [browser.get("/") for _ in range(6)]
+    assert [response.status_code for response in responses] == [200] * 4 + [429] * 2
+    assert "max_requests_per_minute" in responses[-1].text
+    assert int(responses[-1].headers["retry-after"]) > 0
 
 
 def test_the_settings_are_the_default_limits(tmp_path: Path, redis_url: str) -> None:
     settings = {"ZETA_PROJECT_MAX_QUEUED": "1", "ZETA_PROJECT_MAX_PRIORITY": "0", "ZETA_PROJECT_MAX_GPUS": "4"}
     with running_server(tmp_path / "home", redis_url, **settings) as server, server.http() as http:
         limits = http.get("/v1/projects/default").json()
-        assert limits["limits"] == UNSET
+        assert limits["limits"] == {**UNSET, "hub": "operator-token"}
         effective = {name: value for name, value in limits["effective_limits"].items() if value is not None}
         expected = {"max_queued_jobs": 1, "max_priority": 0, "max_gpus": 4}
-        expected |= {"max_upload_bytes": 16 << 30, "max_streams": 1000}
+        expected |= {"max_upload_bytes": 16 << 30, "max_streams": 1000, "hub": "operator-token"}
         assert effective == expected
         submit(http)
         assert http.post("/v1/jobs", json=SPEC).status_code == 429

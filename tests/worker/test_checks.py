@@ -91,7 +91,7 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
         take(does, does)
     for number in range(4):
         take(f"more {number}", "answer")
-    assert any("checks queued" in (result.failure or "") for result in results.values())
+    assert any("checks of this project queued" in (result.failure or "") for result in results.values())
     wait_until(lambda: results.keys() >= {"break", "hang", "answer and leave"}, 60, "every result")
     assert "(exit code 1); its last output was: broken" in (results["break"].failure or "")
     assert "exceeded its limit of 2 s and was ended; a larger ZETA_CHECK_SECONDS" in (results["hang"].failure or "")
@@ -100,6 +100,51 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
     wait_until(lambda: "last" in results, 30, "the result")
     checks.stop()
     wait_until(lambda: not psutil.pid_exists(process_of("last")), 30, "the process to exit")
+
+
+def test_slow_checks_of_one_project_do_not_delay_those_of_another(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
+    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
+    results: dict[str, CheckResult] = {}
+    command = (sys.executable, str(program))
+    checks = SpecCheckRunner(settings, command, [], lambda result: results.update({result.check_id: result}))
+
+    def take(project: str, name: str, does: str, limit_seconds: float) -> None:
+        request = CheckRequest(
+            check_id=name, project=project, spec={"does": does}, resolved_spec=RESOLVED, limit_seconds=limit_seconds
+        )
+        checks.take(request)
+
+    for number in range(5):
+        take("slow", f"slow {number}", "hang", 1000)
+    take("quick", "quick", "answer", 60)
+    wait_until(lambda: "quick" in results, 10, "the other project's check")
+    assert results["quick"].answer is not None
+    assert not [name for name in results if name.startswith("slow")], "the slow checks wait or run"
+    take("slow", "one more", "answer", 60)
+    assert "already has 4 checks of this project queued" in (results["one more"].failure or "")
+    checks.stop()
+
+
+def test_a_check_that_nobody_waits_for_yields_to_other_projects(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
+    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
+    results: dict[str, CheckResult] = {}
+    command = (sys.executable, str(program))
+    checks = SpecCheckRunner(settings, command, [], lambda result: results.update({result.check_id: result}))
+    for project, does in (("first", "hang"), ("second", "hang"), ("third", "answer")):
+        checks.take(
+            CheckRequest(
+                check_id=project, project=project, spec={"does": does}, resolved_spec=RESOLVED, limit_seconds=8
+            )
+        )
+    wait_until(lambda: "third" in results, 20, "the check that waits")
+    assert results["third"].answer is not None
+    failures = [result.failure or "" for result in results.values() if result.answer is None]
+    assert "because checks of other projects were waiting" in failures[0]
+    checks.stop()
 
 
 def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

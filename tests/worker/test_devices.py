@@ -13,6 +13,7 @@ from worker.machine.devices import find_slots
 from worker.machine.gpus import memory_holders
 from worker.run.launch import run_environment
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 
 HOLDER = "import torch; torch.zeros(1, device='cuda'); print('ready', flush=True); input()"
 
@@ -60,7 +61,7 @@ def test_a_worker_announces_the_device_kind_that_its_run_computes_on(tmp_path: P
         attempt=1,
         threads=1,
         devices=[] if slot.device is None else [slot.device],
-        hub=False,
+        hub=HubAccess.OFF,
         job_env=(),
     )
     training = subprocess.run(

@@ -7,6 +7,7 @@ import pytest
 from worker.machine.devices import count_cores, find_slots
 from worker.run.launch import run_environment
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
 
 SECRET = {"ZETA_WORKER_SECRET": "s"}
@@ -89,7 +90,7 @@ def test_the_environment_of_a_run_has_only_the_listed_variables() -> None:
         attempt=2,
         threads=3,
         devices=["0", "1"],
-        hub=False,
+        hub=HubAccess.OFF,
         job_env=("WANDB_API_KEY", "ZETA_WORKER_SECRET"),
     )
     path = environment.pop("PATH").split(":")
@@ -99,7 +100,7 @@ def test_the_environment_of_a_run_has_only_the_listed_variables() -> None:
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
         "https_proxy": "http://proxy:3128",
-        "HF_TOKEN": "t",
+        "HF_HOME": "/root/.cache/huggingface/public",
         "WANDB_API_KEY": "w",
         "ZETA_JOB_ID": "job_1",
         "ZETA_ATTEMPT": "2",
@@ -111,3 +112,34 @@ def test_the_environment_of_a_run_has_only_the_listed_variables() -> None:
         "HF_HUB_OFFLINE": "1",
         "USE_HUB_KERNELS": "0",
     }
+
+
+TOKENS = {"HF_TOKEN": "t", "HUGGING_FACE_HUB_TOKEN": "t"}
+
+
+@pytest.mark.parametrize(
+    ("access", "own", "is_token_stored", "expected"),
+    [
+        (HubAccess.OPERATOR_TOKEN, TOKENS, False, {**TOKENS, "HF_HOME": "{home}"}),
+        (HubAccess.PUBLIC, TOKENS, False, {"HF_HOME": "{home}/public"}),
+        (HubAccess.PUBLIC, {}, True, {"HF_HOME": "{home}/public"}),
+        (HubAccess.PUBLIC, {}, False, {"HF_HOME": "{home}"}),
+        (HubAccess.OFF, TOKENS, False, {"HF_HOME": "{home}/public", "HF_HUB_OFFLINE": "1"}),
+    ],
+)
+def test_only_projects_with_the_operators_token_get_it_and_its_cache(
+    tmp_path: Path, access: HubAccess, own: dict[str, str], is_token_stored: bool, expected: dict[str, str]
+) -> None:
+    if is_token_stored:
+        (tmp_path / "token").write_text("t")
+    environment = run_environment(
+        {**own, "HF_HOME": str(tmp_path)},
+        job_id="job_1",
+        attempt=1,
+        threads=1,
+        devices=[],
+        hub=access,
+        job_env=("HUGGING_FACE_HUB_TOKEN",),
+    )
+    of_the_hub = {name: value for name, value in environment.items() if name.startswith(("HF_", "HUGGING_FACE"))}
+    assert of_the_hub == {name: value.format(home=tmp_path) for name, value in expected.items()}

@@ -15,6 +15,7 @@ from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from worker.attempt.final_line import exit_error
 from worker.run.process_tree import ProcessTree
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.job import JobErrorEvidence
 
@@ -24,7 +25,9 @@ def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory)
     """One engine and one worker for all tests of this file: none of them stops either."""
     with shared_valkey.client() as client:
         client.flushall()
-    with small_fleet(tmp_path_factory.mktemp("fleet"), shared_valkey.url) as fleet:
+    with small_fleet(
+        tmp_path_factory.mktemp("fleet"), shared_valkey.url, project_hub=HubAccess.OPERATOR_TOKEN
+    ) as fleet:
         fleet.start_engine()
         fleet.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
         yield fleet

@@ -18,6 +18,7 @@ from worker.run.fork_server import ForkServerProcess, kill_left_fork_servers
 from worker.run.launch import run_environment
 from worker.run.process_tree import ProcessTree
 from worker.run.warm_start import WarmStart
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.identifiers import new_id
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts need Linux")
@@ -29,7 +30,7 @@ PLENTY = 2**50
 
 def environment_of(job_id: str, **changes: str) -> dict[str, str]:
     own = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "LANG": "C.UTF-8"}  # noqa: TID251
-    made = run_environment(own, job_id=job_id, attempt=1, threads=1, devices=[], hub=True, job_env=())
+    made = run_environment(own, job_id=job_id, attempt=1, threads=1, devices=[], hub=HubAccess.PUBLIC, job_env=())
     return {**made, "PYTHONPATH": str(REPOSITORY), **changes}
 
 

@@ -27,6 +27,7 @@ from worker.machine.devices import Slot, memory_bytes, visible_gpus
 from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
 from worker.run.warm_start import WarmStart
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import StopAction
@@ -289,7 +290,7 @@ class LocalAttempt:
             attempt=self.attempt,
             threads=self._resources.threads * max(1, len(self.slots)),
             devices=self._devices,
-            hub=self._run_file.hub,
+            hub=self._run_file.hub_access if self._run_file.hub else HubAccess.OFF,
             job_env=self._resources.settings.job_env,
             directory=self.directory,
         )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from worker.run import processes
 from worker.run.processes import RunProcesses
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import (
     CACHE_DIRECTORY,
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
     """The run file of an attempt that the server has dispatched."""
+    hub = settings.hub_access(message.hub)
     return RunFile(
         kind=message.job_kind,
         job_id=message.job_id,
@@ -37,7 +39,8 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         cache_dir=str(settings.root / CACHE_DIRECTORY),
         artifacts_root=str(settings.artifacts),
         data_root=str(settings.data_root) if settings.data_root else None,
-        hub=settings.hub != "off",
+        hub=hub != HubAccess.OFF,
+        hub_access=hub,
         processes=message.processes,
         slots=message.slots,
         self_stop_seconds=settings.self_stop_seconds,

@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT
 
 MEBIBYTE = 2**20
+LOOK_SECONDS = 0.25  # the interval of `on_wait`
 EXIT_SECONDS = 5.0  # from the end of its output to its exit
 MAX_ANSWERS = 100  # restarting frees what libraries cache about the checked models
 MAX_ANSWER_BYTES = 4 * MEBIBYTE
@@ -52,15 +53,32 @@ class CheckProcess:
         self._error_output: IO[bytes] | None = None
         self._num_answers = 0
 
-    def check(self, file: Path, *, limit_seconds: float) -> bytes:
-        """The result for the run file. Raises `CheckFailed`, and `OSError` if no process can be started."""
+    def use_environment(self, environment: Mapping[str, str]) -> None:
+        """Run the following checks with this environment; a process with another one is ended."""
+        if environment != self._environment:
+            self.end()
+            self._environment = dict(environment)
+
+    def prepare(self) -> None:
+        """Start the process for the next check, unless one is running. Raises `OSError`."""
+        if self._process is None:
+            self._start()
+
+    def check(self, file: Path, *, limit_seconds: float, on_wait: Callable[[], None] = lambda: None) -> bytes:
+        """The result for the run file. ``on_wait`` is called several times a second, and may raise `CheckFailed`.
+
+        Raises `CheckFailed`, and `OSError` if no process can be started.
+        """
         deadline = time.monotonic() + limit_seconds
         try:
-            answer = self._exchange(file, deadline) if self._process is not None else b""
+            answer = self._exchange(file, deadline, on_wait) if self._process is not None else b""
             if not answer:  # no process was running, or it had exited
                 self.end()
                 self._start()
-                answer = self._exchange(file, deadline)
+                answer = self._exchange(file, deadline, on_wait)
+        except CheckFailed:
+            self.end()
+            raise
         except TimeoutError:
             self.end()
             raise CheckFailed(
@@ -137,10 +155,10 @@ class CheckProcess:
             limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
             resource.prlimit(pid, kind, (limit, limit))
 
-    def _exchange(self, file: Path, deadline: float) -> bytes:
+    def _exchange(self, file: Path, deadline: float, on_wait: Callable[[], None]) -> bytes:
         """Send the request and wait for the answer line; empty if the process has exited.
 
-        Raises `TimeoutError` and `_AnswerTooLarge`.
+        Raises `TimeoutError`, `_AnswerTooLarge`, and what ``on_wait`` raises.
         """
         assert self._process is not None
         assert self._process.stdin is not None
@@ -151,9 +169,13 @@ class CheckProcess:
         except BrokenPipeError:
             return b""
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
+            seconds_left = deadline - time.monotonic()
+            ready, _, _ = select.select([out], [], [], min(LOOK_SECONDS, max(0.0, seconds_left)))
             if not ready:
-                raise TimeoutError
+                if seconds_left <= 0:
+                    raise TimeoutError
+                on_wait()
+                continue
             part = os.read(out, 1 << 16)
             if not part:
                 return b""

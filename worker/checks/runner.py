@@ -1,4 +1,7 @@
-"""Answers the server's check requests for specs, one at a time and with limits, while jobs run.
+"""Answers the server's check requests for specs, with limits and fairly between projects, while jobs run.
+
+Up to `NUM_PROCESSES` checks run at once, one of each project (`WaitingChecks`). A check that takes so long that nobody
+waits for its result any more is ended when a check of another project waits.
 
 Guaranteed: a check has the environment of a run (no secrets of the service) and no GPU, and every failure becomes
 a result. See `CheckProcess` for the lifetime of its process.
@@ -8,24 +11,30 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from pydantic import ValidationError
 
 from worker.checks.process import CheckFailed, CheckProcess
+from worker.checks.waiting import WaitingChecks
 from worker.machine.devices import Slot, count_cores, uses_gpus
 from worker.run.launch import own_environment, run_environment
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RUN_FILE, RunFile
 from zeta_core.system.outage import error_text
 
-MAX_WAITING = 4  # further requests are rejected immediately, because they would time out
+NUM_PROCESSES = 2  # the second one starts when it may be needed, and ends when no check is left
+WAITED_SHARE = 1 / 4  # of the time limit: after this time, nobody waits for the result
 ROWS_SHARE = 1 / 6  # of the time limit: for reading rows, because the caller waits for a quarter of the limit
 NAME = "check"  # used instead of a job id in the process's marks
 
@@ -45,43 +54,74 @@ class SpecCheckRunner:
         self._settings = settings
         self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
         self._send = send
-        environment = run_environment(
+        environment = self._environment(HubAccess.OPERATOR_TOKEN)
+        folder = Path(tempfile.gettempdir())
+        self._lock = Lock()  # for the unused processes
+        self._unused = [
+            CheckProcess(command, environment, folder, memory_bytes=settings.check_memory_bytes)
+            for _ in range(NUM_PROCESSES)
+        ]
+        self._executor = ThreadPoolExecutor(max_workers=NUM_PROCESSES, thread_name_prefix="check")
+        self._waiting = WaitingChecks()
+        self._stopping = False
+
+    def take(self, request: CheckRequest) -> None:
+        """Queue the check, unless it is queued already."""
+        if (reason := self._waiting.add(request)) is not None:
+            self._send(self._failed(request, reason))
+            return
+        log_failure(self._executor.submit(self._work), "The result of a check could not be sent")
+
+    def stop(self) -> None:
+        """Accept no more requests, and end the checks and their processes soon."""
+        self._stopping = True
+        log_failure(self._executor.submit(self._end_unused), "The check process could not be ended")
+        self._executor.shutdown(wait=False)
+
+    def _environment(self, hub: HubAccess) -> dict[str, str]:
+        """The environment of checks for projects with this access to the Hub."""
+        return run_environment(
             own_environment(),
             job_id=NAME,
             attempt=0,
             threads=max(1, count_cores() // 2),
             devices=[],
-            hub=settings.hub != "off",
+            hub=self._settings.hub_access(hub),
             job_env=(),
         )
-        self._process = CheckProcess(
-            command, environment, Path(tempfile.gettempdir()), memory_bytes=settings.check_memory_bytes
-        )
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="check")
-        self._waiting: set[str] = set()
-        self._stopping = False
 
-    def take(self, request: CheckRequest) -> None:
-        """Queue the check, unless it is queued already."""
-        if request.check_id in self._waiting:
-            return
-        if len(self._waiting) >= MAX_WAITING:
-            self._send(self._failed(request, f"The worker already has {len(self._waiting)} checks queued."))
-            return
-        self._waiting.add(request.check_id)
-        log_failure(self._executor.submit(self._check, request), "The result of a check could not be sent")
+    def _work(self) -> None:
+        """Run checks until none may begin."""
+        self._prepare_another()
+        while not self._stopping and (request := self._waiting.begin()) is not None:
+            with self._lock:
+                process = self._unused.pop()
+            try:
+                self._check(request, process)
+            finally:
+                self._waiting.end(request)
+                with self._lock:
+                    self._unused.append(process)
+                if self._stopping:
+                    self._end_unused()
+                elif self._waiting.is_empty:
+                    self._end_unused(keep=process)
 
-    def stop(self) -> None:
-        """Accept no more requests; a running check ends within its limit, and its process after it."""
-        self._stopping = True
-        log_failure(self._executor.submit(self._process.end), "The check process could not be ended")
-        self._executor.shutdown(wait=False)
+    def _prepare_another(self) -> None:
+        """Start another process while one is used, so that the check of another project need not wait for it."""
+        with self._lock, suppress(OSError):  # the check itself will report it
+            if self._waiting.needs_another_process and self._unused:
+                self._unused[-1].prepare()
 
-    def _check(self, request: CheckRequest) -> None:
-        if self._stopping:
-            return
+    def _end_unused(self, *, keep: CheckProcess | None = None) -> None:
+        with self._lock:
+            for process in self._unused:
+                if process is not keep:
+                    process.end()
+
+    def _check(self, request: CheckRequest, process: CheckProcess) -> None:
         try:
-            result = self._answer(request)
+            result = self._answer(request, process)
         except BaseException as error:
             logger.warning(
                 "A check could not be run: %s.",
@@ -90,15 +130,24 @@ class SpecCheckRunner:
                 extra={"action": "check"},
             )
             with suppress(Exception):
-                self._process.end()  # it may still answer this request, and must not mix it up with the next
+                process.end()  # it may still answer this request, and must not mix it up with the next
             result = self._failed(request, f"The check could not be run: {error_text(error)}.")
-        finally:
-            self._waiting.discard(request.check_id)
         self._send(result)
 
-    def _answer(self, request: CheckRequest) -> CheckResult:
+    def _require_turn(self, request: CheckRequest, began: float) -> None:
+        """Raise `CheckFailed` if the check must end: for checks of other projects, or because the worker stops."""
+        seconds = time.monotonic() - began
+        if self._stopping:
+            raise CheckFailed("The worker is stopping; try again.")
+        if seconds >= WAITED_SHARE * request.limit_seconds and self._waiting.others_wait(request.project):
+            raise CheckFailed(
+                f"The check was ended after {seconds:.0f} s, because checks of other projects were waiting; try again."
+            )
+
+    def _answer(self, request: CheckRequest, process: CheckProcess) -> CheckResult:
         settings = self._settings
         gpu = self._gpu if uses_gpus(request.spec) else None
+        process.use_environment(self._environment(request.hub))
         with tempfile.TemporaryDirectory(prefix="zeta-check-") as scratch:
             run_file = RunFile(
                 job_id=NAME,
@@ -109,7 +158,7 @@ class SpecCheckRunner:
                 cache_dir=str(settings.root / CACHE_DIRECTORY),
                 artifacts_root=str(settings.artifacts),
                 data_root=str(settings.data_root) if settings.data_root else None,
-                hub=settings.hub != "off",
+                hub=settings.hub_access(request.hub) != HubAccess.OFF,
                 processes=request.processes,
                 device="cpu" if gpu is None else "cuda",
                 supports_bf16=gpu is not None and gpu.supports_bf16,
@@ -118,7 +167,8 @@ class SpecCheckRunner:
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
             try:
-                out = self._process.check(file, limit_seconds=request.limit_seconds)
+                on_wait = partial(self._require_turn, request, time.monotonic())
+                out = process.check(file, limit_seconds=request.limit_seconds, on_wait=on_wait)
                 answer = CheckAnswer.model_validate_json(out)
             except (CheckFailed, ValidationError) as error:
                 logger.warning("A check failed: %s", error)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker.run.processes import run_mark, share_lock
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, LOG_FILE, RUN_VARIABLE
 from zeta_core.system.device_kind import KERNEL_VARIABLES
 
@@ -26,6 +27,7 @@ PASSED = (
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
     *KERNEL_VARIABLES,
 )
+_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")  # as huggingface_hub reads them
 PASSED_PREFIXES = ("LC_", "NCCL_", "TORCH_NCCL_", "TORCH_FR_")
 FLIGHT_RECORDER_ENTRIES = 2000  # collective operations that each rank keeps, to be written if one of them hangs
 OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used an additional half of the machine's memory
@@ -39,11 +41,13 @@ def run_environment(
     attempt: int,
     threads: int,
     devices: Sequence[str],
-    hub: bool,
+    hub: HubAccess,
     job_env: Sequence[str],
     directory: Path | None = None,
 ) -> dict[str, str]:
     """The complete environment of a run; ``own`` is the worker's. Without ``devices`` no GPU is visible.
+
+    Only with ``operator-token`` does it contain a token of the Hub or the folder of one.
 
     With several, each rank records its latest collective operations; if one hangs, NCCL's watchdog writes them into the
     run ``directory``.
@@ -71,12 +75,29 @@ def run_environment(
         environment.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(FLIGHT_RECORDER_ENTRIES))
         environment.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         environment.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(directory / "nccl-trace-rank-"))
-    if not hub:
+    if hub == HubAccess.OFF:
         environment["HF_HUB_OFFLINE"] = "1"
+    if hub != HubAccess.OPERATOR_TOKEN:
+        _remove_hub_token(environment, hub_home(own))
     packages = _packages_of_zeta_core()
     if packages is not None:
         environment["PYTHONPATH"] = packages
     return environment
+
+
+def hub_home(own: Mapping[str, str]) -> Path:
+    """The folder of the Hub's libraries: the token of `hf auth login`, and caches."""
+    return Path(own.get("HF_HOME") or Path(own.get("HOME") or "/", ".cache", "huggingface"))
+
+
+def _remove_hub_token(environment: dict[str, str], home: Path) -> None:
+    """Remove the operator's token and its cache, which may contain private models.
+
+    Without a token there is nothing to hide, and all projects share one cache and the warm start.
+    """
+    variables = [environment.pop(name, None) for name in _HUB_TOKENS]
+    if any(variables) or (home / "token").exists():
+        environment["HF_HOME"] = str(home / "public")
 
 
 def start_run(command: Sequence[str], run_directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

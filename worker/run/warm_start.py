@@ -21,6 +21,7 @@ from worker.run.fork_server import Fork, ForkServerProcess, kill_left_fork_serve
 from worker.run.launch import TRAINER_COMMAND, own_environment, run_environment
 from worker.run.memory_watch import free_memory_bytes, in_gib
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE, RUN_VARIABLE
 
 START_SECONDS = 2.0  # for which the worker must have been idle
@@ -77,7 +78,7 @@ class WarmStart:
             attempt=0,
             threads=max(1, count_cores() // len(slots)),
             devices=[],
-            hub=settings.hub != "off",
+            hub=settings.hub_access(HubAccess.OPERATOR_TOKEN),
             job_env=settings.job_env,
         )
         return cls(command, environment, settings.root, worker_lock=settings.lock_file)

@@ -24,6 +24,7 @@ from worker.serving.outbox import Outboxes, Post
 from worker.serving.process import ATTEMPT, Message, ServingProcess
 from worker.serving.served_model import ServedModel
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.responses import ServedModelReport
 from zeta_core.contract.wire.answers import (
     SERVING_DIRECTORY,
@@ -183,6 +184,7 @@ class ServedModels:
         self, weights: ServedWeights, slot: Slot, on_message: Callable[[Message], None]
     ) -> ServingProcess:
         settings, served_id = self._settings, f"serve_{secrets.token_hex(8)}"
+        hub = settings.hub_access(weights.hub)
         devices = () if slot.device is None else (slot.device,)
         environment = run_environment(
             own_environment(),
@@ -190,7 +192,7 @@ class ServedModels:
             attempt=ATTEMPT,
             threads=self._threads,
             devices=devices,
-            hub=settings.hub != "off",
+            hub=hub,
             job_env=settings.job_env,
         )
         file = ServeFile(
@@ -198,7 +200,7 @@ class ServedModels:
             artifacts_root=str(settings.artifacts),
             cache_dir=str(settings.root / CACHE_DIRECTORY),
             data_root=str(settings.data_root) if settings.data_root else None,
-            hub=settings.hub != "off",
+            hub=hub != HubAccess.OFF,
         )
         directory = Path(settings.root, serving_directory(served_id))
         return ServingProcess(directory, file, self._command, environment, devices, on_message)

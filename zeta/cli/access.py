@@ -250,8 +250,8 @@ def set_limits(
         typer.Argument(
             metavar="LIMIT=VALUE...",
             help="max_queued_jobs, max_running_jobs, max_gpus, max_stored_bytes, max_upload_bytes, "
-            "max_requests_per_minute, max_priority or max_streams. Sizes may have a unit (50GiB); `default` "
-            "restores the default.",
+            "max_requests_per_minute, max_priority, max_streams or hub (off, public, operator-token). Sizes may have a "
+            "unit (50GiB); `default` restores the default.",
         ),
     ],
     as_json: AsJson = False,
@@ -286,7 +286,7 @@ def _usage_row(project: Project) -> tuple[object, ...]:
 
     def of(value: int, limit: str, show: Callable[[int], str] = str) -> str:
         most = limits.get(limit)
-        return show(value) if most is None else f"{show(value)} of {show(most)}"
+        return f"{show(value)} of {show(most)}" if isinstance(most, int) else show(value)
 
     return (
         project.name,
@@ -316,13 +316,15 @@ def _print_project(project: Project, as_json: bool) -> None:
     print_fields([("project", project.name), ("created", created_at), *usage, *limits])
 
 
-def _limit(text: str) -> tuple[str, int | None]:
+def _limit(text: str) -> tuple[str, int | str | None]:
     """A limit and its value, from ``max_stored_bytes=50GiB``; the server checks the name."""
     from zeta_core.contract.errors import InvalidRequest
 
     name, _, value = text.partition("=")
     if value == "default":
         return name, None
+    if name == "hub":
+        return name, value
     number = value.rstrip("KMGTiB")
     unit = value[len(number) :]
     is_number = number.isascii() and number.removeprefix("-").isdigit() and len(number) <= 18

@@ -117,6 +117,14 @@ class CreatedKey(Key):
 # --- Projects ---------------------------------------------------------------------------------------------------------
 
 
+class HubAccess(StrEnum):
+    """What the jobs of a project may read from the Hugging Face Hub, within ``ZETA_HUB``."""
+
+    OFF = "off"
+    PUBLIC = "public"
+    OPERATOR_TOKEN = "operator-token"
+
+
 def _limit(description: str, *, least: int = 0, most: int = MAX_LIMIT) -> Any:
     return Field(default=None, ge=least, le=most, strict=True, description=description)
 
@@ -131,13 +139,23 @@ class ProjectLimits(_RequestBody):
         "total size of uploaded files and checkpoints; further uploads and submissions are rejected"
     )
     max_upload_bytes: int | None = _limit("size of one uploaded file", least=1)
-    max_requests_per_minute: int | None = _limit("requests per minute and server, except with admin keys", least=1)
+    max_requests_per_minute: int | None = _limit("requests per minute, except with admin keys", least=1)
     max_priority: int | None = _limit("highest priority of a job", least=-100, most=100)
     max_streams: int | None = _limit("open event streams and followed logs per server process, except with admin keys")
+    hub: HubAccess | None = Field(
+        default=None,
+        description="what jobs may read from the Hugging Face Hub: nothing (`off`), what everyone can read (`public`), "
+        "or everything that the token of the workers' operator can read (`operator-token`)",
+    )
 
     def with_own(self, own: Mapping[str, Any]) -> ProjectLimits:
         """These default limits, replaced by those of ``own`` that are set."""
         return self.model_copy(update={name: value for name, value in own.items() if value is not None})
+
+    @property
+    def hub_access(self) -> HubAccess:
+        """Never the operator's token unless it was set."""
+        return HubAccess.PUBLIC if self.hub is None else HubAccess(self.hub)
 
 
 NO_LIMITS = ProjectLimits()
@@ -170,8 +188,8 @@ class Project(_Response):
     object: Literal["project"] = "project"
     created_at: datetime
     created_by: str
-    limits: dict[str, int | None] = Field(description="the limits that were set; null means the default")
-    effective_limits: dict[str, int | None] = Field(description="the limits that apply; null means no limit")
+    limits: dict[str, int | str | None] = Field(description="the limits that were set; null means the default")
+    effective_limits: dict[str, int | str | None] = Field(description="the limits that apply; null means no limit")
     usage: ProjectUsage
 
 

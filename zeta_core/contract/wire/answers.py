@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 
 MAX_AHEAD = 16  # parts of one request that the client has not taken yet
@@ -60,7 +61,8 @@ class ServedWeights(_Message):
 
     ``name`` is shown to users, such as ``job_.../final``. ``model`` is the source as in a job's spec. ``fingerprint``
     is the SHA-256 of the checkpoint's manifest, or of the source of a base model. ``files`` are the records of uploaded
-    files that the model refers to. ``quantize`` is that of the job's adapter.
+    files that the model refers to. ``quantize`` is that of the job's adapter. ``hub`` is what the project may read from
+    the Hub.
     """
 
     name: str
@@ -70,11 +72,15 @@ class ServedWeights(_Message):
     has_manifest: bool = False  # the fingerprint is that of a manifest
     quantize: Literal["nf4"] | None = None
     files: dict[str, UploadedFile] = {}
+    hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
 
     @property
     def key(self) -> str:
-        """Identifies the weights: a checkpoint that was replaced is a different model."""
-        return f"{self.name}@{self.fingerprint}"
+        """Identifies the weights: a checkpoint that was replaced is a different model.
+
+        A private model on the Hub, which was loaded for one project, does not answer another one.
+        """
+        return f"{self.name}@{self.fingerprint}@{self.hub}"
 
 
 class AnswerOptions(_Message):

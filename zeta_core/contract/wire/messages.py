@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import DeviceReport
@@ -102,6 +103,7 @@ class Dispatch(_Message):
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
     processes: int = 1
+    hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     resume_from: str | None = None  # the stored checkpoint to resume from, such as "job_.../step-N"
 
 
@@ -167,9 +169,11 @@ class CheckRequest(_Message):
 
     kind: Literal["check_request"] = "check_request"
     check_id: str  # the SHA-256 of the checked content; the key under which the result is cached
+    project: str = DEFAULT_PROJECT  # older servers don't send it
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec
     processes: int = 1
+    hub: HubAccess = HubAccess.OPERATOR_TOKEN
     limit_seconds: float
 
 

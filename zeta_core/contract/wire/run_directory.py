@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
@@ -104,6 +105,7 @@ class RunFile(BaseModel):
     artifacts_root: str  # where {"file": id} and {"job": id} of the spec are stored, under the keys above
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
     hub: bool = True  # whether the Hugging Face Hub may be accessed
+    hub_access: HubAccess = HubAccess.OPERATOR_TOKEN  # what may be read from it; older workers knew no other
     cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
     processes: int = 1
     slots: list[int] = []  # the worker's slots, for a worker that adopts this run after its own restart

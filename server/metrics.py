@@ -27,11 +27,11 @@ class _Totals(Collector):
     """A counter with one label whose totals are maintained elsewhere and assigned to ``values`` before a scrape."""
 
     def __init__(self, name: str, help_text: str, label: str) -> None:
-        self._name, self._help_text, self._label = name, help_text, label
+        self._name, self._help_text, self._labelnames = name, help_text, (label,)
         self.values: Mapping[str, int] = {}
 
     def collect(self) -> list[CounterMetricFamily]:
-        family = CounterMetricFamily(self._name, self._help_text, labels=[self._label])
+        family = CounterMetricFamily(self._name, self._help_text, labels=self._labelnames)
         for value, count in sorted(self.values.items()):
             family.add_metric([value], count)
         return [family]

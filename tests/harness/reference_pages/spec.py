@@ -1,26 +1,21 @@
 """docs/spec.md: a table of every field of a job spec, generated from the field descriptions.
 
-``make docs`` (or ``python -m tests.harness.spec_page``) writes the page, and ``tests/test_docs.py`` fails if it is
-outdated.
 In a description, the text after ``unset:`` states what an unset field means; it becomes the column "default".
 """
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
+from tests.harness.reference_pages.markdown import cell, table
 from zeta_core.contract.spec import sources
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.options import Dpo, Lora, Wandb
 from zeta_core.contract.spec.resources import Resources
-
-PAGE = Path(__file__).parents[2] / "docs" / "spec.md"
 
 HEAD = """\
 # Fields of a job spec
@@ -59,20 +54,20 @@ def spec_page() -> str:
     parts = [HEAD]
     for title, text, models in SECTIONS:
         rows = dict(_rows(models))
-        table = "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows.values()])
-        parts += [f"## {title}\n", *([f"{text}\n"] if text else []), f"{table}\n"]
+        fields = table(("field", "type", "default", "meaning"), rows.values())
+        parts += [f"## {title}\n", *([f"{text}\n"] if text else []), fields]
     return "\n".join(parts)
 
 
-def _rows(models: tuple[type[BaseModel], ...]) -> Iterator[tuple[str, str]]:
+def _rows(models: tuple[type[BaseModel], ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The field names and rows of one table; the fields that distinguish several models come first."""
     inherited = TrainerOptions.model_fields if models == (JobSpec,) else {}
     fields = [(name, field) for model in models for name, field in model.model_fields.items() if name not in inherited]
     for name, field in sorted(fields, key=lambda item: not item[1].is_required()):
         meaning, _, unset = (field.description or "").partition("; unset: ")
         required = "required" if len(models) == 1 else "one of these"
-        default = required if field.is_required() else _cell(unset) or _default(field)
-        yield name, f"| `{name}` | {_cell(_type(field))} | {default} | {_cell(meaning)} |"
+        default = required if field.is_required() else cell(unset) or _default(field)
+        yield name, (f"`{name}`", cell(_type(field)), default, cell(meaning))
 
 
 def _type(field: FieldInfo) -> str:
@@ -103,16 +98,3 @@ def _default(field: FieldInfo) -> str:
     if isinstance(field.default, BaseModel):
         return "see below"
     return f"`{json.dumps(field.default)}`" if field.default is not None else ""
-
-
-def _cell(text: str) -> str:
-    """Text for a table cell: objects, quoted values and names with an underscore become code."""
-    parts = re.split(r"(`[^`]+`|\{[^{}]*\}|(?<![\w'])'[^' ]+'|\b\w+_\w+\b|<\|\w+\|>)", text)
-    for index in range(1, len(parts), 2):
-        value = parts[index].strip("`")
-        parts[index] = f"`{value.replace(chr(39), chr(34)) if value.startswith('{') else value.strip(chr(39))}`"
-    return "".join(parts).replace("|", "\\|").strip()
-
-
-if __name__ == "__main__":
-    PAGE.write_text(spec_page())

@@ -36,7 +36,7 @@ help:
 	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
 	@echo 'make test       run the tests; test-ci adds the slow ones, test-all those that take hours'
 	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
-	@echo 'make docs       generate docs/spec.md from the fields of a job spec'
+	@echo 'make docs       generate the reference pages from the code, and build the documentation site in build/site'
 	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
 	@echo 'make bench      compare the speed with other libraries (about 8 minutes); QUESTION=throughput for one benchmark'
 	@echo 'make pins       write constraints.txt from .venv, after an upgrade that passed the tests'
@@ -71,7 +71,9 @@ check: setup
 	@$(BIN)/pyright
 
 docs: setup
-	@$(BIN)/python -m tests.harness.spec_page
+	@$(BIN)/python -m tests.harness.reference_pages
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/site-cache docs build/site
+	@echo 'Open build/site/index.html'
 
 format: setup
 	@$(BIN)/ruff check --fix-only .
@@ -120,7 +122,7 @@ $(VENV)/.zeta-demo-model: $(VENV)/.zeta-service
 # Everything for development and tests.
 $(VENV)/.zeta-development: $(VENV)/.zeta-service
 	@echo 'Installing the tools for tests, checks and development (about 200 MB) ...'
-	@$(INSTALL) --group build --group dev --editable '.[train,quantize,server,worker,postgres,s3]'
+	@$(INSTALL) --group build --group dev --group docs --editable '.[train,quantize,server,worker,postgres,s3]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
 

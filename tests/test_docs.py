@@ -1,13 +1,16 @@
 """The documentation matches the code: generated pages, named files, links and settings."""
 
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.harness.deployment import ROOT, existing_settings
-from tests.harness.spec_page import PAGE, spec_page
+from tests.harness.reference_pages import DOCS
+from tests.harness.reference_pages import PAGES as GENERATED_PAGES
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 PATH = re.compile(
@@ -41,8 +44,20 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
     assert [target for target in local if not (page.parent / target).exists()] == []
 
 
-def test_the_page_of_spec_fields_is_up_to_date() -> None:
-    assert PAGE.read_text() == spec_page(), "run `make docs`"
+@pytest.mark.parametrize("name", GENERATED_PAGES)
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    assert (DOCS / name).read_text() == GENERATED_PAGES[name](), "run `make docs`"
+
+
+def test_the_site_has_no_broken_links_and_no_pages_outside_its_navigation(tmp_path: Path) -> None:
+    """Warnings of Sphinx are errors."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", tmp_path / "cache"]
+    done = subprocess.run([*command, DOCS, tmp_path / "site"], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 60
+    elsewhere = re.compile(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(?:https?:)?//")
+    assert [page.name for page in pages if elsewhere.search(page.read_text())] == [], "loads files from other sites"
 
 
 def test_the_page_of_settings_lists_every_setting() -> None:

@@ -155,7 +155,7 @@ def exec_module(module: str, extra: str, package: str, **flags: object) -> None:
     variables = process_environment()
     variables |= {f"ZETA_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)  # noqa: S606 - our own program
 
 
 def _print_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:

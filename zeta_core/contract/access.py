@@ -122,7 +122,7 @@ class HubAccess(StrEnum):
 
     OFF = "off"
     PUBLIC = "public"
-    OPERATOR_TOKEN = "operator-token"
+    OPERATOR_TOKEN = "operator-token"  # noqa: S105 - the name of a choice
 
 
 def _limit(description: str, *, least: int = 0, most: int = MAX_LIMIT) -> Any:

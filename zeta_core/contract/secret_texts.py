@@ -23,8 +23,8 @@ _TOKENS = {
     "a token of Slack": r"\bxox[abeprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[A-Za-z0-9+/=\s]*",
 }
-_PASSWORD = r"://[^\s:/@]*:[^\s/@'\"]+@"
-_FOUND = re.compile("|".join(f"({pattern})" for pattern in (*_TOKENS.values(), _PASSWORD)))
+_IN_A_URL = r"://[^\s:/@]*:[^\s/@'\"]+@"
+_FOUND = re.compile("|".join(f"({pattern})" for pattern in (*_TOKENS.values(), _IN_A_URL)))
 _KINDS = (*_TOKENS, "a password in a URL")
 _MASKED = re.compile(
     rf"(?P<before>\bBearer\s+|://[^\s:/@]*:)(?P<secret>[^\s@'\"]+)(?P<after>@?)|{'|'.join(_TOKENS.values())}"

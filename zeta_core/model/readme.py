@@ -94,7 +94,7 @@ def _base(located: LocatedModel, is_module: bool) -> _Base:
     if is_id(job, "job") and NAME_PATTERN.match(checkpoint):
         return _of_job(located, job, checkpoint)
     if is_id(name, "file"):
-        return _Base(
+        return _Base(  # noqa: S604 - its field `shell` is text
             f"Its base model was uploaded to the service as `{name}`, a .tar archive. Download it:",
             load=_load_folder("base", located.directory),
             shell=(

@@ -7,9 +7,10 @@
 #   docker build -t zeta-server --build-arg EXTRAS=server,postgres .     # the server alone, without torch
 #
 # With `deepspeed` in EXTRAS, the image contains a C++ compiler, because DeepSpeed compiles at its first use.
-ARG PYTHON_VERSION=3.11
+# Pin it with @sha256:DIGEST (docs/security.md).
+ARG PYTHON_IMAGE=python:3.11-slim
 
-FROM python:${PYTHON_VERSION}-slim AS build
+FROM ${PYTHON_IMAGE} AS build
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
 ARG TORCH_INDEX=
 # The cache is a mount on another file system, so uv copies files instead of linking them.
@@ -30,7 +31,7 @@ COPY . .
 RUN --mount=type=cache,target=/root/.cache \
     PATH=/opt/zeta/bin:$PATH uv pip install --constraint constraints.txt --no-build-isolation ".[$EXTRAS]"
 
-FROM python:${PYTHON_VERSION}-slim
+FROM ${PYTHON_IMAGE}
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
 RUN case ",$EXTRAS," in *,deepspeed,*) \
         apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac

@@ -4,7 +4,8 @@ The points are read once from the progress events and kept in memory, and later 
 range of a long curve is answered quickly. They are the values that `training_curves` returns, each with its step; two
 further curves, ``tokens`` and ``seconds``, convert steps to the other x axes.
 
-A reduced curve has the smallest and the largest value of each of many equal parts, so no spike is lost.
+A reduced curve has the smallest and the largest value of each of many equal parts, so no spike is lost, and also the
+mean of each part, from which the browser draws the smoothed line.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import asyncio
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
+from statistics import fmean
 from typing import Any, Literal
 
 from sqlalchemy import select
@@ -137,7 +140,8 @@ class ChartPoints:
     async def read(self, caller: Caller, job_id: str, query: ChartQuery) -> dict[str, Any]:
         """The requested curves as ``{"last_seq", "curves": {name: {"x", "y"}}, "restarts", ...}``.
 
-        Every event up to ``last_seq`` is included. Raises `NotFound`.
+        On another axis than steps, a curve also has its ``steps``. A reduced curve also has the ``means`` of its parts,
+        in the same form. Every event up to ``last_seq`` is included. Raises `NotFound`.
         """
         async with self._service.database.read() as session:
             job = await find_job(session, caller, job_id)
@@ -190,33 +194,46 @@ class ChartPoints:
             total -= removed.num_points
 
 
-def reduced_curves(points: JobPoints, query: ChartQuery) -> dict[str, dict[str, list[float]]]:
+def reduced_curves(points: JobPoints, query: ChartQuery) -> dict[str, dict[str, Any]]:
     """The curves that have values, on the requested axis and in the requested range."""
     first, last = _steps_of_range(points, query)
-    curves: dict[str, dict[str, list[float]]] = {}
+    curves: dict[str, dict[str, Any]] = {}
     for name in query.names:
         curve = points.curves[name]
         if curve.steps:
             start, stop = bisect_left(curve.steps, first), bisect_right(curve.steps, last)
             chosen = reduce_curve(curve.values, start, stop, query.max_points)
-            xs = [_position(points, query.x, curve.steps[index]) for index in chosen]
-            pairs = [(x, curve.values[index]) for x, index in zip(xs, chosen, strict=True) if x is not None]
-            curves[name] = {"x": [x for x, _ in pairs], "y": [y for _, y in pairs]}
+            curves[name] = _on_axis(points, query.x, ((curve.steps[index], curve.values[index]) for index in chosen))
+            if stop - start > query.max_points:
+                parts = _parts(start, stop, query.max_points)
+                means = ((curve.steps[(low + high) // 2], fmean(curve.values[low:high])) for low, high in parts)
+                curves[name]["means"] = _on_axis(points, query.x, means)
     return curves
+
+
+def _on_axis(points: JobPoints, x: XAxis, values: Iterable[tuple[int, float]]) -> dict[str, Any]:
+    """Values by step as coordinates; those whose position on the axis is unknown are omitted."""
+    known = [(p, step, value) for step, value in values if (p := _position(points, x, step)) is not None]
+    coordinates = {"x": [p for p, _, _ in known], "y": [value for _, _, value in known]}
+    return coordinates if x == "step" else {**coordinates, "steps": [step for _, step, _ in known]}
 
 
 def reduce_curve(values: array[float], start: int, stop: int, max_points: int) -> Iterable[int]:
     """The indexes of at most ``max_points`` values of a range: its ends, and the extremes of many equal parts."""
-    count = stop - start
-    if count <= max_points:
+    if stop - start <= max_points:
         return range(start, stop)
-    num_parts = max(1, (max_points - 2) // 2)
     chosen = {start, stop - 1}
-    for part in range(num_parts):
-        low, high = start + part * count // num_parts, start + (part + 1) * count // num_parts
+    for low, high in _parts(start, stop, max_points):
         piece = values[low:high]
         chosen.update((low + piece.index(min(piece)), low + piece.index(max(piece))))
     return sorted(chosen)
+
+
+def _parts(start: int, stop: int, max_points: int) -> Iterator[tuple[int, int]]:
+    """The first index of each part of a range, and the one after its last; two points of each part are drawn."""
+    num_parts = max(1, (max_points - 2) // 2)
+    bounds = [start + part * (stop - start) // num_parts for part in range(num_parts + 1)]
+    yield from pairwise(bounds)
 
 
 def _steps_of_range(points: JobPoints, query: ChartQuery) -> tuple[float, float]:

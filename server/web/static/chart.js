@@ -76,10 +76,12 @@ export class Chart {
     this.series = [];
     this.shown.forEach((curve) => {
       const number = curves.findIndex(({ name }) => name === curve.name) + 1;
-      const ys = isLog ? curve.y.map((y) => (y > 0 ? y : null)) : curve.y;
+      const drawable = (values) => (isLog ? values.map((value) => (value > 0 ? value : null)) : values);
       const isSmoothed = curve.smooth && options.smoothing > 0 && curve.y.length > 2;
-      this.series.push({ ...curve, y: ys, color: number, isFaint: isSmoothed });
-      if (isSmoothed) this.series.push({ ...curve, y: smoothed(ys, options.smoothing), color: number, isSmooth: true });
+      this.series.push({ ...curve, y: drawable(curve.y), color: number, isFaint: isSmoothed });
+      if (!isSmoothed) return;
+      const line = smoothed(curve, options.smoothing);
+      this.series.push({ ...curve, x: line.x, y: drawable(line.y), color: number, isSmooth: true });
     });
     const data = uPlot.join(this.series.map(({ x, y }) => [x, y]));
     const layout = JSON.stringify([isLog, this.axis, this.series.map(({ name, isFaint, isSmooth, y }) => [name, isFaint, isSmooth, y.length < 2])]);

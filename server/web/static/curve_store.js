@@ -21,7 +21,7 @@ export class CurveStore {
   }
 
   clear() {
-    this.curves = Object.fromEntries(this.names.map((name) => [name, { x: [], y: [] }]));
+    this.curves = Object.fromEntries(this.names.map((name) => [name, { x: [], y: [], ...(this.axis !== "step" && { steps: [] }) }]));
     this.restarts = [];
     this.attempt = 0;
     this.origin = null;
@@ -32,8 +32,8 @@ export class CurveStore {
 
   /** Replace all points by a response of the server. */
   load(response, axis) {
-    this.clear();
     this.axis = axis;
+    this.clear();
     for (const [name, points] of Object.entries(response.curves)) {
       if (name in this.curves) this.curves[name] = points;
     }
@@ -76,28 +76,49 @@ export class CurveStore {
     const x = { step, tokens, seconds }[this.axis];
     if (x == null) return;
     for (const [name, value] of Object.entries(values)) {
-      const { x: xs, y: ys } = this.curves[name];
-      if (xs.length && xs[xs.length - 1] >= x) {
-        const index = xs.lastIndexOf(x);
-        if (index >= 0) ys[index] = value;
-        continue;
-      }
-      xs.push(x);
-      ys.push(value);
+      const curve = this.curves[name];
+      putPoint(curve, x, value, step);
+      if (curve.means) putPoint(curve.means, x, value, step);
     }
     if (step > this.lastStep) this.numExtra += 1;
     this.lastStep = Math.max(step, this.lastStep);
   }
 }
 
-/** Exponential smoothing; the first values are not pulled towards zero. `weight` is between 0 and 1. */
-export function smoothed(values, weight) {
+/** Append a point to a curve, or replace the one at the same place. */
+function putPoint(curve, x, value, step) {
+  const { x: xs, y: ys } = curve;
+  if (xs.length && xs[xs.length - 1] >= x) {
+    const index = xs.lastIndexOf(x);
+    if (index >= 0) ys[index] = value;
+    return;
+  }
+  xs.push(x);
+  ys.push(value);
+  curve.steps?.push(step);
+}
+
+const SMOOTHED_PARTS = 1000; // of the visible range
+
+/**
+ * The smoothed line of a curve, by exponential smoothing; the first values are not pulled towards zero.
+ *
+ * A reduced curve is smoothed through the means of its parts, because its points are the extremes. A point may stand
+ * for several steps: those since the previous point. It counts accordingly, so the line does not depend on how often
+ * the run reported its steps.
+ * @param {{x: number[], y: number[], steps?: number[], means?: object}} curve
+ * @param {number} keep the share of the line that is kept at each step, or at each thousandth of a longer range
+ */
+export function smoothed(curve, keep) {
+  const { x, y, steps = x } = curve.means ?? curve;
+  const unit = Math.max(1, (steps[steps.length - 1] - steps[0]) / SMOOTHED_PARTS);
   let sum = 0;
   let total = 0;
-  return values.map((value) => {
-    if (value == null) return null;
-    sum = weight * sum + (1 - weight) * value;
-    total = weight * total + (1 - weight);
+  const line = y.map((value, index) => {
+    const kept = keep ** ((index ? steps[index] - steps[index - 1] : 1) / unit);
+    sum = kept * sum + (1 - kept) * value;
+    total = kept * total + (1 - kept);
     return sum / total;
   });
+  return { x, y: line };
 }

@@ -70,6 +70,8 @@ def test_a_range_is_selected_on_every_axis(rows: Rows, browser: httpx.Client) ->
     assert seconds == sorted(seconds)
     assert len(seconds) == 20
     assert points(browser, job_id, first=100)["curves"]["loss"] == {"x": [], "y": []}
+    by_tokens = points(browser, job_id, x="tokens", first=500, last=700)["curves"]["loss"]
+    assert by_tokens["steps"] == [5, 6, 7]
 
 
 def test_other_projects_and_unknown_parameters_are_refused(rows: Rows, browser: httpx.Client) -> None:
@@ -90,6 +92,16 @@ def test_a_reduced_curve_keeps_its_ends_and_every_extreme(max_points: int) -> No
 
 def test_a_short_curve_is_not_reduced() -> None:
     assert list(reduce_curve(array("d", range(50)), 10, 20, 10)) == list(range(10, 20))
+
+
+def test_a_reduced_curve_has_the_mean_of_each_part() -> None:
+    job = JobPoints()
+    for step in range(1, 6001):
+        job.add(1, START + timedelta(seconds=step), {"step": step, "loss": 4.0 if step % 3 == 0 else 1.0})
+    loss = reduced_curves(job, ChartQuery(names=("loss",), max_points=402))["loss"]
+    assert set(loss["y"]) == {1.0, 4.0}
+    assert loss["means"] == {"x": [16 + 30 * part for part in range(200)], "y": [2.0] * 200}
+    assert "means" not in reduced_curves(job, ChartQuery(names=("loss",), last=400, max_points=402))["loss"]
 
 
 @pytest.mark.slow

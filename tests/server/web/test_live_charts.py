@@ -1,5 +1,6 @@
 """The charts of a running job in a real browser: live points, each once, restarts, zoom, and lost connections."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_dragging_on_a_chart_zooms_every_chart(visit: Visit, rows: Rows, job_id:
     expect(page.locator("#figure-loss .summary")).to_contain_text("at step 40")
 
 
+def test_the_smoothed_line_of_a_long_run_shows_its_mean(visit: Visit, rows: Rows) -> None:
+    job_id = rows.job()
+    rows.attempt(job_id, progress=alternating(1, 5994))
+    page = visit().page
+    page.goto(page.url + f"jobs/{job_id}")
+    legend = page.locator("#figure-loss .legend")
+    expect(legend).to_have_text("Training loss (smoothed) 2")
+    rows.progress(job_id, alternating(5995, 5997))
+    expect(page.locator("#figure-loss .summary")).to_contain_text("at step 5,997", timeout=20_000)
+    expect(legend).to_have_text(re.compile(r"Training loss \(smoothed\) (1\.[6-9]|2)\d*"))
+
+
+def alternating(first: int, last: int) -> list[dict[str, Any]]:
+    """Losses of which every third is 4 and the others are 1: their mean is 2, and that of the extremes 2.5."""
+    losses = ((step, 4.0 if step % 3 == 0 else 1.0) for step in range(first, last + 1))
+    return [{"phase": "training", "step": step, "loss": loss} for step, loss in losses]
+
+
 def test_a_job_that_ends_shows_its_result_without_reloading(visit: Visit, rows: Rows, job_id: str) -> None:
     page = visit().page
     page.goto(page.url + f"jobs/{job_id}")
@@ -139,3 +158,13 @@ def test_a_hidden_page_holds_no_connection(visit: Visit, server: ServerProcess, 
     assert "at step 5" in summary(page)
     page.evaluate(hide % "false" + "document.dispatchEvent(new Event('visibilitychange'))")
     wait_until(lambda: "at step 7" in summary(page), 10, "the missed steps")
+
+
+def test_a_point_of_many_steps_counts_as_many_in_the_smoothed_line(visit: Visit, rows: Rows) -> None:
+    losses = {**dict.fromkeys(range(1, 101), 5.0), 200: 2.0}  # step 200: the mean over 100 steps
+    progress = [{"phase": "training", "step": step, "loss": loss} for step, loss in losses.items()]
+    job_id = rows.job()
+    rows.attempt(job_id, progress=progress)
+    page = visit().page
+    page.goto(page.url + f"jobs/{job_id}")
+    expect(page.locator("#figure-loss .legend")).to_have_text("Training loss (smoothed) 2")

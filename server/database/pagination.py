@@ -80,7 +80,7 @@ async def newest_first(
     """The rows of one page, and whether more follow. A row matches exactly one of ``alternatives`` or none.
 
     ``project`` contains the listed rows (``None``: all projects): ``after`` reveals nothing about a row of another one.
-    ``size`` is the size in bytes of possibly large rows, and ``max_row_bytes`` its usual maximum.
+    ``size`` and ``max_row_bytes`` are those of `rows_of_page`.
 
     Raises `InvalidRequest` for an invalid ``after``.
     """
@@ -95,12 +95,28 @@ async def newest_first(
     limit = page_query.limit
     keys = (await session.execute(_keys(alternatives, start, limit + 1))).all()
     ids: list[str] = [key.id for key in keys]
-    if size is not None and len(ids) > (UNWEIGHED_ROWS if max_row_bytes * UNWEIGHED_ROWS <= 2 * MAX_PAGE_BYTES else 1):
+    rows = await rows_of_page(session, table, ids[:limit], size, max_row_bytes)
+    return rows, len(ids) > len(rows)
+
+
+async def rows_of_page(
+    session: AsyncSession,
+    table: type[RowT],
+    ids: Sequence[str],
+    size: ColumnElement[int] | None = None,
+    max_row_bytes: int = 0,
+) -> list[RowT]:
+    """The rows with these ids, in their order, without the last ones if all are larger than `MAX_PAGE_BYTES`.
+
+    ``size`` is the size in bytes of possibly large rows, and ``max_row_bytes`` its usual maximum.
+    """
+    limit = len(ids)
+    if size is not None and limit > (UNWEIGHED_ROWS if max_row_bytes * UNWEIGHED_ROWS <= 2 * MAX_PAGE_BYTES else 1):
         found = (await session.execute(select(table.id, size).where(table.id.in_(ids)))).all()
         sizes: dict[str, int] = dict(found)
-        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids[:limit])))
+        limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids)))
     rows = {row.id: row for row in await session.scalars(select(table).where(table.id.in_(ids[:limit])))}
-    return [rows[id_] for id_ in ids[:limit]], len(ids) > limit
+    return [rows[id_] for id_ in ids[:limit]]
 
 
 def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, limit: int) -> Select[Any]:

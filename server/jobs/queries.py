@@ -30,7 +30,7 @@ _TRAINING = literal_column(f"'{JobKind.TRAINING}'")  # a parameter would not mat
 METADATA_NAME_PATTERN = r'^[^"\\\]]+$'
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 # A job contains its spec twice: as submitted, and resolved.
-_SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
+SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
 
 class MetadataQuery(PageQuery):
@@ -124,7 +124,7 @@ async def newest_jobs(
         matching,
         page_query,
         project=caller.project,
-        size=_SPEC_BYTES,
+        size=SPEC_BYTES,
         max_row_bytes=2 * service.settings.max_spec_bytes,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
@@ -15,6 +16,7 @@ from server.database.tables import EventRow, JobRow
 from server.jobs.event_stream import to_event
 from server.jobs.queries import find_job, newest_jobs, of_kind
 from server.jobs.serialization import to_jobs
+from server.jobs.sorting import JobOrder, SortPlace, sorted_jobs
 from server.service import Service
 from server.web.job_text import JobView
 from zeta_core.contract.job.events import EventType, UntypedEvent
@@ -35,26 +37,54 @@ GROUPS: dict[str, tuple[JobStatus, ...]] = {
 }
 
 
-async def list_views(
-    service: Service, caller: Caller, group: str, search: str, page_query: PageQuery, kind: JobKind | None = None
-) -> tuple[list[JobView], bool]:
-    """One page of the project's jobs, newest first, and whether more follow.
+@dataclass(frozen=True)
+class ViewFilter:
+    """The jobs of a group and a kind (``None``: any) that contain a text in their id, name or spec."""
 
-    ``search`` is a text in the id, the name, the model, the data or another part of the spec.
-    """
-    conditions: list[ColumnElement[bool]] = [JobRow.project == caller.project, JobRow.deleted_at.is_(None)]
-    if search:
-        conditions.append(_contains(search))
-    if kind is not None:
-        conditions += of_kind(kind)
-    query = select(JobRow).where(*conditions)
-    statuses = GROUPS[group]
+    group: str = "all"
+    search: str = ""
+    kind: JobKind | None = None
+
+
+@dataclass(frozen=True)
+class ListedViews:
+    """A page of jobs, the place of the last one in a chosen order, and whether more jobs follow."""
+
+    views: list[JobView]
+    last: SortPlace | None
+    has_more: bool
+
+
+async def list_views(
+    service: Service, caller: Caller, chosen: ViewFilter, page_query: PageQuery
+) -> tuple[list[JobView], bool]:
+    """One page of the project's jobs, newest first, and whether more follow."""
+    query = select(JobRow).where(*_conditions(caller, chosen))
+    statuses = GROUPS[chosen.group]
     queries = [query] if len(statuses) == len(JobStatus) else [query.where(JobRow.status == each) for each in statuses]
     matches = [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
     async with service.database.read() as session:
         rows, has_more = await newest_jobs(session, service, caller, matches, page_query)
         views = await _views(session, rows)
     return views, has_more
+
+
+async def list_sorted_views(
+    service: Service,
+    caller: Caller,
+    chosen: ViewFilter,
+    order: JobOrder,
+    after: SortPlace | None,
+    limit: int,
+) -> ListedViews:
+    """One page of the project's jobs in another order; see `list_views`."""
+    conditions = _conditions(caller, chosen)
+    if len(GROUPS[chosen.group]) < len(JobStatus):
+        conditions.append(JobRow.status.in_(GROUPS[chosen.group]))
+    async with service.database.read() as session:
+        max_row_bytes = 2 * service.settings.max_spec_bytes
+        listed = await sorted_jobs(session, conditions, order, after, limit, max_row_bytes=max_row_bytes)
+        return ListedViews(await _views(session, listed.rows), listed.last, listed.has_more)
 
 
 async def read_view(service: Service, caller: Caller, job_id: str) -> JobView:
@@ -85,6 +115,16 @@ async def key_names(session: AsyncSession, key_ids: Collection[str]) -> dict[str
     """The names of API keys by their ids; a deleted key is missing."""
     rows = await session.execute(select(KeyRow.id, KeyRow.name).where(KeyRow.id.in_(key_ids)))
     return dict(rows.tuples().all())
+
+
+def _conditions(caller: Caller, chosen: ViewFilter) -> list[ColumnElement[bool]]:
+    """The conditions of the filter, except that of its group."""
+    conditions: list[ColumnElement[bool]] = [JobRow.project == caller.project, JobRow.deleted_at.is_(None)]
+    if chosen.search:
+        conditions.append(_contains(chosen.search))
+    if chosen.kind is not None:
+        conditions += of_kind(chosen.kind)
+    return conditions
 
 
 def _contains(search: str) -> ColumnElement[bool]:

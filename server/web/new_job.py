@@ -18,7 +18,7 @@ from server.http.bodies import check_size
 from server.jobs.queries import get_job
 from server.routes.routing import TheService, TheSubmissions
 from server.service import Service
-from server.web.job_views import list_views
+from server.web.job_views import ViewFilter, list_views
 from server.web.pages import Page, PageRouter, ReadPage, SubmitPage
 from server.web.spec_form import METHODS, groups, spec_of
 from server.web.spec_yaml import read_yaml, write_yaml
@@ -113,9 +113,8 @@ def _spec(service: Service, form: Mapping[str, str]) -> dict[str, Any]:
 
 async def _render(service: Service, page: Page, form: Mapping[str, str], error: ZetaError | None = None) -> Response:
     listed = (await files.list_files(service, page.caller, None, PageQuery(limit=MAX_CHOICES))).data
-    succeeded, _ = await list_views(
-        service, page.caller, "succeeded", "", PageQuery(limit=MAX_CHOICES), JobKind.TRAINING
-    )
+    trained = ViewFilter("succeeded", kind=JobKind.TRAINING)
+    succeeded, _ = await list_views(service, page.caller, trained, PageQuery(limit=MAX_CHOICES))
     return page.render(
         "new_job.html",
         status=200 if error is None else 422,

@@ -12,6 +12,7 @@ from tests.harness.browser import Visitor
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
 from tests.server.web.conftest import Jobs, curve
+from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import JobStatus
 
 Visit = Callable[..., Visitor]
@@ -27,6 +28,7 @@ def paths(jobs: Jobs) -> list[str]:
         "/",
         "/?q=nothing",
         "/?show=failed",
+        "/?sort=loss",
         f"/jobs/{jobs.failed}",
         f"/jobs/{jobs.queued}",
         *of_jobs,
@@ -86,8 +88,14 @@ def test_pages_answer_head_and_name_unknown_parameters(server: ServerProcess) ->
     with server.http(None) as browser:
         browser.post("/login", data={"key": API_KEY})
         assert (browser.head("/").status_code, browser.head("/").content) == (200, b"")
-        response = browser.get("/?sort=loss")
-        assert (response.status_code, "&#39;sort&#39;" in response.text) == (422, True)
+        for parameter in (
+            "order=loss",
+            "sort=weight",
+            "sort=loss&after=x",
+            f"sort=loss&after={new_id('job')}&after_value=x",
+        ):
+            response = browser.get(f"/?{parameter}")
+            assert (response.status_code, "invalid" in response.text) == (422, True), parameter
 
 
 def test_texts_of_users_are_shown_as_text_and_never_as_html(visit: Visit, rows: Rows, jobs: Jobs) -> None:
@@ -114,6 +122,37 @@ def test_the_list_of_jobs_is_filtered_and_searched(visit: Visit, jobs: Jobs) -> 
     visitor.page.get_by_role("link", name="Succeeded").click()
     expect(names).to_have_text(["beta"])
     names.click()
+    expect(visitor.page).to_have_url(f"{visitor.url}/jobs/{jobs.succeeded}")
+
+
+def test_the_list_is_sorted_by_its_column_headings(visit: Visit, jobs: Jobs) -> None:
+    visitor = visit()
+    names = visitor.page.locator(".jobs .name")
+    for heading, order in (
+        ("Loss", ["beta", "alpha", "delta", "gamma"]),
+        ("Job", ["alpha", "beta", "delta", "gamma"]),
+        ("Job", ["gamma", "delta", "beta", "alpha"]),
+        ("Submitted", ["delta", "gamma", "beta", "alpha"]),
+        ("Submitted", ["alpha", "beta", "gamma", "delta"]),
+        ("Status", ["alpha", "delta", "gamma", "beta"]),
+    ):
+        visitor.page.get_by_role("link", name=heading, exact=True).click()
+        expect(names).to_have_text(order)
+    expect(visitor.page.get_by_role("columnheader", name="Status")).to_have_attribute("aria-sort", "ascending")
+    visitor.page.fill("#search", "BETA")
+    expect(names).to_have_text(["beta"])
+    visitor.page.fill("#search", "")
+    expect(names).to_have_text(["alpha", "delta", "gamma", "beta"])
+
+
+def test_jobs_are_chosen_and_opened_by_keyboard(visit: Visit, jobs: Jobs) -> None:
+    visitor = visit()
+    keyboard = visitor.page.keyboard
+    for key in ("/", "ArrowDown", "x", "ArrowDown", "x", "End", "ArrowUp"):
+        keyboard.press(key)
+    expect(visitor.page.locator(".jobs input:checked")).to_have_count(2)
+    expect(visitor.page.locator(f"#row-{jobs.succeeded} .name")).to_be_focused()
+    keyboard.press("Enter")
     expect(visitor.page).to_have_url(f"{visitor.url}/jobs/{jobs.succeeded}")
 
 
@@ -160,7 +199,7 @@ def test_ten_thousand_jobs_are_listed_quickly(server: ServerProcess, rows: Rows)
     rows.many_jobs(10_000)
     with server.http(None) as browser:
         browser.post("/login", data={"key": API_KEY})
-        for path in ("/", "/?show=succeeded", "/?q=entity-77", "/?q=nothing"):
+        for path in ("/", "/?show=succeeded", "/?q=entity-77", "/?q=nothing", "/?sort=loss", "/?sort=-name"):
             response = min((browser.get(path) for _ in range(3)), key=lambda answer: answer.elapsed)
             assert response.elapsed.total_seconds() < 1, path
             assert len(response.content) < 200_000

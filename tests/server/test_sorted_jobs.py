@@ -1,0 +1,100 @@
+"""The list of jobs in other orders: every page continues where the previous one ended, whatever has changed since."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, update
+
+from migrations.upgrade import upgrade
+from server.database.connections import Database
+from server.database.tables import JobRow
+from server.jobs.sorting import SORT_FIELDS, JobOrder, SortedPage, SortField, SortPlace, parse_place, sorted_jobs
+from tests.server.test_job_lists import job
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.system.database_url import sqlite_url
+
+NUM_JOBS = 60
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    is_sqlite = request.param == "sqlite"
+    url = sqlite_url(tmp_path / "zeta.db") if is_sqlite else str(request.getfixturevalue("postgres_url"))
+    await asyncio.to_thread(upgrade, url)
+    database = Database(url)
+    async with database.write() as session:
+        await session.execute(insert(JobRow), [job(number, **progress_of(number)) for number in range(NUM_JOBS)])
+    yield database
+    await database.close()
+
+
+def progress_of(number: int) -> dict[str, Any]:
+    """Values of which several are equal, and some are missing."""
+    if number % 5 == 0:
+        return {"progress": None}
+    loss = {"loss": 1 + 0.1 * (number % 9), "recent_loss": None if number % 2 else 1 + 0.1 * (number % 7)}
+    return {"progress": {"step": number % 8, "total_steps": 10, "eta_seconds": number % 4 or None, **loss}}
+
+
+async def read(database: Database, order: JobOrder, after: SortPlace | None, limit: int) -> SortedPage:
+    async with database.read() as session:
+        return await sorted_jobs(session, [JobRow.project == "p"], order, after, limit, max_row_bytes=1000)
+
+
+async def read_all(database: Database, order: JobOrder) -> list[str]:
+    """The ids of all jobs, in pages whose links are read again from their text."""
+    ids: list[str] = []
+    after: SortPlace | None = None
+    while True:
+        page = await read(database, order, after, 7)
+        ids += [row.id for row in page.rows]
+        if not page.has_more:
+            return ids
+        assert page.last is not None
+        text = None if page.last.value is None else str(page.last.value)
+        after = parse_place(order.field, text, page.last.id)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("field", SORT_FIELDS)
+async def test_pages_of_every_order_contain_each_job_once(
+    database: Database, field: SortField, descending: bool
+) -> None:
+    order = JobOrder(field, descending)
+    ids = await read_all(database, order)
+    whole = await read(database, order, None, NUM_JOBS)
+    assert ids == [row.id for row in whole.rows]
+    assert len(set(ids)) == NUM_JOBS
+
+
+@pytest.mark.anyio
+async def test_jobs_without_a_value_come_last_in_both_directions(database: Database) -> None:
+    for descending in (False, True):
+        page = await read(database, JobOrder("loss", descending), None, NUM_JOBS)
+        losses = [(row.progress or {}).get("recent_loss") or (row.progress or {}).get("loss") for row in page.rows]
+        known = [loss for loss in losses if loss is not None]
+        assert losses == known + [None] * (NUM_JOBS // 5)
+        assert all((a >= b) if descending else (a <= b) for a, b in pairwise(known))
+
+
+@pytest.mark.anyio
+async def test_a_page_continues_at_the_same_place_after_its_last_job_has_changed(database: Database) -> None:
+    order = JobOrder("status", descending=False)
+    everything = await read_all(database, order)
+    first = await read(database, order, None, 10)
+    assert first.last is not None
+    async with database.write() as session:
+        changed = update(JobRow).where(JobRow.id == first.last.id).values(status=JobStatus.CANCELLED)
+        await session.execute(changed)
+    following = await read(database, order, first.last, 10)
+    assert [row.id for row in following.rows] == everything[10:20]

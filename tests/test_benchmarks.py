@@ -12,6 +12,9 @@ import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import result
+from benchmarks.gpu.__main__ import render
+from benchmarks.gpu.contestants import measure
+from benchmarks.gpu.workloads import REHEARSAL, WORKLOADS, Measurement
 
 
 @pytest.fixture
@@ -55,3 +58,24 @@ def test_a_target_is_met_in_its_direction(target_is: str, meets_target: bool) ->
     assert row.meets_target is meets_target
     assert result.ratio_of_rounds([1.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 1.0
     assert "zeta 2 (1 – 4)" in result.markdown_table([row])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", ["zeta", "bare loop"])
+def test_the_gpu_benchmark_can_be_rehearsed_on_a_cpu(name: str) -> None:
+    for workload in REHEARSAL:
+        found = measure(name, workload)
+        assert found.failure is None
+        assert found.seconds_per_step is not None
+        assert 0 < found.seconds_per_step < 60
+
+
+def test_the_page_about_a_gpu_shows_speed_mfu_memory_and_failures() -> None:
+    measured = Measurement(seconds_per_step=0.5, peak_bytes=40_000_000_000, attention="flash")
+    found = [(WORKLOADS[0], {"zeta": measured, "TRL": Measurement(failure="out of memory")})]
+    page = render(found, "9 passed in 60 s", {"gpu": "NVIDIA H100 80GB HBM3"})
+    # 1.24 billion weights and attention over 4,096 tokens cost 9.0 GFLOP per token; an H100 has 989 TFLOP/s in bf16.
+    assert "| 1B, all weights, 4k tokens | zeta | 32,768 | 29.9% | 40.0 GB | flash |" in page
+    assert "| 1B, all weights, 4k tokens | TRL | out of memory |" in page
+    assert "9 passed in 60 s" in page

@@ -1,0 +1,1 @@
+"""Tests and benchmarks on one NVIDIA GPU: ``python -m benchmarks.gpu`` writes docs/gpu.md."""

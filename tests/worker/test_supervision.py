@@ -29,7 +29,7 @@ def fleet(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory)
         tmp_path_factory.mktemp("fleet"), shared_valkey.url, project_hub=HubAccess.OPERATOR_TOKEN
     ) as fleet:
         fleet.start_engine()
-        fleet.start_worker(HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
+        fleet.start_worker(ZETA_HUB="on", HF_TOKEN="hf_token", ZETA_JOB_ENV="EXTRA", EXTRA="given", OTHER="kept back")
         yield fleet
 
 

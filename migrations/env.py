@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 import server.database.access_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.tables
+import server.database.webhook_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 
 connection = context.config.attributes.get("connection")
 assert isinstance(connection, Connection), "run `python -m migrations`, which opens the connection"

@@ -33,6 +33,7 @@ from server.routes import (
     openai_models,
     operations,
     sweeps,
+    webhooks,
     workers,
 )
 from server.service import Service
@@ -44,12 +45,14 @@ from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.job.sweep import SweepRequest
 from zeta_core.contract.model_names import NewModelName
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.webhooks import NewWebhook, WebhookChange
 from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 BODIES = (
     *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName, ChatParameters, TextParameters),
+    *(NewWebhook, WebhookChange),
 )
 LINES = (
     events.StatusLine,
@@ -87,7 +90,10 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
     register_routing_errors(app)
-    modules = (jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, model_names, operations)
+    modules = (
+        *(jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, model_names, webhooks),
+        operations,
+    )
     openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)
     for router in routers:

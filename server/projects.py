@@ -12,6 +12,7 @@ from server.database.access_tables import ProjectRow
 from server.database.pagination import PageQuery, page, storable
 from server.database.projects import contents, ensure_project, usage
 from server.database.tables import ModelNameRow, SweepRow
+from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.service import Service
 from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, NewProject, Project, ProjectChange, ProjectLimits
 from zeta_core.contract.errors import Conflict, InvalidRequest
@@ -80,7 +81,8 @@ async def delete_project(service: Service, caller: Caller, name: str) -> Deleted
                 "cancel its uploads, and revoke its keys first.",
                 code="project_in_use",
             )
-        for table in (SweepRow, ModelNameRow):  # a sweep without jobs, and names for new jobs
+        # What a project without jobs, files and keys may still contain.
+        for table in (SweepRow, ModelNameRow, DeliveryRow, WebhookRow):
             await session.execute(delete(table).where(table.project == name))
         await session.delete(row)
         session.add(caller.audit_row("project.delete", name, project=name))

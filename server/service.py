@@ -20,6 +20,8 @@ from server.engine.job_removal import RETRY_SECONDS, finish_deletions
 from server.engine.loops import Pace
 from server.http.request_rates import RequestRates
 from server.http.stream_limits import StreamLimits
+from server.notifications import long_waits, notifier
+from server.notifications.notifier import Notifier
 from server.sessions import Sessions
 from server.settings import ServerSettings
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
@@ -97,7 +99,14 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             sessions = Sessions(database, keys, service)
             streams = StreamLimits(settings.key_max_streams)
             rates = RequestRates(engine.request_counts)
-            yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates)
+            messages = Notifier(database, settings, wake=partial(engine.loops.wake, "notifications"))
+            engine.loops.start("notifications", messages.one_pass, Pace(idle_seconds=notifier.IDLE_SECONDS))
+            waits = partial(long_waits.announce_long_waits, database, settings.webhook_wait_seconds)
+            engine.loops.start("long waits", waits, Pace(idle_seconds=long_waits.PACE_SECONDS))
+            try:
+                yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates)
+            finally:
+                await messages.stop()
         finally:
             await engine.stop()
     finally:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo
 
 from zeta_core.contract.access import HubAccess, ProjectLimits
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
+from zeta_core.contract.webhooks import check_url
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.exposure import is_loopback
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
@@ -89,6 +90,21 @@ def _engine_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _smtp_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("it must be a URL such as smtps://user:password@mail.example.org")
+    return value
+
+
+def _smtp_from(value: str | None, known: ValidationInfo) -> str | None:
+    if value is None and known.data.get("smtp_url") is not None:
+        raise ValueError("ZETA_SMTP_URL is set, so it must be the address that sends the e-mails")
+    if value is not None:
+        check_url(f"mailto:{value}")
+    return value
+
+
 class DatabaseSettings(Settings):
     """The settings of the migrations: the location of the database."""
 
@@ -103,7 +119,7 @@ class DatabaseSettings(Settings):
 class ServerSettings(DatabaseSettings, FleetSettings):
     """The settings of ``zeta server``. ``api_key``, if given, is the admin key."""
 
-    secrets: ClassVar[frozenset[str]] = Settings.secrets | {"serve_api_key"}
+    secrets: ClassVar[frozenset[str]] = Settings.secrets | {"serve_api_key", "smtp_url"}
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
@@ -195,9 +211,49 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine")
 
+    webhook_networks: Annotated[str, AfterValidator(_networks)] = Field(
+        default="",
+        description="addresses and networks to which webhooks may be sent besides the public internet; default: none",
+    )
+    webhook_seconds: float = Field(
+        default=10, gt=0, le=60, allow_inf_nan=False, description="time limit of one attempt to send a message"
+    )
+    webhook_disable_days: float = Field(
+        default=5, gt=0, allow_inf_nan=False, description="a webhook that only fails for this long is disabled"
+    )
+    webhook_wait_seconds: float = Field(
+        default=900, gt=0, allow_inf_nan=False, description="a job that is queued for longer causes `job.waiting`"
+    )
+    smtp_url: Annotated[str, AfterValidator(_smtp_url)] | None = Field(
+        default=None, description="SMTP server of notifications by e-mail, such as smtps://user:password@host"
+    )
+    smtp_from: Annotated[str | None, AfterValidator(_smtp_from)] = Field(
+        default=None, validate_default=True, description="sender address of these e-mails; required with ZETA_SMTP_URL"
+    )
+    smtp_domains: str = Field(
+        default="",
+        description="domains of e-mail addresses that may be notified, separated by commas, or `*`; default: that of "
+        "ZETA_SMTP_FROM",
+    )
+
     @property
     def openai_base_models(self) -> dict[str, ModelSource]:
         return parse_base_models(self.openai_models)
+
+    @property
+    def allowed_networks(self) -> Networks:
+        """The networks in ``webhook_networks``."""
+        return parse_networks(self.webhook_networks)
+
+    def email_fault(self, address: str) -> str | None:
+        """Why no e-mail is sent to this address; ``None`` if it is allowed."""
+        if self.smtp_url is None or self.smtp_from is None:
+            return "this server sends no e-mail; an operator can set ZETA_SMTP_URL and ZETA_SMTP_FROM"
+        domains = self.smtp_domains or self.smtp_from.rpartition("@")[2]
+        allowed = {domain.strip().lower() for domain in domains.split(",")}
+        if "*" in allowed or address.rpartition("@")[2].lower() in allowed:
+            return None
+        return "this server sends no e-mail to this domain; an operator can add it to ZETA_SMTP_DOMAINS"
 
     @property
     def cross_origins(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.access_tables import KeyRow
 from server.database.tables import FileRow, JobRow, SweepRow
+from server.database.webhook_tables import DeliveryRow, WebhookRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id
 from zeta_core.contract.job.responses import Page
@@ -29,13 +30,15 @@ MAX_PAGE_BYTES = 4 << 20
 UNWEIGHED_ROWS = 50  # with so few rows of usual size, a page is always small enough
 
 ItemT = TypeVar("ItemT")
-RowT = TypeVar("RowT", JobRow, FileRow, KeyRow, SweepRow)
+RowT = TypeVar("RowT", JobRow, FileRow, KeyRow, SweepRow, WebhookRow, DeliveryRow)
 
-_PREFIXES: dict[type[JobRow] | type[FileRow] | type[KeyRow] | type[SweepRow], IdPrefix] = {
+_PREFIXES: dict[type[Any], IdPrefix] = {
     JobRow: "job",
     FileRow: "file",
     KeyRow: "key",
     SweepRow: "sweep",
+    WebhookRow: "webhook",
+    DeliveryRow: "delivery",
 }
 
 

@@ -1,4 +1,5 @@
-"""The tables, one class each; those of keys, projects and sessions are in `access_tables`.
+"""The tables, one class each; those of keys, projects and sessions are in `access_tables`, of webhooks in
+`webhook_tables`.
 
 The migrations create exactly these (a test compares them). Times are UTC. JSON columns contain dumps of the
 contract's models, so no table repeats their fields.
@@ -141,6 +142,8 @@ class JobRow(Table):
     lost_workers: Mapped[int] = mapped_column("losses", default=0)  # consecutive, since the last new checkpoint
     max_retries: Mapped[int]
     created_at: Mapped[datetime]
+    queued_at: Mapped[datetime | None]  # when it was last queued
+    wait_announced_at: Mapped[datetime | None]  # when webhooks were notified of the present wait
     started_at: Mapped[datetime | None] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]  # the end of the back-off after a failure

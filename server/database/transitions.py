@@ -1,12 +1,13 @@
 """Creates jobs and changes their status; no other code assigns ``JobRow.status``.
 
 A change names the status and the attempt that it expects. If the job's are different, nothing changes, which is a
-normal result and not an error. Every change appends a ``status`` event in the same transaction.
+normal result and not an error. Every change appends a ``status`` event in the same transaction, and stores the messages
+to webhooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
+from server.database.announcements import announce
 from server.database.checkpoints import checkpoint_to_resume
 from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
 from zeta_core.contract.job.events import utc_now
@@ -29,6 +31,13 @@ from zeta_core.contract.job.status import (
     StatusReason,
     WaitingCode,
 )
+from zeta_core.contract.webhooks import JobEvent
+
+END_EVENTS: Mapping[JobStatus, JobEvent] = {
+    JobStatus.SUCCEEDED: "job.succeeded",
+    JobStatus.FAILED: "job.failed",
+    JobStatus.CANCELLED: "job.cancelled",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ async def create_jobs(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
         job.attempt = job.failures = job.lost_workers = 0
         job.num_save_requests = job.fulfilled_save_request = 0
         job.last_seq = 1
+        job.queued_at = job.created_at
         job.warnings = []
     session.add_all(jobs)
     await session.flush()
@@ -98,6 +108,8 @@ async def change_status(
         job.result = change.result.model_dump(mode="json")
     error = change.error.model_dump(mode="json", exclude_none=True) if change.error is not None else None
     job.error = error if to in ENDED else None
+    if to == JobStatus.QUEUED:
+        job.queued_at, job.wait_announced_at = now, None
     if to in ENDED:
         job.finished_at = now
         assert reason is not None, f"{job.id} ends without a reason"
@@ -107,6 +119,10 @@ async def change_status(
         message = f"{message or ''} {await _next_start(session, job)}".lstrip()
     fields = {"status": to.value, "reason": reason, "message": message, "error": error, "worker": change.worker}
     await _append_event(session, job, attempt=attempt, at=now, fields=fields, line=change.line)
+    if StatusReason.WORKER_LOST in (reason, change.attempt_reason):
+        await announce(session, job, "job.worker_lost", at=now, message=message)
+    if (end := END_EVENTS.get(to)) is not None:
+        await announce(session, job, end, at=now, message=message)
     return True
 
 

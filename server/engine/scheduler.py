@@ -372,7 +372,8 @@ def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
 def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
     """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
 
-    Only the scheduler uses the other fields of ``resources``, and older workers reject unknown fields.
+    Only the scheduler uses the other fields of ``resources``, and older workers reject unknown fields. ``notify`` may
+    contain addresses that are confidential.
     """
     resolved = job.resolved_spec
     assert resolved.resources is not None
@@ -380,6 +381,7 @@ def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
         return {**job.spec, "model": resolved.model}
     resources = {name: getattr(resolved.resources, name) for name in ("gpus", "nodes", "processes")}
     spec = {**job.spec, "resources": resources}
+    spec.pop("notify", None)
     return spec if resolved.job_model is None else {**spec, "model": resolved.model}
 
 

@@ -81,6 +81,7 @@ class SpecChecks:
         hub: HubAccess,
         reuse: bool,
     ) -> CheckAnswer | str:
+        spec = {name: value for name, value in spec.items() if name != "notify"}  # its addresses may be confidential
         identity = [project, spec, resolved_spec.as_json(), processes, hub]
         request_json = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(request_json.encode()).hexdigest()

@@ -16,6 +16,7 @@ from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
 from server.settings import ServerSettings
+from server.submitting.notify_targets import notify_faults
 from server.uploads.file_checks import unreadable
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import ErrorDetail
@@ -57,6 +58,7 @@ async def check_references(
     if isinstance(spec, JobSpec):
         details += [*_path_errors(service, spec), *_hub_errors(service.settings, caller, spec)]
         references += _file_references(spec)
+        details += await notify_faults(session, service.settings, project, spec.notify)
     rows = await _file_rows(session, project, {reference.file_id for reference in references})
     for reference in references:
         param, file_id, purpose = reference.param, reference.file_id, reference.purpose

@@ -36,7 +36,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("mixed_precision", "use_activation_checkpointing", "use_fsdp", "use_deepspeed", "compile"),
         *("resources.gpus", "resources.nodes", "resources.processes", "resources.exact"),
     ),
-    "Job": ("priority", "max_retries", "time_limit_seconds", "metadata", "output_dir", "resume_from_checkpoint"),
+    "Job": (
+        *("priority", "max_retries", "time_limit_seconds", "metadata", "notify", "output_dir"),
+        "resume_from_checkpoint",
+    ),
 }
 SIMPLE = ("entity_name", "model", "dataset", "method", "lora", "lora.quantize", "epochs", "resources", "dpo")
 METHODS = {

@@ -83,6 +83,7 @@ PACKAGES = (
             {
                 "server.database.access_tables",
                 "server.database.tables",
+                "server.database.webhook_tables",
                 "server.settings",
                 "zeta_core.contract",
                 "zeta_core.system",
@@ -118,10 +119,11 @@ LAYERS = {
     "server": (
         frozenset({"settings"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
-        frozenset({"auth", "uploads", "engine"}),
+        frozenset({"auth", "uploads", "engine", "notifications"}),
         frozenset({"sessions"}),
         frozenset({"service"}),
         frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "workers"}),
+        frozenset({"webhooks"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),
         frozenset({"openai"}),

@@ -18,6 +18,7 @@ from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
 from server.database.connections import Database
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow
 from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
+from server.database.webhook_tables import WebhookRow
 from server.settings import ServerSettings
 from tests.server.server_process import SPEC
 from zeta_core.contract.identifiers import new_id, new_id_at
@@ -139,6 +140,10 @@ class Rows:
         """Let every login link expire now."""
         _run(self._expire(LoginLinkRow))
 
+    def age_webhook(self, webhook_id: str, by: timedelta) -> None:
+        """Let the webhook's first failure be older."""
+        _run(self._age_webhook(webhook_id, by))
+
     def log_events(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
         _run(self._log_events(job_id, messages))
@@ -213,6 +218,14 @@ class Rows:
         async with database.write() as session:
             for row in await session.scalars(select(IdempotencyRow)):
                 row.created_at -= by
+        await database.close()
+
+    async def _age_webhook(self, webhook_id: str, by: timedelta) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            row = await session.get_one(WebhookRow, webhook_id)
+            assert row.failing_since is not None
+            row.failing_since -= by
         await database.close()
 
     async def _expire(self, table: type[SessionRow] | type[LoginLinkRow]) -> None:

@@ -25,6 +25,7 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/files": FILE,
     "POST /v1/keys": {"json": {"name": "n", "scopes": ["read"]}},
     "POST /v1/projects": {"json": {"name": "another"}},
+    "POST /v1/webhooks": {"json": {"url": "https://example.org/hook"}},
     "POST /openai/v1/files": {"files": FILE["files"], "data": {"purpose": "fine-tune"}},
     "POST /openai/v1/uploads": {"json": {"bytes": 1, "filename": "a.txt", "mime_type": "", "purpose": "fine-tune"}},
     "POST /openai/v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"a")}},
@@ -56,6 +57,7 @@ class Objects:
     key_id: str
     sweep_id: str
     upload_id: str
+    webhook_id: str
     project: str = "a"
     name: str = "final"
     path: str = "model.safetensors"
@@ -82,9 +84,10 @@ def objects(server: ServerProcess, rows: Rows) -> Objects:
         upload_id = http.post("/openai/v1/uploads", json=upload).json()["id"]
         job_id = submit(http, entity_name=SECRET_TEXT, metadata={"k": SECRET_TEXT})["id"]
         sweep_id = http.post("/v1/sweeps", json=SWEEP).json()["id"]
+        webhook_id = http.post("/v1/webhooks", json={"url": f"https://example.org/{SECRET_TEXT}"}).json()["id"]
     rows.attempt(job_id, log=SECRET_TEXT, to=JobStatus.SUCCEEDED)
     rows.checkpoint(job_id, "final", 4, {"model.safetensors": ("weights", SECRET_TEXT.encode())})
-    return Objects(job_id, file_id, key["id"], sweep_id, upload_id)
+    return Objects(job_id, file_id, key["id"], sweep_id, upload_id, webhook_id)
 
 
 @pytest.fixture
@@ -117,10 +120,11 @@ def test_a_key_is_refused_on_each_route_outside_its_scopes(
             assert SECRET_TEXT not in response.text
 
 
+KINDS = ("job", "file", "key", "sweep", "upload", "webhook")  # of the ids in `Objects`, in its order
 ANSWERS = {"POST /openai/v1/chat/completions", "POST /openai/v1/completions"}  # they change nothing
 
 
-def test_a_read_key_can_write_nothing_and_reads_no_data_file(server: ServerProcess, objects: Objects) -> None:
+def test_a_read_key_can_write_nothing_and_reads_nothing_confidential(server: ServerProcess, objects: Objects) -> None:
     with server.http("read-of-b") as http:
         refused = [
             f"{method} {path}"
@@ -129,9 +133,13 @@ def test_a_read_key_can_write_nothing_and_reads_no_data_file(server: ServerProce
         ]
         writes = {f"{method} {path}" for method, path in operations(http) if method != "GET"} - ANSWERS
         writes.remove("POST /v1/login-links")  # the link opens the dashboard with the same key
-    contents = ("GET /v1/files/{file_id}/content", "GET /openai/v1/files/{file_id}/content")
+    confidential = {
+        *("GET /v1/files/{file_id}/content", "GET /openai/v1/files/{file_id}/content", "GET /v1/webhooks"),
+        *("GET /v1/webhooks/{webhook_id}", "GET /v1/webhooks/{webhook_id}/deliveries"),
+        "GET /v1/jobs/{job_id}/deliveries",
+    }
     admin_reads = [name for name, scope in SCOPES.items() if scope == Scope.ADMIN and name.startswith("GET")]
-    assert set(refused) == {*writes, *admin_reads, *contents, "GET /metrics"}
+    assert set(refused) == {*writes, *admin_reads, *confidential, "GET /metrics"}
 
 
 def test_a_metrics_key_reads_only_the_metrics(server: ServerProcess) -> None:
@@ -150,10 +158,10 @@ def test_every_object_of_another_project_is_not_found(stranger: httpx.Client, ob
         assert response.status_code == 404, (name, response.text)
         assert SECRET_TEXT not in response.text
         # A response about an object that doesn't exist differs only in the id.
-        unknown = Objects(*(f"{kind}_{'0' * 24}" for kind in ("job", "file", "key", "sweep", "upload")), project="zzz")
+        unknown = Objects(*(f"{kind}_{'0' * 24}" for kind in KINDS), project="zzz")
         missing = stranger.request(method, unknown.url(path), **BODIES.get(name, {}))
         same = missing.text
-        for attribute in ("job_id", "file_id", "sweep_id", "upload_id", "project"):
+        for attribute in ("job_id", "file_id", "sweep_id", "upload_id", "webhook_id", "project"):
             same = same.replace(getattr(unknown, attribute), getattr(objects, attribute))
         assert (missing.status_code, same) == (404, response.text)
 

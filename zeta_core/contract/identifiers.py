@@ -9,10 +9,10 @@ import time
 from datetime import UTC, datetime
 from typing import Literal
 
-IdPrefix = Literal["job", "file", "key", "run", "svc", "sweep", "upload", "part"]
+IdPrefix = Literal["job", "file", "key", "run", "svc", "sweep", "upload", "part", "webhook", "delivery"]
 
 ID_CHARACTERS = 24  # length of new ids after the prefix; the pattern also allows other lengths
-ID_PATTERN = re.compile(r"^(job|file|key|run|svc|sweep|upload|part)_[0-9a-z]{20,32}$")
+ID_PATTERN = re.compile(r"^(job|file|key|run|svc|sweep|upload|part|webhook|delivery)_[0-9a-z]{20,32}$")
 # New ids of the years 2004 to 2109 by their first two digits, for the descriptions of fields and parameters.
 NEW_ID_PATTERN = r"^{prefix}_0[1-3][0-9a-hjkmnp-tv-z]{{22}}$"
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from tests.harness.reference_pages.markdown import cell, table
 from zeta_core.contract.spec import sources
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
+from zeta_core.contract.spec.notify import Notify
 from zeta_core.contract.spec.options import Dpo, Lora, Wandb
 from zeta_core.contract.spec.resources import Resources
 
@@ -32,6 +33,7 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("Training", "", (TrainerOptions,)),
     ("Job", "These fields exist only in a job, except `model`. A job requires a `dataset`.", (JobSpec,)),
     ("`resources`", "", (Resources,)),
+    ("`notify`", "A list of up to 10 of these; [webhooks.md](webhooks.md) describes the messages.", (Notify,)),
     ("`lora`", "", (Lora,)),
     ("`dpo`", "", (Dpo,)),
     ("`wandb`", "", (Wandb,)),

@@ -108,7 +108,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     if batch_size and accumulate:
         global_batch_size = batch_size * accumulate * processes if processes else None
     decided = {
-        **spec.model_dump(mode="json"),
+        **spec.model_dump(mode="json", exclude={"notify"}),  # only the server uses it
         "batch_size": batch_size,
         "gradient_accumulate_every": accumulate,
         "global_batch_size": global_batch_size,

@@ -19,11 +19,13 @@ from zeta_core.contract.model_json.faults import InvalidModelFiles, JsonLocation
 from zeta_core.contract.spec import availability, option_rules
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import fault_in_a_job
+from zeta_core.contract.spec.notify import Notify
 from zeta_core.contract.spec.options import OptionFields
 from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.spec.resources import faults as resource_faults
 from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
+from zeta_core.contract.webhooks import MAX_NOTIFICATIONS
 
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -65,6 +67,11 @@ class JobSpec(TrainerOptions):
     )
     metadata: Annotated[Metadata, Affects()] = Field(
         default={}, description="up to 16 strings of your own, for finding the job"
+    )
+    notify: Annotated[list[Notify], Affects()] = Field(
+        default=[],
+        max_length=MAX_NOTIFICATIONS,
+        description="who is notified about the job: webhooks, URLs and e-mail addresses, as {'to': ..., 'events': ...}",
     )
 
     placeholders: ClassVar[dict[str, Any]] = {"model": "org/name", "dataset": {"path": "data"}}

@@ -1,0 +1,1 @@
+"""Sends the stored messages to webhooks, URLs and e-mail addresses, and repeats those that fail."""

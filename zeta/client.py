@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from zeta.download import Download, DownloadProgress
     from zeta.named_models import NamedModels
     from zeta.sweeps import Sweeps
+    from zeta.webhooks import Webhooks
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.comparison import Comparison
     from zeta_core.contract.job.estimate import Estimate
@@ -118,6 +119,13 @@ class Client:
         from zeta.named_models import NamedModels
 
         return NamedModels(self._transport, self._spec_body)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Managing the webhooks of the project."""
+        from zeta.webhooks import Webhooks
+
+        return Webhooks(self._transport)
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 

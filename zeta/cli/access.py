@@ -27,7 +27,6 @@ OnlyProject = Annotated[
 ProjectArgument = Annotated[str, typer.Argument(metavar="NAME", help="A project.")]
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 _BYTE_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_UNIT_SECONDS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
 # --- Keys -------------------------------------------------------------------------------------------------------------
@@ -108,9 +107,10 @@ def rotate_key(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new text. Its id, name, project and scopes stay the same."""
+    from zeta.cli.durations import seconds_of
     from zeta.client import Client
 
-    grace_seconds = 0 if grace is None else _seconds(grace, "--grace")
+    grace_seconds = 0 if grace is None else seconds_of(grace, "--grace")
     with Client() as client:
         rotated = client.admin.rotate_key(_find_key(client, key).id, grace_seconds=grace_seconds)
         _print_created(client, rotated, f"Rotated {rotated.id}", as_json)
@@ -171,26 +171,16 @@ def _expiry(text: str) -> datetime:
     """A time in the future from ``90d`` or from an ISO 8601 time."""
     from datetime import UTC, datetime, timedelta
 
+    from zeta.cli.durations import seconds_of
     from zeta_core.contract.errors import InvalidRequest
 
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return datetime.now(UTC) + timedelta(seconds=_seconds(text, "--expires"))
+        return datetime.now(UTC) + timedelta(seconds=seconds_of(text, "--expires"))
     if moment.tzinfo is None:
         raise InvalidRequest(f"--expires is {text!r}; add the offset, such as {text}Z.", param="--expires")
     return moment
-
-
-def _seconds(text: str, option: str) -> int:
-    from zeta_core.contract.errors import InvalidRequest
-
-    number, unit = text[:-1], text[-1:]
-    if not (number.isascii() and number.isdigit() and len(number) <= 6 and unit in _UNIT_SECONDS):
-        raise InvalidRequest(
-            f"{option} is {text!r}; it must be hours, days or weeks such as 12h, 90d or 2w.", param=option
-        )
-    return int(number) * _UNIT_SECONDS[unit]
 
 
 # --- Projects ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ MODULES = {
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),
+    "zeta.cli.webhooks": ("webhooks",),
     "zeta.cli.login": ("config", "login", "logout", "dashboard"),
 }
 

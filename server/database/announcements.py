@@ -101,6 +101,7 @@ def _job_data(job: JobRow) -> dict[str, Any]:
     error: dict[str, Any] | None = job.error
     return {
         "object": "job",
+        "kind": job.kind,
         "id": job.id,
         "project": job.project,
         "name": job.entity_name,

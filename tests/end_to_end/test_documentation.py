@@ -40,6 +40,7 @@ OWN_TESTS = {
     "README.md": "test_readme.py",
     "docs/openai.md": "test_openai_page.py",
     "docs/data.md": "test_data_page.py",
+    "docs/webhooks.md": "test_cli_webhooks.py",
 }
 NUM_NOT_RUN = {
     "README.md": 1,

@@ -16,7 +16,7 @@ from typing import Any
 
 from zeta_core.contract.webhooks import describe
 
-SECRET_PREFIX = "whsec_"
+SECRET_PREFIX = "whsec_"  # noqa: S105 - every secret begins with it
 SECRET_BYTES = 32
 
 

@@ -42,6 +42,7 @@ from server.web.routes import ROUTERS as PAGE_ROUTERS
 from zeta_core.contract.access import KeyRotation, NewKey, NewProject, ProjectChange
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
+from zeta_core.contract.job.data_preview import PreviewRequest
 from zeta_core.contract.job.sweep import SweepRequest
 from zeta_core.contract.model_names import NewModelName
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -50,7 +51,7 @@ from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 BODIES = (
-    *(JobSpec, Rerun, SweepRequest, NewKey, KeyRotation, NewProject, ProjectChange),
+    *(JobSpec, Rerun, SweepRequest, PreviewRequest, NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName, ChatParameters, TextParameters),
     *(NewWebhook, WebhookChange),
 )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from playwright.sync_api import Browser
 
+from tests.harness.browser import BrowserUnavailable, running_browser
 from tests.harness.gpus import count_gpus
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
 from tests.harness.valkey import ValkeyServer
@@ -36,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu_items and count_gpus() == 0:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine's driver shows none"))
+
+
+@pytest.fixture(scope="module")  # not longer, because Playwright's event loop prevents ``asyncio.run`` in this thread
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium without a window; skips the test on a machine without it."""
+    try:
+        with running_browser() as browser:
+            yield browser
+    except BrowserUnavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from server.database.tables import CheckRow
 from server.engine.known_workers import KnownWorkers
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CHECK_VERSION, CheckRequest, CheckResult, Heartbeat
@@ -57,8 +58,9 @@ class SpecChecks:
         *,
         hub: HubAccess,
         reuse: bool = True,
+        shown: RowSelection | None = None,
     ) -> CheckAnswer | str:
-        """A worker's check result for the spec, or the reason why there is none.
+        """A worker's check result for the spec, or the reason why there is none. With ``shown``, only these rows.
 
         ``hub`` is what the project may read from the Hub. ``reuse`` is false if the data of the spec may have changed
         since an earlier check.
@@ -67,7 +69,7 @@ class SpecChecks:
             return f"Project {project!r} already has {MAX_OPEN_PER_PROJECT} checks in progress; try again."
         self._open[project] += 1
         try:
-            return await self._request(project, spec, resolved_spec, processes, hub=hub, reuse=reuse)
+            return await self._request(project, spec, resolved_spec, processes, hub=hub, reuse=reuse, shown=shown)
         finally:
             self._open[project] -= 1
 
@@ -80,9 +82,12 @@ class SpecChecks:
         *,
         hub: HubAccess,
         reuse: bool,
+        shown: RowSelection | None,
     ) -> CheckAnswer | str:
         spec = {name: value for name, value in spec.items() if name != "notify"}  # its addresses may be confidential
-        identity = [project, spec, resolved_spec.as_json(), processes, hub]
+        identity: list[Any] = [project, spec, resolved_spec.as_json(), processes, hub]
+        if shown is not None:
+            identity.append(shown.model_dump())
         request_json = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(request_json.encode()).hexdigest()
         now = utc_now()
@@ -100,6 +105,7 @@ class SpecChecks:
             processes=processes,
             hub=hub,
             limit_seconds=WORKER_FACTOR * self._limit_seconds,
+            shown=shown,
         )
         try:
             await self._send_to_worker(worker.worker, request)

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
 
-from server.estimates import estimate
+from server.estimates import data_preview, estimate
 from server.http.bodies import read_body
 from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
 from server.submitting import reruns
+from zeta_core.contract.job.data_preview import ShownRows
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import DeletedObject, Page
@@ -65,6 +66,12 @@ async def submit_job(
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """Validate a spec without creating a job, and estimate its steps, memory and disk usage."""
     return await estimate.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
+
+
+@router.post("/preview", openapi_extra=json_body("PreviewRequest", required=True))
+async def preview_data(service: TheService, caller: TheCaller, request: Request) -> ShownRows:
+    """Show rows of a spec's data as training reads them: token by token, with those trained on and those cut off."""
+    return await data_preview.preview(service, caller, await read_body(request, service.settings.max_spec_bytes))
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})

@@ -15,6 +15,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/jobs": Scope.READ,
     "POST /v1/jobs": Scope.SUBMIT,
     "POST /v1/jobs/validate": Scope.SUBMIT,
+    "POST /v1/jobs/preview": Scope.SUBMIT,
     "GET /v1/jobs/{job_id}": Scope.READ,
     "DELETE /v1/jobs/{job_id}": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/cancel": Scope.SUBMIT,

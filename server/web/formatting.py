@@ -85,6 +85,11 @@ def as_json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def as_token(text: str) -> str:
+    """The text of a token with visible white space, quoted like a JSON string."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 FILTERS = {
     "bytes": as_bytes,
     "count": as_count,
@@ -94,4 +99,5 @@ FILTERS = {
     "clock": as_clock,
     "prose": as_prose,
     "as_json": as_json,
+    "as_token": as_token,
 }

@@ -12,21 +12,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.end_to_end.specs import TINY_LLAMA
-from tests.harness.browser import BrowserUnavailable, Visitor, running_browser, visiting
+from tests.harness.browser import Visitor, visiting
+from tests.harness.invented_chats import facts, write_training_chats
 from tests.harness.service import Service
 from tests.harness.waiting import wait_until
 from zeta.up.home import Home
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    try:
-        with running_browser() as browser:
-            yield browser
-    except BrowserUnavailable as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture
@@ -93,6 +85,28 @@ def test_a_job_from_the_form_to_the_download(visitor: Visitor, service: Service,
     download.value.save_as(tmp_path / "model.safetensors")
     digest = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     assert digest == sums["model.safetensors"]
+
+
+def test_rows_of_an_uploaded_file_are_shown_token_by_token(visitor: Visitor, tmp_path: Path) -> None:
+    page = visitor.page
+    write_training_chats(tmp_path / "chats.jsonl", facts(2), 4)
+    page.get_by_role("link", name="Files").click()
+    page.set_input_files("#upload-file", tmp_path / "chats.jsonl")
+    page.get_by_role("button", name="Upload").click()
+    row = page.locator("tr", has_text="chats.jsonl")
+    row.get_by_role("link", name="Show rows").click()
+    tokens = page.locator("#preview .tokens").first
+    expect(tokens).to_be_visible(timeout=120_000)
+    expect(tokens.locator(".trained").first).to_contain_text("(trained on:)")
+    expect(tokens.locator(".context").first).to_contain_text("(context:)")
+    page.fill("#seq_len", "40")
+    page.get_by_role("button", name="Show rows").click()
+    expect(tokens.locator(".truncated")).to_have_count(1, timeout=120_000)
+    page.get_by_text("Tokens as a table").first.click()
+    expect(page.locator("#preview table").first.get_by_role("row").nth(41)).to_contain_text("cut off")
+    page.get_by_role("link", name="Train on it").click()
+    page.get_by_role("button", name="Show rows").click()
+    expect(page.locator("#preview .tokens").first).to_be_visible(timeout=120_000)
 
 
 def test_a_job_is_paused_resumed_and_cancelled(visitor: Visitor) -> None:

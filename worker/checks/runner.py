@@ -163,6 +163,7 @@ class SpecCheckRunner:
                 device="cpu" if gpu is None else "cuda",
                 supports_bf16=gpu is not None and gpu.supports_bf16,
                 rows_seconds=ROWS_SHARE * request.limit_seconds,
+                shown=request.shown,
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())

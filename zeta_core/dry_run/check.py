@@ -112,11 +112,17 @@ def check(text: str) -> CheckAnswer:
         )
     try:
         given = content.get("spec", content) if isinstance(content, dict) else content
-        spec = parse(JobSpec, given)
         with tempfile.TemporaryDirectory() as scratch:
             usual = {"job_id": "check", "attempt": 0, "output_dir": scratch, "artifacts_root": scratch}
-            given_file = cast("dict[str, Any]", content) if "spec" in content else {"spec": given}
-            return _checked(spec, RunFile.model_validate({**usual, **given_file}))
+            if isinstance(content, dict) and "spec" in content:
+                file = RunFile.model_validate({**usual, **cast("dict[str, Any]", content)})
+                if file.shown is not None:
+                    from zeta_core.dry_run.show import show_on_worker
+
+                    return CheckAnswer(ok=True, shown=show_on_worker(file, file.shown))
+            else:
+                file = RunFile.model_validate({**usual, "spec": given})
+            return _checked(parse(JobSpec, given), file)
     except ZetaError as error:
         if _ran_out_of_memory(error):
             raise

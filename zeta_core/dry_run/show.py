@@ -2,7 +2,8 @@
 
 It reads a `ShowRequest` from standard input and prints one JSON object: `ShownRows`, or an error in the API's format
 (exit code 1). Nothing is trained or stored, apart from caches of configs and tokenizers. Rows are only read, rendered
-and tokenized in a sandboxed process (`zeta_core.data.sandbox`).
+and tokenized in a sandboxed process (`zeta_core.data.sandbox`). `show_on_worker` does the same for
+``POST /v1/jobs/preview``, in the process that checks specs.
 """
 
 from __future__ import annotations
@@ -11,16 +12,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from zeta_core.contract.errors import InvalidRequest, ZetaError
-from zeta_core.contract.job.data_preview import ShownDocument, ShownRow, ShownRows, ShownToken, ShowRequest
+from zeta_core.contract.job.data_preview import (
+    RowSelection,
+    ShownDocument,
+    ShownRow,
+    ShownRows,
+    ShownToken,
+    ShowRequest,
+)
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel, dataset_sources
 from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.data.documents.template import is_default, set_template
 from zeta_core.data.rows.row import Row
 from zeta_core.data.sandbox import Position, run_in_sandbox
@@ -37,6 +47,7 @@ from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
 MAX_TOKENS = 20_000  # of a document that are shown
+MAX_PREVIEW_DOCUMENT_TOKENS, MAX_PREVIEW_TOKENS = 2000, 6000  # in an answer of the server: of a document, and in all
 MAX_TEXT_BYTES = 4 << 20  # of a text file that are tokenized
 NOTHING_LEFT = "nothing is trained on within seq_len, so a run drops this row; raise seq_len"
 _CONTEXT = 4  # tokens that are decoded with the next one, because a character or space may depend on them
@@ -54,23 +65,43 @@ def main() -> int:
 
 
 def show(request: ShowRequest) -> ShownRows:
-    """The requested rows. A row that is rejected has its error; other faults are raised."""
+    """The requested rows of local data. A row that is rejected has its error; other faults are raised."""
+    locations = SourceLocations(any_path=True, fetch_weights=False)
+    limits = _Limits(document_tokens=MAX_TOKENS)
+    return _show(request, locations, home() / "cache", limits)
+
+
+def show_on_worker(file: RunFile, selection: RowSelection) -> ShownRows:
+    """The selected rows of a job's data, shortened to an answer of limited size."""
+    locations = SourceLocations(
+        files=file.resolved_spec.files,
+        artifacts_root=Path(file.artifacts_root),
+        data_root=Path(file.data_root) if file.data_root else None,
+        allow_hub=file.hub,
+        fetch_weights=False,
+    )
+    request = ShowRequest(spec=file.spec, rows=selection.rows, row=selection.row)
+    cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
+    limits = _Limits(document_tokens=MAX_PREVIEW_DOCUMENT_TOKENS, tokens=MAX_PREVIEW_TOKENS)
+    return _show(request, locations, cache, limits)
+
+
+def _show(request: ShowRequest, locations: SourceLocations, cache: Path, limits: _Limits) -> ShownRows:
     spec = dict(request.spec)
     model, named = spec.pop("model", None), spec.get("tokenizer")
     if isinstance(model, dict):
         model = parse(NamedModel, {"model": model}).model
     only_of_jobs = JobSpec.model_fields.keys() - TrainerOptions.model_fields.keys()
     options = parse(TrainerOptions, {name: value for name, value in spec.items() if name not in only_of_jobs})
-    locations, cache = SourceLocations(any_path=True, fetch_weights=False), home() / "cache"
     located = None if model is None else locate_model(model, locations, cache)
-    tokenizer = _tokenizer(options.tokenizer, located, locations)
+    tokenizer = _tokenizer(options.tokenizer, located, locations, cache)
     set_template(tokenizer, options.chat_template)
-    sources = [source.with_format() for source in _open(options)]
+    sources = [source.with_format() for source in _open(options, locations)]
     if flat := next((source.name for source in sources if source.flat is not None), None):
         raise InvalidRequest(f"{flat} is a flat file of ids without rows, so no rows can be shown.", param="dataset")
     encoder = _encoder(sources, tokenizer, options)
     seq_len = defaults.seq_len(options, _positions(located)) or defaults.MAX_DEFAULT_SEQ_LEN
-    cut = _Cut(seq_len, options.overlong)
+    cut = _Cut(seq_len, options.overlong, limits)
     with variables(TOKENIZERS_PARALLELISM="false"):
         rows = run_in_sandbox(lambda position: list(_rows(sources, encoder, tokenizer, cut, request, position)))
     if not rows:
@@ -79,19 +110,34 @@ def show(request: ShowRequest) -> ShownRows:
     if sources[0].row_format in WHOLE_FORMATS and (not tokenizer.chat_template or is_default(tokenizer.chat_template)):
         notes.append("The tokenizer has no chat template, so conversations are rendered as ChatML.")
     if named is None and (located is None or not located.has_tokenizer):
-        notes.append(
-            "No tokenizer was given, so each byte is a token; select your model's with --model or --tokenizer."
-        )
+        notes.append("No tokenizer was given, so each byte is a token; set model or tokenizer (--model, --tokenizer).")
     name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
     return ShownRows(tokenizer=name, seq_len=seq_len, notes=notes, data=rows)
 
 
+@dataclass
+class _Limits:
+    """How many tokens are shown: of each document, and ``tokens`` in all that remain (``None``: any number)."""
+
+    document_tokens: int
+    tokens: int | None = None
+
+    def take(self, wanted: int) -> int:
+        """The number of tokens that may be shown of a document with ``wanted`` tokens."""
+        number = min(wanted, self.document_tokens)
+        if self.tokens is not None:
+            number = min(number, self.tokens)
+            self.tokens -= number
+        return number
+
+
 @dataclass(frozen=True)
 class _Cut:
-    """What happens to documents longer than ``seq_len``."""
+    """What happens to documents longer than ``seq_len``, and how much of them is shown."""
 
     seq_len: int
     overlong: Overlong | None
+    limits: _Limits
 
 
 def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions) -> Encoder:
@@ -104,10 +150,10 @@ def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions)
         raise
 
 
-def _tokenizer(named: object, located: LocatedModel | None, locations: SourceLocations) -> Any:
+def _tokenizer(named: object, located: LocatedModel | None, locations: SourceLocations, cache: Path) -> Any:
     if located is None:
         located = LocatedModel(_no_model, "", pretrained=False)
-    return locate_tokenizer(named, located, locations, home() / "cache")
+    return locate_tokenizer(named, located, locations, cache)
 
 
 def _no_model() -> Any:
@@ -124,9 +170,8 @@ def _positions(located: LocatedModel | None) -> int:
         return num_positions(located.build()) or defaults.MAX_DEFAULT_SEQ_LEN
 
 
-def _open(options: TrainerOptions) -> list[Source]:
+def _open(options: TrainerOptions, locations: SourceLocations) -> list[Source]:
     dataset = dataset_sources(options.dataset or defaults.DATASET)
-    locations = SourceLocations(any_path=True)
     sources = open_sources(dataset, locations, pretokenized=options.use_pretokenized, method=options.method)
     return [replace(source, group_by=options.group_by) for source in sources]
 
@@ -195,7 +240,7 @@ def _shown(source: Source, location: str, encoded: Encoded, tokenizer: Any, cut:
         trained_T[:1] = False  # the first token has no context to be predicted from
         end = cut.seq_len if is_fitted else length
         is_learned &= bool(trained_T[:end].any()) or length <= end
-        num_shown = min(MAX_TOKENS, length if is_fitted else cut.seq_len)
+        num_shown = cut.limits.take(length if is_fitted else min(length, cut.seq_len))
         ids = encoded.ids_N[start : start + length].tolist()[:num_shown]
         tokens = [
             ShownToken(id=token, text=text, trained=bool(trained_T[at]), truncated=at >= end)

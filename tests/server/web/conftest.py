@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from tests.harness.browser import AXE, AXE_INTEGRITY, BrowserUnavailable, Visitor, running_browser, visiting
+from tests.harness.browser import AXE, AXE_INTEGRITY, Visitor, visiting
 from tests.harness.npm_packages import NpmUnavailable, npm_package
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
@@ -23,10 +23,11 @@ class Jobs:
     succeeded: str
     failed: str
     queued: str
+    file: str  # the id of an uploaded data file
 
 
 @pytest.fixture(scope="module")
-def jobs(rows: Rows) -> Jobs:
+def jobs(rows: Rows, server: ServerProcess) -> Jobs:
     running, succeeded, failed, queued = (rows.job(spec={"entity_name": name}) for name in ("a", "b", "c", "d"))
     rows.attempt(running, progress=curve(1, 60), to=JobStatus.QUEUED, reason=StatusReason.PROCESS_KILLED, log="one\n")
     rows.attempt(running, progress=curve(41, 80), log="two\nWARNING three\n")
@@ -38,7 +39,11 @@ def jobs(rows: Rows) -> Jobs:
     rows.change(failed, error=ERROR, warnings=[{"code": "few_steps", "message": "Few steps.", "patch": {"epochs": 2}}])
     for job_id, name in zip((running, succeeded, failed, queued), ("alpha", "beta", "gamma", "delta"), strict=True):
         rows.change(job_id, entity_name=name)
-    return Jobs(running, succeeded, failed, queued)
+    with server.http() as http:
+        uploaded = http.post(
+            "/v1/files", files={"file": ("rows.jsonl", b'{"text": "a"}\n')}, data={"purpose": "dataset"}
+        )
+    return Jobs(running, succeeded, failed, queued, uploaded.raise_for_status().json()["id"])
 
 
 ERROR: dict[str, Any] = {
@@ -59,15 +64,6 @@ def curve(first: int, last: int, total: int = 100) -> list[dict[str, Any]]:
         if step % 10 == 0:
             events.append({"phase": "evaluating", "step": step, "eval_loss": 1.1 + 5 / step})
     return events
-
-
-@pytest.fixture(scope="module")  # not longer, because Playwright's event loop prevents ``asyncio.run`` in this thread
-def chromium() -> Iterator[Browser]:
-    try:
-        with running_browser() as browser:
-            yield browser
-    except BrowserUnavailable as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture

@@ -231,3 +231,34 @@ def test_a_fault_names_its_field(spec: dict[str, Any], param: str, code: str) ->
 
 def test_input_that_is_not_json_is_reported() -> None:
     assert [detail.code for detail in check("{").details] == ["invalid_json"]
+
+
+def shown_rows(folder: Path, selection: dict[str, Any], **spec: Any) -> CheckAnswer:
+    """The answer to a request for rows of the files in the folder, as a worker writes it."""
+    file = {"spec": spec, "data_root": str(folder), "shown": selection, "cache_dir": str(folder / "cache")}
+    return check(json.dumps(file))
+
+
+def test_rows_of_a_spec_without_a_model_are_shown_token_by_token(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    rows = [{"messages": chat}, {"messages": chat[:1]}, {"messages": chat * 100}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = shown_rows(tmp_path, {"rows": 3}, dataset={"path": "chats.jsonl"}, seq_len=64)
+    assert answer.ok, answer.details
+    assert answer.shown is not None
+    first, rejected, long = answer.shown.data
+    assert "".join(token.text for token in first.documents[0].tokens if token.trained) == "So.<|im_end|></s>"
+    assert rejected.error is not None
+    assert [len(document.tokens) for document in long.documents] == [2000], "an answer has a limited size"
+    assert long.documents[0].num_tokens > 5000
+    assert long.documents[0].tokens[64].truncated
+    one = shown_rows(tmp_path, {"row": 2}, dataset={"path": "chats.jsonl"}).shown
+    assert one is not None
+    assert [row.place for row in one.data] == ["chats.jsonl, line 2"]
+
+
+def test_faults_of_a_request_for_rows_are_reported_like_those_of_a_spec(tmp_path: Path) -> None:
+    for spec in ({"dataset": {"path": "none.jsonl"}}, {"dataset": {"path": "/etc/passwd"}}):
+        answer = shown_rows(tmp_path, {"rows": 1}, **spec)
+        assert not answer.ok
+        assert answer.details[0].message

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.job.data_preview import ShownRows
 from zeta_core.contract.job.memory import MemoryEstimate
 from zeta_core.contract.spec.resolved_spec import RecordedSpec
 
@@ -56,6 +57,7 @@ class CheckAnswer(_CheckModel):
 
     ``isolates``: whether the model keeps packed documents apart. ``tokens`` are those of the whole run,
     ``checkpoint_bytes`` is the size of one checkpoint with its training state, and ``data`` describes the rows.
+    If rows were requested, the answer contains only them, as ``shown``.
     """
 
     ok: bool
@@ -70,4 +72,5 @@ class CheckAnswer(_CheckModel):
     tokens: int | None = None
     checkpoint_bytes: int | None = None
     data: CheckedData | None = None
+    shown: ShownRows | None = None
     pending: dict[str, str] = {}

@@ -1,14 +1,35 @@
-"""The output of ``python -m zeta_core show``: rows of a dataset, token by token, as training reads them."""
+"""Rows of a dataset, token by token, as training reads them: ``POST /v1/jobs/preview`` and `zeta data show`."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class _Shown(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
+
+
+MAX_PREVIEW_ROWS = 20
+
+
+class RowSelection(BaseModel):
+    """The rows of a preview: the first ``rows``, or only the one with the number ``row``, as in error messages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(default=3, ge=1, le=MAX_PREVIEW_ROWS, description="the number of rows, from the beginning")
+    row: int | None = Field(default=None, ge=0, lt=2**53, description="only the row or line with this number")
+
+
+class PreviewRequest(RowSelection):
+    """``spec`` contains the fields of a job that decide how its data is read; ``model`` and ``tokenizer`` may be unset.
+
+    Without them, each byte is a token.
+    """
+
+    spec: dict[str, JsonValue] = Field(description="the fields of a job; `model` may be unset")
 
 
 class ShowRequest(_Shown):

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 
 from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
@@ -175,6 +176,7 @@ class CheckRequest(_Message):
     processes: int = 1
     hub: HubAccess = HubAccess.OPERATOR_TOKEN
     limit_seconds: float
+    shown: RowSelection | None = None  # show these rows instead; an older worker checks the spec and shows none
 
 
 class CheckResult(_Message):

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from zeta_core.contract.access import HubAccess
+from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
@@ -119,6 +120,7 @@ class RunFile(BaseModel):
     device: Literal["cpu", "cuda"] | None = None  # for a check, which sees no GPU: the device of the run
     supports_bf16: bool = False  # ... and whether that device supports bfloat16
     rows_seconds: float = 15.0  # for a check: the time limit for reading the rows of a dataset
+    shown: RowSelection | None = None  # ... and the rows to show instead of checking the spec, whose model may be unset
 
 
 class StopFile(BaseModel):

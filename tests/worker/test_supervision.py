@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from server.database.access_tables import ProjectRow
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.service import processes_of_job
 from tests.harness.valkey import ValkeyServer
@@ -17,6 +18,7 @@ from worker.attempt.final_line import exit_error
 from worker.run.process_tree import ProcessTree
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import JobErrorEvidence
 
 
@@ -138,6 +140,23 @@ def test_the_environment_of_a_run_has_its_marks_and_no_secrets(fleet: SmallFleet
     assert SECRET not in environment.values()
     assert {name for name in environment if name.startswith("ZETA_")} == {"ZETA_JOB_ID", "ZETA_ATTEMPT", "ZETA_RUN"}
     assert "OTHER" not in environment
+    fleet.request(job_id, "cancel")
+    fleet.wait_for_status(job_id, "cancelled")
+
+
+def test_a_run_of_a_project_with_public_access_gets_no_token_of_the_hub(fleet: SmallFleet) -> None:
+    async def write() -> None:
+        async with fleet.database.write() as session:
+            limits = {"hub": HubAccess.PUBLIC}
+            session.add(ProjectRow(name="default", created_by="key_test", created_at=utc_now(), limits=limits))
+
+    fleet.loop.run(write())
+    job_id = fleet.submit(steps="100000")
+    fleet.wait_for_step(job_id, 1)
+    (tree,) = processes_of_job(job_id)
+    environment = psutil.Process(tree).environ()
+    assert "hf_token" not in environment.values()
+    assert Path(environment["HF_HOME"]).name == "public"
     fleet.request(job_id, "cancel")
     fleet.wait_for_status(job_id, "cancelled")
 

@@ -92,19 +92,20 @@ def test_projects_are_created_listed_and_deleted(server: ServerProcess) -> None:
 
 def test_limits_of_a_project_are_set_and_shown(server: ServerProcess, admin: Client) -> None:
     admin.admin.create_project("limited", {"max_priority": 5})
-    words = ("max_stored_bytes=50GiB", "max_running_jobs=4", "max_priority=default")
+    words = ("max_stored_bytes=50GiB", "max_running_jobs=4", "max_priority=default", "hub=off")
     done = zeta(server, "projects", "set", "limited", *words)
     assert done.returncode == 0, done.stderr
     assert ["stored", "0 B of 50.0 GiB"] in [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert zeta(server, "projects", "show", "limited").stdout.splitlines()[2:] == done.stdout.splitlines()[2:]
     limits = {name: value for name, value in admin.admin.project("limited").limits.items() if value is not None}
-    assert limits == {"max_stored_bytes": 50 << 30, "max_running_jobs": 4}
+    assert limits == {"max_stored_bytes": 50 << 30, "max_running_jobs": 4, "hub": "off"}
     assert "0 of 4" in zeta(server, "projects").stdout
     for word, sentence in (
         ("max_running_jobs=many", "'max_running_jobs=many' is not a valid limit; use LIMIT=NUMBER"),
         ("max_running_jobs=4GiB", "'max_running_jobs=4GiB' is not a valid limit"),
         ("max_runing_jobs=4", "did you mean 'limits.max_running_jobs'?"),
         ("max_priority=-101", "it must be at least -100"),
+        ("hub=private", "it must be 'off', 'public' or 'operator-token'"),
     ):
         refused = zeta(server, "projects", "set", "limited", word)
         assert (refused.returncode, sentence in refused.stderr) == (2, True), refused.stderr

@@ -14,7 +14,6 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
-from server.openai.answer_parameters import ChatParameters, TextParameters
 from server.openai.errors import error_response_of, register_routing_errors
 from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
@@ -45,6 +44,7 @@ from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.job.data_preview import PreviewRequest
 from zeta_core.contract.job.sweep import SweepRequest
 from zeta_core.contract.model_names import NewModelName
+from zeta_core.contract.openai.answer_parameters import ChatParameters, TextParameters
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.webhooks import NewWebhook, WebhookChange
 from zeta_core.system.distribution import version

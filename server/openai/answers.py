@@ -13,11 +13,11 @@ from typing import Any
 
 from server.engine.answers import OpenAnswer
 from server.jobs.event_stream import IsDisconnected
-from server.openai.answer_objects import AnswerObject
-from server.openai.answer_parameters import AnswerQuery
 from server.openai.errors import error_body
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, Unavailable, ZetaError
+from zeta_core.contract.openai.answer_objects import AnswerObject
+from zeta_core.contract.openai.answer_parameters import AnswerQuery
 from zeta_core.contract.wire.answers import AnswerPart, Failure, ServedWeights
 
 POLL_SECONDS = 0.25  # between two checks whether the client has disconnected

@@ -14,13 +14,13 @@ from fastapi.responses import JSONResponse
 from server.auth import Caller
 from server.http.bodies import read_body
 from server.openai import answers, forwarding
-from server.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
 from server.openai.answer_weights import find_weights
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.routes.job_output import EVENT_STREAM, STREAM_HEADERS, LiveResponse
 from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
 from server.service import Service
+from zeta_core.contract.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
 
 router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
 

@@ -1,7 +1,7 @@
 """The chunks and whole objects that are built from the pieces of an answer."""
 
-from server.openai.answer_objects import AnswerObject
-from server.openai.answer_parameters import chat_query
+from zeta_core.contract.openai.answer_objects import AnswerObject
+from zeta_core.contract.openai.answer_parameters import chat_query
 from zeta_core.contract.wire.answers import Piece, TokenLogprob
 
 

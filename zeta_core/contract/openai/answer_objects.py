@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.openai.answer_parameters import AnswerQuery
+from zeta_core.contract.openai.answer_parameters import AnswerQuery
 from zeta_core.contract.wire.answers import FinishReason, Piece, TokenLogprob, ToolCall
 
 

@@ -1,44 +1,25 @@
-"""Creates fine-tuning jobs. A repeated request whose first response was lost returns the job that it created.
-
-The client sends no idempotency key, but the number of its attempt in ``x-stainless-retry-count``. The first attempt
-always creates a job, so two equal jobs can be created on purpose. A later attempt returns the newest job that the same
-API key created from an equal body within `RETRY_SECONDS`, after waiting for earlier attempts that this server is still
-processing. If two equal jobs are created within that time, a retry of the first request may return the second job; an
-``Idempotency-Key`` header makes requests exact.
-"""
+"""Creates fine-tuning jobs from requests of the `openai` client."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import secrets
-from collections import defaultdict
-from collections.abc import Generator
-from contextlib import contextmanager
-from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
 
 from server.auth import Caller
-from server.database.tables import FileRow, IdempotencyRow
+from server.database.tables import FileRow
 from server.estimates import estimate
 from server.openai.few_examples import few_examples_warning
 from server.openai.fine_tuning_request import FineTuningRequest, reject_reinforcement
 from server.openai.model_names import resolve_model
+from server.openai.repeated_requests import RepeatedRequests
 from server.openai.translation import Translation, in_terms_of_the_request, translate
 from server.service import Service
 from server.submitting.submissions import Origin, Submissions
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.validation import error_from_details, parse, shown
-
-RETRY_SECONDS = 900.0  # longer than the client's timeout of 600 s and its longest wait of 120 s before a retry
-_PREFIX = "openai"  # of idempotency keys
-
-_Request = tuple[str, str, str]  # the project, the API key and the digest of the body
 
 
 class FineTuning:
@@ -47,7 +28,7 @@ class FineTuning:
     def __init__(self, service: Service, submissions: Submissions) -> None:
         self._service = service
         self._submissions = submissions
-        self._in_progress: dict[_Request, set[asyncio.Event]] = defaultdict(set)
+        self._requests = RepeatedRequests(service, "openai")
 
     async def create(self, caller: Caller, body: Any, *, attempt: int, idempotency_key: str | None) -> str:
         """The id of the new job, or of the one that an earlier attempt of this request has created.
@@ -55,41 +36,9 @@ class FineTuning:
         ``attempt`` is the number of the client's retries so far. Raises subclasses of `InvalidRequest`, and `NotFound`
         for an unknown model.
         """
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-        request = (caller.project, caller.key_id, digest)
-        if idempotency_key is None:
-            if attempt > 0 and (earlier := await self._earlier_job(request)) is not None:
-                return earlier
-            idempotency_key = f"{_PREFIX}:{digest}:{secrets.token_hex(8)}"
-        with self._progressing(request):
-            return await self._create(caller, body, idempotency_key)
-
-    async def _earlier_job(self, request: _Request) -> str | None:
-        """The newest job of an earlier attempt, once the attempts in progress are complete."""
-        while self._in_progress[request]:
-            await next(iter(self._in_progress[request])).wait()
-        self._in_progress.pop(request, None)
-        project, key_id, digest = request
-        query = select(IdempotencyRow.job_id).where(
-            IdempotencyRow.project == project,
-            IdempotencyRow.key_id == key_id,
-            IdempotencyRow.idempotency_key.startswith(f"{_PREFIX}:{digest}:", autoescape=True),
-            IdempotencyRow.created_at >= utc_now() - timedelta(seconds=RETRY_SECONDS),
+        return await self._requests.create(
+            caller, body, partial(self._create, caller, body), attempt=attempt, idempotency_key=idempotency_key
         )
-        async with self._service.database.read() as session:
-            return await session.scalar(query.order_by(IdempotencyRow.created_at.desc()).limit(1))
-
-    @contextmanager
-    def _progressing(self, request: _Request) -> Generator[None]:
-        done = asyncio.Event()
-        self._in_progress[request].add(done)
-        try:
-            yield
-        finally:
-            done.set()
-            self._in_progress[request].discard(done)
-            if not self._in_progress[request]:
-                del self._in_progress[request]
 
     async def _create(self, caller: Caller, body: Any, idempotency_key: str) -> str:
         reject_reinforcement(body)
@@ -134,6 +83,7 @@ def _file_fault(param: str, file_id: str, rows: dict[str, FileRow]) -> ErrorDeta
         message = f"{param} is {shown(file_id)}, which does not exist; {fix}."
         return ErrorDetail(param=param, message=message, code="file_not_found")
     if row.purpose != "dataset":
-        message = f"{param} is {file_id!r}, which is a model and not data; use a file with purpose 'fine-tune'."
+        kind = "a batch of requests" if row.purpose == "batch" else "a model"
+        message = f"{param} is {file_id!r}, which is {kind} and not data; use a file with purpose 'fine-tune'."
         return ErrorDetail(param=param, message=message, code="wrong_purpose")
     return None

@@ -14,6 +14,7 @@ from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
 from server.metrics import JobMetrics
+from server.openai.batches import Batches, NewBatch
 from server.openai.errors import error_response_of, register_routing_errors
 from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
@@ -27,6 +28,7 @@ from server.routes import (
     login_links,
     model_names,
     openai_answers,
+    openai_batches,
     openai_files,
     openai_fine_tuning,
     openai_models,
@@ -52,8 +54,8 @@ from zeta_core.system.distribution import version
 REF = "#/components/schemas/{model}"
 BODIES = (
     *(JobSpec, Rerun, SweepRequest, PreviewRequest, NewKey, KeyRotation, NewProject, ProjectChange),
-    *(FineTuningRequest, UploadRequest, CompletionRequest, NewModelName, ChatParameters, TextParameters),
-    *(NewWebhook, WebhookChange),
+    *(FineTuningRequest, UploadRequest, CompletionRequest, NewBatch, NewModelName),
+    *(ChatParameters, TextParameters, NewWebhook, WebhookChange),
 )
 LINES = (
     events.StatusLine,
@@ -81,6 +83,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.state.submissions = Submissions(service)
     app.state.fine_tuning = FineTuning(service, app.state.submissions)
+    app.state.batches = Batches(service, app.state.submissions)
     app.state.job_metrics = JobMetrics(registry)
     settings = service.settings
     app.add_middleware(HostCheck, listens_on=settings.loopback_host)  # the middleware added last runs first
@@ -95,7 +98,7 @@ def create_app(service: Service) -> FastAPI:
         *(jobs, sweeps, job_output, checkpoints, files, workers, access, login_links, model_names, webhooks),
         operations,
     )
-    openai_modules = (openai_answers, openai_files, openai_fine_tuning, openai_models)
+    openai_modules = (openai_answers, openai_batches, openai_files, openai_fine_tuning, openai_models)
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)
     for router in routers:
         app.include_router(router)

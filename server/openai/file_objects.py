@@ -13,12 +13,13 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import FilePurpose, StoredFile
 from zeta_core.contract.spec.validation import shown
 
-OpenAIPurpose = Literal["fine-tune", "fine-tune-results", "user_data"]
+OpenAIPurpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output", "user_data"]
 RESULTS: OpenAIPurpose = "fine-tune-results"
+BATCH_RESULTS: OpenAIPurpose = "batch_output"
 # The purposes of uploads by OpenAI's names. A model archive, uploaded under /v1/files, is shown as `user_data`.
-UPLOADABLE: dict[str, FilePurpose] = {"fine-tune": "dataset"}
-SHOWN: dict[str, OpenAIPurpose] = {"dataset": "fine-tune", "model": "user_data"}
-LISTED: dict[str, FilePurpose] = {"fine-tune": "dataset", "user_data": "model"}
+UPLOADABLE: dict[str, FilePurpose] = {"fine-tune": "dataset", "batch": "batch"}
+SHOWN: dict[str, OpenAIPurpose] = {"dataset": "fine-tune", "model": "user_data", "batch": "batch"}
+LISTED: dict[str, FilePurpose] = {"fine-tune": "dataset", "user_data": "model", "batch": "batch"}
 DEFAULT_SUFFIX = ".jsonl"  # of a file without a name, such as bytes
 FORM = FormRules(purposes=UPLOADABLE, default_suffix=DEFAULT_SUFFIX)
 

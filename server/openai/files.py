@@ -5,7 +5,7 @@ A list contains the uploaded files first and then the result files, each in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from fastapi import Request
@@ -18,8 +18,8 @@ from server.auth import Caller
 from server.database.pagination import position_of
 from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content
-from server.openai.file_objects import FORM, LISTED, RESULTS, FileObject, to_file_object
-from server.openai.lists import OpenAIFileList
+from server.openai.file_objects import BATCH_RESULTS, FORM, LISTED, RESULTS, FileObject, to_file_object
+from server.openai.lists import NamedEndsList
 from server.openai.result_file_ids import ResultFileId, parse_result_file_id
 from server.openai.result_files import find_result_file, result_content, result_files_of
 from server.service import Service
@@ -31,6 +31,12 @@ from zeta_core.contract.spec.validation import shown
 
 DEFAULT_LIMIT = 10_000  # OpenAI's; a page has at most `MAX_FILES` files, and `has_more` reports the rest
 MAX_FILES = 1000
+# The kinds of jobs whose result files a list contains, by its filter ``purpose``.
+RESULT_KINDS: Mapping[str | None, Sequence[JobKind]] = {
+    None: (JobKind.TRAINING, JobKind.BATCH),
+    RESULTS: (JobKind.TRAINING,),
+    BATCH_RESULTS: (JobKind.BATCH,),
+}
 MAX_RESULT_JOBS = 50  # per page, because the metrics of each job are generated to find their size
 
 
@@ -56,20 +62,21 @@ async def create(service: Service, caller: Caller, request: Request) -> FileObje
     return to_file_object(await files.upload(service, caller, request, FORM))
 
 
-async def list_files(service: Service, caller: Caller, query: FileListQuery) -> OpenAIFileList[FileObject]:
+async def list_files(service: Service, caller: Caller, query: FileListQuery) -> NamedEndsList[FileObject]:
     """One page of the project's files. Raises `InvalidRequest` for an invalid ``after``."""
     limit = min(query.limit, MAX_FILES)
     after = parse_result_file_id(query.after) if query.after is not None else None
     found: list[FileObject] = []
     has_more = False
-    if query.purpose != RESULTS and after is None:
+    if (query.purpose is None or query.purpose not in RESULT_KINDS) and after is None:
         async with service.database.read() as session:
             rows = await _uploaded(session, caller, query, limit + 1)
         found, has_more = [to_file_object(row) for row in rows[:limit]], len(rows) > limit
-    if query.purpose in (None, RESULTS) and not has_more:
-        results, has_more = await _results(service, caller, query.order, after, limit - len(found))
+    kinds = RESULT_KINDS.get(query.purpose, ())
+    if kinds and not has_more:
+        results, has_more = await _results(service, caller, query.order, kinds, after, limit - len(found))
         found += results
-    return OpenAIFileList(
+    return NamedEndsList(
         data=found,
         has_more=has_more,
         first_id=found[0].id if found else None,
@@ -123,16 +130,24 @@ async def _uploaded(session: AsyncSession, caller: Caller, query: FileListQuery,
 
 
 async def _results(
-    service: Service, caller: Caller, order: str, after: ResultFileId | None, limit: int
+    service: Service,
+    caller: Caller,
+    order: str,
+    kinds: Sequence[JobKind],
+    after: ResultFileId | None,
+    limit: int,
 ) -> tuple[list[FileObject], bool]:
-    """Result files after ``after``, and whether more follow. Without a limit, only whether there are any."""
+    """Result files of jobs of these kinds after ``after``, and whether more follow.
+
+    With a ``limit`` of 0, only whether there are any.
+    """
     columns = (JobRow.created_at, JobRow.id)
     ended = select(JobRow.id).where(
         JobRow.project == caller.project,
         JobRow.deleted_at.is_(None),
         JobRow.status.in_(sorted(ENDED)),
         JobRow.attempt > 0,
-        JobRow.kind == JobKind.TRAINING,
+        JobRow.kind.in_(kinds),
     )
     ended = ended.order_by(*(column.desc() if order == "desc" else column.asc() for column in columns))
     async with service.database.read() as session:

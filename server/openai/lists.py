@@ -17,8 +17,8 @@ class OpenAIList(BaseModel, Generic[ItemT]):
     has_more: bool
 
 
-class OpenAIFileList(OpenAIList[ItemT], Generic[ItemT]):
-    """Lists of files also name their ends."""
+class NamedEndsList(OpenAIList[ItemT], Generic[ItemT]):
+    """Lists of files and of batches also name their ends."""
 
     first_id: str | None
     last_id: str | None

@@ -1,16 +1,21 @@
-"""The ids of result files, which are derived from their job: its metrics, and its final checkpoint."""
+"""The ids of result files, which are derived from their job.
+
+A training has its metrics and its final checkpoint, and a batch its answers and its errors.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.kind import JobKind
 
-ResultKind = Literal["metrics", "model"]
-_ID = re.compile(r"file-(metrics|model)-([0-9a-z]+)\Z")
+ResultKind = Literal["metrics", "model", "output", "errors"]
+_KINDS: dict[str, ResultKind] = {kind: kind for kind in get_args(ResultKind)}
+_ID = re.compile(rf"file-({'|'.join(_KINDS)})-([0-9a-z]+)\Z")
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,24 @@ def parse_result_file_id(text: str) -> ResultFileId | None:
     match = _ID.match(text)
     if match is None or not is_id(f"job_{match.group(2)}", "job"):
         return None
-    return ResultFileId("metrics" if match.group(1) == "metrics" else "model", f"job_{match.group(2)}")
+    return ResultFileId(_KINDS[match.group(1)], f"job_{match.group(2)}")
 
 
 def result_file_ids(job: Job) -> list[str]:
     """The result files of an ended job: none if it was never started, and no model without a final checkpoint."""
+    if job.kind is JobKind.BATCH:
+        return [file_id for file_id in batch_file_ids(job) if file_id is not None]
+    if job.kind is not JobKind.TRAINING:
+        return []
     results = [ResultFileId("metrics", job.id)] if job.attempt else []
     if job.final_checkpoint is not None:
         results.append(ResultFileId("model", job.id))
     return [result.text for result in results]
+
+
+def batch_file_ids(job: Job) -> tuple[str | None, str | None]:
+    """The output file and the error file of a completed batch; ``None`` for one that would be empty."""
+    if job.final_checkpoint is None or job.result is None:
+        return None, None
+    output = ResultFileId("output", job.id).text if job.result.num_answered else None
+    return output, ResultFileId("errors", job.id).text if job.result.num_failed else None

@@ -1,6 +1,6 @@
-"""The result files of ended jobs: the metrics as CSV, and the final checkpoint as a .tar archive.
+"""The result files of ended jobs: metrics as CSV and the final checkpoint as a .tar archive, or the files of a batch.
 
-They are generated from the job's events and its checkpoint, so they are deleted with the job and use no quota.
+They are generated from the job's events and its checkpoint, so they are deleted with the job and use no further quota.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,15 +17,17 @@ from server.auth import Caller
 from server.database.tables import JobRow
 from server.http.downloads import Content
 from server.jobs import checkpoints
-from server.jobs.queries import find_training
+from server.jobs.queries import find_job
 from server.jobs.serialization import FINAL_CHECKPOINT, to_job
 from server.jobs.training_curves import SERIES, read_curves
-from server.openai.file_objects import RESULTS, FileObject
+from server.openai.file_objects import BATCH_RESULTS, RESULTS, FileObject
 from server.openai.result_file_ids import ResultFileId, parse_result_file_id, result_file_ids
 from server.service import Service
 from zeta_core.contract.errors import NotFound
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Curves
 from zeta_core.contract.job.status import ENDED
+from zeta_core.contract.openai.batch_files import ERROR_FILE, OUTPUT_FILE
 from zeta_core.contract.spec.validation import shown
 
 # The columns that OpenAI's files have, and the curves in them; the other curves follow under their own names.
@@ -51,7 +54,7 @@ async def result_content(service: Service, caller: Caller, result: ResultFileId)
 async def result_files_of(service: Service, caller: Caller, job_id: str) -> list[FileObject]:
     """The result files of an ended job."""
     async with service.database.read() as session:
-        job = await find_training(session, caller, job_id)
+        job = await find_job(session, caller, job_id)
         ids = await _ids(session, job)
     results = [result for text in ids if (result := parse_result_file_id(text)) is not None]
     return [_file_object(job, result, await _content(service, caller, job, result)) for result in results]
@@ -60,7 +63,7 @@ async def result_files_of(service: Service, caller: Caller, job_id: str) -> list
 async def _require(service: Service, caller: Caller, result: ResultFileId) -> JobRow:
     async with service.database.read() as session:
         try:
-            job = await find_training(session, caller, result.job_id)
+            job = await find_job(session, caller, result.job_id)
         except NotFound:
             job = None
         if job is not None and result.text in await _ids(session, job):
@@ -78,6 +81,10 @@ async def _content(service: Service, caller: Caller, job: JobRow, result: Result
     if result.kind == "model":
         stored = await checkpoints.find_checkpoint(service, caller, job.id, FINAL_CHECKPOINT)
         return checkpoints.archive_content(stored, job.id, include=None, state=False)
+    if result.kind in ("output", "errors"):
+        stored = await checkpoints.find_checkpoint(service, caller, job.id, FINAL_CHECKPOINT)
+        name = OUTPUT_FILE if result.kind == "output" else ERROR_FILE
+        return replace(checkpoints.file_content(stored, name), filename=f"{job.id}-{name}")
     text = metrics_csv(await read_curves(service, job.id, None)).encode()
     return Content((text,), hashlib.sha256(text).hexdigest(), "text/csv", f"{job.id}-metrics.csv")
 
@@ -100,5 +107,5 @@ def _file_object(job: JobRow, result: ResultFileId, content: Content) -> FileObj
         bytes=content.num_bytes,
         created_at=int(time.timestamp()),
         filename=content.filename or result.text,
-        purpose=RESULTS,
+        purpose=BATCH_RESULTS if job.kind == JobKind.BATCH else RESULTS,
     )

@@ -12,7 +12,7 @@ from server.openai import files, uploads
 from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.file_objects import FileObject
-from server.openai.lists import OpenAIFileList
+from server.openai.lists import NamedEndsList
 from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.errors import InvalidRequest
@@ -41,7 +41,7 @@ async def create_openai_file(service: TheService, caller: TheCaller, request: Re
 @router.get("/files")
 async def list_openai_files(
     service: TheService, caller: TheCaller, query: Annotated[files.FileListQuery, Query()]
-) -> OpenAIFileList[FileObject]:
+) -> NamedEndsList[FileObject]:
     """List the uploaded files of the project, followed by the result files of its jobs."""
     return await files.list_files(service, caller, query)
 

@@ -70,6 +70,10 @@ SCOPES: Mapping[str, Scope] = {
     "GET /metrics": Scope.METRICS,
     "POST /openai/v1/chat/completions": Scope.READ,  # `read` also allows downloading the weights
     "POST /openai/v1/completions": Scope.READ,
+    "GET /openai/v1/batches": Scope.READ,
+    "POST /openai/v1/batches": Scope.SUBMIT,
+    "GET /openai/v1/batches/{batch_id}": Scope.READ,
+    "POST /openai/v1/batches/{batch_id}/cancel": Scope.SUBMIT,
     "GET /openai/v1/files": Scope.READ,
     "POST /openai/v1/files": Scope.SUBMIT,
     "GET /openai/v1/files/{file_id}": Scope.READ,

@@ -24,6 +24,7 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import FilePurpose
+from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import AnySpec
@@ -40,7 +41,7 @@ from zeta_core.contract.spec.sources import (
 )
 from zeta_core.contract.spec.validation import error_from_details, shown
 
-SpecT = TypeVar("SpecT", JobSpec, ExportSpec, AnySpec)
+SpecT = TypeVar("SpecT", JobSpec, ExportSpec, BatchSpec, AnySpec)
 
 
 async def check_references(
@@ -59,6 +60,8 @@ async def check_references(
         details += [*_path_errors(service, spec), *_hub_errors(service.settings, caller, spec)]
         references += _file_references(spec)
         details += await notify_faults(session, service.settings, project, spec.notify)
+    elif isinstance(spec, BatchSpec):
+        references += _files_of_batch(spec)
     rows = await _file_rows(session, project, {reference.file_id for reference in references})
     for reference in references:
         param, file_id, purpose = reference.param, reference.file_id, reference.purpose
@@ -120,6 +123,12 @@ def _file_references(spec: JobSpec) -> Iterator[_FileReference]:
         yield _FileReference("model.file", spec.model.file, "model")
     if isinstance(spec.tokenizer, FileTokenizer):
         yield _FileReference("tokenizer.file", spec.tokenizer.file, "model")
+
+
+def _files_of_batch(spec: BatchSpec) -> Iterator[_FileReference]:
+    yield _FileReference("input.file", spec.input.file, "batch")
+    if isinstance(spec.model, FileModel):
+        yield _FileReference("model.file", spec.model.file, "model")
 
 
 def _checkpoint_references(spec: AnySpec) -> Iterator[tuple[str, str, str]]:

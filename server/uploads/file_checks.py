@@ -27,7 +27,11 @@ from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.validation import shown
 from zeta_core.system.model_files import InvalidModelFiles
 
-SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {"dataset": DATA_SUFFIXES, "model": MODEL_SUFFIXES}
+SUFFIXES: dict[FilePurpose, tuple[str, ...]] = {
+    "dataset": DATA_SUFFIXES,
+    "model": MODEL_SUFFIXES,
+    "batch": (".jsonl",),
+}
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 CHECK_SECONDS = 60.0  # reading the headers of a model with hundreds of files takes one second
 _CHECK_COMMAND = (sys.executable, "-P", "-m", "zeta_core.system.model_files")

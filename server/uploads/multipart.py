@@ -18,7 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.settings import ServerSettings
-from server.uploads.file_checks import SUFFIXES, check_beginning, check_model, check_name
+from server.uploads.file_checks import check_beginning, check_model, check_name
 from server.uploads.file_names import file_name, parameters
 from server.uploads.quota import OpenUpload, OpenUploads
 from zeta_core.contract.data_files.file_types import file_type
@@ -42,7 +42,7 @@ class FormRules:
     """
 
     file_field: str = "file"
-    purposes: Mapping[str, FilePurpose] = field(default_factory=lambda: {name: name for name in SUFFIXES})
+    purposes: Mapping[str, FilePurpose] = field(default_factory=lambda: {"dataset": "dataset", "model": "model"})
     default_suffix: str = ""
 
     @property

@@ -19,6 +19,7 @@ _PHASES = {
     "loading_model": "loading the model",
     "finding_learning_rate": "finding a learning rate",
     "training": "training",
+    "answering": "answering",
     "evaluating": "evaluating",
     "saving": "saving a checkpoint",
 }
@@ -75,6 +76,8 @@ class JobView:
         spec = self.job.spec
         if self.job.kind is JobKind.EXPORT:
             return f"export to {spec.get('to')}"
+        if self.job.kind is JobKind.BATCH:
+            return f"batch of {spec.get('num_requests')} requests"
         lora = spec.get("lora")
         kind = "DPO" if spec.get("method") == "dpo" else ""
         if isinstance(lora, dict):

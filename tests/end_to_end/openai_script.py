@@ -1,4 +1,4 @@
-"""A user's script: the whole life of a fine-tuning job, with the official `openai` client and nothing else.
+"""A user's script: the life of a fine-tuning job, and a batch of its model, with the official `openai` client alone.
 
 Usage: python openai_script.py BASE_URL API_KEY. It runs with the client's major versions 1, 2 and 3.
 """
@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from openai import NotFoundError, OpenAI
+from openai.types.chat import ChatCompletion
 
 MODEL = "gpt-4o-mini-2024-07-18"
 PART_BYTES = 2000
@@ -82,6 +83,42 @@ def verify(archive: bytes) -> int:
     return sum(file["role"] in ("weights", "adapter") for file in present)
 
 
+def run_batch(client: Any, model: str) -> None:
+    """Answer two good requests and one that is too long in a batch, and read its files."""
+    chat = {"model": model, "messages": [{"role": "user", "content": "What follows 7?"}], "temperature": 0}
+    bodies = [{**chat, "max_tokens": 20}, {**chat, "max_tokens": 5000}, {**chat, "max_tokens": 20, "logprobs": True}]
+    lines = [
+        {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    requests = strictly(client.files.create(file=("requests.jsonl", content), purpose="batch"))
+    batch = strictly(
+        client.batches.create(
+            input_file_id=requests.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={"script": "life"},
+        )
+    )
+    assert batch.id in [strictly(listed).id for listed in client.batches.list(limit=10)]
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.2)  # noqa: TID251
+        batch = strictly(client.batches.retrieve(batch.id))
+    assert (batch.status, batch.metadata) == ("completed", {"script": "life"}), batch
+    assert batch.request_counts.to_dict() == {"total": 3, "completed": 2, "failed": 1}
+    first, last = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert (first["custom_id"], last["custom_id"]) == ("request-0", "request-2")
+    answer = ChatCompletion.model_validate(first["response"]["body"], strict=True)
+    alone = strictly(client.chat.completions.create(**bodies[0]))
+    assert answer.choices[0].message.content == alone.choices[0].message.content
+    assert json.loads(client.files.content(batch.error_file_id).text)["custom_id"] == "request-1"
+    assert strictly(client.files.retrieve(batch.output_file_id)).purpose == "batch_output"
+    assert strictly(client.files.delete(requests.id)).deleted
+
+
 def main(base_url: str, api_key: str) -> None:
     client = OpenAI(base_url=base_url, api_key=api_key)
     assert MODEL in [strictly(model).id for model in client.models.list()]
@@ -128,6 +165,7 @@ def main(base_url: str, api_key: str) -> None:
     assert num_weights > 0
 
     assert strictly(client.models.retrieve(job.fine_tuned_model)).id == job.fine_tuned_model
+    run_batch(client, job.fine_tuned_model)
     assert strictly(client.models.delete(job.fine_tuned_model)).deleted
     for file_id in (training, validation):
         assert strictly(client.files.delete(file_id)).deleted

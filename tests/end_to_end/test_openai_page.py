@@ -59,7 +59,9 @@ def test_the_commands_of_the_page_train_a_model(tmp_path: Path, environment: dic
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert re.search(r"ft:gpt-4o-mini-2024-07-18:default:support:\w+$", done.stdout.strip())
+    assert re.search(r"^ft:gpt-4o-mini-2024-07-18:default:support:\w+$", done.stdout, re.MULTILINE)
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [answer["custom_id"] for answer in answers] == ["r0", "r1", "r2"]
     assert (tmp_path / "metrics.csv").read_text().startswith("step,train_loss,train_accuracy,")
     with tarfile.open(tmp_path / "model.tar") as tar:
         assert {"manifest.json", "model.safetensors", "config.json"} <= set(tar.getnames())

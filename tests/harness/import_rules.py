@@ -111,7 +111,7 @@ LAYERS = {
         frozenset({"model", "objective"}),
         frozenset({"memory"}),
         frozenset({"ask", "dry_run", "serve", "train"}),
-        frozenset({"advice"}),
+        frozenset({"advice", "batches"}),
         frozenset({"run"}),
         frozenset({"process"}),
         frozenset({"__main__"}),

@@ -63,7 +63,8 @@ class Objects:
     path: str = "model.safetensors"
 
     def url(self, path: str) -> str:
-        same_names = {"model": self.job_id, "checkpoint": f"{self.job_id}/final", "permission_id": "permission"}
+        same_names = {"model": self.job_id, "batch_id": self.job_id, "checkpoint": f"{self.job_id}/final"}
+        same_names["permission_id"] = "permission"
         for name, value in {**vars(self), **same_names}.items():
             path = path.replace(f"{{{name}}}", value)
         assert "{" not in path, f"{path} has a parameter that this test doesn't know; add it to Objects"

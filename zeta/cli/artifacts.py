@@ -108,12 +108,13 @@ def upload(
     from zeta.cli.progress_bars import upload_progress
     from zeta.client import Client
     from zeta.local_inputs import looks_like_a_model, upload_message, upload_model
+    from zeta_core.contract.job.responses import FilePurpose
     from zeta_core.contract.printable import printable
 
     purpose = purpose or ("model" if looks_like_a_model(path) else "dataset")
     with Client() as client, upload_progress(sys.stderr) as on_bytes:
 
-        def send(file: Path, what: Literal["dataset", "model"]):
+        def send(file: Path, what: FilePurpose):
             return client.upload(file, what, on_bytes=on_bytes)
 
         stored = upload_model(path, send) if purpose == "model" else send(path, purpose)

@@ -339,6 +339,8 @@ def _role(relative: str) -> FileRole:
     name = relative.rpartition("/")[2]
     if relative.startswith(f"{TRAINING_STATE_NAME}/"):
         return "state"
+    if name.endswith(".jsonl"):
+        return "results"  # of a batch
     if name.startswith("adapter_"):
         return "adapter"
     if name.startswith("model") and name.endswith((".safetensors", ".index.json")):

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -59,8 +59,14 @@ STANDARD_ERROR = 2
 END_FILE = "rank-{}.end"  # the final status line of one of several ranks
 
 
-def main(run_dir: Path) -> int:
+# Executes a job that is not a training, in this process, and returns the journal's last line.
+Execute = Callable[[Path, RunFile, Reporter, "Stop"], StatusLine]
+
+
+def main(run_dir: Path, execute: Execute | None = None) -> int:
     """Train the run directory, in this process or in several that it starts. Returns the exit code.
+
+    ``execute`` does the work of a job that is not a training instead.
 
     Each of several ranks writes its status line to a file. After all of them have exited, the process that started them
     writes the journal's last line: the first rank's status line, or that of the first failure.
@@ -80,7 +86,9 @@ def main(run_dir: Path) -> int:
             file = RunFile.model_validate_json((run_dir / RUN_FILE).read_bytes())
             journal.max_lines = file.journal_max_lines
             worker_monitor.start(file, lambda: None if rank.launched else journal.write(_handed_back()))
-            if file.processes > 1 and not rank.launched:
+            if execute is not None:
+                line = execute(run_dir, file, report, stop)
+            elif file.processes > 1 and not rank.launched:
                 line = _train_in_processes(run_dir, file, stop, worker_monitor)
             else:
                 with variables(**_thread_variables(file)):  # torch reads it when it is imported

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-FileRole = Literal["weights", "adapter", "tokenizer", "config", "state"]
-CheckpointFormat = Literal["huggingface", "module", "adapter"]
+FileRole = Literal["weights", "adapter", "tokenizer", "config", "state", "results"]
+CheckpointFormat = Literal["huggingface", "module", "adapter", "results"]
 
 _STEP = r"step-[0-9]{1,18}"
 NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")

@@ -23,7 +23,14 @@ from zeta_core.contract.spec.resolved_spec import RecordedSpec
 EventType = Literal["status", "progress", "log", "checkpoint", "sample", "warning", "error"]
 
 Phase = Literal[
-    "fetching", "loading_data", "loading_model", "finding_learning_rate", "training", "evaluating", "saving"
+    "fetching",
+    "loading_data",
+    "loading_model",
+    "finding_learning_rate",
+    "training",
+    "evaluating",
+    "saving",
+    "answering",  # the requests of a batch
 ]
 
 
@@ -93,6 +100,7 @@ class ProgressLine(_Line):
 
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
     read. During a range test, ``share`` is the completed share of it, and no steps are counted.
+    In a batch, ``step`` counts the requests with a result, and ``num_failed`` those of them with an error.
     With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their
     ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher reward.
     """
@@ -122,6 +130,7 @@ class ProgressLine(_Line):
     rewards: dict[str, float] | None = None
     memory_parts: dict[str, int] | None = None
     steps: list[StepFigures] | None = None
+    num_failed: int | None = None
 
 
 class LogLine(_Line):

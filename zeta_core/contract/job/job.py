@@ -58,7 +58,8 @@ class JobResult(_JobModel):
     """The metrics of a completed run. Losses are means per trained token in nats.
 
     ``memory`` was measured in the first process during the first step of the last attempt. It is null if that attempt
-    trained no step, and with DeepSpeed, which manages its own memory.
+    trained no step, and with DeepSpeed, which manages its own memory. A batch has the numbers of its answered and its
+    failed requests, and of their tokens.
     """
 
     train_loss: float | None = None
@@ -67,6 +68,10 @@ class JobResult(_JobModel):
     tokens: int | None = None
     train_seconds: float | None = None
     memory: MemoryParts | None = None
+    num_answered: int | None = None
+    num_failed: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class Job(BaseModel):

@@ -14,6 +14,7 @@ from enum import StrEnum
 class JobKind(StrEnum):
     TRAINING = "training"
     EXPORT = "export"
+    BATCH = "batch"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class KindRules:
 KINDS: Mapping[JobKind, KindRules] = {
     JobKind.TRAINING: KindRules(saves=True),
     JobKind.EXPORT: KindRules(arguments=("export",), is_background=True),
+    JobKind.BATCH: KindRules(arguments=("batch",)),
 }
 
 BACKGROUND_KINDS = frozenset(kind for kind, rules in KINDS.items() if rules.is_background)

@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FilePurpose = Literal["dataset", "model"]
+FilePurpose = Literal["dataset", "model", "batch"]
 ItemT = TypeVar("ItemT")
 
 

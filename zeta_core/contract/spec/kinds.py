@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec import defaults
+from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
-AnySpec = JobSpec | ExportSpec
+AnySpec = JobSpec | ExportSpec | BatchSpec
 
 SPEC_MODELS: Mapping[JobKind, type[AnySpec]] = {
     JobKind.TRAINING: JobSpec,
     JobKind.EXPORT: ExportSpec,
+    JobKind.BATCH: BatchSpec,
 }
 
 
@@ -22,5 +24,7 @@ def resolve(spec: AnySpec) -> ResolvedSpec:
     """The spec with every default that follows from it alone."""
     if isinstance(spec, JobSpec):
         return defaults.resolve(spec)
-    decided = {**spec.model_dump(mode="json"), "type": spec.weight_type}
+    decided = spec.model_dump(mode="json")
+    if isinstance(spec, ExportSpec):
+        decided["type"] = spec.weight_type
     return ResolvedSpec.model_validate(decided)

@@ -78,6 +78,7 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
         cores=beat.cores,
         memory_bytes=beat.memory_bytes,
         cpu_kind=beat.cpu_kind,
+        sandbox=beat.sandbox,
         labels=beat.labels,
         slots=[_slot(slot, caller, is_shown=slot.job_id in jobs) for slot in beat.slots],
         background_slots=[_slot(slot, caller, is_shown=slot.job_id in jobs) for slot in beat.background_slots],

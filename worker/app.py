@@ -21,6 +21,7 @@ from zeta_core.system.distribution import version
 from zeta_core.system.file_identity import FileIdentity
 from zeta_core.system.home_folder import require_protected
 from zeta_core.system.log_format import log_to_standard_error
+from zeta_core.system.sandbox import SandboxSupport, probe
 
 EX_USAGE = 2
 THREAD_EXIT_SECONDS = 3.0  # for the threads to end before the process exits
@@ -72,12 +73,31 @@ def _run(command: Sequence[str], limits: GuardLimits) -> int:
         lock, folder_id = _lock_name(settings)
         try:
             incarnation = new_incarnation(folder_id)
-            return Supervisor(settings, incarnation, version=version(), command=command, limits=limits).run()
+            return Supervisor(
+                settings, incarnation, version=version(), command=command, limits=limits, sandbox=_sandbox(settings)
+            ).run()
         finally:
             os.close(lock)
     except InvalidSettings as error:
         print(error.message, file=sys.stderr)
         return EX_USAGE
+
+
+def _sandbox(settings: WorkerSettings) -> SandboxSupport | None:
+    """What can confine runs on this machine; ``None`` if it is switched off. Raises `InvalidSettings`."""
+    if settings.sandbox == "off":
+        logger.warning("Runs are not confined to a sandbox, because ZETA_SANDBOX is off.", extra={"action": "sandbox"})
+        return None
+    support = probe()  # before this process starts threads
+    if settings.sandbox == "required" and not support.is_available:
+        raise InvalidSettings(
+            f"ZETA_SANDBOX is 'required', but this machine offers no sandbox: {support.problem}; use a machine that "
+            "does, or set ZETA_SANDBOX=auto to run jobs without one.",
+            param="ZETA_SANDBOX",
+        )
+    for gap in support.gaps:
+        logger.warning("%s", gap, extra={"action": "sandbox"})
+    return support
 
 
 def _lock_name(settings: WorkerSettings) -> tuple[int, str]:

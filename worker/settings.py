@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -73,6 +73,14 @@ class WorkerSettings(FleetSettings):
         ge=0,
         description="maximum size of the cache; the least recently used entries are deleted first",
     )
+    sandbox: Literal["auto", "required", "off"] = Field(
+        default="auto",
+        description="confine runs and checks to their own files: auto (where the machine supports it), required "
+        "(don't start without it) or off",
+    )
+    sandbox_read: tuple[Path, ...] = Field(
+        default=(), description="further folders that runs may read, separated by ':', such as those of libraries"
+    )
     job_env: tuple[str, ...] = Field(
         default=(), description="names of additional environment variables to pass to runs"
     )
@@ -102,6 +110,16 @@ class WorkerSettings(FleetSettings):
         if not all(name.strip() and separator for name, separator, _ in pairs):
             raise ValueError("it must be name=value pairs, separated by commas")
         return {name.strip(): text.strip() for name, _, text in pairs}
+
+    @field_validator("sandbox_read", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        paths = [Path(part).expanduser() for part in value.split(":") if part]
+        if relative := [str(path) for path in paths if not path.is_absolute()]:
+            raise ValueError(f"{relative[0]!r} must be an absolute path")
+        return tuple(paths)
 
     @field_validator("job_env", mode="before")
     @classmethod

@@ -33,6 +33,7 @@ from worker.messaging.heartbeat import HeartbeatSender, WorkerState
 from worker.messaging.link import RedisLink
 from worker.run.launch import own_environment
 from worker.run.process_tree import KILL_SECONDS
+from worker.run.sandbox import Sandboxes
 from worker.run.warm_start import WarmStart
 from worker.serving.served_models import ServedModels
 from worker.settings import WorkerSettings
@@ -40,6 +41,7 @@ from worker.threads import GuardLimits, Outage, ProcessGuard
 from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
 from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
 from zeta_core.system.device_kind import cpu_kind
+from zeta_core.system.sandbox import SandboxSupport
 
 TICK_SECONDS = 0.1
 QUICK_TICK_SECONDS = 0.01  # while an attempt waits for a short piece of work, such as the upload of its log
@@ -50,8 +52,16 @@ logger = logging.getLogger(__name__)
 
 class Supervisor:
     def __init__(
-        self, settings: WorkerSettings, incarnation: str, *, version: str, command: Sequence[str], limits: GuardLimits
+        self,
+        settings: WorkerSettings,
+        incarnation: str,
+        *,
+        version: str,
+        command: Sequence[str],
+        limits: GuardLimits,
+        sandbox: SandboxSupport | None,
     ) -> None:
+        """``sandbox`` is what confines runs; ``None`` if that is switched off."""
         self._settings = settings
         self._stopping = False
         self._inbox: SimpleQueue[Any] = SimpleQueue()
@@ -60,7 +70,10 @@ class Supervisor:
         slots = find_slots(settings, own_environment())
         self._num_slots = len(slots)
         self._warm_start = WarmStart.of_worker(settings, slots, command)
-        resources = WorkerResources(settings, incarnation, store, self._executor, command, len(slots), self._warm_start)
+        sandboxes = Sandboxes(settings, sandbox if sandbox is not None and sandbox.is_available else None)
+        resources = WorkerResources(
+            settings, incarnation, store, self._executor, command, len(slots), self._warm_start, sandboxes
+        )
         self._link = RedisLink(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
         self._disk = DiskSpace(
@@ -74,13 +87,18 @@ class Supervisor:
             resources, slots, background_slots(settings, slots), self._disk, self._gpu_health, self._link.post
         )
         self._checks = SpecCheckRunner(
-            settings, command, slots, lambda result: self._link.post(("check", result.check_id), result)
+            settings, command, slots, lambda result: self._link.post(("check", result.check_id), result), sandboxes
         )
-        self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post)
+        self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post, sandboxes)
         self._dispatches: dict[str, Dispatch] = {}  # by job: those that wait for served models to leave their slots
         self._cleanup = Cleanup(settings.root, store, self._executor, cache_max_bytes=settings.cache_max_bytes)
         self._heartbeat = HeartbeatSender(
-            settings, incarnation, version, lambda: self._state, cpu_kind=cpu_kind(own_environment())
+            settings,
+            incarnation,
+            version,
+            lambda: self._state,
+            cpu_kind=cpu_kind(own_environment()),
+            sandbox="off" if sandbox is None else str(sandbox),
         )
         self._last_contact = self._heartbeat.last_contact  # the start time until a heartbeat was accepted
         steps = {

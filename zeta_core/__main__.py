@@ -71,6 +71,9 @@ if __name__ == "__main__":
 
             quick_exit(launch.main(Path(run_dir).absolute(), answer_batch))
         case [run_dir]:
+            from zeta_core.system import sandbox
+
+            sandbox.enter(Path(run_dir))
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute()))

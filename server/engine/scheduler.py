@@ -233,6 +233,7 @@ class Scheduler:
                 attempt=job.attempt + 1,
                 worker=beat.worker,
                 slots=slots,
+                project=job.project,
                 spec=_spec_to_dispatch(job),
                 resolved_spec=job.resolved_spec,
                 processes=resources.num_processes,

@@ -12,13 +12,14 @@ from pydantic import JsonValue
 from server.auth import Caller
 from server.database.tables import JobRow
 from server.jobs.queries import find_training
-from server.openai.model_names import ANY_DATASET, MODEL_SOURCE, BaseModelName, resolve_model
+from server.openai.model_names import ANY_DATASET, BaseModelName, resolve_model
 from server.service import Service
 from server.submitting.references import check_references
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.sources import MODEL_SOURCE
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.answers import ServedWeights
 

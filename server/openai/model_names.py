@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,10 +23,9 @@ from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
-from zeta_core.contract.spec.sources import ModelSource
+from zeta_core.contract.spec.sources import MODEL_SOURCE, ModelSource
 from zeta_core.contract.spec.validation import shown
 
-MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 ANY_DATASET = {"builtin": "python-docs"}  # completes a spec, so that its other fields can be checked
 _FINE_TUNED = re.compile(r"ft:.+:([0-9a-z]+?)(?::ckpt-([a-z0-9-]+))?\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

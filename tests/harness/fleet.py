@@ -97,9 +97,15 @@ class SmallFleet:
             self.loop.call(self.engine.wake)
 
     def start_worker(
-        self, name: str = "w1", *, small: bool = True, hang_seconds: float | None = None, **variables: str
+        self,
+        name: str = "w1",
+        *,
+        small: bool = True,
+        program: Path = SMALL_WORKER,
+        hang_seconds: float | None = None,
+        **variables: str,
     ) -> subprocess.Popen[bytes]:
-        """Start a worker process. A second start with the same name is a restart."""
+        """Start a worker process: a real one, or ``program``. A second start with the same name is a restart."""
         environment = {
             **clean_environment(),
             "PYTHONPATH": str(REPOSITORY),
@@ -110,7 +116,7 @@ class SmallFleet:
             "ZETA_STOP_GRACE_SECONDS": "2",
             **variables,
         }
-        command: list[str | Path] = [sys.executable, SMALL_WORKER] if small else [sys.executable, "-m", "worker"]
+        command: list[str | Path] = [sys.executable, program] if small else [sys.executable, "-m", "worker"]
         if hang_seconds is not None:
             command.append(str(hang_seconds))
         worker = start_child(command, log_file=self.folder / f"{name}.log", environment=environment)

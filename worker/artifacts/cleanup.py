@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore
-from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PUBLISHED_FILE
+from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PROJECT_CACHES, PUBLISHED_FILE
 
 INTERVAL_SECONDS, LOW_DISK_INTERVAL_SECONDS, DELETED_INTERVAL_SECONDS = 3600.0, 60.0, 30.0
 RUN_RETENTION_SECONDS = 86_400.0  # run directories, which are small text files by then, for people to read
@@ -66,7 +66,8 @@ def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, nee
                 shutil.rmtree(directory)
         if not any(job.iterdir()) and _age_seconds(job) > RUN_RETENTION_SECONDS:
             job.rmdir()
-    entries = sorted(root.glob(f"{CACHE_DIRECTORY}/*"), key=_age_seconds)  # the newest first
+    found = (*root.glob(f"{PROJECT_CACHES}/*/*"), *root.glob(f"{CACHE_DIRECTORY}/*"))
+    entries = sorted(found, key=_age_seconds)  # the newest first
     size = 0
     for entry in entries:
         age = _age_seconds(entry)

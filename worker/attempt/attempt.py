@@ -192,7 +192,9 @@ class LocalAttempt:
             self.phase = Phase.OVER
             return
         executor, store = self._resources.executor, self._resources.store
-        self._preparation = Preparation(executor, self._run_file, self.directory, store, resume=self._resume_from)
+        self._preparation = Preparation(
+            executor, self._run_file, self.directory, store, resume=self._resume_from, confine=self._confine
+        )
         self.phase = Phase.PREPARING
 
     def acknowledge(self, ack: JournalAck) -> None:
@@ -282,6 +284,11 @@ class LocalAttempt:
     def _command(self) -> Sequence[str]:
         """The command that runs a job of this kind; the run directory is appended to it."""
         return (*self._resources.command, *KINDS[self._run_file.kind].arguments)
+
+    def _confine(self, run_file: RunFile) -> None:
+        """Write what the run may access. Raises `OSError`."""
+        if self._resources.sandboxes is not None:
+            self._resources.sandboxes.prepare_run(self.directory, run_file, self._devices)
 
     def _environment(self) -> dict[str, str]:
         return run_environment(

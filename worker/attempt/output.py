@@ -14,6 +14,7 @@ from worker.artifacts.output_uploads import OutputUploads
 from worker.attempt.journal_reader import JournalReader
 from worker.attempt.publisher import Publisher
 from worker.attempt.resources import WorkerResources
+from worker.run.sandbox import TEMPORARY
 from worker.threads import log_failure
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
@@ -91,6 +92,9 @@ class AttemptOutput:
         """Mark the run as published and remove its output; the store has everything that a later attempt needs."""
         if self._directory.is_dir():
             (self._directory / PUBLISHED_FILE).touch()
+            temporary = self._directory / TEMPORARY
+            work = self._resources.executor.submit(shutil.rmtree, temporary, ignore_errors=True)
+            log_failure(work, f"The temporary files in {temporary} could not be removed")
         if self._folder.is_dir():
             doomed = self._folder.with_name(f"doomed-{self._run_file.attempt}")
             # Renamed first, so that the next attempt here doesn't see files that are being removed.

@@ -30,12 +30,26 @@ class Preparation:
     """
 
     def __init__(
-        self, executor: Executor, run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None
+        self,
+        executor: Executor,
+        run_file: RunFile,
+        directory: Path,
+        store: ArtifactStore,
+        *,
+        resume: str | None,
+        confine: Callable[[RunFile], None],
     ) -> None:
+        """``confine`` writes what the run may access; a thread calls it with the complete run file."""
         self._directory = directory
         self._given_up_at: float | None = None
         self._work = executor.submit(
-            prepare, run_file, directory, store, resume=resume, check_cancelled=self._check_cancelled
+            prepare,
+            run_file,
+            directory,
+            store,
+            resume=resume,
+            check_cancelled=self._check_cancelled,
+            confine=confine,
         )
 
     @property
@@ -65,7 +79,13 @@ class Preparation:
 
 
 def prepare(
-    run_file: RunFile, directory: Path, store: ArtifactStore, *, resume: str | None, check_cancelled: Callable[[], None]
+    run_file: RunFile,
+    directory: Path,
+    store: ArtifactStore,
+    *,
+    resume: str | None,
+    check_cancelled: Callable[[], None],
+    confine: Callable[[RunFile], None] = lambda _: None,
 ) -> None:
     """Write ``directory`` for ``run_file``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
@@ -96,6 +116,7 @@ def prepare(
     run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
+    confine(run_file)
     write_atomically(directory / RUN_FILE, run_file.model_dump_json(indent=2).encode())
 
 

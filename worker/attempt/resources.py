@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from worker.artifacts.store import ArtifactStore
 from worker.machine.devices import count_cores
+from worker.run.sandbox import Sandboxes
 from worker.run.warm_start import WarmStart
 from worker.settings import WorkerSettings
 
@@ -23,6 +24,7 @@ class WorkerResources:
     command: Sequence[str]
     num_slots: int
     warm_start: WarmStart | None = None
+    sandboxes: Sandboxes | None = None
 
     @property
     def threads(self) -> int:

@@ -16,11 +16,11 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import (
-    CACHE_DIRECTORY,
     PUBLISHED_FILE,
     RUN_FILE,
     RunFile,
     output_directory,
+    project_cache,
 )
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,11 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         kind=message.job_kind,
         job_id=message.job_id,
         attempt=message.attempt,
+        project=message.project,
         spec=message.spec,
         resolved_spec=message.resolved_spec,
         output_dir=str(settings.root / output_directory(message.job_id)),
-        cache_dir=str(settings.root / CACHE_DIRECTORY),
+        cache_dir=str(settings.root / project_cache(message.project)),
         artifacts_root=str(settings.artifacts),
         data_root=str(settings.data_root) if settings.data_root else None,
         hub=hub != HubAccess.OFF,

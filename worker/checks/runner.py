@@ -25,12 +25,13 @@ from worker.checks.process import CheckFailed, CheckProcess
 from worker.checks.waiting import WaitingChecks
 from worker.machine.devices import Slot, count_cores, uses_gpus
 from worker.run.launch import own_environment, run_environment
+from worker.run.sandbox import Inputs, Sandboxes
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
-from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, RUN_FILE, RunFile
+from zeta_core.contract.wire.run_directory import RUN_FILE, RunFile, project_cache
 from zeta_core.system.outage import error_text
 
 NUM_PROCESSES = 2  # the second one starts when it may be needed, and ends when no check is left
@@ -50,10 +51,12 @@ class SpecCheckRunner:
         command: Sequence[str],
         slots: Sequence[Slot],
         send: Callable[[CheckResult], None],
+        sandboxes: Sandboxes | None = None,
     ) -> None:
         self._settings = settings
         self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
         self._send = send
+        self._sandboxes = sandboxes
         environment = self._environment(HubAccess.OPERATOR_TOKEN)
         folder = Path(tempfile.gettempdir())
         self._lock = Lock()  # for the unused processes
@@ -155,7 +158,7 @@ class SpecCheckRunner:
                 spec=request.spec,
                 resolved_spec=request.resolved_spec,
                 output_dir=scratch,
-                cache_dir=str(settings.root / CACHE_DIRECTORY),
+                cache_dir=str(settings.root / project_cache(request.project)),
                 artifacts_root=str(settings.artifacts),
                 data_root=str(settings.data_root) if settings.data_root else None,
                 hub=settings.hub_access(request.hub) != HubAccess.OFF,
@@ -167,6 +170,10 @@ class SpecCheckRunner:
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
+            if self._sandboxes is not None:
+                inputs = Inputs.of_spec(request.spec, settings)
+                hub = settings.hub_access(request.hub)
+                self._sandboxes.prepare(file.parent, inputs=inputs, project=request.project, hub=hub, may_remove=True)
             try:
                 on_wait = partial(self._require_turn, request, time.monotonic())
                 out = process.check(file, limit_seconds=request.limit_seconds, on_wait=on_wait)

@@ -67,12 +67,13 @@ class HeartbeatSender:
         report: Callable[[], WorkerState],
         *,
         cpu_kind: str | None,
+        sandbox: str | None = None,
     ) -> None:
         self._settings = settings
         self._incarnation = incarnation
         self._version = version
         self._report = report
-        self._cpu_kind = cpu_kind
+        self._cpu_kind, self._sandbox = cpu_kind, sandbox
         self._started_at = utc_now()
         self._cores, self._memory_bytes = count_cores(), memory_bytes()
         self._beat = 0
@@ -190,6 +191,7 @@ class HeartbeatSender:
             failing=dict(report.failing),
             num_dropped=report.num_dropped,
             cpu_kind=self._cpu_kind,
+            sandbox=self._sandbox,
             data_root=self._settings.data_root is not None,
             slots=list(report.slots),
             background_slots=list(report.background_slots),

@@ -78,8 +78,10 @@ def run_environment(
     if hub == HubAccess.OFF:
         environment["HF_HUB_OFFLINE"] = "1"
     if hub != HubAccess.OPERATOR_TOKEN:
-        _remove_hub_token(environment, hub_home(own))
-    packages = _packages_of_zeta_core()
+        for name in _HUB_TOKENS:
+            environment.pop(name, None)
+    environment["HF_HOME"] = str(hub_folder(own, hub))  # a sandbox changes HOME
+    packages = packages_of_zeta_core()
     if packages is not None:
         environment["PYTHONPATH"] = packages
     return environment
@@ -90,14 +92,15 @@ def hub_home(own: Mapping[str, str]) -> Path:
     return Path(own.get("HF_HOME") or Path(own.get("HOME") or "/", ".cache", "huggingface"))
 
 
-def _remove_hub_token(environment: dict[str, str], home: Path) -> None:
-    """Remove the operator's token and its cache, which may contain private models.
+def hub_folder(own: Mapping[str, str], hub: HubAccess) -> Path:
+    """The folder of the Hub's libraries for a run, without the operator's token unless the run may use it.
 
-    Without a token there is nothing to hide, and all projects share one cache and the warm start.
+    The cache of the token may contain private models. Without a token there is nothing to hide, and all projects share
+    one cache and the warm start.
     """
-    variables = [environment.pop(name, None) for name in _HUB_TOKENS]
-    if any(variables) or (home / "token").exists():
-        environment["HF_HOME"] = str(home / "public")
+    home = hub_home(own)
+    has_token = any(own.get(name) for name in _HUB_TOKENS) or (home / "token").exists()
+    return home / "public" if has_token and hub != HubAccess.OPERATOR_TOKEN else home
 
 
 def start_run(command: Sequence[str], run_directory: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -132,7 +135,7 @@ def own_environment() -> Mapping[str, str]:
     return os.environ  # noqa: TID251 - a child's environment is built only from this
 
 
-def _packages_of_zeta_core() -> str | None:
+def packages_of_zeta_core() -> str | None:
     """The folder that contains ``zeta_core``, if it is a checkout rather than an installed package."""
     spec = importlib.util.find_spec("zeta_core")
     assert spec is not None, "zeta_core.contract is imported from it"

@@ -55,10 +55,9 @@ class ServingProcess:
         devices: Sequence[str],
         on_message: Callable[[Message], None],
     ) -> None:
-        """Start it in ``directory``, which is created. Raises `OSError`."""
+        """Start it in ``directory``, which exists. Raises `OSError`."""
         self.directory = directory
         self.last_contact = time.monotonic()  # of its last message
-        directory.mkdir(parents=True)
         (directory / SERVE_FILE).write_text(file.model_dump_json(indent=2))
         self._on_message = on_message
         self._tree = ProcessTree(directory, directory.name, ATTEMPT, 0.0, devices)

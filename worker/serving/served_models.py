@@ -20,6 +20,7 @@ from worker.machine.devices import Slot, memory_bytes
 from worker.run import processes
 from worker.run.launch import own_environment, run_environment
 from worker.run.processes import RunProcesses
+from worker.run.sandbox import Inputs, Sandboxes
 from worker.serving.outbox import Outboxes, Post
 from worker.serving.process import ATTEMPT, Message, ServingProcess
 from worker.serving.served_model import ServedModel
@@ -35,7 +36,7 @@ from zeta_core.contract.wire.answers import (
     ServeFile,
     serving_directory,
 )
-from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY
+from zeta_core.contract.wire.run_directory import project_cache
 
 NO_SLOT = "The worker's devices are in use by jobs or other models; send the request again later."
 STOP_SECONDS = 2.0  # for the acknowledgement of the last parts, when the worker stops
@@ -47,9 +48,16 @@ class ServedModels:
     """Not thread-safe: the supervisor's thread calls every method. No method blocks."""
 
     def __init__(
-        self, settings: WorkerSettings, command: Sequence[str], slots: Sequence[Slot], threads: int, post: Post
+        self,
+        settings: WorkerSettings,
+        command: Sequence[str],
+        slots: Sequence[Slot],
+        threads: int,
+        post: Post,
+        sandboxes: Sandboxes | None = None,
     ) -> None:
         """``command`` starts a run; ``threads`` is the number of threads of each slot."""
+        self._sandboxes = sandboxes
         self._settings = settings
         self._command = command
         self._slots = slots
@@ -198,11 +206,15 @@ class ServedModels:
         file = ServeFile(
             weights=weights,
             artifacts_root=str(settings.artifacts),
-            cache_dir=str(settings.root / CACHE_DIRECTORY),
+            cache_dir=str(settings.root / project_cache(weights.project)),
             data_root=str(settings.data_root) if settings.data_root else None,
             hub=hub != HubAccess.OFF,
         )
         directory = Path(settings.root, serving_directory(served_id))
+        directory.mkdir(parents=True)
+        if self._sandboxes is not None:
+            inputs = Inputs.of_model(weights.model, settings)
+            self._sandboxes.prepare(directory, inputs=inputs, project=weights.project, devices=devices)
         return ServingProcess(directory, file, self._command, environment, devices, on_message)
 
     def _cancel(self, request_id: str) -> None:

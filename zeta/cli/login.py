@@ -17,6 +17,8 @@ def config(as_json: AsJson = False) -> None:
     These are the settings of the client and of `zeta up`, with secrets masked. All other ZETA_*
     variables that are set here are included, because `zeta up` passes them on.
     """
+    import sys
+
     from zeta.cli.output import print_fields, print_json
     from zeta.server_lookup import ClientSettings, find_server
     from zeta.stored_login import login_file
@@ -27,6 +29,11 @@ def config(as_json: AsJson = False) -> None:
     target = find_server(variables)
     settings = ShownSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
     settings |= child_settings(variables)
+    sandbox = None
+    if sys.platform == "linux":
+        from zeta_core.system.sandbox import probe
+
+        sandbox = probe()
     server = None if target is None else target.url
     file = login_file(variables)
     connection = {
@@ -34,12 +41,15 @@ def config(as_json: AsJson = False) -> None:
         "server_from": None if target is None else target.source,
         "server_key": None if target is None or target.api_key is None else "***",
         "login_file": None if file is None else str(file),
+        "sandbox_of_this_machine": str(sandbox or "none"),
     }
     if as_json:
         print_json({**connection, "settings": settings})
         return
     print_fields([(name.replace("_", " "), value) for name, value in connection.items()])
     print_fields([(name, value or "(unset)") for name, value in settings.items()])
+    for gap in [] if sandbox is None else sandbox.gaps:
+        print(f"warning: {gap}", file=sys.stderr)
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -81,13 +81,14 @@ def workers(as_json: AsJson = False) -> None:
             slot.slot,
             slot.name,
             size(slot.memory_bytes),
+            (worker.sandbox or "").partition(" ")[0] or None,
             slot.job_id or slot.problem or _served(slot),
             worker.last_seen_at,
         )
         for worker in listed
         for slot in worker.listed_slots
     ]
-    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "JOB", "LAST SEEN")
+    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "SANDBOX", "JOB", "LAST SEEN")
     print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
 
 

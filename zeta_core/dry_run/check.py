@@ -13,6 +13,7 @@ FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -23,7 +24,7 @@ import traceback
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.job.check import CheckAnswer, Vocabulary
@@ -33,8 +34,10 @@ from zeta_core.contract.spec.range_test import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
+from zeta_core.contract.wire.sandbox import SANDBOX_FILE
 from zeta_core.environment import standard_output_reserved
 from zeta_core.failures import is_out_of_memory, tokenizer_failure
+from zeta_core.system import sandbox
 
 if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
@@ -77,14 +80,52 @@ def serve() -> int:
     """Print the answer for each path on standard input before reading the next one.
 
     A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`, because memory that it has not freed
-    would be missing in the next check.
+    would be missing in the next check. With a sandbox, each check runs in a forked process, which can access only the
+    files of that check. This process imports the libraries for it, and ends as the forked one does if that fails.
     """
     with standard_output_reserved() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as paths:
         while select.select([paths], [], [], IDLE_SECONDS)[0] and (path := paths.readline()):
-            answer = _answer(Path(os.fsdecode(path.rstrip(b"\n"))).read_text)
+            file = Path(os.fsdecode(path.rstrip(b"\n")))
+            if (file.parent / SANDBOX_FILE).exists():
+                _import_libraries()
+                if (status := _answer_confined(file, out)) != 0:
+                    if status < 0:
+                        os.kill(os.getpid(), -status)
+                    return status
+                continue
+            answer = _answer(file.read_text)
             out.write(answer.model_dump_json() + "\n")
             out.flush()
     return 0
+
+
+def _import_libraries() -> None:
+    """Import what most checks need. They must not start threads, because the forked process would lack them."""
+    importlib.import_module("torch")
+    importlib.import_module("transformers")
+    importlib.import_module("zeta_core.model.preparation")
+    importlib.import_module("zeta_core.data.row_check")
+    importlib.import_module("zeta_core.memory.estimate")
+    importlib.import_module("zeta_core.parallel.zero")
+
+
+def _answer_confined(file: Path, out: TextIO) -> int:
+    """Print the answer from a forked process in the sandbox of ``file``; returns its exit status (`Popen`'s)."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 1
+    try:
+        sandbox.enter(file.parent)
+        out.write(_answer(file.read_text).model_dump_json() + "\n")
+        out.flush()
+        status = 0
+    except SystemExit as exit_request:
+        status = exit_request.code if isinstance(exit_request.code, int) else 1
+    except BaseException as error:  # noqa: BLE001 - the process must not continue as a second reader of requests
+        traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _answer(read: Callable[[], str]) -> CheckAnswer:

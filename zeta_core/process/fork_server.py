@@ -40,6 +40,7 @@ from zeta_core.contract.wire.run_directory import ATTEMPT_VARIABLE, JOB_VARIABLE
 from zeta_core.environment import replace_environment
 from zeta_core.process.preloading import CodeFingerprint, UnsafeToFork, preload
 from zeta_core.report.library_noise import hide_library_noise
+from zeta_core.system import sandbox
 
 CHECK_SECONDS = 30.0  # between two checks of the code's files, which take milliseconds
 BECOME_SECONDS = 10.0  # for a forked process to become a run
@@ -185,6 +186,7 @@ def _become_run(request: ForkRequest, variables: Mapping[str, str], lock: int, l
     _write_marks({name: request.environment[name] for name in _MARKS}, request.run_directory)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # `random` does this after a fork; torch begins with a constant
+    sandbox.enter(Path(request.run_directory))
 
 
 def _write_marks(marks: Mapping[str, str], run_directory: str) -> None:

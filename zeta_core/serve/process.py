@@ -38,6 +38,7 @@ from zeta_core.contract.wire.answers import (
 from zeta_core.contract.wire.run_directory import LOCK_FILE, STACKS_SIGNAL
 from zeta_core.failures import WeightsReplaced, explain
 from zeta_core.report.library_noise import hide_library_noise, without_progress_bars
+from zeta_core.system import sandbox
 
 if TYPE_CHECKING:
     from zeta_core.serve.generation import Generation
@@ -57,7 +58,10 @@ class WorkerConnection:
 
     @classmethod
     def accept(cls) -> WorkerConnection:
-        """Listen in the current directory, and wait for the worker. Raises `TimeoutError`."""
+        """Listen in the current directory, wait for the worker, and enter the sandbox.
+
+        Raises `TimeoutError` and `SandboxUnavailable`.
+        """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
             before = os.umask(0o177)  # only this user may connect
             try:
@@ -68,6 +72,7 @@ class WorkerConnection:
             listening.settimeout(CONNECT_SECONDS)
             connected, _ = listening.accept()
         connected.settimeout(None)
+        sandbox.enter(Path.cwd())  # before this process starts threads; creating further sockets may be forbidden
         return cls(connected)
 
     def send(self, message: BaseModel) -> None:

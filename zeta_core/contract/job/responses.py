@@ -83,6 +83,9 @@ class Worker(_Response):
     cores: int
     memory_bytes: int
     cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
+    sandbox: str | None = Field(
+        default=None, description="what confines runs to their own files; none: the machine has no such means; off"
+    )
     labels: dict[str, str] = {}
     slots: list[WorkerSlot]
     background_slots: list[WorkerSlot] = Field(

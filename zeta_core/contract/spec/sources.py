@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag, TypeAdapter, WithJsonSchema
 
 from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_hub_dataset
 from zeta_core.contract.spec.validation import NOT_ONE_KIND, StrictModel
@@ -227,6 +227,7 @@ ModelSource = Annotated[
     | Annotated[BuilderModel, Tag("<builder>")],
     _distinguished_by(_model_kind, _MODELS),
 ]
+MODEL_SOURCE: TypeAdapter[ModelSource] = TypeAdapter(ModelSource)
 
 
 class NamedModel(StrictModel):

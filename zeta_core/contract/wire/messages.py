@@ -101,6 +101,7 @@ class Dispatch(_Message):
     attempt: int  # the attempt that the claim will start: the job's `attempt` + 1
     worker: str
     slots: list[int]
+    project: str = DEFAULT_PROJECT  # older servers don't send it
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
     processes: int = 1
@@ -203,6 +204,7 @@ class Heartbeat(_Message):
     stopping: bool = False
     disk_free_bytes: int | None = None  # the smaller free space of its home and the artifact store
     cpu_kind: str | None = None  # the device kind of a run without GPUs; older workers don't report it
+    sandbox: str | None = None  # what confines its runs, or "none"; older workers don't report it
     data_root: bool | None = None  # whether it has a folder for {"path": ...}; older workers don't report it
     disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its runs (`disk_full`)
     failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component

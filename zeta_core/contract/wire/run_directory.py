@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from zeta_core.contract.access import HubAccess
+from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
 from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
@@ -58,7 +58,13 @@ MERGED_NAME = "merged"  # in an adapter's checkpoint: the base with the adapter 
 
 # --- A worker's home: runs/<job>/attempt-N is a run directory; runs/<job>/output is shared by the job's attempts -----
 
-CACHE_DIRECTORY = "cache"  # tokens and unpacked models by content, shared by the jobs of a worker
+PROJECT_CACHES = "caches"
+CACHE_DIRECTORY = "cache"  # shared by all projects, in earlier versions
+
+
+def project_cache(project: str) -> PurePosixPath:
+    """Tokens, unpacked models and compiled code by content, shared by a project's jobs on a worker."""
+    return PurePosixPath(PROJECT_CACHES, project)
 
 
 def run_directory(job_id: str, attempt: int) -> PurePosixPath:
@@ -100,6 +106,7 @@ class RunFile(BaseModel):
     kind: JobKind = JobKind.TRAINING
     job_id: str
     attempt: int
+    project: str = DEFAULT_PROJECT  # older workers don't write it
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
     output_dir: str

@@ -1,0 +1,83 @@
+"""A training that runs arbitrary code reads no secret, touches nothing outside its sandbox and outlives nothing."""
+
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.harness.fleet import SmallFleet
+from tests.harness.service import processes_of_job
+from tests.harness.waiting import wait_until
+from zeta_core.contract.wire.run_directory import run_directory
+from zeta_core.system.sandbox import SandboxSupport
+from zeta_core.system.sandbox.landlock import SIGNALS_ABI
+
+HOSTILE_WORKER = Path(__file__).with_name("hostile_worker.py")
+SECRET = "the-secret-of-the-operator"
+pytestmark = pytest.mark.timeout(200)
+
+
+def test_a_hostile_training_reaches_nothing_and_outlives_nothing(
+    fleet: SmallFleet, redis_url: str, tmp_path: Path, sandbox_support: SandboxSupport
+) -> None:
+    home = fleet.settings.home
+    secrets = [home / "admin.key", home / "worker.secret", tmp_path / "private" / "id_rsa"]
+    for file in secrets:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(SECRET)
+        file.chmod(0o600)
+    upload = home / "artifacts" / "files" / "file_of_another_job"
+    upload.parent.mkdir(parents=True, exist_ok=True)
+    upload.write_text(SECRET)
+
+    bystander = fleet.start_worker("bystander")
+    other_job = fleet.submit(steps="100000", seconds_per_step="0.05")
+    fleet.wait_for_step(other_job, 2)
+    other = home / "workers" / "bystander" / run_directory(other_job, 1)
+    (victim,) = processes_of_job(other_job)
+    worker = fleet.start_worker("attacked", program=HOSTILE_WORKER)
+    limits, affinity = psutil.Process(worker.pid).rlimit(psutil.RLIMIT_NOFILE), os.sched_getaffinity(worker.pid)
+    unreadable = [*secrets, home / "zeta.db", upload, other / "run.json", other / "train.log", Path("/etc/shadow")]
+    unwritable = [home / "new", other / "stop", tmp_path / "new", Path("/usr/zeta"), Path("/dev/shm/../new")]
+    job_id = fleet.submit(
+        max_retries=0,
+        worker=str(worker.pid),
+        victim=str(victim),
+        home=str(home),
+        secret=str(secrets[0]),
+        other=str(other),
+        unreadable=json.dumps(list(map(str, unreadable))),
+        unwritable=json.dumps(list(map(str, unwritable))),
+        redis_port=redis_url.rpartition(":")[2].partition("/")[0],
+    )
+    job = fleet.wait_for_status(job_id, "failed")
+    assert (job.status_reason, job.worker or "attacked") == ("train_error", "attacked"), fleet.logs()
+
+    directory = home / "workers" / "attacked" / run_directory(job_id, 1)
+    results: dict[str, str] = json.loads((directory / "attacks.json").read_text())
+    allowed = expected_gaps(sandbox_support)
+    assert [f"{name}: {result}" for name, result in results.items() if result.startswith("done")] == allowed
+    assert len(results) > 30
+    assert SECRET not in (directory / "attacks.json").read_text()
+
+    escaped = int((directory / "escaped.pid").read_text())
+    wait_until(lambda: not psutil.pid_exists(escaped), 20, "the escaped process to be ended")
+    assert [worker.poll(), bystander.poll()] == [None, None], "both workers still run"
+    assert psutil.Process(worker.pid).rlimit(psutil.RLIMIT_NOFILE) == limits
+    assert os.sched_getaffinity(worker.pid) == affinity
+    assert all(file.read_text() == SECRET and file.stat().st_mode & 0o777 == 0o600 for file in secrets)
+    assert not any(path.exists() for path in unwritable)
+    fleet.wait_for_step(other_job, fleet.attempts(other_job)[0].last_step or 2)
+    assert psutil.pid_exists(victim)
+
+
+def expected_gaps(support: SandboxSupport) -> list[str]:
+    """The attacks that succeed on this machine, because its kernel lacks a part of the sandbox."""
+    gaps = list[str]()
+    if support.landlock < SIGNALS_ABI:
+        gaps += ["signal the worker: done: None", "signal the other job: done: None"]
+    if not support.namespaces:
+        gaps += ["reach Redis: done: None"]
+    return gaps

@@ -1,0 +1,221 @@
+"""Decides what the processes of users' jobs may access, and writes it beside their run files.
+
+A run, a check and a served model each get a `SandboxFile`: the libraries, the uploads and checkpoints that their spec
+names, their own folders, and the cache of their project. The cache contains compiled code, so projects don't share it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.run.launch import own_environment, packages_of_zeta_core
+from worker.settings import WorkerSettings
+from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.sources import (
+    MODEL_SOURCE,
+    FileModel,
+    FileSource,
+    FileTokenizer,
+    JobModel,
+    PathSource,
+    dataset_sources,
+)
+from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import LOCK_FILE, RunFile, checkpoint_key, file_key, project_cache
+from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
+from zeta_core.system.durable_files import write_atomically
+from zeta_core.system.sandbox import SandboxSupport
+
+_SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sys", "/nix/store"),
+    *("/opt/nvidia", "/opt/rocm", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives"),
+    *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/resolv.conf", "/etc/host.conf"),
+    *("/etc/gai.conf", "/etc/services", "/etc/protocols", "/etc/localtime", "/etc/timezone", "/etc/mime.types"),
+    *("/etc/os-release", "/etc/debian_version", "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs"),
+    *("/etc/pki/tls/openssl.cnf", "/etc/pki/ca-trust/extracted", "/etc/ca-certificates", "/etc/OpenCL", "/etc/vulkan"),
+)
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_GPU_DEVICES = ("nvidia*", "dri", "kfd", "infiniband", "gdrdrv")
+_TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the network
+_HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
+_GLOB = frozenset("*?[")
+_MAX_BASES = 20  # of an adapter of an adapter ...
+TEMPORARY = "tmp"  # in the folder of a process
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a spec names, and what the process that reads it may therefore open."""
+
+    paths: tuple[Path, ...] = ()
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any], settings: WorkerSettings) -> Inputs:
+        """The inputs of a job. A spec that is invalid here has none, and its process reports the error."""
+        try:
+            parsed = parse(JobSpec, spec)
+        except ZetaError:
+            return cls()
+        found = list(_model_paths(parsed.model, settings.artifacts))
+        if isinstance(parsed.tokenizer, FileTokenizer):
+            found.append(settings.artifacts / file_key(parsed.tokenizer.file))
+        for source in (*dataset_sources(parsed.dataset), *dataset_sources(parsed.eval_dataset)):
+            match source:
+                case FileSource():
+                    found += [settings.artifacts / file_key(file_id) for file_id in source.file_ids]
+                case PathSource() if settings.data_root is not None:
+                    found.append(_data_folder(settings.data_root, source.path, settings.home))
+                case _:
+                    continue
+        return cls(tuple(found))
+
+    @classmethod
+    def of_model(cls, model: object, settings: WorkerSettings) -> Inputs:
+        """The inputs of a served model, which ``model`` names as in a spec."""
+        return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(model), settings.artifacts)))
+
+
+@dataclass(frozen=True)
+class Sandboxes:
+    """Writes the sandbox files of one worker. Without ``support``, it writes none, and nothing is restricted."""
+
+    settings: WorkerSettings
+    support: SandboxSupport | None
+
+    def prepare_run(self, directory: Path, run_file: RunFile, devices: Sequence[str]) -> None:
+        """Write the sandbox file of a run. Raises `OSError`."""
+        inputs = Inputs.of_spec(run_file.spec, self.settings)
+        if run_file.resume_from is not None:
+            inputs = Inputs((*inputs.paths, Path(run_file.resume_from)))
+        self.prepare(
+            directory,
+            inputs=inputs,
+            project=run_file.project,
+            outputs=[Path(run_file.output_dir)],
+            devices=devices,
+            processes=run_file.processes,
+        )
+
+    def prepare(
+        self,
+        directory: Path,
+        *,
+        inputs: Inputs,
+        project: str,
+        outputs: Iterable[Path] = (),
+        devices: Sequence[str] = (),
+        processes: int = 1,
+        may_remove: bool = False,
+    ) -> None:
+        """Write the sandbox file of ``directory``, and create the private folders that it names. Raises `OSError`.
+
+        ``may_remove``: the process may also remove files directly in the directory, which contains no lock.
+        """
+        if self.support is None:
+            return
+        settings = self.settings
+        cache = settings.root / project_cache(project)
+        home, temporary = cache / "home", directory / TEMPORARY
+        for folder in (home, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+        os.utime(home)  # the cache evicts the least recently used entries
+        network = self.has_network or not self.support.namespaces
+        hub = [_hub_home() / name for name in _HUB_FOLDERS] if settings.hub != "off" else []
+        for folder in hub:
+            folder.mkdir(parents=True, exist_ok=True)
+        token = [_hub_home() / "token"] if settings.hub != "off" else []
+        variables = {"HOME": str(home), "TMPDIR": str(temporary)}
+        if not network:
+            variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        packages = packages_of_zeta_core()
+        file = SandboxFile(
+            readable=[*_libraries(settings), *map(str, (*inputs.paths, *token))],
+            listable=[] if packages is None else [packages],
+            writable=[str(cache), *map(str, hub), *([] if self.support.namespaces else ["/dev/shm"])],
+            outputs=[str(temporary), *map(str, outputs), *([str(directory)] if may_remove else [])],
+            run_directory=None if may_remove else str(directory),
+            devices=[*_DEVICES, *(_gpu_devices() if devices else ())],
+            lock=None if may_remove else str(directory / LOCK_FILE),
+            namespaces=self.support.namespaces,
+            network=network,
+            unix_sockets=processes > 1,
+            variables=variables,
+        )
+        write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())
+
+    @property
+    def has_network(self) -> bool:
+        """Whether processes may use the network: for the Hub, or for a tracker that the operator has set up."""
+        return self.settings.hub != "off" or any(name.startswith(_TRACKERS) for name in self.settings.job_env)
+
+
+def _model_paths(model: object, artifacts: Path) -> Iterator[Path]:
+    """The stored files of a model. An adapter's checkpoint names its base, which may be an adapter, too."""
+    for _ in range(_MAX_BASES):
+        match model:
+            case FileModel():
+                yield artifacts / file_key(model.file)
+                return
+            case JobModel():
+                directory = artifacts / checkpoint_key(model.job, model.checkpoint)
+                yield directory
+                model = _base(directory)
+            case _:
+                return
+
+
+def _base(checkpoint: Path) -> object:
+    """The base of an adapter's checkpoint, if it is a file or a checkpoint of this service."""
+    try:
+        name = str(json.loads((checkpoint / "adapter_config.json").read_bytes()).get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    job, _, checkpoint_name = name.partition("/")
+    source = {"file": name} if name.startswith("file_") else {"job": job, "checkpoint": checkpoint_name}
+    try:
+        return MODEL_SOURCE.validate_python(source)
+    except ValueError:
+        return None
+
+
+def _data_folder(data_root: Path, pattern: str, home: Path) -> Path:
+    """The data root; if the service's home is inside it, only the part of it that ``pattern`` names."""
+    if not home.resolve().is_relative_to(data_root.resolve()):
+        return data_root
+    parts = list[str]()
+    for part in Path(pattern).parts:
+        if _GLOB & set(part):
+            break
+        parts.append(part)
+    return data_root.joinpath(*parts)
+
+
+def _libraries(settings: WorkerSettings) -> list[str]:
+    """The system's and Python's files, which contain no data of the service."""
+    own = own_environment()
+    paths = [sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages()]
+    paths += [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    paths += [*own.get("LD_LIBRARY_PATH", "").split(":"), own.get("CUDA_HOME", "")]
+    packages = packages_of_zeta_core()
+    if packages is not None:
+        paths.append(str(Path(packages, "zeta_core")))
+    paths += [str(path) for path in settings.sandbox_read]
+    return list(dict.fromkeys([*_SYSTEM, *(path for path in paths if path.startswith("/") and path != "/")]))
+
+
+def _gpu_devices() -> list[str]:
+    return [str(path) for pattern in _GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
+
+
+def _hub_home() -> Path:
+    own = own_environment()
+    return Path(own.get("HF_HOME") or Path(own.get("HOME", "/"), ".cache", "huggingface"))

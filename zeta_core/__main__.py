@@ -9,9 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+from zeta_core.contract.job.kind import KINDS
 
 
 class QuickExit:
@@ -37,8 +40,17 @@ class QuickExit:
             os._exit(self._status)
 
 
+def enter_sandbox(arguments: Sequence[str]) -> None:
+    """Restrict this process if it runs a job of any kind in a run directory with a sandbox file."""
+    if any((*rules.arguments, arguments[-1]) == tuple(arguments) for rules in KINDS.values() if arguments):
+        from zeta_core.system import sandbox
+
+        sandbox.enter(Path(arguments[-1]))
+
+
 if __name__ == "__main__":
     quick_exit = QuickExit()
+    enter_sandbox(sys.argv[1:])
     match sys.argv[1:]:
         case ["check", file]:
             from zeta_core.dry_run import check
@@ -71,9 +83,6 @@ if __name__ == "__main__":
 
             quick_exit(launch.main(Path(run_dir).absolute(), answer_batch))
         case [run_dir]:
-            from zeta_core.system import sandbox
-
-            sandbox.enter(Path(run_dir))
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute()))

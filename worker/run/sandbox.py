@@ -19,7 +19,8 @@ from typing import Any
 from worker.run.launch import own_environment, packages_of_zeta_core
 from worker.settings import WorkerSettings
 from zeta_core.contract.errors import ZetaError
-from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.spec.kinds import SPEC_MODELS
 from zeta_core.contract.spec.sources import (
     MODEL_SOURCE,
     FileModel,
@@ -59,16 +60,19 @@ class Inputs:
     paths: tuple[Path, ...] = ()
 
     @classmethod
-    def of_spec(cls, spec: Mapping[str, Any], settings: WorkerSettings) -> Inputs:
+    def of_spec(cls, spec: Mapping[str, Any], settings: WorkerSettings, kind: JobKind = JobKind.TRAINING) -> Inputs:
         """The inputs of a job. A spec that is invalid here has none, and its process reports the error."""
         try:
-            parsed = parse(JobSpec, spec)
+            parsed = parse(SPEC_MODELS[kind], spec)
         except ZetaError:
             return cls()
         found = list(_model_paths(parsed.model, settings.artifacts))
-        if isinstance(parsed.tokenizer, FileTokenizer):
-            found.append(settings.artifacts / file_key(parsed.tokenizer.file))
-        for source in (*dataset_sources(parsed.dataset), *dataset_sources(parsed.eval_dataset)):
+        tokenizer = getattr(parsed, "tokenizer", None)  # the specs of some kinds of jobs have neither it nor data
+        if isinstance(tokenizer, FileTokenizer):
+            found.append(settings.artifacts / file_key(tokenizer.file))
+        for source in (
+            source for name in ("dataset", "eval_dataset") for source in dataset_sources(getattr(parsed, name, None))
+        ):
             match source:
                 case FileSource():
                     found += [settings.artifacts / file_key(file_id) for file_id in source.file_ids]
@@ -93,7 +97,7 @@ class Sandboxes:
 
     def prepare_run(self, directory: Path, run_file: RunFile, devices: Sequence[str]) -> None:
         """Write the sandbox file of a run. Raises `OSError`."""
-        inputs = Inputs.of_spec(run_file.spec, self.settings)
+        inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind)
         if run_file.resume_from is not None:
             inputs = Inputs((*inputs.paths, Path(run_file.resume_from)))
         self.prepare(

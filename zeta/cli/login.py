@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zeta.cli.app import SERVICE, AsJson, app
+
+if TYPE_CHECKING:
+    from zeta_core.system.sandbox import SandboxSupport
 
 
 @app.command(rich_help_panel=SERVICE)
@@ -29,7 +32,7 @@ def config(as_json: AsJson = False) -> None:
     target = find_server(variables)
     settings = ShownSettings.from_environment(variables).masked() | ClientSettings.from_environment(variables).masked()
     settings |= child_settings(variables)
-    sandbox = None
+    sandbox: SandboxSupport | None = None
     if sys.platform == "linux":
         from zeta_core.system.sandbox import probe
 
@@ -48,7 +51,7 @@ def config(as_json: AsJson = False) -> None:
         return
     print_fields([(name.replace("_", " "), value) for name, value in connection.items()])
     print_fields([(name, value or "(unset)") for name, value in settings.items()])
-    for gap in [] if sandbox is None else sandbox.gaps:
+    for gap in sandbox.gaps if sandbox else []:
         print(f"warning: {gap}", file=sys.stderr)
 
 

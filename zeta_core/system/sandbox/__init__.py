@@ -74,7 +74,7 @@ def enter(directory: Path) -> None:
         return  # one of several processes of a run, whose first process is restricted
     try:
         content = (directory / SANDBOX_FILE).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     restrict(SandboxFile.model_validate_json(content))
 

@@ -1,0 +1,142 @@
+"""What runs and checks may access, and that a real check and a real run work within that."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.specs import TINY_LLAMA, tiny_job
+from tests.harness.fleet import SmallFleet
+from worker.checks.process import CheckProcess
+from worker.run.sandbox import Inputs, Sandboxes
+from worker.settings import WorkerSettings
+from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
+from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
+from zeta_core.system.sandbox import SandboxSupport, restrict
+
+JOB, BASE = "job_01m8p5r6jh0w20dn2jb92x1d", "job_01m8p5r6jh0w20dn2jb92x1e"
+FILE, TOKENIZER = "file_01m8p5r6jh0w20dn2jb92x1d", "file_01m8p5r6jh0w20dn2jb92x1e"
+MAX_ENTER_SECONDS = 0.02
+NUM_TRIES = 10
+pytestmark = pytest.mark.timeout(300)
+
+
+def worker_settings(tmp_path: Path, **values: object) -> WorkerSettings:
+    return WorkerSettings.model_validate(
+        {"home": tmp_path / "home", "worker_secret": "s", "worker_name": "w", **values}
+    )
+
+
+def test_a_spec_allows_the_files_that_it_names_and_the_bases_of_adapters(tmp_path: Path) -> None:
+    settings = worker_settings(tmp_path, data_root=tmp_path / "data")
+    adapter = settings.artifacts / checkpoint_key(JOB, "final")
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": f"{BASE}/best"}))
+    spec = {
+        "model": {"job": JOB},
+        "tokenizer": {"file": TOKENIZER},
+        "dataset": [{"file": FILE}, {"path": "corpus/*.txt"}],
+        "metadata": {"file": "file_of_another_project"},
+    }
+    assert set(Inputs.of_spec(spec, settings).paths) == {
+        adapter,
+        settings.artifacts / checkpoint_key(BASE, "best"),
+        settings.artifacts / file_key(FILE),
+        settings.artifacts / file_key(TOKENIZER),
+        tmp_path / "data",
+    }
+    assert Inputs.of_spec({**spec, "model": {"pickle": "x"}}, settings).paths == (), "the run reports the error"
+
+
+def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -> None:
+    settings = worker_settings(tmp_path, data_root=tmp_path)
+    spec = {"model": {"config": TINY_LLAMA}, "dataset": {"path": "corpus/*.txt"}}
+    assert Inputs.of_spec(spec, settings).paths == (tmp_path / "corpus",)
+
+
+def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_path: Path) -> None:
+    support = SandboxSupport(landlock=7, namespaces=True)
+    files = list[SandboxFile]()
+    for project, job_env in (("one", ()), ("two", ("WANDB_API_KEY",))):
+        directory = tmp_path / project
+        directory.mkdir()
+        sandboxes = Sandboxes(worker_settings(tmp_path, job_env=job_env), support)
+        sandboxes.prepare(directory, inputs=Inputs(), project=project)
+        files.append(SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes()))
+    one, two = files
+    assert not set(one.writable) & set(two.writable)
+    assert [one.network, two.network] == [False, True]
+    assert not any(path.startswith(str(tmp_path)) for path in one.readable)
+
+
+def test_settings_of_the_sandbox_are_checked() -> None:
+    for variable, value in (("ZETA_SANDBOX", "yes"), ("ZETA_SANDBOX_READ", "relative/folder")):
+        with pytest.raises(InvalidSettings, match=variable):
+            WorkerSettings.from_environment({"ZETA_WORKER_SECRET": "s", variable: value})
+
+
+def test_a_check_reads_only_the_files_of_its_spec(tmp_path: Path, sandbox_support: SandboxSupport) -> None:
+    """The second check names an upload that exists, but that its sandbox does not contain."""
+    settings = worker_settings(tmp_path)
+    upload = settings.artifacts / file_key(FILE)
+    upload.parent.mkdir(parents=True)
+    upload.write_text("text " * 100)
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    process = CheckProcess((sys.executable, "-m", "zeta_core"), environment, tmp_path, memory_bytes=4 << 30)
+    answers = list[CheckAnswer]()
+    try:
+        for number, inputs in enumerate((Inputs((upload,)), Inputs())):
+            directory = tmp_path / f"check-{number}"
+            directory.mkdir()
+            Sandboxes(settings, sandbox_support).prepare(directory, inputs=inputs, project="default", may_remove=True)
+            files = {FILE: {"filename": "a.txt", "bytes": upload.stat().st_size}}
+            spec = {"model": {"config": TINY_LLAMA}, "dataset": {"file": FILE}, "max_steps": 1}
+            run = {"spec": spec, "artifacts_root": str(settings.artifacts), "resolved_spec": {"files": files}}
+            (directory / RUN_FILE).write_text(json.dumps(run))
+            answers.append(CheckAnswer.model_validate_json(process.check(directory / RUN_FILE, limit_seconds=200)))
+    finally:
+        process.end()
+    assert [answer.ok for answer in answers] == [True, False], answers
+    assert "Permission denied" in answers[1].details[0].message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", ["yes", "no"])
+def test_a_real_run_works_in_its_sandbox(fleet: SmallFleet, sandbox_support: SandboxSupport, warm: str) -> None:
+    fleet.start_worker(small=False, ZETA_WARM_START=warm, ZETA_SANDBOX="required")
+    job_id = fleet.submit(spec=tiny_job(max_steps=4, checkpointing_steps=2, report_to=["tensorboard"]))
+    fleet.wait_for_status(job_id, "succeeded", 200)
+    (run,) = fleet.settings.home.glob(f"workers/*/runs/{job_id}/attempt-1")
+    assert (run / SANDBOX_FILE).exists()
+
+
+def test_entering_the_sandbox_takes_milliseconds(tmp_path: Path, sandbox_support: SandboxSupport) -> None:
+    """The processor time of the fastest of several processes, because others may use the processor."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    sandboxes = Sandboxes(worker_settings(tmp_path), sandbox_support)
+    sandboxes.prepare(tmp_path / "run", inputs=Inputs(), project="default")
+    file = SandboxFile.model_validate_json((tmp_path / "run" / SANDBOX_FILE).read_bytes())
+    assert min(seconds_to_enter(file) for _ in range(NUM_TRIES)) < MAX_ENTER_SECONDS
+
+
+def seconds_to_enter(file: SandboxFile) -> float:
+    result, outcome = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            begun = time.process_time()
+            restrict(file)
+            os.write(outcome, str(time.process_time() - begun).encode())
+        finally:
+            os._exit(0)
+    os.close(outcome)
+    with os.fdopen(result) as stream:
+        seconds = stream.read()
+    os.waitpid(pid, 0)
+    return float(seconds)

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,10 +107,13 @@ def test_a_check_reads_only_the_files_of_its_spec(tmp_path: Path, sandbox_suppor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("warm", ["yes", "no"])
-def test_a_real_run_works_in_its_sandbox(fleet: SmallFleet, sandbox_support: SandboxSupport, warm: str) -> None:
-    fleet.start_worker(small=False, ZETA_WARM_START=warm, ZETA_SANDBOX="required")
-    job_id = fleet.submit(spec=tiny_job(max_steps=4, checkpointing_steps=2, report_to=["tensorboard"]))
+@pytest.mark.parametrize("options", [{"report_to": ["tensorboard"]}, {"resources": {"processes": 2}}])
+def test_a_real_run_works_in_its_sandbox(
+    fleet: SmallFleet, sandbox_support: SandboxSupport, options: dict[str, Any]
+) -> None:
+    """In one process, and in two that connect through their own loopback interface."""
+    fleet.start_worker(small=False, ZETA_WORKER_SLOTS="2", ZETA_SANDBOX="required")
+    job_id = fleet.submit(spec=tiny_job(max_steps=4, checkpointing_steps=2, **options))
     fleet.wait_for_status(job_id, "succeeded", 200)
     (run,) = fleet.settings.home.glob(f"workers/*/runs/{job_id}/attempt-1")
     assert (run / SANDBOX_FILE).exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import site
 import sys
 import sysconfig
@@ -33,7 +34,7 @@ from zeta_core.contract.spec.sources import (
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import LOCK_FILE, RunFile, checkpoint_key, file_key, project_cache
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
-from zeta_core.system.durable_files import write_atomically
+from zeta_core.system.durable_files import part_path, write_atomically
 from zeta_core.system.sandbox import SandboxSupport
 
 _SYSTEM = (
@@ -50,6 +51,7 @@ _TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the net
 _HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
 _GLOB = frozenset("*?[")
 _MAX_BASES = 20  # of an adapter of an adapter ...
+_EXTENSIONS = ".cache/torch_extensions"  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
 
 
@@ -108,6 +110,8 @@ class Sandboxes:
             devices=devices,
             processes=run_file.processes,
         )
+        if self.support is not None and run_file.spec.get("use_deepspeed"):
+            self._copy_extensions(self.settings.root / project_cache(run_file.project) / "home")
 
     def prepare(
         self,
@@ -155,6 +159,15 @@ class Sandboxes:
             variables=variables,
         )
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())
+
+    def _copy_extensions(self, home: Path) -> None:
+        """Give ``home`` the operator's compiled extensions of torch, which take a minute to compile, if it has none."""
+        source, target = Path(own_environment().get("HOME", "/"), _EXTENSIONS), home / _EXTENSIONS
+        if source.is_dir() and not target.exists():
+            part = part_path(target)
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source, part)
+            part.rename(target)
 
     @property
     def has_network(self) -> bool:

@@ -14,6 +14,7 @@ from tests.harness.fleet import SmallFleet
 from worker.checks.process import CheckProcess
 from worker.run.sandbox import Inputs, Sandboxes
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
@@ -67,7 +68,7 @@ def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_pat
         directory = tmp_path / project
         directory.mkdir()
         sandboxes = Sandboxes(worker_settings(tmp_path, job_env=job_env), support)
-        sandboxes.prepare(directory, inputs=Inputs(), project=project)
+        sandboxes.prepare(directory, inputs=Inputs(), project=project, hub=HubAccess.OFF)
         files.append(SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes()))
     one, two = files
     assert not set(one.writable) & set(two.writable)
@@ -94,7 +95,9 @@ def test_a_check_reads_only_the_files_of_its_spec(tmp_path: Path, sandbox_suppor
         for number, inputs in enumerate((Inputs((upload,)), Inputs())):
             directory = tmp_path / f"check-{number}"
             directory.mkdir()
-            Sandboxes(settings, sandbox_support).prepare(directory, inputs=inputs, project="default", may_remove=True)
+            Sandboxes(settings, sandbox_support).prepare(
+                directory, inputs=inputs, project="default", hub=HubAccess.OFF, may_remove=True
+            )
             files = {FILE: {"filename": "a.txt", "bytes": upload.stat().st_size}}
             spec = {"model": {"config": TINY_LLAMA}, "dataset": {"file": FILE}, "max_steps": 1}
             run = {"spec": spec, "artifacts_root": str(settings.artifacts), "resolved_spec": {"files": files}}
@@ -124,7 +127,7 @@ def test_entering_the_sandbox_takes_milliseconds(tmp_path: Path, sandbox_support
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     sandboxes = Sandboxes(worker_settings(tmp_path), sandbox_support)
-    sandboxes.prepare(tmp_path / "run", inputs=Inputs(), project="default")
+    sandboxes.prepare(tmp_path / "run", inputs=Inputs(), project="default", hub=HubAccess.OFF)
     file = SandboxFile.model_validate_json((tmp_path / "run" / SANDBOX_FILE).read_bytes())
     assert min(seconds_to_enter(file) for _ in range(NUM_TRIES)) < MAX_ENTER_SECONDS
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.run.launch import own_environment, packages_of_zeta_core
+from worker.run.launch import hub_folder, own_environment, packages_of_zeta_core
 from worker.settings import WorkerSettings
+from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.kinds import SPEC_MODELS
@@ -35,7 +36,7 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import LOCK_FILE, RunFile, checkpoint_key, file_key, project_cache
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.durable_files import part_path, write_atomically
-from zeta_core.system.sandbox import SandboxSupport
+from zeta_core.system.sandbox import SHARED_MEMORY, SandboxSupport
 
 _SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/sys", "/nix/store"),
@@ -109,6 +110,7 @@ class Sandboxes:
             outputs=[Path(run_file.output_dir)],
             devices=devices,
             processes=run_file.processes,
+            hub=run_file.hub_access if run_file.hub else HubAccess.OFF,
         )
         if self.support is not None and run_file.spec.get("use_deepspeed"):
             self._copy_extensions(self.settings.root / project_cache(run_file.project) / "home")
@@ -119,6 +121,7 @@ class Sandboxes:
         *,
         inputs: Inputs,
         project: str,
+        hub: HubAccess,
         outputs: Iterable[Path] = (),
         devices: Sequence[str] = (),
         processes: int = 1,
@@ -136,11 +139,12 @@ class Sandboxes:
         for folder in (home, temporary):
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(home)  # the cache evicts the least recently used entries
-        network = self.has_network or not self.support.namespaces
-        hub = [_hub_home() / name for name in _HUB_FOLDERS] if settings.hub != "off" else []
-        for folder in hub:
+        network = hub != HubAccess.OFF or self._has_tracker or not self.support.namespaces
+        hub_home = hub_folder(own_environment(), hub)
+        downloads = [hub_home / name for name in _HUB_FOLDERS] if hub != HubAccess.OFF else []
+        for folder in downloads:
             folder.mkdir(parents=True, exist_ok=True)
-        token = [_hub_home() / "token"] if settings.hub != "off" else []
+        token = [hub_home / "token"] if hub == HubAccess.OPERATOR_TOKEN else []
         variables = {"HOME": str(home), "TMPDIR": str(temporary)}
         if not network:
             variables |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -148,7 +152,7 @@ class Sandboxes:
         file = SandboxFile(
             readable=[*_libraries(settings), *map(str, (*inputs.paths, *token))],
             listable=[] if packages is None else [packages],
-            writable=[str(cache), *map(str, hub), *([] if self.support.namespaces else ["/dev/shm"])],
+            writable=[str(cache), *map(str, downloads), *([] if self.support.namespaces else [SHARED_MEMORY])],
             outputs=[str(temporary), *map(str, outputs), *([str(directory)] if may_remove else [])],
             run_directory=None if may_remove else str(directory),
             devices=[*_DEVICES, *(_gpu_devices() if devices else ())],
@@ -170,9 +174,9 @@ class Sandboxes:
             part.rename(target)
 
     @property
-    def has_network(self) -> bool:
-        """Whether processes may use the network: for the Hub, or for a tracker that the operator has set up."""
-        return self.settings.hub != "off" or any(name.startswith(_TRACKERS) for name in self.settings.job_env)
+    def _has_tracker(self) -> bool:
+        """Whether the operator has set up a tracker, which needs the network."""
+        return any(name.startswith(_TRACKERS) for name in self.settings.job_env)
 
 
 def _model_paths(model: object, artifacts: Path) -> Iterator[Path]:
@@ -231,8 +235,3 @@ def _libraries(settings: WorkerSettings) -> list[str]:
 
 def _gpu_devices() -> list[str]:
     return [str(path) for pattern in _GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]
-
-
-def _hub_home() -> Path:
-    own = own_environment()
-    return Path(own.get("HF_HOME") or Path(own.get("HOME", "/"), ".cache", "huggingface"))

@@ -214,7 +214,7 @@ class ServedModels:
         directory.mkdir(parents=True)
         if self._sandboxes is not None:
             inputs = Inputs.of_model(weights.model, settings)
-            self._sandboxes.prepare(directory, inputs=inputs, project=weights.project, devices=devices)
+            self._sandboxes.prepare(directory, inputs=inputs, project=weights.project, hub=hub, devices=devices)
         return ServingProcess(directory, file, self._command, environment, devices, on_message)
 
     def _cancel(self, request_id: str) -> None:

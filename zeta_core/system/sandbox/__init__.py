@@ -28,8 +28,9 @@ from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import landlock, namespaces, seccomp
 from zeta_core.system.sandbox.kernel import SandboxUnavailable, architecture, drop_privileges
 
-__all__ = ["SandboxSupport", "SandboxUnavailable", "enter", "probe", "restrict"]
+__all__ = ["SHARED_MEMORY", "SandboxSupport", "SandboxUnavailable", "enter", "probe", "restrict"]
 
+SHARED_MEMORY = namespaces.SHARED_MEMORY
 _TRUNCATE_ABI = 3  # from this version on, Landlock covers truncate(2)
 _ENTERED = "ZETA_SANDBOX_ENTERED"  # an environment variable of all processes in a sandbox
 _FIRST_LOCK_DESCRIPTOR = 100  # above those that programs choose, and below every limit

@@ -17,6 +17,7 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import SandboxSupport, restrict
@@ -53,6 +54,16 @@ def test_a_spec_allows_the_files_that_it_names_and_the_bases_of_adapters(tmp_pat
         tmp_path / "data",
     }
     assert Inputs.of_spec({**spec, "model": {"pickle": "x"}}, settings).paths == (), "the run reports the error"
+
+
+def test_a_batch_allows_its_model_and_the_file_of_its_requests(tmp_path: Path) -> None:
+    settings = worker_settings(tmp_path)
+    spec = {"model": {"job": JOB}, "model_name": "m", "fingerprint": "f", "has_manifest": True, "input": {"file": FILE}}
+    spec |= {"endpoint": "/v1/chat/completions", "num_requests": 1}
+    assert set(Inputs.of_spec(spec, settings, JobKind.BATCH).paths) == {
+        settings.artifacts / checkpoint_key(JOB, "final"),
+        settings.artifacts / file_key(FILE),
+    }
 
 
 def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -> None:

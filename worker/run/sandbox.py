@@ -22,6 +22,7 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS
 from zeta_core.contract.spec.sources import (
     MODEL_SOURCE,
@@ -73,6 +74,8 @@ class Inputs:
         tokenizer = getattr(parsed, "tokenizer", None)  # the specs of some kinds of jobs have neither it nor data
         if isinstance(tokenizer, FileTokenizer):
             found.append(settings.artifacts / file_key(tokenizer.file))
+        if isinstance(parsed, BatchSpec):
+            found.append(settings.artifacts / file_key(parsed.input.file))
         for source in (
             source for name in ("dataset", "eval_dataset") for source in dataset_sources(getattr(parsed, name, None))
         ):

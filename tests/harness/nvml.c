@@ -10,6 +10,8 @@
 #include <string.h>
 
 enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, NO_DRIVER = 9, TIMEOUT = 10, LOST = 15 };
+enum { UNKNOWN = 999 };
+enum { UNREADABLE_XID = 999999 }; /* makes waiting for events fail, see simulated_gpus.py */
 enum { MAX_GPUS = 32 };
 
 typedef struct {
@@ -186,6 +188,8 @@ int nvmlEventSetWait_v2(void *events, event_t *event, unsigned milliseconds) {
     gpu_t gpus[MAX_GPUS];
     int lines = read_gpus(gpus);
     (void)events, (void)milliseconds;
+    for (int line = 0; line < lines; line++)
+        if (gpus[line].xid == UNREADABLE_XID) return UNKNOWN;
     for (int line = 0; line < lines; line++)
         if (gpus[line].xid && reported[line] != gpus[line].xid) {
             reported[line] = gpus[line].xid;

@@ -14,6 +14,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("nvml.c")
 LIBRARY = "libnvidia-ml.so.1"
 H100 = "NVIDIA H100 80GB HBM3"
+UNREADABLE_XID = 999999  # with this one, the driver fails to report critical errors of any GPU
 
 
 @dataclass(frozen=True)

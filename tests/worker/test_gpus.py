@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
-from tests.harness.simulated_gpus import H100, SimulatedGpu, SimulatedGpus, can_simulate
+from tests.harness.simulated_gpus import H100, UNREADABLE_XID, SimulatedGpu, SimulatedGpus, can_simulate
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.responses import DeviceReport
 
@@ -135,3 +135,17 @@ def test_a_gpu_that_the_driver_lost_is_not_assigned(fleet: SmallFleet, gpus: Sim
     slots = wait_for_slots(fleet, lambda slots: slots[1].problem is not None)
     assert "GPU is lost" in str(slots[1].problem)
     assert slots[0].problem is None
+
+
+@pytest.mark.slow
+def test_critical_errors_that_the_driver_cannot_report_are_an_outage(fleet: SmallFleet, gpus: SimulatedGpus) -> None:
+    gpus.set([SimulatedGpu()])
+    start(fleet, gpus)
+    wait_for_slots(fleet, bool)
+    gpus.set([SimulatedGpu(xid=UNREADABLE_XID)])
+    engine = fleet.engine
+    assert engine is not None
+    wait_until(lambda: "gpus" in engine.workers()[0].failing, 30, "the worker to report the failing check")
+    gpus.set([SimulatedGpu(xid=79)])
+    wait_for_slots(fleet, lambda slots: "Xid 79" in str(slots[0].problem))
+    assert "gpus" not in engine.workers()[0].failing

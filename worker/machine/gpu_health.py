@@ -73,7 +73,11 @@ class GpuHealth:
     def _find_problems(self, used: Collection[str]) -> dict[str, str]:
         if self._events is None:
             self._events = _register_events({gpu.board for gpu in self._gpus})
-        self._xids |= _new_xids(self._events)
+        try:
+            _add_new_xids(self._events, self._xids)
+        except pynvml.NVMLError:
+            self._events = None  # register again in the next check
+            raise
         with driver():
             found = {gpu.device: self._problem(gpu, is_used=gpu.device in used) for gpu in self._gpus}
         return {device: problem for device, problem in found.items() if problem is not None}
@@ -134,13 +138,19 @@ def _register_events(boards: Collection[str]) -> Any:
     return events
 
 
-def _new_xids(events: Any) -> dict[str, int]:
-    """The critical errors of GPUs since the last call, by the UUID of the GPU."""
-    found: dict[str, int] = {}
+def _add_new_xids(events: Any, xids: dict[str, int]) -> None:
+    """Add the critical errors of GPUs since the last call to ``xids``, by the UUID of the GPU.
+
+    Raises `pynvml.NVMLError` if the driver can't report them.
+    """
     while True:
         try:
             event = pynvml.nvmlEventSetWait(events, 0)
-        except pynvml.NVMLError:  # no more events
-            return found
+        except pynvml.NVMLError as error:
+            code: int = error.value  # pyright: ignore[reportAttributeAccessIssue] - assigned in __new__
+            # No more events, or a GPU is lost, which `_memory_problem` reports for the GPU that it concerns.
+            if code in (pynvml.NVML_ERROR_TIMEOUT, pynvml.NVML_ERROR_GPU_IS_LOST):
+                return
+            raise
         if event.eventData not in XIDS_OF_PROGRAMS:
-            found[text(pynvml.nvmlDeviceGetUUID(event.device))] = int(event.eventData)
+            xids[text(pynvml.nvmlDeviceGetUUID(event.device))] = int(event.eventData)

@@ -197,7 +197,8 @@ class Keys:
 async def register_admin_key(database: Database, secret: str | None) -> None:
     """Make ``secret`` the admin key of the settings, and revoke an earlier one.
 
-    Raises `InvalidSettings` if there would be no usable key at all.
+    Raises `InvalidSettings` if there would be no usable key at all, or if ``secret`` is the text of a key that was
+    created through the API: that key has its own scopes, project and revocation, which the settings must not change.
     """
     async with database.write() as session:
         if secret is None:
@@ -206,6 +207,15 @@ async def register_admin_key(database: Database, secret: str | None) -> None:
                 raise InvalidSettings("ZETA_API_KEY is not set and there is no key yet; set it to the admin key.")
             return
         digest = sha256(secret)
+        has_text = or_(KeyRow.secret_sha256 == digest, KeyRow.old_secret_sha256 == digest)
+        created = await session.scalar(select(KeyRow).where(has_text, KeyRow.created_by != FROM_SETTINGS))
+        if created is not None:
+            raise InvalidSettings(
+                f"ZETA_API_KEY is the text of key {created.id}, which was created with `zeta keys create` or rotated; "
+                "set it to another text, such as the output of `openssl rand -hex 32`.",
+                param="ZETA_API_KEY",
+                code="api_key_in_use",
+            )
         await session.execute(
             update(KeyRow)
             .where(KeyRow.created_by == FROM_SETTINGS, KeyRow.secret_sha256 != digest, KeyRow.revoked_at.is_(None))

@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DatabaseError
 
-from server.auth import Keys
+from server.auth import Keys, register_admin_key
 from server.database.access_tables import KeyRow
 from server.database.connections import Database
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, running_server, submit
+from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
 
 
@@ -107,6 +108,25 @@ def test_the_key_in_the_settings_cannot_be_revoked_or_rotated(http: httpx.Client
     for method, path in (("DELETE", ""), ("POST", "/rotate")):
         response = http.request(method, f"/v1/keys/{own['id']}{path}")
         assert (response.status_code, error_of(response)["code"]) == (409, "key_in_settings")
+
+
+def test_the_text_of_a_created_key_is_refused_as_the_key_in_the_settings(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    key = create(http, scopes=["read"])
+    assert http.delete(f"/v1/keys/{key['id']}").is_success
+
+    async def register() -> None:
+        database = Database(server.settings.database)
+        try:
+            await register_admin_key(database, key["key"])
+        finally:
+            await database.close()
+
+    with pytest.raises(InvalidSettings, match=f"ZETA_API_KEY is the text of key {key['id']}"):
+        asyncio.run(register())
+    assert http.get(f"/v1/keys/{key['id']}").json()["revoked_at"] is not None
+    assert http.get("/v1/keys/me").json()["created_by"] == "settings", "the admin key still works"
 
 
 @pytest.mark.parametrize(

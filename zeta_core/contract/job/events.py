@@ -68,6 +68,9 @@ class StatusLine(_Line):
     error: JobError | None = None
 
 
+StoredNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]  # that of a column of the database
+
+
 class StepFigures(BaseModel):
     """The metrics of one optimizer step, named as in `ProgressLine`, which may cover several steps."""
 
@@ -109,7 +112,7 @@ class ProgressLine(_Line):
     phase: Phase
     documents: int | None = None
     share: float | None = None
-    step: int | None = None
+    step: StoredNumber | None = None
     total_steps: int | None = None
     epoch: float | None = None
     tokens: int | None = None
@@ -147,10 +150,10 @@ class CheckpointLine(_Line):
 
     type: Literal["checkpoint"] = "checkpoint"
     name: str
-    step: int
+    step: StoredNumber
     metrics: dict[str, float] = {}
-    bytes: int = 0
-    request: int | None = None
+    bytes: int = Field(default=0, ge=0, le=2**63 - 1)
+    request: StoredNumber | None = None
 
 
 class SampleLine(_Line):

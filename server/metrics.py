@@ -58,9 +58,13 @@ class JobMetrics:
         # In the database, so that it survives restarts and deleted jobs.
         self._ends = _Totals("zeta_job_ends", "Jobs that have ended, by reason.", "reason")
         self._dropped = _Totals("zeta_dropped_messages", "Messages removed from Redis without effect.", "place")
+        self._rejected = _Totals(
+            "zeta_rejected_messages", "Messages of workers that were invalid, late or replayed, by reason.", "reason"
+        )
         self._failing = Gauge("zeta_failing_loops", "Loops of this server that are failing now.", registry=registry)
         registry.register(self._ends)
         registry.register(self._dropped)
+        registry.register(self._rejected)
         self._seen_until = utc_now()
 
     async def text(self, service: Service) -> bytes:
@@ -89,5 +93,6 @@ class JobMetrics:
         self._redis.set(service.engine.redis_ok)
         by_worker = {f"worker {beat.worker}": beat.num_dropped for beat in service.engine.workers()}
         self._dropped.values = {**service.engine.dropped.counts, **by_worker}
+        self._rejected.values = service.engine.dropped.rejected
         self._failing.set(len(service.engine.loops.troubles()))
         return generate_latest(self._registry)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from zeta_core.contract.access import HubAccess, ProjectLimits
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.contract.webhooks import check_url
+from zeta_core.contract.wire.signatures import SECRET_PREFIX
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.exposure import is_loopback
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
@@ -143,6 +144,11 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default="", description="origins of web pages that may use the API, separated by commas; default: none"
     )
     api_key: ApiKey | None = None
+    shared_worker_secret: bool = Field(
+        default=True,
+        description="whether workers may use the server's ZETA_WORKER_SECRET; if off, each one needs a secret of its "
+        "own (`zeta workers add`)",
+    )
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="maximum size of a JSON request body")
     artifacts_take_over: str | None = Field(
         default=None, description="id of the service whose artifact store this one takes over permanently"
@@ -235,6 +241,13 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         description="domains of e-mail addresses that may be notified, separated by commas, or `*`; default: that of "
         "ZETA_SMTP_FROM",
     )
+
+    @field_validator("worker_secret")
+    @classmethod
+    def _of_the_server(cls, value: str) -> str:
+        if value.startswith(SECRET_PREFIX):
+            raise ValueError("it is the secret of a single worker; set it to the secret of the server")
+        return value
 
     @property
     def openai_base_models(self) -> dict[str, ModelSource]:

@@ -8,19 +8,31 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from zeta_core.contract.access import HubAccess
+from zeta_core.contract.wire.signatures import (
+    WORKER_NAME_PATTERN,
+    WorkerKey,
+    derive_key,
+    parse_individual_secret,
+)
 from zeta_core.system.settings import FleetSettings
 
 MEBIBYTE = 2**20
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+_NAME = re.compile(WORKER_NAME_PATTERN)
+
+
+def _default_name(known: dict[str, Any]) -> str:
+    """The name in an individual secret, or that of the machine."""
+    own = parse_individual_secret(known.get("worker_secret", ""))
+    return own.worker if own is not None else _NOT_IN_NAME.sub("-", socket.gethostname()) or "worker"
 
 
 class WorkerSettings(FleetSettings):
     """The settings of ``zeta worker``."""
 
-    worker_name: str = Field(default_factory=lambda: _NOT_IN_NAME.sub("-", socket.gethostname()) or "worker")
+    worker_name: str = Field(default_factory=_default_name)
     worker_slots: int | None = Field(
         default=None, ge=1, le=1024, description="number of concurrent jobs; default: one per visible GPU, or 1"
     )
@@ -92,13 +104,22 @@ class WorkerSettings(FleetSettings):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         return cls.from_environment(os.environ, **{"cuda_visible_devices": visible, **overrides})
 
+    @field_validator("worker_secret")
+    @classmethod
+    def _secret(cls, value: str) -> str:
+        parse_individual_secret(value)
+        return value
+
     @field_validator("worker_name")
     @classmethod
-    def _name(cls, value: str) -> str:
+    def _name(cls, value: str, known: ValidationInfo) -> str:
         if not _NAME.match(value):
             raise ValueError(
                 "it must consist of at most 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
             )
+        own = parse_individual_secret(known.data.get("worker_secret", ""))
+        if own is not None and own.worker != value:
+            raise ValueError(f"ZETA_WORKER_SECRET is the secret of worker {own.worker!r}; use that name, or unset it")
         return value
 
     @field_validator("worker_labels", mode="before")
@@ -129,6 +150,11 @@ class WorkerSettings(FleetSettings):
     def hub_access(self, granted: HubAccess) -> HubAccess:
         """What a process may read from the Hub if the server has granted this to its project."""
         return HubAccess.OFF if self.hub == "off" else granted
+
+    @property
+    def worker_key(self) -> WorkerKey:
+        """The key that signs all messages between the server and this worker."""
+        return parse_individual_secret(self.worker_secret) or derive_key(self.worker_secret, self.worker_name)
 
     @property
     def root(self) -> Path:

@@ -38,8 +38,17 @@ from worker.run.warm_start import WarmStart
 from worker.serving.served_models import ServedModels
 from worker.settings import WorkerSettings
 from worker.threads import GuardLimits, Outage, ProcessGuard
+from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
-from zeta_core.contract.wire.messages import CheckRequest, ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
+from zeta_core.contract.wire.messages import (
+    CheckRequest,
+    ClaimAnswer,
+    Dispatch,
+    JournalAck,
+    SaveRequest,
+    SecretRejected,
+    StopRequest,
+)
 from zeta_core.system.device_kind import cpu_kind
 from zeta_core.system.sandbox import SandboxSupport
 
@@ -63,7 +72,9 @@ class Supervisor:
     ) -> None:
         """``sandbox`` is what confines runs; ``None`` if that is switched off."""
         self._settings = settings
+        self._incarnation = incarnation
         self._stopping = False
+        self._rejection: InvalidSettings | None = None  # why the server accepts no message of this worker
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
         store = ArtifactStore(settings.artifacts)
@@ -74,7 +85,7 @@ class Supervisor:
         resources = WorkerResources(
             settings, incarnation, store, self._executor, command, len(slots), self._warm_start, sandboxes
         )
-        self._link = RedisLink(settings.redis_url, settings.worker_name, settings.worker_secret, self._inbox)
+        self._link = RedisLink(settings.redis_url, settings.worker_key, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
         self._disk = DiskSpace(
             (settings.root, settings.artifacts),
@@ -119,7 +130,10 @@ class Supervisor:
         self._state = self._current_state()
 
     def run(self) -> int:
-        """Run until stopped; returns the exit status. Raises `InvalidSettings` if another worker has the same name."""
+        """Run until stopped; returns the exit status.
+
+        Raises `InvalidSettings` if another worker has the same name, or if the server rejects the worker's secret.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._attempts.adopt()
@@ -139,6 +153,8 @@ class Supervisor:
         self._shut_down()
         if self._heartbeat.name_conflict is not None:
             raise self._heartbeat.name_conflict
+        if self._rejection is not None:
+            raise self._rejection
         return 0
 
     @property
@@ -211,11 +227,22 @@ class Supervisor:
                 self._serving.control(message)
             case ClaimAnswer() | JournalAck() | StopRequest() | SaveRequest():
                 self._attempts.deliver(message)
+            case SecretRejected():
+                self._stop_rejected(message)
             case CheckRequest():
                 if not self._stopping:
                     self._checks.take(message)
             case _:
                 raise AssertionError(f"nobody sends {type(message).__name__} to a worker")
+
+    def _stop_rejected(self, message: SecretRejected) -> None:
+        """Stop this process, because the server accepts none of its messages."""
+        if message.incarnation == self._incarnation and not self._stopping:
+            self._rejection = InvalidSettings(
+                f"The server rejects the secret of this worker: {message.reason}.", param="ZETA_WORKER_SECRET"
+            )
+            logger.error("%s", self._rejection.message, extra={"action": "secret_rejected"})
+            self._stopping = True
 
     def _check_gpus(self) -> None:
         self._gpu_health.step(self._attempts.used_devices | self._serving.used_devices)

@@ -1,4 +1,4 @@
-"""The tables of projects, API keys, the audit log and browser sessions."""
+"""The tables of projects, API keys, secrets of workers, the audit log and browser sessions."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ class KeyRow(Table):
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     old_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
+    old_expires_at: Mapped[datetime | None]
+
+
+class WorkerSecretRow(Table):
+    """A worker with an individual secret. The secret is derived from ``secret_id``; see `engine.worker_secrets`.
+
+    After a rotation with a grace period, the old secret continues to work until ``old_expires_at``.
+    """
+
+    __tablename__ = "worker_secrets"
+
+    worker: Mapped[str] = mapped_column(primary_key=True)
+    secret_id: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    old_secret_id: Mapped[str | None]
     old_expires_at: Mapped[datetime | None]
 
 

@@ -24,6 +24,7 @@ from server.database.draining import drained_workers
 from server.database.tables import JobRow
 from server.engine.known_workers import KnownWorkers
 from server.engine.redis_client import DroppedMessages, remove_wrong_type
+from server.engine.signed_messages import SignedMessages
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import JobStatus
@@ -41,7 +42,8 @@ from zeta_core.contract.wire.answers import (
     ServedWeights,
     answer_stream,
 )
-from zeta_core.contract.wire.messages import ANSWER_VERSION, BadMessage, Heartbeat, read_message
+from zeta_core.contract.wire.messages import ANSWER_VERSION, Heartbeat
+from zeta_core.contract.wire.signatures import BadMessage, BadSender
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 BLOCK_MILLISECONDS = 500
@@ -144,7 +146,7 @@ class Answers:
         workers: KnownWorkers,
         send_to_worker: SendToWorker,
         dropped: DroppedMessages,
-        secret: str,
+        messages: SignedMessages,
         wake: Callable[[], None],
     ) -> None:
         self._database = database
@@ -152,7 +154,7 @@ class Answers:
         self._workers = workers
         self._send = send_to_worker
         self._dropped = dropped
-        self._secret = secret
+        self._messages = messages
         self._wake = wake
         self._server = secrets.token_hex(8)
         self._stream = answer_stream(self._server)
@@ -196,13 +198,16 @@ class Answers:
             entries = await self._read()
             if entries:
                 await self._redis.xdel(self._stream, *[entry_id for entry_id, _ in entries])
-        for _, fields in entries:
+        for entry_id, fields in entries:
             try:
-                part = read_message(ANSWER_PART, fields, self._secret, channel=self._stream)
+                worker, part = self._messages.read(ANSWER_PART, entry_id, fields, channel=self._stream)
+                answer = self._open.get(part.request_id)
+                if answer is not None and answer.worker != worker:
+                    raise BadSender(f"worker {worker} answered request {part.request_id} of worker {answer.worker}")
             except BadMessage as error:
                 self._dropped.invalid("answers", error)
                 continue
-            if (answer := self._open.get(part.request_id)) is not None:
+            if answer is not None:
                 await answer.receive(part)
 
     async def keep_alive(self) -> None:

@@ -44,11 +44,15 @@ _NOT_FIELDS = {"type", "created_at"}  # columns of their own
 
 @dataclass(frozen=True)
 class AppliedBatch:
-    """The result of applying a batch; ``num_applied`` counts its new lines."""
+    """The result of applying a batch; ``num_applied`` counts its new lines.
+
+    ``holder`` is the worker that holds the attempt, if that is not the sender, whose batch was rejected.
+    """
 
     ack: JournalAck
     num_applied: int
     attempt_ended: bool
+    holder: str | None = None
 
 
 async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> AppliedBatch:
@@ -58,8 +62,10 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     """
     job = await lock_job(session, batch.job_id)
     attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
-    if job is None or attempt is None or attempt.worker != batch.worker:
+    if job is None or attempt is None:
         return AppliedBatch(_ack(batch, 0, fenced=True), 0, False)
+    if attempt.worker != batch.worker:
+        return AppliedBatch(_ack(batch, 0, fenced=True), 0, False, holder=attempt.worker)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
         return AppliedBatch(_ack(batch, attempt.stored_line, fenced=True), 0, False)
     protected = set[str]()

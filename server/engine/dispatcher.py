@@ -9,15 +9,17 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from server.engine.redis_client import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
-from zeta_core.contract.wire.messages import START_TASK, Dispatch, queue_keys, sign, worker_queue
+from server.engine.worker_secrets import WorkerSecrets
+from zeta_core.contract.wire.messages import START_TASK, Dispatch, queue_keys, worker_queue
+from zeta_core.contract.wire.signatures import sign
 from zeta_core.system.redis_access import RedisAddress, calling_redis
 
 
 class Dispatcher:
     """A Celery producer. It refers to the task by its name, because the server must not import worker code."""
 
-    def __init__(self, redis_url: str, redis: Redis, secret: str) -> None:
-        self._redis, self._secret = redis, secret
+    def __init__(self, redis_url: str, redis: Redis, secrets: WorkerSecrets) -> None:
+        self._redis, self._secrets = redis, secrets
         self._celery: Any = Celery("zeta", broker=RedisAddress.parse(redis_url).celery_url, set_as_current=False)
         self._celery.conf.update(
             task_ignore_result=True,
@@ -36,7 +38,7 @@ class Dispatcher:
     async def send(self, dispatch: Dispatch) -> None:
         """Put the message into the worker's queue. Raises `RedisUnavailable` within seconds, without retries."""
         queue = worker_queue(dispatch.worker)
-        signed = sign(dispatch, self._secret, channel=queue)
+        signed = sign(dispatch, self._secrets.key_for_sending(dispatch.worker), channel=queue)
         with calling_redis():
             try:
                 await asyncio.to_thread(self._send, queue, signed)

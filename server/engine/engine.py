@@ -21,7 +21,7 @@ from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.database.job_counts import MERGE_SECONDS, merge_counts
 from server.database.tables import JobRow
-from server.engine import database_claim, redis_claim
+from server.engine import database_claim, redis_claim, worker_secrets
 from server.engine.answers import KEEP_ALIVE_PACE_SECONDS, Answers
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
@@ -34,7 +34,9 @@ from server.engine.redis_claim import RedisClaim
 from server.engine.redis_client import DroppedMessages, connect, remove_wrong_type, send_to_worker
 from server.engine.scheduler import Scheduler
 from server.engine.shared_counts import SharedCounts
+from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import SpecChecks
+from server.engine.worker_secrets import WorkerSecrets
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
@@ -59,13 +61,16 @@ class Engine:
         self.event_signal = EventSignal()
         self.dropped = DroppedMessages()
         self.loops = BackgroundLoops()
-        self._workers = KnownWorkers(settings.worker_secret)
+        self.secrets = WorkerSecrets(settings.worker_secret, allow_shared=settings.shared_worker_secret)
+        self._workers = KnownWorkers(self.secrets)
         self._redis = connect(settings.redis_url)
         self.request_counts = SharedCounts(self._redis)
         self._redis_claim = RedisClaim(self._redis, settings.redis_url, service)
         self._database_claim = DatabaseClaim(database, self._redis, settings.redis_url)
-        self._dispatcher = Dispatcher(settings.redis_url, self._redis, settings.worker_secret)
-        self._consumer = MessageConsumer(database, self._redis, settings, self.event_signal, self.dropped, self.wake)
+        self._dispatcher = Dispatcher(settings.redis_url, self._redis, self.secrets)
+        self._consumer = MessageConsumer(
+            database, self._redis, settings, self.secrets, self.event_signal, self.dropped, self.wake
+        )
         self._scheduler = Scheduler(
             database,
             self._workers,
@@ -74,7 +79,13 @@ class Engine:
             default_limits=settings.project_limits,
         )
         self._monitor = JobMonitor(
-            database, self._workers, self._send_to_worker, self.event_signal, self.wake, lease=settings.lease_seconds
+            database,
+            self._workers,
+            self.secrets,
+            self._send_to_worker,
+            self.event_signal,
+            self.wake,
+            lease=settings.lease_seconds,
         )
         self.spec_checks = SpecChecks(
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
@@ -86,7 +97,7 @@ class Engine:
             self._workers,
             self._send_to_worker,
             self.dropped,
-            settings.worker_secret,
+            SignedMessages(self.secrets),
             wake=lambda: self.loops.wake("answers"),
         )
 
@@ -95,6 +106,8 @@ class Engine:
 
         Raises `InvalidSettings` if Redis belongs to another service, or if the database is in use with another Redis.
         """
+        with suppress(DatabaseUnavailable):
+            await self.load_secrets()
         try:
             await self._redis_claim.take()
             await self._database_claim.take()
@@ -110,6 +123,7 @@ class Engine:
         )
         for name, one_pass, seconds in renewals:
             self.loops.start(name, one_pass, Pace(idle_seconds=seconds))
+        self.loops.start("worker secrets", self.load_secrets, Pace(idle_seconds=worker_secrets.REFRESH_SECONDS))
         self.loops.start("messages", self._read_messages, Pace())
         self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
@@ -118,6 +132,10 @@ class Engine:
             self.loops.start(name, one_pass, JOB_PACE)
         self.loops.start("answers", self._read_answers, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("open requests", self.answers.keep_alive, Pace(idle_seconds=KEEP_ALIVE_PACE_SECONDS))
+
+    async def load_secrets(self) -> None:
+        """Read which secrets of workers are valid. Raises `DatabaseUnavailable`."""
+        await self.secrets.load(self.database)
 
     async def stop(self) -> None:
         """Stop the loops; the next start continues any interrupted work."""
@@ -163,14 +181,19 @@ class Engine:
         """Whether a new heartbeat of the worker arrived within the last `HEARTBEAT_GONE_SECONDS`."""
         return self._workers.is_alive(worker)
 
+    def clock_ahead_seconds(self, worker: str) -> float | None:
+        """By how much the worker's clock is ahead of this server's; ``None`` if that is not known."""
+        return self._workers.clock_ahead_seconds(worker)
+
     async def _renew_database_claim(self) -> None:
         self._redis_claim.require()
         await self._database_claim.one_pass()
 
     def _require_claims(self) -> None:
-        """Raise `RedisUnavailable` unless Redis and the database are claimed for each other."""
+        """Raise `RedisUnavailable` unless Redis and the database are claimed for each other, and secrets are known."""
         self._redis_claim.require()
         self._database_claim.require()
+        self.secrets.require()
 
     async def _read_messages(self) -> None:
         self._require_claims()
@@ -193,15 +216,16 @@ class Engine:
             with calling_redis():
                 entries = await self._fetch_heartbeats()
                 changed = self._workers.update(entries)
-                invalid = self._workers.invalid()
                 gone = self._workers.unlisted()
-                if remove := [*invalid, *gone]:
+                if remove := [*self._workers.invalid, *gone]:
                     await self._redis.hdel(WORKERS_HASH, *remove)
+                for key, rejection in self._workers.rejections:
+                    await send_to_worker(self._redis, rejection, key)
         except RedisUnavailable:
             self._workers.unreachable()
             raise
-        for reason in invalid.values():
-            self.dropped.invalid("heartbeats", reason)
+        for error in (*self._workers.invalid.values(), *self._workers.rejected):
+            self.dropped.invalid("heartbeats", error)
         if gone:
             self._workers.forget(gone)
         if changed:
@@ -219,4 +243,4 @@ class Engine:
 
     async def _send_to_worker(self, worker: str, message: BaseModel) -> None:
         self._require_claims()
-        await send_to_worker(self._redis, worker, message, self.settings.worker_secret)
+        await send_to_worker(self._redis, message, self.secrets.key_for_sending(worker))

@@ -1,7 +1,8 @@
 """Monitors running jobs: repeats stop requests until they take effect, and ends attempts whose worker is lost.
 
 An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the run, or
-gave up), or when its worker has been silent for ``lease_seconds`` while Redis was reachable. Only a worker process that
+gave up), when its worker has been silent for ``lease_seconds`` while Redis was reachable, or when its worker's secret
+was revoked. Only a worker process that
 runs in the same folder knows whether an attempt is gone. A worker with the same name in another folder (another disk or
 machine) may have replaced one whose run still continues, so in that case only the lease counts. If a worker still lists
 an attempt that has ended, it receives a fenced acknowledgement and kills the run.
@@ -28,6 +29,7 @@ from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
 from server.engine.save_requests import due_save_requests
 from server.engine.stop_requests import RUNNING, StopRequests
+from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import (
@@ -54,6 +56,7 @@ class JobMonitor:
         self,
         database: Database,
         workers: KnownWorkers,
+        secrets: WorkerSecrets,
         send_to_worker: SendToWorker,
         event_signal: EventSignal,
         slot_freed: Callable[[], None],
@@ -62,6 +65,7 @@ class JobMonitor:
     ) -> None:
         self._database = database
         self._workers = workers
+        self._secrets = secrets
         self._send_to_worker = send_to_worker
         self._event_signal = event_signal
         self._slot_freed = slot_freed
@@ -124,7 +128,9 @@ class JobMonitor:
             message: str | None = None
             folder = parse_folder_id(row.incarnation)
             silent = self._workers.silent_seconds(row.worker, folder)
-            if silent > self._lease_seconds:
+            if self._secrets.is_revoked(row.worker):
+                message = f"Worker {row.worker} was revoked."
+            elif silent > self._lease_seconds:
                 message = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
             elif self._would_list(row.worker, folder) and not self._lists(row.worker, key):
                 unlisted[key] = self._unlisted_since.get(key, now)
@@ -132,6 +138,9 @@ class JobMonitor:
                     message = f"Worker {row.worker} no longer runs this attempt."
             if message is not None:
                 await self._lose(row.id, row.attempt, message)
+                if self._secrets.is_revoked(row.worker):
+                    ended = JournalAck(job_id=row.id, attempt=row.attempt, stored_line=0, fenced=True)
+                    await self._send_to_worker(row.worker, ended)
 
         failure = await try_each(running, check)
         self._unlisted_since = unlisted

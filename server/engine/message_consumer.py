@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
+from secrets import token_hex
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,20 +26,21 @@ from server.engine.apply_journal import apply_batch
 from server.engine.attempt_claims import answer_claim
 from server.engine.event_signal import EventSignal
 from server.engine.redis_client import DroppedMessages, remove_wrong_type, send_to_worker
+from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import store_result
+from server.engine.worker_secrets import WorkerSecrets
 from server.settings import ServerSettings
 from zeta_core.contract.wire.messages import (
     FROM_WORKER,
     LAST_STREAM_ID,
     SERVER_GROUP,
     SERVER_STREAM,
-    BadMessage,
     CheckResult,
     Claim,
     FromWorker,
     JournalBatch,
-    read_message,
 )
+from zeta_core.contract.wire.signatures import BadMessage, BadSender
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
@@ -60,18 +61,20 @@ class MessageConsumer:
         database: Database,
         redis: Redis,
         settings: ServerSettings,
+        secrets: WorkerSecrets,
         event_signal: EventSignal,
         dropped: DroppedMessages,
         attempt_ended: Callable[[], None],
     ) -> None:
         self._database = database
         self._redis = redis
-        self._secret = settings.worker_secret
+        self._secrets = secrets
+        self._messages = SignedMessages(secrets)
         self._max_events = settings.max_job_events
         self._event_signal = event_signal
         self._dropped = dropped
         self._attempt_ended = attempt_ended
-        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
         self._has_group = False
         self._has_pending = False  # messages that were read while the database was unavailable
         self._take_over_at = 0.0  # monotonic: when to look for abandoned messages again
@@ -145,7 +148,10 @@ class MessageConsumer:
         """Apply one message and reply. It stays in the stream only while the database is unavailable."""
         reply: tuple[str, BaseModel] | None = None
         try:
-            reply = await self._apply(read_message(FROM_WORKER, fields, self._secret, channel=SERVER_STREAM))
+            sender, message = self._messages.read(FROM_WORKER, message_id, fields, channel=SERVER_STREAM)
+            if message.worker != sender:
+                raise BadSender(f"worker {sender} sent a {message.kind} in the name of worker {message.worker!r}")
+            reply = await self._apply(message)
         except BadMessage as error:
             self._dropped.invalid("stream", error)
         except DatabaseUnavailable as error:
@@ -165,7 +171,8 @@ class MessageConsumer:
             )
         with calling_redis():
             if reply is not None:
-                await send_to_worker(self._redis, *reply, self._secret)
+                worker, answer = reply
+                await send_to_worker(self._redis, answer, self._secrets.key_for_sending(worker))
             await self._remove(message_id)
             if message_id == LAST_STREAM_ID:
                 await self._redis.unlink(SERVER_STREAM)
@@ -197,7 +204,9 @@ class MessageConsumer:
                 return await self._batch(message)
             case CheckResult():
                 async with self._database.write() as session:
-                    await store_result(session, message)
+                    is_expected = await store_result(session, message)
+                if not is_expected:
+                    raise BadSender(f"worker {message.worker} sent the result of a check that it was not asked for")
                 return None
 
     async def _claim(self, claim: Claim) -> tuple[str, BaseModel]:
@@ -217,6 +226,12 @@ class MessageConsumer:
     async def _batch(self, batch: JournalBatch) -> tuple[str, BaseModel]:
         async with self._database.write() as session:
             applied = await apply_batch(session, batch, max_events=self._max_events)
+        if applied.holder is not None:
+            error = BadSender(
+                f"worker {batch.worker} reported on attempt {batch.attempt} of {batch.job_id}, which worker "
+                f"{applied.holder} holds"
+            )
+            self._dropped.invalid("stream", error)
         if applied.num_applied:
             self._event_signal.notify(batch.job_id)
         if applied.attempt_ended:

@@ -18,7 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
-from zeta_core.contract.wire.messages import sign, worker_stream
+from zeta_core.contract.wire.messages import worker_stream
+from zeta_core.contract.wire.signatures import BadMessage, WorkerKey, sign
 from zeta_core.system.log_throttle import LogThrottle
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, calling_redis
@@ -40,10 +41,10 @@ def connect(url: str) -> Redis:
     )
 
 
-async def send_to_worker(redis: Redis, worker: str, message: BaseModel, secret: str) -> None:
-    """Put one signed message into the worker's stream. Raises `RedisUnavailable`."""
-    stream = worker_stream(worker)
-    fields: dict[Any, Any] = {**sign(message, secret, channel=stream)}
+async def send_to_worker(redis: Redis, message: BaseModel, key: WorkerKey) -> None:
+    """Put one message, signed with the key of the worker, into its stream. Raises `RedisUnavailable`."""
+    stream = worker_stream(key.worker)
+    fields: dict[Any, Any] = {**sign(message, key, channel=stream)}
     with calling_redis():
         try:
             await redis.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
@@ -68,25 +69,29 @@ async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Except
 
 
 class DroppedMessages:
-    """Counts the messages that were removed from Redis without effect, and logs them at most once a minute per source.
+    """Counts the messages that were removed from Redis without effect.
+
+    They are logged at most once a minute for each source and reason.
 
     A source is the stream or hash that contained an invalid entry, or `UNAPPLIED` for valid messages that this server
-    failed to apply.
+    failed to apply. ``rejected`` counts the invalid messages by their `RejectionReason`.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
         self._throttle = LogThrottle(logger, action="dropped")
 
-    def invalid(self, source: str, reason: object) -> None:
-        """Count an invalid entry of the stream or hash ``source``."""
-        text = error_text(reason) if isinstance(reason, BaseException) else str(reason).rstrip(".")
-        self._add(source, logging.WARNING, f"Removed an invalid entry from {source} in Redis: {text}", None)
+    def invalid(self, source: str, error: BadMessage) -> None:
+        """Count an invalid message in the stream or hash ``source``."""
+        self.rejected[error.reason] += 1
+        message = f"Rejected a message from {source} in Redis: {error_text(error)}"
+        self._add(source, logging.WARNING, message, None, cause=error.reason)
 
     def unapplied(self, sentence: str, error: BaseException) -> None:
         """Count a valid message that was removed because this server failed to apply it."""
         self._add(UNAPPLIED, logging.ERROR, sentence, error)
 
-    def _add(self, source: str, level: int, message: str, error: BaseException | None) -> None:
+    def _add(self, source: str, level: int, message: str, error: BaseException | None, *, cause: str = "") -> None:
         self.counts[source] += 1
-        self._throttle.log(source, level, message, error)
+        self._throttle.log(f"{source} {cause}", level, message, error)

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
 from server.database.tables import CheckRow
+from server.engine.apply_journal import sanitized
 from server.engine.known_workers import KnownWorkers
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
@@ -94,7 +95,7 @@ class SpecChecks:
         earlier = await self._stored(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None
         if isinstance(earlier, CheckAnswer):
             return earlier
-        worker = self._choose()
+        worker = await self._choose(check_id)
         if worker is None:
             return "No connected worker can check the spec."
         request = CheckRequest(
@@ -107,6 +108,8 @@ class SpecChecks:
             limit_seconds=WORKER_FACTOR * self._limit_seconds,
             shown=shown,
         )
+        async with self._database.write() as session:
+            await session.merge(CheckRow(id=check_id, worker=worker.worker, answer=None, failure=None, created_at=now))
         try:
             await self._send_to_worker(worker.worker, request)
         except RedisUnavailable:
@@ -120,29 +123,38 @@ class SpecChecks:
         limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
         return f"Worker {worker.worker} did not answer within {limit}; try again."
 
-    def _choose(self) -> Heartbeat | None:
-        """The worker with the most free slots."""
+    async def _choose(self, check_id: str) -> Heartbeat | None:
+        """The worker that was asked before and hasn't answered yet, or the one with the most free slots."""
         capable = [
             beat
             for beat in self._workers.workers()
             if self._workers.is_alive(beat.worker) and not beat.stopping and beat.contract_version >= CHECK_VERSION
         ]
-        return max(capable, key=lambda beat: sum(slot.job_id is None for slot in beat.slots), default=None)
+        async with self._database.read() as session:
+            row = await session.get(CheckRow, check_id)
+        asked = row.worker if row is not None and row.answer is None and row.failure is None else None
+        return max(
+            capable,
+            key=lambda beat: (beat.worker == asked, sum(slot.job_id is None for slot in beat.slots)),
+            default=None,
+        )
 
     async def _stored(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
         async with self._database.read() as session:
             row = await session.get(CheckRow, check_id)
-        if row is None or row.created_at < since:
+        if row is None or row.created_at < since or (row.answer is None and row.failure is None):
             return None
         return row.failure if row.answer is None else CheckAnswer.model_validate(row.answer)
 
 
-async def store_result(session: AsyncSession, result: CheckResult) -> None:
-    """Store a worker's check result, and delete expired ones."""
+async def store_result(session: AsyncSession, result: CheckResult) -> bool:
+    """Store a worker's check result, and delete expired ones; returns whether that worker was asked for it."""
     now = utc_now()
-    answer = result.answer.model_dump(mode="json") if result.answer is not None else None
-    failure = result.failure or ("The worker returned no result." if answer is None else None)
+    answer = sanitized(result.answer.model_dump(mode="json")) if result.answer is not None else None
+    failure = sanitized(result.failure) or ("The worker returned no result." if answer is None else None)
     await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=CACHE_SECONDS)))
-    await session.merge(
-        CheckRow(id=result.check_id, worker=result.worker, answer=answer, failure=failure, created_at=now)
-    )
+    row = await session.get(CheckRow, result.check_id, with_for_update=True)
+    if row is None or row.worker != result.worker:
+        return False
+    row.answer, row.failure, row.created_at = answer, failure, now
+    return True

@@ -1,5 +1,6 @@
 """A simulated worker: the test sends the worker's side of the protocol over real Redis, message by message."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,19 +22,17 @@ from zeta_core.contract.wire.messages import (
     JournalAck,
     JournalBatch,
     ToWorker,
-    read_message,
-    sign,
-    sign_heartbeat,
     worker_queue,
     worker_stream,
 )
+from zeta_core.contract.wire.signatures import WorkerKey, derive_key, read_envelope, sign, sign_heartbeat
 
 
 class SimulatedWorker:
     def __init__(
         self,
         client: "redis.Redis",
-        secret: str,
+        secret: str | WorkerKey,
         name: str = "simulated",
         *,
         slots: int = 1,
@@ -46,8 +45,9 @@ class SimulatedWorker:
         self.incarnation = f"{name}-1"
         self.stopping = False
         self.disk_low = False
+        self.clock_ahead_seconds = 0.0
+        self.key = derive_key(secret, name) if isinstance(secret, str) else secret
         self._client = client
-        self._secret = secret
         self._slots = slots
         self._beat = 0
         self._started: dict[str, int] = {}
@@ -56,7 +56,7 @@ class SimulatedWorker:
         """Send a heartbeat that lists these (job, attempt) in the first slots."""
         self._beat += 1
         signed = signed_heartbeat(
-            self._secret,
+            self.key,
             self.name,
             self._beat,
             slots=self._slots,
@@ -66,6 +66,7 @@ class SimulatedWorker:
             incarnation=self.incarnation,
             device_kind=self.device_kind,
             contract_version=self.contract_version,
+            sent_at=time.time() + self.clock_ahead_seconds,
         )
         self._client.hset(WORKERS_HASH, self.name, signed)
 
@@ -100,7 +101,8 @@ class SimulatedWorker:
         return JournalBatch(job_id=job_id, attempt=attempt, worker=self.name, first_line=first_line, lines=list(lines))
 
     def send(self, message: FromWorker) -> None:
-        self.send_raw({**sign(message, self._secret, channel=SERVER_STREAM)})
+        sent_at = time.time() + self.clock_ahead_seconds
+        self.send_raw({**sign(message, self.key, channel=SERVER_STREAM, sent_at=sent_at)})
 
     def send_raw(self, fields: dict[Any, Any]) -> None:
         self._client.xadd(SERVER_STREAM, fields)
@@ -124,7 +126,7 @@ class SimulatedWorker:
         entries: Any = self._client.xrange(stream)
         for message_id, _ in entries:
             self._client.xdel(stream, message_id)
-        return [read_message(TO_WORKER, fields, self._secret, channel=stream) for _, fields in entries]
+        return [read_envelope(fields).open(TO_WORKER, self.key, channel=stream) for _, fields in entries]
 
     def num_dispatched(self) -> int:
         """The number of messages in this worker's Celery queue."""
@@ -145,7 +147,7 @@ def checkpoint(step: int, name: str | None = None) -> dict[str, Any]:
 
 
 def signed_heartbeat(
-    secret: str,
+    secret: str | WorkerKey,
     worker: str,
     beat: int,
     *,
@@ -164,10 +166,12 @@ def signed_heartbeat(
     devices: Sequence[str | None] = (),
     problems: Mapping[int, str] | None = None,
     background_slots: int = 0,
+    sent_at: float | None = None,
 ) -> str:
     """The signed heartbeat that a worker writes into its field of the hash.
 
-    ``devices`` are those of the slots, ``None`` for the remaining ones; ``problems`` are by slot.
+    ``secret`` is the shared secret, or the key of a worker. ``devices`` are those of the slots, ``None`` for the
+    remaining ones; ``problems`` are by slot.
     """
     listed = [*running, *[(None, None)] * (slots - len(running))]
     heartbeat = Heartbeat(
@@ -203,4 +207,5 @@ def signed_heartbeat(
             for number in range(background_slots)
         ],
     )
-    return sign_heartbeat(heartbeat, secret)
+    key = derive_key(secret, worker) if isinstance(secret, str) else secret
+    return sign_heartbeat(heartbeat, key, channel=WORKERS_HASH, sent_at=sent_at)

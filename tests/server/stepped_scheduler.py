@@ -5,6 +5,7 @@ from typing import Any
 from server.database.tables import DrainRow, JobRow
 from server.engine.known_workers import KnownWorkers
 from server.engine.scheduler import Scheduler
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet
 from tests.harness.simulated_worker import signed_heartbeat
 from zeta_core.contract.access import ProjectLimits
@@ -23,7 +24,7 @@ class SteppedScheduler:
         self.now = 0.0
         self.beats = 0
         self.fails = fails
-        self.workers = KnownWorkers(SECRET, lambda: self.now)
+        self.workers = KnownWorkers(WorkerSecrets(SECRET), lambda: self.now)
         self._fleet = fleet
         self.scheduler = Scheduler(fleet.database, self.workers, self._send, claim_seconds=claim_seconds, **limits)
         self.workers.update({})

@@ -8,6 +8,7 @@ import redis
 
 from server.engine import known_workers
 from server.engine.known_workers import KnownWorkers
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, progress, signed_heartbeat, status
 from tests.harness.waiting import wait_until
@@ -65,7 +66,7 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
 
 
 def test_heartbeats_with_a_wrong_secret_or_name_are_rejected() -> None:
-    fleet = KnownWorkers(SECRET)
+    fleet = KnownWorkers(WorkerSecrets(SECRET))
     fleet.update({"a": signed_heartbeat("another", "a", 1), "b": signed_heartbeat(SECRET, "a", 1), "c": "nonsense"})
     assert fleet.workers() == []
 

@@ -4,6 +4,7 @@ import pytest
 
 from server.engine import known_workers
 from server.engine.known_workers import KnownWorkers
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.simulated_worker import signed_heartbeat
 
 LEASE_SECONDS = 120.0
@@ -15,7 +16,7 @@ class ClockedWorkers:
     def __init__(self) -> None:
         self.now = 1000.0
         self.beat = 0
-        self.workers = KnownWorkers("secret", lambda: self.now)
+        self.workers = KnownWorkers(WorkerSecrets("secret"), lambda: self.now)
         self.read(beats=True)
         self.read(beats=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -28,10 +29,11 @@ from zeta_core.contract.wire.messages import (
     WORKERS_HASH,
     Claim,
     StopRequest,
-    sign,
     worker_stream,
 )
+from zeta_core.contract.wire.signatures import derive_key, sign
 
+KEY = derive_key(SECRET, "w")
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
 STOP_REQUEST = StopRequest(job_id="job_1", attempt=1, action="cancel")
 
@@ -49,7 +51,7 @@ def num_dropped(fleet: SmallFleet, source: str) -> int:
 
 
 def signed_message(**changes: Any) -> dict[Any, Any]:
-    return {**sign(CLAIM, SECRET, channel=SERVER_STREAM), **changes}
+    return {**sign(CLAIM, KEY, channel=SERVER_STREAM), **changes}
 
 
 POISON: dict[str, dict[Any, Any]] = {
@@ -58,7 +60,7 @@ POISON: dict[str, dict[Any, Any]] = {
     "a signature that is not ASCII": signed_message(signature="ünsigniert"),
     "a signature that is not UTF-8": signed_message(signature=b"\x80" * 64),
     "no signature": {"body": "{}"},
-    "a signed message that is not for servers": {**sign(STOP_REQUEST, SECRET, channel=SERVER_STREAM)},
+    "a signed message that is not for servers": {**sign(STOP_REQUEST, KEY, channel=SERVER_STREAM)},
 }
 
 
@@ -77,7 +79,12 @@ def test_invalid_entries_are_removed_counted_and_logged_once(
     assert client.xlen(SERVER_STREAM) == 0
     wait_until(lambda: set(client.hkeys(WORKERS_HASH)) == {"simulated"}, 30, "the hash to be clean")
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [record.exc_info or None for record in records] == [None, None], caplog.text  # one for each source
+    assert {record.exc_info for record in records} == {None}, caplog.text
+    causes = Counter(record.getMessage().partition(" in Redis: ")[0] for record in records)
+    # One for each source and cause.
+    assert causes == {"Rejected a message from stream": 2, "Rejected a message from heartbeats": 2}, caplog.text
+    assert fleet.engine is not None
+    assert fleet.engine.dropped.rejected.total() == len(POISON) + 4
     assert fleet.engine is not None
     assert fleet.engine.loops.troubles() == {}
 

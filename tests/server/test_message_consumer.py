@@ -1,5 +1,6 @@
 """Messages of workers are applied exactly once, even if they are repeated, lost, reordered or invalid."""
 
+import json
 import logging
 import random
 import threading
@@ -17,11 +18,14 @@ from server.database.tables import CheckRow, JobRow
 from server.engine.event_signal import EventSignal
 from server.engine.message_consumer import MAX_TRIES, MessageConsumer
 from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
-from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopRequest, sign
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopRequest
+from zeta_core.contract.wire.signatures import sign, sign_body
 
 
 @pytest.fixture
@@ -97,7 +101,9 @@ def test_invalid_lines_do_not_block_later_lines(fleet: SmallFleet, client: "redi
         {},
         {"type": "warning", "code": "odd", "message": "from a newer version", "field_of_tomorrow": [1]},
     ]
-    worker.send_raw(_signed_unvalidated(worker.batch(job_id, 1, *[{}] * len(strange)).model_dump(mode="json"), strange))
+    worker.send_raw(
+        {**sign_body(_batch_of_another_version(worker, job_id, strange), worker.key, channel=SERVER_STREAM)}
+    )
     ack = worker.receive(JournalAck, job_id)
     assert isinstance(ack, JournalAck)
     assert ack.stored_line == 5
@@ -118,7 +124,9 @@ def test_messages_without_a_valid_signature_are_dropped(
     with caplog.at_level(logging.WARNING):
         forged.send(forged.batch(job_id, 1, status("succeeded")))
         worker.send_raw({"nonsense": "1"})
-        worker.send_raw({**sign(StopRequest(job_id=job_id, attempt=1, action="cancel"), SECRET, channel=SERVER_STREAM)})
+        worker.send_raw(
+            {**sign(StopRequest(job_id=job_id, attempt=1, action="cancel"), worker.key, channel=SERVER_STREAM)}
+        )
         assert worker.publish(job_id, 1, progress(1)).stored_line == 1
     assert "do server and worker have the same ZETA_WORKER_SECRET?" in caplog.text
     assert fleet.job(job_id).status == "running"
@@ -205,15 +213,10 @@ def test_a_checkpoint_is_kept_while_an_unfinished_job_starts_from_it(fleet: Smal
     assert fleet.checkpoints(job_id) == ["step-6", "step-7", "step-8"]
 
 
-def _signed_unvalidated(body: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, str]:
-    """A signed batch of a worker of another version, not validated by our models."""
-    import hashlib
-    import hmac
-    import json
-
-    text = json.dumps({**body, "lines": lines})
-    signature = hmac.new(SECRET.encode(), f"{SERVER_STREAM}\n{text}".encode(), hashlib.sha256).hexdigest()
-    return {"body": text, "signature": signature}
+def _batch_of_another_version(worker: SimulatedWorker, job_id: str, lines: list[dict[str, Any]]) -> str:
+    """A batch that is not validated by our models."""
+    batch = worker.batch(job_id, 1, *[{}] * len(lines)).model_dump(mode="json")
+    return json.dumps({**batch, "lines": lines})
 
 
 # --- Messages that can't be stored now --------------------------------------------------------------------------------
@@ -230,9 +233,16 @@ class SteppedConsumer:
     async def _open(self) -> None:
         async with self.fleet.database.write() as session:  # the table that the check of the database writes to
             await session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+            session.add(CheckRow(id=RESULT.check_id, worker=RESULT.worker, created_at=utc_now()))
         self.redis = connect(self.fleet.settings.redis_url)
         self.consumer = MessageConsumer(
-            self.fleet.database, self.redis, self.fleet.settings, EventSignal(), self.dropped, lambda: None
+            self.fleet.database,
+            self.redis,
+            self.fleet.settings,
+            WorkerSecrets(SECRET),
+            EventSignal(),
+            self.dropped,
+            lambda: None,
         )
 
     def passes(self, number: int) -> None:
@@ -251,7 +261,7 @@ RESULT = CheckResult(check_id="a check", worker="simulated", failure="the check 
 def checks_stored(fleet: SmallFleet) -> list[str]:
     async def read() -> list[str]:
         async with fleet.database.read() as session:
-            return list((await session.scalars(select(CheckRow.id))).all())
+            return list((await session.scalars(select(CheckRow.id).where(CheckRow.failure.is_not(None)))).all())
 
     return fleet.loop.run(read())
 
@@ -287,7 +297,7 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
             "CREATE FUNCTION refuse_for_now() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53400'; END $$"
         )
-        admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION refuse_for_now()")
+        admin.execute("CREATE TRIGGER t BEFORE UPDATE ON checks FOR EACH ROW EXECUTE FUNCTION refuse_for_now()")
         worker = SimulatedWorker(client, SECRET)
         worker.send(RESULT)
         worker.send(RESULT)
@@ -296,7 +306,7 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         stepped.passes(1)  # removes the first and tries the second
         assert stepped.dropped.counts == {UNAPPLIED: 1}
         admin.execute("DROP TRIGGER t ON checks")
-        admin.execute("CREATE TRIGGER t BEFORE INSERT ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
+        admin.execute("CREATE TRIGGER t BEFORE UPDATE ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
         fleet.loop.run(stepped.consumer.one_pass())
         assert stepped.dropped.counts == {UNAPPLIED: 2}
         assert client.xlen(SERVER_STREAM) == 0

@@ -1,6 +1,5 @@
 """For operators: health, metrics, workers, OpenAPI, keys, and the start and end of the process."""
 
-import json
 import os
 import signal
 import socket
@@ -30,7 +29,8 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.responses import DeviceReport, Worker
 from zeta_core.contract.job.status import JobStatus, StatusReason, WaitingCode
-from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat, sign
+from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
+from zeta_core.contract.wire.signatures import derive_key, sign_heartbeat
 
 
 def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
@@ -135,7 +135,7 @@ def test_a_worker_is_listed_with_its_slots_and_running_jobs(http: httpx.Client, 
                 data_root=number == 0,
                 slots=slots,
             )
-            redis.hset(WORKERS_HASH, name, json.dumps(sign(beat, secret, channel=WORKERS_HASH)))
+            redis.hset(WORKERS_HASH, name, sign_heartbeat(beat, derive_key(secret, name), channel=WORKERS_HASH))
         try:
             wait_until(lambda: len(http.get("/v1/workers").json()["data"]) == 2, 20, "both workers")
         finally:
@@ -305,7 +305,9 @@ def test_failures_of_a_connected_worker_are_visible(http: httpx.Client, shared_v
                 slots=[],
                 **fields,
             )
-            redis.hset(WORKERS_HASH, "w-failing", json.dumps(sign(beat, SECRET, channel=WORKERS_HASH)))
+            redis.hset(
+                WORKERS_HASH, "w-failing", sign_heartbeat(beat, derive_key(SECRET, "w-failing"), channel=WORKERS_HASH)
+            )
 
         def ready_after(number: int, **fields: Any) -> dict[str, Any]:
             beat(number, **fields)

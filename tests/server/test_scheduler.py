@@ -11,6 +11,7 @@ import pytest
 from server.database.tables import CheckpointRow
 from server.engine.dispatcher import Dispatcher
 from server.engine.redis_client import connect
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
@@ -268,7 +269,7 @@ def test_a_late_claim_of_a_withdrawn_dispatch_is_denied(
 
 
 def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) -> None:
-    dispatcher = Dispatcher(own_valkey.url, connect(own_valkey.url), SECRET)
+    dispatcher = Dispatcher(own_valkey.url, connect(own_valkey.url), WorkerSecrets(SECRET))
     message = Dispatch(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
     asyncio.run(dispatcher.send(message))
     own_valkey.kill()

@@ -13,6 +13,7 @@ import redis
 
 from server.engine.dispatcher import Dispatcher
 from server.engine.redis_client import connect
+from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
@@ -39,7 +40,7 @@ class DispatchQueue:
 
         async def send() -> None:
             client = connect(self._url)
-            dispatcher = Dispatcher(self._url, client, "s")
+            dispatcher = Dispatcher(self._url, client, WorkerSecrets("s"))
             try:
                 await dispatcher.send(Dispatch(job_id=job_id, attempt=1, worker="w", slots=[0], spec={}))
             finally:

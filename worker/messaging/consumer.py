@@ -28,9 +28,11 @@ from pydantic import TypeAdapter
 from worker.messaging.link import InvalidEntryCounter, connect, remove_wrong_type
 from worker.settings import WorkerSettings
 from worker.threads import RetryingThread
-from zeta_core.contract.wire.messages import START_TASK, BadMessage, Dispatch, queue_keys, read_message, worker_queue
+from zeta_core.contract.wire.messages import START_TASK, Dispatch, queue_keys, worker_queue
+from zeta_core.contract.wire.signatures import BadMessage, read_envelope
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable
+from zeta_core.system.replay_guard import ReplayGuard
 
 RECONNECT_SECONDS = 1.0
 SILENCE_SECONDS = 5.0  # more than kombu's blocking pop takes (`brpop_timeout`, 1 s), even if no message arrives
@@ -164,7 +166,8 @@ class Consumer:
     def __init__(self, settings: WorkerSettings, inbox: SimpleQueue[Any]) -> None:
         self._queue = worker_queue(settings.worker_name)
         self._name = settings.worker_name
-        self._secret = settings.worker_secret
+        self._key = settings.worker_key
+        self._guard = ReplayGuard()
         self._redis_url = settings.redis_url
         self._inbox = inbox
         self.invalid = InvalidEntryCounter(f"the queue {self._queue}")
@@ -221,9 +224,12 @@ class Consumer:
         return celery
 
     def _take(self, message: object) -> Dispatch | None:
-        """The dispatch in a raw message; ``None`` if it has no valid signature for this worker's queue."""
+        """The dispatch in a raw message; ``None`` if it has no valid signature for this worker, or is not new."""
         try:
-            return read_message(DISPATCH, _fields_in(message), self._secret, channel=self._queue)
+            envelope = read_envelope(_fields_in(message))
+            dispatch = envelope.open(DISPATCH, self._key, channel=self._queue)
+            self._guard.check(envelope, object())  # every entry of the queue is read once
+            return dispatch
         except BadMessage as error:
             self.invalid.removed(error)
             return None

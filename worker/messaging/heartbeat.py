@@ -25,14 +25,13 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import (
+    HEARTBEAT,
     HEARTBEAT_SECONDS,
     WORKERS_HASH,
-    BadMessage,
     Heartbeat,
     parse_folder_id,
-    read_heartbeat,
-    sign_heartbeat,
 )
+from zeta_core.contract.wire.signatures import BadMessage, read_heartbeat_envelope, sign_heartbeat
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
 EXPIRY_SECONDS = 2.5 * HEARTBEAT_SECONDS
@@ -56,6 +55,12 @@ class WorkerState:
         return (*self.slots, *self.background_slots)
 
 
+@dataclass(frozen=True)
+class _OtherBeat:
+    heartbeat: Heartbeat
+    sent_at: float  # seconds since 1970, on the clock of its sender
+
+
 class HeartbeatSender:
     """``report`` returns the worker's current state; it is called from the thread."""
 
@@ -74,6 +79,7 @@ class HeartbeatSender:
         self._version = version
         self._report = report
         self._cpu_kind, self._sandbox = cpu_kind, sandbox
+        self._key = settings.worker_key
         self._started_at = utc_now()
         self._cores, self._memory_bytes = count_cores(), memory_bytes()
         self._beat = 0
@@ -118,7 +124,7 @@ class HeartbeatSender:
         self._beat += 1
         begun = time.monotonic()
         with calling_redis():
-            earlier = self._replace(sign_heartbeat(self._heartbeat(), self._settings.worker_secret))
+            earlier = self._replace(sign_heartbeat(self._heartbeat(), self._key, channel=WORKERS_HASH))
         self.last_contact = begun
         if other := self._other(earlier):
             self._give_way_if_later(other)
@@ -133,7 +139,10 @@ class HeartbeatSender:
             except RedisUnavailable:
                 return  # each beat checks again
             other = self._other(entry)
-            if other is None or parse_folder_id(other.incarnation) in (parse_folder_id(self._incarnation), None):
+            if other is None or parse_folder_id(other.heartbeat.incarnation) in (
+                parse_folder_id(self._incarnation),
+                None,
+            ):
                 return
             self._give_way_if_later(other)
             if self.thread.stopped.wait(POLL_SECONDS):
@@ -152,19 +161,28 @@ class HeartbeatSender:
                 raise
         return earlier
 
-    def _other(self, entry: bytes | None) -> Heartbeat | None:
+    def _other(self, entry: bytes | None) -> _OtherBeat | None:
         """The beat of another process with this name."""
         if entry is None:
             return None
         try:
-            other = read_heartbeat(entry, self._settings.worker_secret)
+            envelope = read_heartbeat_envelope(entry)
+            other = envelope.open(HEARTBEAT, self._key, channel=WORKERS_HASH)
         except BadMessage:
             return None  # the server ignores it, too
-        return None if other.incarnation == self._incarnation else other
+        is_own = other.incarnation == self._incarnation
+        return None if is_own else _OtherBeat(other, sent_at=envelope.sent_at)
 
-    def _give_way_if_later(self, other: Heartbeat) -> None:
-        """Give way to another process with this name if it is active and started earlier."""
-        is_active = other.beat > self._other_beats.get(other.incarnation, other.beat)
+    def _give_way_if_later(self, found: _OtherBeat) -> None:
+        """Give way to another process with this name if it is active and started earlier.
+
+        A beat from before this process was started may be overheard and written into Redis again.
+        """
+        other = found.heartbeat
+        is_active = (
+            other.beat > self._other_beats.get(other.incarnation, other.beat)
+            and found.sent_at > self._started_at.timestamp()
+        )
         self._other_beats[other.incarnation] = other.beat
         if is_active and (other.started_at, other.incarnation) < (self._started_at, self._incarnation):
             self.name_conflict = InvalidSettings(

@@ -20,18 +20,12 @@ from redis.retry import Retry
 from redis.utils import str_if_bytes
 
 from worker.threads import RetryingThread
-from zeta_core.contract.wire.messages import (
-    LAST_STREAM_ID,
-    SERVER_STREAM,
-    TO_WORKER,
-    BadMessage,
-    read_message,
-    sign,
-    worker_stream,
-)
+from zeta_core.contract.wire.messages import DURABLE, LAST_STREAM_ID, SERVER_STREAM, TO_WORKER, worker_stream
+from zeta_core.contract.wire.signatures import BadMessage, WorkerKey, read_envelope, sign
 from zeta_core.system.log_throttle import LogThrottle
 from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, calling_redis
+from zeta_core.system.replay_guard import ReplayGuard
 
 SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500
@@ -83,9 +77,10 @@ class InvalidEntryCounter:
 class RedisLink:
     """``inbox`` receives every valid message for this worker."""
 
-    def __init__(self, url: str, worker: str, secret: str, inbox: SimpleQueue[Any]) -> None:
-        self._stream = worker_stream(worker)
-        self._secret = secret
+    def __init__(self, url: str, key: WorkerKey, inbox: SimpleQueue[Any]) -> None:
+        self._stream = worker_stream(key.worker)
+        self._key = key
+        self._guard = ReplayGuard()
         self._inbox = inbox
         self._outgoing: dict[tuple[object, ...], tuple[BaseModel, str]] = {}  # messages with their streams
         self._changed = threading.Condition()
@@ -126,7 +121,7 @@ class RedisLink:
             key = next(iter(self._outgoing))
             message, stream = self._outgoing.pop(key)
         # A message that can't be serialized is dropped, because it would block all others.
-        fields: dict[Any, Any] = {**sign(message, self._secret, channel=stream)}
+        fields: dict[Any, Any] = {**sign(message, self._key, channel=stream)}
         try:
             with calling_redis():
                 self._writer.xadd(stream, fields, maxlen=SERVER_STREAM_LENGTH, approximate=True)
@@ -145,8 +140,8 @@ class RedisLink:
                 self._reader.xdel(self._stream, *[message_id for message_id, _ in entries])
             if any(message_id == LAST_STREAM_ID for message_id, _ in entries):
                 self._reader.unlink(self._stream)
-        for _, fields in entries:
-            self._take_in(fields)
+        for message_id, fields in entries:
+            self._take_in(message_id, fields)
 
     def _read(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
         try:
@@ -157,9 +152,12 @@ class RedisLink:
             self.invalid.count += 1
             return []
 
-    def _take_in(self, fields: dict[bytes, bytes]) -> None:
+    def _take_in(self, message_id: bytes, fields: dict[bytes, bytes]) -> None:
         try:
-            message = read_message(TO_WORKER, fields, self._secret, channel=self._stream)
+            envelope = read_envelope(fields)
+            message = envelope.open(TO_WORKER, self._key, channel=self._stream)
+            if not isinstance(message, DURABLE):
+                self._guard.check(envelope, message_id)
         except BadMessage as error:
             self.invalid.removed(error)
         else:

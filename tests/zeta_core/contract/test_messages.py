@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,48 +11,115 @@ from pydantic import BaseModel
 from zeta_core.contract.wire.messages import (
     CONTRACT_VERSION,
     FROM_WORKER,
-    BadSignature,
     Claim,
     ClaimAnswer,
     Dispatch,
+    FromWorker,
     Heartbeat,
     JournalAck,
     JournalBatch,
     StopRequest,
+)
+from zeta_core.contract.wire.signatures import (
+    MAX_BODY_BYTES,
+    BadMessage,
+    BadSignature,
+    OldVersion,
+    WorkerKey,
+    derive_key,
+    parse_individual_secret,
+    read_envelope,
+    read_heartbeat_envelope,
     sign,
-    verify,
 )
 
 CLAIM = Claim(job_id="job_1", attempt=1, worker="w", incarnation="i")
 
 
+CHANNEL = "zeta:server"
+KEY = derive_key("secret", "w")
+
+
+def read(fields: Mapping[str, str], key: WorkerKey = KEY, channel: str = CHANNEL) -> FromWorker:
+    return read_envelope(fields).open(FROM_WORKER, key, channel=channel)
+
+
 def test_a_signed_message_is_read_unchanged() -> None:
-    fields = sign(CLAIM, "secret", channel="zeta:server")
-    assert FROM_WORKER.validate_python(verify(fields, "secret", channel="zeta:server")) == CLAIM
+    fields = sign(CLAIM, KEY, channel=CHANNEL, sent_at=1_700_000_000.5)
+    assert read(fields) == CLAIM
+    envelope = read_envelope({name.encode(): value.encode() for name, value in fields.items()})
+    assert (envelope.worker, envelope.secret_id, envelope.sent_at) == ("w", "shared", 1_700_000_000.5)
+    assert envelope.nonce != read_envelope(sign(CLAIM, KEY, channel=CHANNEL)).nonce
 
 
-@pytest.mark.parametrize(("secret", "channel"), [("other", "zeta:server"), ("secret", "zeta:worker:w")])
-def test_another_secret_or_channel_is_rejected(secret: str, channel: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "channel"),
+    [
+        (derive_key("other", "w"), CHANNEL),
+        (derive_key("secret", "v"), CHANNEL),
+        (derive_key("secret", "w", "another"), CHANNEL),
+        (KEY, "zeta:worker:w"),
+    ],
+)
+def test_another_secret_worker_or_channel_is_rejected(key: WorkerKey, channel: str) -> None:
     with pytest.raises(BadSignature):
-        verify(sign(CLAIM, "secret", channel="zeta:server"), secret, channel=channel)
+        read(sign(CLAIM, KEY, channel=CHANNEL), key, channel)
 
 
-def test_a_changed_body_is_rejected() -> None:
-    fields = sign(CLAIM, "secret", channel="zeta:server")
-    changed = {**fields, "body": fields["body"].replace("job_1", "job_2")}
+@pytest.mark.parametrize("name", ["worker", "secret_id", "sent_at", "nonce", "body", "signature"])
+def test_a_message_with_a_changed_field_is_rejected(name: str) -> None:
+    fields = sign(CLAIM, KEY, channel=CHANNEL)
+    changed = {"worker": "v", "secret_id": "s", "sent_at": "17", "nonce": "0" * 32, "body": "{}", "signature": "0" * 64}
     with pytest.raises(BadSignature):
-        verify(changed, "secret", channel="zeta:server")
+        read({**fields, name: changed[name]})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"worker": "w\nshared"},
+        {"worker": "w" * 101},
+        {"secret_id": "x:y"},
+        {"sent_at": "1e9"},
+        {"sent_at": "9" * 16},
+        {"sent_at": "-1"},
+        {"nonce": "0"},
+        {"nonce": "\ud800" * 32},
+        {"body": "x" * (MAX_BODY_BYTES + 1)},
+    ],
+)
+def test_a_malformed_envelope_is_rejected(changes: dict[str, str]) -> None:
+    with pytest.raises(BadMessage):
+        read_envelope({**sign(CLAIM, KEY, channel=CHANNEL), **changes})
+
+
+@pytest.mark.parametrize("entry", [b"\xff", b"5", b"[]", b'"text"', b"[" * 100_000, b"{", b"1" * 5000, b"null"])
+def test_a_field_without_a_heartbeat_is_rejected(entry: bytes) -> None:
+    with pytest.raises(BadMessage):
+        read_heartbeat_envelope(entry)
 
 
 def test_a_message_without_a_signature_is_rejected() -> None:
     with pytest.raises(BadSignature):
-        verify({"body": "{}"}, "secret", channel="zeta:server")
+        read_envelope({"body": "{}"})
+
+
+def test_a_message_of_an_earlier_version_names_the_cure() -> None:
+    with pytest.raises(OldVersion, match="upgrade it"):
+        read_envelope({"body": "{}", "signature": "0" * 64})
+
+
+def test_an_individual_secret_contains_the_key_and_the_name_of_its_worker() -> None:
+    key = derive_key("secret", "gpu-7.b", "0123456789abcdef")
+    assert parse_individual_secret(key.text) == key
+    assert parse_individual_secret("a shared secret") is None
+    with pytest.raises(ValueError, match="copy the whole secret"):
+        parse_individual_secret(key.text[:-1])
 
 
 def test_fields_of_a_newer_version_are_kept() -> None:
     body = {**CLAIM.model_dump(), "contract_version": CONTRACT_VERSION + 1, "new_field": 7}
-    read = FROM_WORKER.validate_python(body)
-    assert read.model_dump()["new_field"] == 7
+    assert FROM_WORKER.validate_python(body).model_dump()["new_field"] == 7
 
 
 # Messages exactly as version 1 wrote them, by kind: workers are upgraded one by one while the others keep running.

@@ -1,4 +1,4 @@
-"""The messages between server and workers, sent through Redis and signed with ``ZETA_WORKER_SECRET``.
+"""The messages between server and workers, sent through Redis and signed (see `wire.signatures`).
 
 | channel                       | from -> to       | content                                                      |
 |-------------------------------|------------------|--------------------------------------------------------------|
@@ -15,19 +15,18 @@
 Redis may lose any of these at any time. So every message is repeated until it is answered, and handling is idempotent:
 a claim that was granted to the same worker is granted again, a stored line is not stored again, and a run that is
 already stopping ignores further stop requests.
+
+Messages are accepted only within `signatures.CLOCK_WINDOW_SECONDS` of their time, except `DURABLE` ones: a
+`JournalBatch` and a `JournalAck` state facts that stay true, so they are accepted however long an outage delayed them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import secrets
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
 from zeta_core.contract.job.check import CheckAnswer
@@ -38,7 +37,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
 
-CONTRACT_VERSION = 4
+CONTRACT_VERSION = 5  # since 5, messages carry their sender, a time and a nonce; earlier ones are rejected
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
 GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
@@ -56,7 +55,6 @@ DATABASE_KEY = "zeta:database"
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_GONE_SECONDS = 15.0  # a worker that is silent for longer gets no new jobs
 MAX_BATCH_LINES = 500
-MAX_HEARTBEAT_BYTES = 2**20
 
 
 def worker_queue(worker: str) -> str:
@@ -86,6 +84,11 @@ def parse_folder_id(incarnation: str) -> str | None:
     return folder_id if dot else None
 
 
+# What workers send is bounded by the columns that store it.
+Name = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
+StoredNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
 class _Message(BaseModel):
     """Frozen. Unknown fields of another version are kept, so machines can be upgraded one at a time."""
 
@@ -113,10 +116,10 @@ class Claim(_Message):
     """A worker's request to start an attempt that was dispatched to it. It starts nothing before this is granted."""
 
     kind: Literal["claim"] = "claim"
-    job_id: str
-    attempt: int
-    worker: str
-    incarnation: str  # a new one each time the worker process starts (`new_incarnation`)
+    job_id: Name
+    attempt: StoredNumber
+    worker: Name
+    incarnation: Name  # a new one each time the worker process starts (`new_incarnation`)
 
 
 class ClaimAnswer(_Message):
@@ -132,10 +135,10 @@ class JournalBatch(_Message):
     """Consecutive journal lines of one attempt. The next batch is sent when this one is acknowledged."""
 
     kind: Literal["journal_batch"] = "journal_batch"
-    job_id: str
-    attempt: int
-    worker: str
-    first_line: int  # from 1
+    job_id: Name
+    attempt: StoredNumber
+    worker: Name
+    first_line: StoredNumber  # from 1
     lines: list[dict[str, Any]]
 
 
@@ -166,6 +169,14 @@ class SaveRequest(_Message):
     number: int  # counts the job's requests, from 1; a checkpoint fulfils this request and all earlier ones
 
 
+class SecretRejected(_Message):
+    """The server no longer accepts the secret that this message is signed with; the worker must stop."""
+
+    kind: Literal["secret_rejected"] = "secret_rejected"
+    incarnation: str  # of the worker process
+    reason: str
+
+
 class CheckRequest(_Message):
     """Run ``python -m zeta_core check`` on a spec. It is sent once, and the server waits no longer than the limit."""
 
@@ -184,8 +195,8 @@ class CheckResult(_Message):
     """The result of a check, or the reason why it failed."""
 
     kind: Literal["check_result"] = "check_result"
-    check_id: str
-    worker: str
+    check_id: Name
+    worker: Name
     answer: CheckAnswer | None = None
     failure: str | None = None
 
@@ -221,93 +232,17 @@ class Heartbeat(_Message):
 FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 ToWorker = Annotated[
-    ClaimAnswer | JournalAck | StopRequest | SaveRequest | CheckRequest | AnswerRequest | AnswerControl,
+    ClaimAnswer
+    | JournalAck
+    | StopRequest
+    | SaveRequest
+    | SecretRejected
+    | CheckRequest
+    | AnswerRequest
+    | AnswerControl,
     Field(discriminator="kind"),
 ]
 TO_WORKER: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 
-
-Message = TypeVar("Message")
-
-
-class BadMessage(ValueError):
-    """An entry in Redis that is not a valid message. Readers remove and count it."""
-
-
-class BadSignature(BadMessage):
-    """The message was not signed with this secret for this channel."""
-
-
-def sign(message: BaseModel, secret: str, *, channel: str) -> dict[str, str]:
-    """The message as flat Redis fields ``{"body", "signature"}``.
-
-    ``channel`` (a stream, queue or hash name) is signed too, so that a message cannot be replayed elsewhere.
-    """
-    body = message.model_dump_json()
-    return {"body": body, "signature": _signature(body.encode(), secret, channel)}
-
-
-def verify(fields: object, secret: str, *, channel: str) -> Any:
-    """The body of a signed message as JSON data. Raises only `BadMessage`, whatever ``fields`` contains.
-
-    Keys and values may be bytes, as Redis stores them, or text.
-    """
-    named = _as_bytes(fields)
-    body, signature = named.get(b"body"), named.get(b"signature")
-    if body is None or signature is None:
-        raise BadSignature("the message has no body or no signature")
-    # Bytes, because compare_digest rejects non-ASCII text.
-    if not hmac.compare_digest(signature, _signature(body, secret, channel).encode()):
-        raise BadSignature("the signature is invalid; do server and worker have the same ZETA_WORKER_SECRET?")
-    return _json(body)
-
-
-def read_message(kind: TypeAdapter[Message], fields: object, secret: str, *, channel: str) -> Message:
-    """A signed message of this kind. Raises only `BadMessage`, whatever ``fields`` contains."""
-    body = verify(fields, secret, channel=channel)
-    try:
-        return kind.validate_python(body)
-    except (ValidationError, RecursionError) as error:
-        raise BadMessage(str(error)) from error
-
-
-def sign_heartbeat(heartbeat: Heartbeat, secret: str) -> str:
-    """The value of the worker's field in `WORKERS_HASH`."""
-    return json.dumps(sign(heartbeat, secret, channel=WORKERS_HASH))
-
-
-def read_heartbeat(entry: bytes | str, secret: str) -> Heartbeat:
-    """The heartbeat in a field of `WORKERS_HASH`. Raises only `BadMessage`, whatever the field contains."""
-    if len(entry) > MAX_HEARTBEAT_BYTES:
-        raise BadMessage(f"it has {len(entry)} bytes, more than the limit of {MAX_HEARTBEAT_BYTES}")
-    return read_message(_HEARTBEAT, _json(entry), secret, channel=WORKERS_HASH)
-
-
-_HEARTBEAT = TypeAdapter(Heartbeat)
-
-
-def _json(text: bytes | str) -> Any:
-    try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text)
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested too deeply
-        raise BadMessage(f"it is not JSON: {error}") from error
-
-
-def _as_bytes(fields: object) -> dict[bytes, bytes]:
-    """The fields whose key and value are text or bytes, as bytes."""
-    if not isinstance(fields, Mapping):
-        return {}
-    pairs: Mapping[object, object] = fields
-    return {
-        _encoded(key): _encoded(value)
-        for key, value in pairs.items()
-        if isinstance(key, str | bytes) and isinstance(value, str | bytes)
-    }
-
-
-def _encoded(text: str | bytes) -> bytes:
-    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-
-
-def _signature(body: bytes, secret: str, channel: str) -> str:
-    return hmac.new(secret.encode(), f"{channel}\n".encode() + body, hashlib.sha256).hexdigest()
+HEARTBEAT: TypeAdapter[Heartbeat] = TypeAdapter(Heartbeat)
+DURABLE = (JournalBatch, JournalAck)  # messages that are accepted at any age, because repeating them has no effect

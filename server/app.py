@@ -40,7 +40,14 @@ from server.routes import (
 from server.service import Service
 from server.submitting.submissions import Submissions
 from server.web.routes import ROUTERS as PAGE_ROUTERS
-from zeta_core.contract.access import KeyRotation, NewKey, NewProject, ProjectChange
+from zeta_core.contract.access import (
+    KeyRotation,
+    NewKey,
+    NewProject,
+    NewWorkerSecret,
+    ProjectChange,
+    WorkerSecretRotation,
+)
 from zeta_core.contract.job import events
 from zeta_core.contract.job.commands import Rerun
 from zeta_core.contract.job.data_preview import PreviewRequest
@@ -56,6 +63,7 @@ BODIES = (
     *(JobSpec, Rerun, SweepRequest, PreviewRequest, NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewBatch, NewModelName),
     *(ChatParameters, TextParameters, NewWebhook, WebhookChange),
+    *(NewWorkerSecret, WorkerSecretRotation),
 )
 LINES = (
     events.StatusLine,

@@ -14,7 +14,7 @@ from zeta_core.contract.access import HubAccess, ProjectLimits
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.strict_json import JsonFault, parse_json
 from zeta_core.contract.webhooks import check_url
-from zeta_core.contract.wire.signatures import SECRET_PREFIX
+from zeta_core.contract.wire.signatures import INDIVIDUAL_PREFIX
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.exposure import is_loopback
 from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
@@ -245,7 +245,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     @field_validator("worker_secret")
     @classmethod
     def _of_the_server(cls, value: str) -> str:
-        if value.startswith(SECRET_PREFIX):
+        if value.startswith(INDIVIDUAL_PREFIX):
             raise ValueError("it is the secret of a single worker; set it to the secret of the server")
         return value
 

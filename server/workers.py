@@ -72,6 +72,8 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
         disk_low=beat.disk_low,
         failing=beat.failing if caller.is_admin else dict.fromkeys(beat.failing, "failing"),
         num_dropped=beat.num_dropped,
+        clock_ahead_seconds=engine.clock_ahead_seconds(beat.worker),
+        has_own_secret=engine.secrets.is_individual(beat.worker),
         version=beat.version,
         started_at=beat.started_at,
         last_seen_at=engine.last_seen_at(beat.worker) or beat.started_at,

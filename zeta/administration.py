@@ -1,4 +1,4 @@
-"""Managing keys and projects, and reading the audit log: `Client.admin`. Most methods need the scope ``admin``.
+"""Managing keys, workers and projects, and reading the audit log: `Client.admin`. Most of it needs the scope ``admin``.
 
 with Client() as client:
     created = client.admin.create_key("Ada's laptop", project="vision", scopes=["submit"])
@@ -14,7 +14,16 @@ from urllib.parse import quote
 from zeta.errors import parse_response
 from zeta.pagination import read_pages
 from zeta.transport import HttpTransport
-from zeta_core.contract.access import DEFAULT_PROJECT, AuditEntry, CreatedKey, Key, Project, Scope
+from zeta_core.contract.access import (
+    DEFAULT_PROJECT,
+    AuditEntry,
+    CreatedKey,
+    CreatedWorkerSecret,
+    Key,
+    Project,
+    Scope,
+    WorkerSecret,
+)
 from zeta_core.contract.job.responses import DeletedObject
 
 
@@ -61,6 +70,27 @@ class Administration:
 
     def revoke_key(self, key_id: str) -> DeletedObject:
         return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/keys/{_segment(key_id)}"))
+
+    # --- Secrets of workers -------------------------------------------------------------------------------------------
+
+    def add_worker(self, name: str) -> CreatedWorkerSecret:
+        """Let a worker join with a secret of its own, which the result contains, this one time."""
+        return parse_response(CreatedWorkerSecret, self._transport.request("POST", "/v1/workers", json={"name": name}))
+
+    def worker_secrets(self) -> list[WorkerSecret]:
+        """List the workers that have a secret of their own, by name."""
+        return list(read_pages(self._transport, WorkerSecret, "/v1/workers/secrets", {}, None))
+
+    def rotate_worker_secret(self, name: str, *, grace_seconds: int = 0) -> CreatedWorkerSecret:
+        """Replace the secret of a worker; the old one continues to work for the grace period."""
+        body = {"grace_seconds": grace_seconds}
+        return parse_response(
+            CreatedWorkerSecret, self._transport.request("POST", f"/v1/workers/{_segment(name)}/rotate", json=body)
+        )
+
+    def revoke_worker(self, name: str) -> DeletedObject:
+        """Revoke the secret of a worker. Its messages are rejected, and its jobs move to other workers."""
+        return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/workers/{_segment(name)}"))
 
     # --- Projects -----------------------------------------------------------------------------------------------------
 

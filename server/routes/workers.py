@@ -1,23 +1,59 @@
-"""/v1/workers: list, drain and undrain workers."""
+"""/v1/workers: list, drain and undrain workers, and manage their secrets."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from fastapi import Query, Request
 
-from server import workers
+from server import worker_secrets, workers
 from server.database.pagination import PageQuery
+from server.http.bodies import read_body
+from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
-from zeta_core.contract.job.responses import Page, Worker
+from zeta_core.contract.access import CreatedWorkerSecret, NewWorkerSecret, WorkerSecret, WorkerSecretRotation
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job.responses import DeletedObject, Page, Worker
+from zeta_core.contract.spec.validation import parse
 
 router = Router(prefix="/v1/workers", tags=["workers"])
+
+MAX_BODY_BYTES = 16 * 1024
 
 
 @router.get("")
 async def get_workers(service: TheService, caller: TheCaller, query: Annotated[PageQuery, Query()]) -> Page[Worker]:
     """List the workers that were seen within the last day, sorted by name."""
     return await workers.list_workers(service, caller, query)
+
+
+@router.post("", status_code=201, openapi_extra=json_body("NewWorkerSecret", required=True))
+async def add_worker(service: TheService, caller: TheCaller, request: Request) -> CreatedWorkerSecret:
+    """Let a worker join with a secret of its own. The response contains the secret, which can't be shown again."""
+    data = await read_body(request, MAX_BODY_BYTES)
+    return await worker_secrets.add_worker(service, caller, parse(NewWorkerSecret, data, error_class=InvalidRequest))
+
+
+@router.get("/secrets")
+async def list_worker_secrets(service: TheService, query: Annotated[PageQuery, Query()]) -> Page[WorkerSecret]:
+    """List the workers that have a secret of their own, sorted by name, without the secrets."""
+    return await worker_secrets.list_worker_secrets(service, query)
+
+
+@router.post("/{name}/rotate", openapi_extra=json_body("WorkerSecretRotation", required=False))
+async def rotate_worker_secret(
+    service: TheService, caller: TheCaller, request: Request, name: str
+) -> CreatedWorkerSecret:
+    """Replace the secret of a worker. With `grace_seconds`, the old one continues to work for that time."""
+    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    rotation = parse(WorkerSecretRotation, data, error_class=InvalidRequest)
+    return await worker_secrets.rotate_worker_secret(service, caller, name, rotation)
+
+
+@router.delete("/{name}")
+async def revoke_worker(service: TheService, caller: TheCaller, name: str) -> DeletedObject:
+    """Revoke the secret of a worker: its messages are rejected, and its jobs move to other workers."""
+    return await worker_secrets.revoke_worker(service, caller, name)
 
 
 @router.post("/{name}/drain")

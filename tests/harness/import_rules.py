@@ -122,7 +122,7 @@ LAYERS = {
         frozenset({"auth", "uploads", "engine", "notifications"}),
         frozenset({"sessions"}),
         frozenset({"service"}),
-        frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "workers"}),
+        frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "worker_secrets", "workers"}),
         frozenset({"webhooks"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),

@@ -1,4 +1,4 @@
-"""The commands that list, run and drain workers."""
+"""The commands that list, run, add, drain and revoke workers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from zeta.cli.app import SERVICE, AsJson, app
 from zeta.cli.service import Home, exec_module
 
 if TYPE_CHECKING:
-    from zeta_core.contract.job.responses import DeviceReport
+    from zeta_core.contract.access import CreatedWorkerSecret
+    from zeta_core.contract.job.responses import DeviceReport, Worker
 
 worker_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+workers_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(worker_app, name="worker", rich_help_panel=SERVICE)
+app.add_typer(workers_app, name="workers", rich_help_panel=SERVICE)
 
+CLOCK_NOTICE_SECONDS = 10.0  # a larger difference between the clocks of a worker and the server is shown
+
+NewName = Annotated[str, typer.Argument(metavar="NAME", help="The worker's name.")]
 WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name, as `zeta workers` lists it.")]
 
 
@@ -58,12 +64,102 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
     print(f"{worker.name} is {worker.status}.{handed_back}")
 
 
-@app.command(rich_help_panel=SERVICE)
-def workers(as_json: AsJson = False) -> None:
-    """List workers and what their slots do.
+@workers_app.callback()
+def workers(context: typer.Context, as_json: AsJson = False) -> None:
+    """List workers and what their slots do, or manage the secrets with which workers join.
 
-    A slot runs a job, serves models, is free, or can't be used because its GPU has a problem.
+    A slot runs a job, serves models, is free, or can't be used because its GPU has a problem. Managing secrets needs a
+    key with the scope `admin`.
     """
+    if context.invoked_subcommand is None:
+        _list_workers(as_json)
+
+
+@workers_app.command()
+def add(name: NewName, as_json: AsJson = False) -> None:
+    """Let a worker join with a secret of its own, and print the line that starts it.
+
+    The secret can't be shown again. No other worker can use it, and `zeta workers revoke` ends it.
+    """
+    from zeta.client import Client
+
+    with Client() as client:
+        _print_secret(client.admin.add_worker(name), f"Added worker {name}", as_json)
+
+
+@workers_app.command()
+def rotate(
+    name: WorkerName,
+    grace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long the old secret continues to work: 1h, 7d. Default: it stops at once."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the secret of a worker, and print the line that starts it.
+
+    A running worker stops when its old secret does; after it was started again, its jobs continue.
+    """
+    from zeta.cli.durations import seconds_of
+    from zeta.client import Client
+
+    grace_seconds = 0 if grace is None else seconds_of(grace, "--grace")
+    with Client() as client:
+        rotated = client.admin.rotate_worker_secret(name, grace_seconds=grace_seconds)
+        _print_secret(rotated, f"Rotated the secret of worker {name}", as_json)
+
+
+@workers_app.command()
+def revoke(name: WorkerName, as_json: AsJson = False) -> None:
+    """Revoke the secret of a worker. Its messages are rejected, and its jobs move to other workers."""
+    from zeta.cli.output import print_json, print_text
+    from zeta.client import Client
+
+    with Client() as client:
+        revoked = client.admin.revoke_worker(name)
+    if as_json:
+        print_json(revoked)
+    else:
+        print_text(f"Revoked worker {revoked.id}.")
+
+
+@workers_app.command(name="secrets")
+def list_secrets(as_json: AsJson = False) -> None:
+    """List the workers that have a secret of their own, by name."""
+    from zeta.cli.output import print_list
+    from zeta.cli.table import print_table
+    from zeta.client import Client
+
+    with Client() as client:
+        listed = client.admin.worker_secrets()
+    if as_json:
+        print_list(listed)
+        return
+    rows = [
+        (secret.name, "revoked" if secret.revoked_at is not None else "valid", secret.created_at, secret.created_by)
+        for secret in listed
+    ]
+    heads = ("NAME", "SECRET", "CREATED", "CREATED BY")
+    print_table(heads, rows, none="No worker has a secret of its own; `zeta workers add` creates one.")
+
+
+def _print_secret(created: CreatedWorkerSecret, sentence: str, as_json: bool) -> None:
+    from zeta.cli.output import notice, print_json
+
+    if as_json:
+        print_json(created)
+        return
+    print(f"ZETA_WORKER_SECRET={created.secret} zeta worker", flush=True)
+    notice(
+        f"{sentence}. The secret can't be shown again. Run the line on the worker's machine, where ZETA_REDIS_URL and "
+        "ZETA_ARTIFACTS_URL must be set as for the server.",
+        as_json=as_json,
+    )
+
+
+def _list_workers(as_json: bool) -> None:
     from zeta.cli.output import print_list, size
     from zeta.cli.table import print_table
     from zeta.client import Client
@@ -76,7 +172,7 @@ def workers(as_json: AsJson = False) -> None:
     rows = [
         (
             worker.name,
-            worker.status,
+            _status(worker),
             worker.host,
             slot.slot,
             slot.name,
@@ -90,6 +186,14 @@ def workers(as_json: AsJson = False) -> None:
     ]
     heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "SANDBOX", "JOB", "LAST SEEN")
     print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
+
+
+def _status(worker: Worker) -> str:
+    """The status, with the difference between the clocks if that may be a problem."""
+    ahead = worker.clock_ahead_seconds
+    if ahead is None or abs(ahead) < CLOCK_NOTICE_SECONDS:
+        return worker.status
+    return f"{worker.status} (clock {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'})"
 
 
 def _served(slot: DeviceReport) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from zeta.up.home import Home
 from zeta_core.system.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Settings
@@ -34,9 +34,17 @@ class UpSettings(Settings):
     artifacts_url: str | None = Field(None, description="default: a folder in ZETA_HOME")
     api_key: ApiKey | None = Field(None, description="default: created at the first start, in admin.key")
     worker_secret: str | None = Field(None, description="default: created at the first start, in worker.secret")
+    shared_worker_secret: bool = Field(True, description="not off with `zeta up`, whose worker uses the shared secret")
     worker_name: str | None = Field(None, description="default: this machine's name")
     hub: str = "on"
     stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
+
+    @field_validator("shared_worker_secret")
+    @classmethod
+    def _shared(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("`zeta up` starts a worker with the shared secret; unset it, or use `zeta server`")
+        return value
 
 
 class ShownSettings(UpSettings):

@@ -1,4 +1,4 @@
-"""API keys with their scopes, projects with their limits, and entries of the audit log, as the API returns them."""
+"""API keys with their scopes, secrets of workers, projects with their limits, and the audit log, as in the API."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from zeta_core.contract.wire.signatures import WORKER_NAME_PATTERN
 
 DEFAULT_PROJECT = "default"
 PROJECT_HEADER = "Zeta-Project"
@@ -112,6 +114,41 @@ class CreatedKey(Key):
 
     key: str = Field(description="the text of the key, which can't be shown again")
     is_new_project: bool = Field(default=False, description="whether the key's project was created with it")
+
+
+# --- Secrets of workers -----------------------------------------------------------------------------------------------
+
+
+class NewWorkerSecret(_RequestBody):
+    """A request to let a worker join with a secret of its own."""
+
+    name: str = Field(
+        pattern=WORKER_NAME_PATTERN,
+        description="the worker's name: at most 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
+    )
+
+
+class WorkerSecretRotation(KeyRotation):
+    """A request to replace the secret of a worker."""
+
+
+class WorkerSecret(_Response):
+    """The secret of a worker, without its text, which is only shown when the worker is added or the secret rotated."""
+
+    name: str = Field(description="the worker's name")
+    object: Literal["worker_secret"] = "worker_secret"
+    created_by: str = Field(description="id of the key that created it")
+    created_at: datetime = Field(description="when the worker was added, or its secret rotated")
+    revoked_at: datetime | None = None
+    old_secret_expires_at: datetime | None = Field(
+        default=None, description="until then, the secret from before the last rotation continues to work"
+    )
+
+
+class CreatedWorkerSecret(WorkerSecret):
+    """A new or rotated secret with its text."""
+
+    secret: str = Field(description="the worker's ZETA_WORKER_SECRET, which can't be shown again")
 
 
 # --- Projects ---------------------------------------------------------------------------------------------------------

@@ -77,6 +77,12 @@ class Worker(_Response):
     disk_low: bool = Field(default=False, description="gets no new jobs until its disk has free space again")
     failing: dict[str, str] = Field(default={}, description="why loops and other components are failing, by component")
     num_dropped: int = Field(default=0, description="invalid entries removed from Redis since the worker was started")
+    clock_ahead_seconds: float | None = Field(
+        default=None,
+        description="by how much its clock is ahead of the server's, accurate to a few seconds; beyond 60 s in either "
+        "direction, its messages are rejected, and it gets no jobs",
+    )
+    has_own_secret: bool = Field(default=False, description="was added with a secret of its own")
     version: str
     started_at: datetime
     last_seen_at: datetime

@@ -40,7 +40,7 @@ MAX_BODY_BYTES = 32 * 2**20  # a batch of journal lines has at most 4.5 MiB, unl
 MAX_HEARTBEAT_BYTES = 2**20
 WORKER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SHARED = "shared"  # the id of the shared secret
-SECRET_PREFIX = "zeta-worker"  # of an individual secret, so that scanners for leaked secrets can recognize it
+INDIVIDUAL_PREFIX = "zeta-worker"  # of an individual secret, so that scanners for leaked secrets can recognize it
 
 RejectionReason = Literal["malformed", "signature", "sender", "version", "clock", "replay"]
 
@@ -49,7 +49,9 @@ _NAME = re.compile(WORKER_NAME_PATTERN.encode().removesuffix(b"$") + rb"\Z")
 _SECRET_ID = re.compile(rb"[a-z0-9]{1,40}\Z")
 _NONCE = re.compile(rb"[0-9a-f]{32}\Z")
 _SENT_AT = re.compile(rb"[0-9]{1,15}\Z")
-_INDIVIDUAL = re.compile(rf"{SECRET_PREFIX}:([a-z0-9]{{1,40}}):([A-Za-z0-9][A-Za-z0-9._-]{{0,99}}):([0-9a-f]{{64}})\Z")
+_INDIVIDUAL = re.compile(
+    rf"{INDIVIDUAL_PREFIX}:([a-z0-9]{{1,40}}):([A-Za-z0-9][A-Za-z0-9._-]{{0,99}}):([0-9a-f]{{64}})\Z"
+)
 
 Message = TypeVar("Message")
 
@@ -104,7 +106,7 @@ class WorkerKey:
     @property
     def text(self) -> str:
         """The individual secret of the worker, for its ``ZETA_WORKER_SECRET``."""
-        return f"{SECRET_PREFIX}:{self.secret_id}:{self.worker}:{self.key.hex()}"
+        return f"{INDIVIDUAL_PREFIX}:{self.secret_id}:{self.worker}:{self.key.hex()}"
 
 
 def derive_key(server_secret: str, worker: str, secret_id: str = SHARED) -> WorkerKey:
@@ -115,7 +117,7 @@ def derive_key(server_secret: str, worker: str, secret_id: str = SHARED) -> Work
 
 def parse_individual_secret(secret: str) -> WorkerKey | None:
     """The key in a worker's individual secret; ``None`` if it is a shared secret. Raises `ValueError` if malformed."""
-    if not secret.startswith(f"{SECRET_PREFIX}:"):
+    if not secret.startswith(f"{INDIVIDUAL_PREFIX}:"):
         return None
     if (match := _INDIVIDUAL.match(secret)) is None:
         raise ValueError("it is incomplete; copy the whole secret that `zeta workers add` printed")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import BadRequestError
 
 from tests.end_to_end.specs import TINY_LLAMA
-from tests.harness.openai_client import openai_client
-from tests.harness.service import Service, clean_environment, running_service
+from tests.harness.openai_client import openai_client, strictly
+from tests.harness.service import Service, clean_environment, running_service, wait_for_end
+from tests.server.openai.data import preferences, upload
 
 SCRIPT = Path(__file__).with_name("openai_script.py")
 ROOT = Path(__file__).parents[2]
@@ -56,6 +60,29 @@ def test_every_faulty_line_of_the_data_is_reported_before_a_job_is_created(servi
     first, second = caught.value.body["message"].splitlines()  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     assert first.startswith("train.jsonl, line 4 is not valid JSON")
     assert second.startswith("train.jsonl, line 8: ")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_preferences_are_trained(service: Service) -> None:
+    method: Any = {
+        "type": "dpo",
+        "dpo": {"hyperparameters": {"n_epochs": 10, "batch_size": 4, "beta": 0.5, "learning_rate_multiplier": 1000.0}},
+    }
+    with openai_client(service.url, service.api_key) as client, service.http() as http:
+        job = client.fine_tuning.jobs.create(
+            model="gpt-4o-mini-2024-07-18", training_file=upload(client, preferences(24)), method=method
+        )
+        assert wait_for_end(http, job.id)["status"] == "succeeded"
+        done = strictly(client.fine_tuning.jobs.retrieve(job.id))
+        assert done.method is not None
+        assert done.method.type == "dpo"
+        metrics, model = done.result_files
+        rows = list(csv.DictReader(client.files.content(metrics).text.splitlines()))
+        assert len(client.files.content(model).read()) > 0
+    losses = [float(row["train_loss"]) for row in rows if row["train_loss"]]
+    assert losses[0] == pytest.approx(math.log(2), abs=0.01), "the model starts as its own reference"
+    assert losses[-1] < 0.3
 
 
 def older_client(version: str) -> Path:

@@ -1,6 +1,8 @@
 """Batches under ``/openai/v1`` with the official client, on a server without workers."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,9 +11,11 @@ import pytest
 from openai import OpenAI
 
 from tests.harness.openai_client import strictly
+from tests.harness.service import ZETA, clean_environment
 from tests.server.openai.conftest import BASE_MODEL
 from tests.server.openai.data import upload
 from tests.server.rows import Rows
+from tests.server.server_process import API_KEY, ServerProcess
 from zeta_core.contract.job.status import JobStatus, StatusReason
 
 URL: Any = "/v1/chat/completions"
@@ -176,3 +180,23 @@ def test_the_progress_of_a_running_batch_is_shown(client: OpenAI, model: str, ro
     assert running.request_counts is not None
     assert running.request_counts.to_dict() == {"total": 3, "completed": 1, "failed": 1}
     assert strictly(client.batches.cancel(batch.id)).status == "cancelling"
+
+
+def test_the_dashboard_and_the_command_line_show_a_batch(
+    server: ServerProcess, client: OpenAI, model: str, rows: Rows, tmp_path: Path
+) -> None:
+    batch = create(client, model)
+    rows.attempt(batch.id, progress=[{"phase": "answering", "step": 2, "total_steps": 3, "num_failed": 1}])
+    with httpx.Client(base_url=server.url, follow_redirects=True, timeout=30) as browser:
+        assert browser.post("/login", data={"key": API_KEY}).status_code == 200
+        for tab in ("", "/log", "/events", "/checkpoints", "/settings"):
+            page = browser.get(f"/jobs/{batch.id}{tab}")
+            assert page.status_code == 200, (tab, page.text)
+        assert "batch of 3 requests" in browser.get(f"/jobs/{batch.id}").text
+    environment = {**clean_environment(), "ZETA_URL": server.url, "ZETA_API_KEY": API_KEY, "ZETA_HOME": str(tmp_path)}
+    for words in (["jobs", "--kind", "batch"], ["job", batch.id], ["events", batch.id]):
+        done = subprocess.run(
+            [str(ZETA), *words], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "answering" in done.stdout or words[0] != "events"

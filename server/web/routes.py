@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from server.web import access_pages, compare, data_preview, files_page, job_list, job_page, login, new_job, workers_page
+from server.web import (
+    access_pages,
+    compare,
+    data_preview,
+    files_page,
+    job_list,
+    job_page,
+    login,
+    new_job,
+    sweeps_page,
+    workers_page,
+)
 from server.web.assets import load_assets
 from server.web.pages import SECURITY_HEADERS, PageRouter
 from zeta_core.contract.errors import NotFound
@@ -22,5 +33,8 @@ async def read_asset(digest: str, name: str) -> Response:
     return Response(found.content, media_type=found.media_type, headers=headers)
 
 
-_MODULES = (login, job_list, job_page, compare, new_job, data_preview, files_page, workers_page, access_pages)
+_MODULES = (
+    *(login, job_list, job_page, compare, new_job, data_preview),
+    *(sweeps_page, files_page, workers_page, access_pages),
+)
 ROUTERS: tuple[PageRouter, ...] = (assets, *(module.router for module in _MODULES))

@@ -43,11 +43,13 @@ function markFaults() {
 form.addEventListener("input", () => checkSoon());
 form.addEventListener("change", showKinds);
 document.addEventListener("htmx:after:swap", markFaults);
-// "Edit as YAML" leaves this page with what was entered so far.
-form.querySelector("[data-plain]")?.addEventListener("click", (event) => {
-  event.preventDefault();
-  form.action = event.currentTarget.getAttribute("formaction");
-  HTMLFormElement.prototype.submit.call(form);
-});
+// "Edit as YAML" and the button for a sweep leave this page with what was entered so far.
+for (const button of form.querySelectorAll("[data-plain]")) {
+  button.addEventListener("click", (event) => {
+    event.preventDefault();
+    form.action = button.getAttribute("formaction");
+    HTMLFormElement.prototype.submit.call(form);
+  });
+}
 if (!form.elements.yaml) showKinds();
 checkSoon(0);

@@ -21,6 +21,7 @@ _TOKENS = {
     "a token of GitLab": r"\bglpat-[A-Za-z0-9_-]{20,}",
     "an API key of Google": r"\bAIza[A-Za-z0-9_-]{35}",
     "a token of Slack": r"\bxox[abeprs]-[A-Za-z0-9-]{10,}",
+    "a signing secret of a webhook": r"\bwhsec_[A-Za-z0-9+/=]{24,}",
     "a private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[A-Za-z0-9+/=\s]*",
 }
 _IN_A_URL = r"://[^\s:/@]*:[^\s/@'\"]+@"

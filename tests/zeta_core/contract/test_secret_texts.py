@@ -14,6 +14,7 @@ SECRETS = {
     "ghp_" + "a" * 36: "a token of GitHub",
     "glpat-" + "a" * 20: "a token of GitLab",
     "zeta_" + "a" * 30: "an API key of this service",
+    "whsec_" + "aB1+" * 8: "a signing secret of a webhook",
     "-----BEGIN RSA PRIVATE KEY-----": "a private key",
     "s3://me:secret@bucket/data": "a password in a URL",
 }

@@ -10,11 +10,14 @@ import json
 import os
 import shutil
 import site
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from worker.run.launch import hub_folder, own_environment, packages_of_zeta_core
@@ -52,6 +55,7 @@ _GPU_DEVICES = ("nvidia*", "dri", "kfd", "infiniband", "gdrdrv")
 _TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the network
 _HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
 _GLOB = frozenset("*?[")
+_MODPROBE_SECONDS = 30.0
 _MAX_BASES = 20  # of an adapter of an adapter ...
 _EXTENSIONS = ".cache/torch_extensions"  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
@@ -237,4 +241,9 @@ def _libraries(settings: WorkerSettings) -> list[str]:
 
 
 def _gpu_devices() -> list[str]:
+    """The device files of all GPUs. CUDA's set-user-ID program that creates missing ones has no effect in a sandbox."""
+    program = which("nvidia-modprobe")
+    if program is not None and not Path("/dev/nvidia-uvm").exists():
+        with suppress(subprocess.TimeoutExpired):  # CUDA reports what is missing
+            subprocess.run([program, "-u", "-c=0"], check=False, capture_output=True, timeout=_MODPROBE_SECONDS)
     return [str(path) for pattern in _GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))]

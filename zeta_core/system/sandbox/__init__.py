@@ -82,6 +82,8 @@ def enter(directory: Path) -> None:
 
 def restrict(file: SandboxFile) -> None:
     """Restrict this process, which must have a single thread. Raises `SandboxUnavailable`."""
+    architecture()
+    landlock.abi_version()
     os.environ.update({**file.variables, _ENTERED: "1"})  # noqa: TID251 - this process's own home and folder
     tempfile.tempdir = None  # it may have been read from other variables
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

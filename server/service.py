@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from server import receipt_signing
 from server.artifact_ownership import claim_store
 from server.artifacts import ArtifactFolder
 from server.auth import RECORDING_SECONDS, Caller, Keys, register_admin_key
@@ -103,6 +104,8 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             engine.loops.start("notifications", messages.one_pass, Pace(idle_seconds=notifier.IDLE_SECONDS))
             waits = partial(long_waits.announce_long_waits, database, settings.webhook_wait_seconds)
             engine.loops.start("long waits", waits, Pace(idle_seconds=long_waits.PACE_SECONDS))
+            signing = partial(receipt_signing.sign_receipts, database, store)
+            engine.loops.start("receipts", signing, Pace(idle_seconds=receipt_signing.PACE_SECONDS))
             try:
                 yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates)
             finally:

@@ -33,7 +33,7 @@ from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.kind import JobKind
-from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, LoginLink, StoredFile, Worker
+from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose, FileUse, LoginLink, StoredFile, Worker
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.system.settings import process_environment
 
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from zeta.administration import Administration
     from zeta.chat import Answer, ChatMessage
     from zeta.download import Download, DownloadProgress
+    from zeta.lineage import ModelLineage
     from zeta.named_models import NamedModels
+    from zeta.receipts import Receipts
     from zeta.sweeps import Sweeps
     from zeta.webhooks import Webhooks
     from zeta_core.contract.job.checkpoint import Manifest
@@ -126,6 +128,13 @@ class Client:
         from zeta.webhooks import Webhooks
 
         return Webhooks(self._transport)
+
+    @property
+    def receipts(self) -> Receipts:
+        """Reading the signed receipts of jobs; `zeta.receipts.verify` compares a folder with one."""
+        from zeta.receipts import Receipts
+
+        return Receipts(self._transport)
 
     # --- Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -412,6 +421,18 @@ class Client:
 
     def files(self, *, sha256: str | None = None, limit: int | None = 20) -> list[StoredFile]:
         return list(read_pages(self._transport, StoredFile, "/v1/files", {"sha256": sha256}, limit))
+
+    def jobs_of_file(self, file_id: str) -> list[FileUse]:
+        """List the jobs whose models saw a file, also through the checkpoints of other jobs, newest first."""
+        from zeta.lineage import jobs_of_file
+
+        return jobs_of_file(self._transport, file_id)
+
+    def files_of_job(self, job_id: str) -> ModelLineage:
+        """List the files that a job's model saw, also through the checkpoints that it starts from."""
+        from zeta.lineage import files_of_job
+
+        return files_of_job(self, self._id(job_id))
 
     def workers(self) -> list[Worker]:
         return list(read_pages(self._transport, Worker, "/v1/workers", {}, None))

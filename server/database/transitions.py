@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import events
 from server.database.announcements import announce
 from server.database.checkpoints import checkpoint_to_resume
+from server.database.receipt_tables import ReceiptRow
 from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import JobError, JobResult, WaitingReason
@@ -114,6 +115,7 @@ async def change_status(
         job.finished_at = now
         assert reason is not None, f"{job.id} ends without a reason"
         await _count_end(session, reason)
+        session.add(ReceiptRow(job_id=job.id, created_at=now))  # `server.receipts` signs it
     message = change.message or (REASON_SENTENCES[reason] if reason else None)
     if to == JobStatus.QUEUED and job.attempt:
         message = f"{message or ''} {await _next_start(session, job)}".lstrip()

@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from pydantic import Field
 
-from server import files
+from server import files, lineage
 from server.database.pagination import PageQuery, cursor
 from server.http.downloads import serve
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
-from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
+from zeta_core.contract.job.responses import DeletedObject, FileUse, Page, StoredFile
 
 router = Router(prefix="/v1/files", tags=["files"])
 
@@ -35,6 +35,10 @@ UPLOAD_BODY = {
         },
     }
 }
+
+
+class FileJobQuery(PageQuery):
+    after: str | None = cursor(NEW_ID_PATTERN.format(prefix="job"))
 
 
 class FileQuery(PageQuery):
@@ -66,6 +70,14 @@ async def get_file(service: TheService, caller: TheCaller, file_id: str) -> Stor
 async def get_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
     """Download a file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     return serve(request, await files.content(service, caller, file_id))
+
+
+@router.get("/{file_id}/jobs")
+async def list_file_jobs(
+    service: TheService, caller: TheCaller, file_id: str, query: Annotated[FileJobQuery, Query()]
+) -> Page[FileUse]:
+    """List the jobs whose models saw a file, also through the checkpoints of other jobs, newest first."""
+    return await lineage.list_file_jobs(service, caller, file_id, query)
 
 
 @router.delete("/{file_id}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
 
+from server import receipts
 from server.estimates import data_preview, estimate
 from server.http.bodies import read_body
 from server.http.proxies import public_path
@@ -16,6 +17,7 @@ from zeta_core.contract.job.data_preview import ShownRows
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import DeletedObject, Page
+from zeta_core.contract.receipt import Receipt
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
 
@@ -124,6 +126,12 @@ async def rerun_job(
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
     created = await reruns.rerun(service, submissions, caller, job_id, data, idempotency_key)
     return _created(request, response, *created)
+
+
+@router.get("/{job_id}/receipt")
+async def get_receipt(service: TheService, caller: TheCaller, job_id: str) -> Receipt:
+    """Return the signed receipt of an ended job: a DSSE envelope with an in-toto statement about its checkpoint."""
+    return await receipts.get_receipt(service, caller, job_id)
 
 
 @router.delete("/{job_id}")

@@ -6,10 +6,11 @@ import asyncio
 
 from fastapi import Request, Response
 
-from server import metrics
+from server import metrics, receipts
 from server.artifacts import disk_state
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.responses import Health
+from zeta_core.contract.receipt import ReceiptKey
 from zeta_core.system.distribution import version
 
 router = Router(tags=["operations"])
@@ -49,3 +50,9 @@ async def read_metrics(service: TheService, caller: TheCaller, request: Request)
     job_metrics = request.app.state.job_metrics
     assert isinstance(job_metrics, metrics.JobMetrics)
     return Response(await job_metrics.text(service), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/v1/receipt-key")
+async def get_receipt_key(service: TheService) -> ReceiptKey:
+    """Return the public key that verifies the receipts of this installation."""
+    return await receipts.get_receipt_key(service)

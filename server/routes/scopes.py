@@ -23,6 +23,8 @@ SCOPES: Mapping[str, Scope] = {
     "POST /v1/jobs/{job_id}/resume": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/checkpoint": Scope.SUBMIT,
     "POST /v1/jobs/{job_id}/rerun": Scope.SUBMIT,
+    "GET /v1/jobs/{job_id}/receipt": Scope.READ,
+    "GET /v1/receipt-key": Scope.READ,
     "GET /v1/jobs/{job_id}/events": Scope.READ,
     "GET /v1/jobs/{job_id}/logs": Scope.READ,
     "GET /v1/jobs/{job_id}/metrics": Scope.READ,
@@ -37,6 +39,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/files": Scope.READ,
     "POST /v1/files": Scope.SUBMIT,
     "GET /v1/files/{file_id}": Scope.READ,
+    "GET /v1/files/{file_id}/jobs": Scope.READ,
     "GET /v1/files/{file_id}/content": Scope.SUBMIT,  # training data may be confidential; checkpoints are the result
     "DELETE /v1/files/{file_id}": Scope.SUBMIT,
     "GET /v1/models": Scope.READ,

@@ -56,6 +56,7 @@ PACKAGES = (
         name="server",
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
         third_party=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
+        | {"cryptography"}  # signing receipts
         | {"httpx"}  # for requests to an engine of the operator
         | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"}
         | {"jinja2", "markupsafe"}  # the web pages
@@ -72,6 +73,7 @@ PACKAGES = (
         name="zeta",
         internal=frozenset({"zeta_core.contract", "zeta_core.system"}),
         third_party=frozenset({"httpx", "httpx_sse", "plotext", "pydantic", "rich", "ruamel", "typer"})
+        | {"cryptography"}  # verifying receipts
         | {"pandas"},  # optional: `job.metrics()` returns a DataFrame if it is installed
         # A bare install contains only the third-party packages above.
         forbidden=frozenset({"torch", "transformers", "server", "worker", "fastapi", "sqlalchemy", "celery", "redis"}),
@@ -82,6 +84,7 @@ PACKAGES = (
         internal=frozenset(
             {
                 "server.database.access_tables",
+                "server.database.receipt_tables",
                 "server.database.tables",
                 "server.database.webhook_tables",
                 "server.settings",
@@ -119,11 +122,11 @@ LAYERS = {
     "server": (
         frozenset({"settings"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
-        frozenset({"auth", "uploads", "engine", "notifications"}),
+        frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing"}),
         frozenset({"sessions"}),
         frozenset({"service"}),
         frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "worker_secrets", "workers"}),
-        frozenset({"webhooks"}),
+        frozenset({"lineage", "receipts", "webhooks"}),
         frozenset({"submitting"}),
         frozenset({"estimates"}),
         frozenset({"openai"}),

@@ -16,6 +16,7 @@ from server.artifacts import ArtifactFolder
 from server.database import events
 from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
 from server.database.connections import Database
+from server.database.receipt_tables import ReceiptRow
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow
 from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
 from server.database.webhook_tables import WebhookRow
@@ -140,6 +141,10 @@ class Rows:
         """Let every login link expire now."""
         _run(self._expire(LoginLinkRow))
 
+    def has_receipt(self, job_id: str) -> bool:
+        """Whether the job's receipt is signed."""
+        return _run(self._has_receipt(job_id))
+
     def age_webhook(self, webhook_id: str, by: timedelta) -> None:
         """Let the webhook's first failure be older."""
         _run(self._age_webhook(webhook_id, by))
@@ -219,6 +224,13 @@ class Rows:
             for row in await session.scalars(select(IdempotencyRow)):
                 row.created_at -= by
         await database.close()
+
+    async def _has_receipt(self, job_id: str) -> bool:
+        database = Database(self.settings.database)
+        async with database.read() as session:
+            row = await session.get(ReceiptRow, job_id)
+        await database.close()
+        return row is not None and row.envelope is not None
 
     async def _age_webhook(self, webhook_id: str, by: timedelta) -> None:
         database = Database(self.settings.database)

@@ -27,6 +27,7 @@ MODULES = {
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
     "zeta.cli.chat": ("chat",),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
+    "zeta.cli.provenance": ("receipt", "verify", "lineage"),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),

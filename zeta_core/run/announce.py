@@ -22,6 +22,7 @@ from zeta_core.run.inputs import ResumePoint
 from zeta_core.run.learner import Learner
 from zeta_core.run.request import RunRequest
 from zeta_core.run.resolved_spec import describe_defaults, report_resume, resolved_spec, warn_of_device_change
+from zeta_core.system.distribution import installed_versions
 
 
 def prepare_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan: Plan, report: Reporter) -> str:
@@ -70,6 +71,9 @@ def announced(
             num_parameters=learner.num_parameters,
             num_trained_parameters=learner.num_trained,
             run_id=run_id,
+            data_fingerprint=plan.data,
+            base_fingerprint=plan.base,
+            versions=installed_versions(),
         )
     )
     report.write(StatusLine(status=JobStatus.RUNNING, resolved_spec=resolved))

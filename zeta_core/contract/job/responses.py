@@ -29,6 +29,18 @@ class StoredFile(_Response):
     created_at: datetime
 
 
+class FileUse(_Response):
+    """A job whose model saw a file: its own data or model if ``base`` is null, else through the job ``base``."""
+
+    id: str
+    object: Literal["file_use"] = "file_use"
+    entity_name: str | None = None
+    status: str
+    created_at: datetime
+    base: str | None = Field(default=None, description="the job that it continues from, which saw the file")
+    checkpoints: list[str] = Field(default=[], description="names of the job's stored checkpoints")
+
+
 class ServedModelReport(_Response):
     """A model that a worker has loaded to answer requests. ``ready`` is false while it is being loaded.
 

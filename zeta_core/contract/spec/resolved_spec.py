@@ -105,6 +105,9 @@ class ResolvedSpec(_Recorded):
     eval_documents: int | None = None
     eval_tokens: int | None = None
     template_date: str | None = None
+    data_fingerprint: str | None = None
+    base_fingerprint: str | None = None
+    versions: dict[str, str] = {}
     data_report: dict[str, JsonValue] | None = None
 
     _unreadable: dict[str, Any] = PrivateAttr(default_factory=dict[str, Any])

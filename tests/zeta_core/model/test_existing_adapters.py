@@ -96,6 +96,9 @@ def test_the_adapter_of_a_model_is_saved_as_one(
     weights = load_file(final / "adapter_model.safetensors")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert lines.resolved_spec["num_trained_parameters"] == trained
+    assert lines.resolved_spec["base_fingerprint"]
+    assert lines.resolved_spec["data_fingerprint"]
+    assert lines.resolved_spec["versions"]["torch"] == torch.__version__
     assert sum(tensor.numel() for tensor in weights.values()) == trained
 
     train(str(final), tmp_path / "next", cache=tmp_path, max_steps=1, learning_rate=1e-12)

@@ -231,6 +231,7 @@ def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows:
     ("variables", "sentence"),
     [
         ({"ZETA_API_KEY": "k"}, "ZETA_WORKER_SECRET"),
+        ({"ZETA_WORKER_SECRET": "zeta-worker:a:w:0"}, "(hidden): it is the secret of a single worker"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_PORT": "none"}, "ZETA_PORT is 'none'"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_HUB": "maybe;"}, "ZETA_HUB is 'maybe;'"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_MAX_UPLOAD_BYTES": "0"}, "ZETA_MAX_UPLOAD_BYTES is '0'"),

@@ -127,7 +127,7 @@ $(VENV)/.zeta-demo-model: $(VENV)/.zeta-service
 # Everything for development and tests.
 $(VENV)/.zeta-development: $(VENV)/.zeta-service
 	@echo 'Installing the tools for tests, checks and development (about 200 MB) ...'
-	@$(INSTALL) --group build --group dev --group docs --editable '.[train,quantize,server,worker,postgres,s3]'
+	@$(INSTALL) --group build --group dev --group docs --editable '.[train,quantize,server,worker,postgres,s3,otel]'
 	@touch $@
 	@echo 'Done: $(BIN)/zeta'
 

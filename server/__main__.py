@@ -26,6 +26,7 @@ from server.http.connections import connection_limit
 from server.http.protocol import ServerProtocol
 from server.service import Stopping, open_service
 from server.settings import ServerSettings
+from server.tracing import Tracing, open_tracing
 from zeta_core.contract.errors import InvalidSettings, ZetaError
 from zeta_core.system.exposure import require_encryption
 from zeta_core.system.log_format import log_to_standard_error
@@ -66,17 +67,18 @@ def main() -> int:
         settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
         require_encryption(settings.host, has_tls=settings.tls_cert is not None, behind_proxy=settings.behind_proxy)
         _check_certificate(settings)
+        tracing = open_tracing(os.environ)  # noqa: TID251 - the variables of OpenTelemetry, which its SDK reads, too
         listener = _listen(settings)
         with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
-            runner.run(_serve(settings, listener))
+            runner.run(_serve(settings, listener, tracing))
     except ZetaError as error:
         print(error.message, file=sys.stderr)
         return 2
     return 0
 
 
-async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
-    async with open_service(settings) as service:
+async def _serve(settings: ServerSettings, listener: socket.socket, tracing: Tracing | None) -> None:
+    async with open_service(settings, tracing) as service:
         app = create_app(service)
         await asyncio.to_thread(app.openapi)  # cached now, because generating it takes a third of a second
         gc.collect()
@@ -98,6 +100,8 @@ async def _serve(settings: ServerSettings, listener: socket.socket) -> None:
         scheme = "http" if settings.tls_cert is None else "https"
         logger.info("Serving on %s://%s:%d.", scheme, f"[{host}]" if ":" in host else host, port)
         await _Server(config, service.stopping).serve([listener])
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
     logger.info("Stopped.")
 
 

@@ -13,6 +13,7 @@ from server.http.browser_protection import HostCheck, SecurityHeaders, cross_ori
 from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
+from server.http.request_traces import RequestTraceMiddleware
 from server.metrics import JobMetrics
 from server.openai.batches import Batches, NewBatch
 from server.openai.errors import error_response_of, register_routing_errors
@@ -96,6 +97,8 @@ def create_app(service: Service) -> FastAPI:
     settings = service.settings
     app.add_middleware(HostCheck, listens_on=settings.loopback_host)  # the middleware added last runs first
     app.add_middleware(RequestLogMiddleware, metrics=RequestMetrics(registry), response_of=error_response_of)
+    if service.tracing is not None:
+        app.add_middleware(RequestTraceMiddleware, tracing=service.tracing)
     app.add_middleware(ProxyMiddleware, trusted=settings.trusted_networks, root_path=settings.root_path)
     if settings.cross_origins:
         app.add_middleware(cross_origin, origins=settings.cross_origins)

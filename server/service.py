@@ -25,6 +25,7 @@ from server.notifications import long_waits, notifier
 from server.notifications.notifier import Notifier
 from server.sessions import Sessions
 from server.settings import ServerSettings
+from server.tracing import Tracing
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
 from server.uploads.quota import OpenUploads
 from zeta_core.system.home_folder import require_protected
@@ -62,6 +63,7 @@ class Service:
     sessions: Sessions
     streams: StreamLimits
     rates: RequestRates
+    tracing: Tracing | None = None
     stopping: Stopping = field(default_factory=Stopping)
 
     async def count_request(self, caller: Caller) -> None:
@@ -75,8 +77,11 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
-    """Open all resources and start the engine. Raises a `ZetaError` that names the setting to fix."""
+async def open_service(settings: ServerSettings, tracing: Tracing | None = None) -> AsyncGenerator[Service]:
+    """Open all resources and start the engine, which exports traces of jobs with ``tracing``.
+
+    Raises a `ZetaError` that names the setting to fix.
+    """
     require_protected(settings.home)
     database = Database(settings.database)
     try:
@@ -84,7 +89,7 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
         store = ArtifactFolder(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
         service = await identify_service(database)
         await asyncio.to_thread(store.prepare)
-        engine = Engine(database, settings, service)
+        engine = Engine(database, settings, service, tracing)
         await engine.claim()  # first, so that a server that refuses to start changes neither store nor admin key
         try:
             await asyncio.to_thread(claim_store, settings, service)
@@ -107,7 +112,7 @@ async def open_service(settings: ServerSettings) -> AsyncGenerator[Service]:
             signing = partial(receipt_signing.sign_receipts, database, store)
             engine.loops.start("receipts", signing, Pace(idle_seconds=receipt_signing.PACE_SECONDS))
             try:
-                yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates)
+                yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates, tracing)
             finally:
                 await messages.stop()
         finally:

@@ -77,7 +77,7 @@ def test_torch_is_pinned_for_every_machine() -> None:
 
 def test_all_combines_the_extras_that_need_no_compiler() -> None:
     extras = project()["project"]["optional-dependencies"]
-    assert set(extras) == {"train", "quantize", "server", "worker", "postgres", "s3", "deepspeed", "all"}
+    assert set(extras) == {"train", "quantize", "server", "worker", "postgres", "s3", "otel", "deepspeed", "all"}
     (everything,) = (Requirement(text) for text in extras["all"])
     assert everything.name == project()["project"]["name"]
     assert everything.extras == set(extras) - {"all", "deepspeed"}

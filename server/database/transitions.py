@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -65,8 +66,13 @@ async def lock_job(session: AsyncSession, job_id: str) -> JobRow | None:
     return await session.scalar(query.execution_options(populate_existing=True))
 
 
-async def create_jobs(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
-    """Insert new jobs as ``queued``, each with its first event, in two statements."""
+async def create_jobs(
+    session: AsyncSession, jobs: Sequence[JobRow], trace_parents: Mapping[str, str | None] = MappingProxyType({})
+) -> None:
+    """Insert new jobs as ``queued``, each with its first event, in two statements.
+
+    ``trace_parents`` maps the ids of traced jobs to the trace context of their request, which the event records.
+    """
     for job in jobs:
         job.status = JobStatus.QUEUED
         job.attempt = job.failures = job.lost_workers = 0
@@ -76,10 +82,18 @@ async def create_jobs(session: AsyncSession, jobs: Sequence[JobRow]) -> None:
         job.warnings = []
     session.add_all(jobs)
     await session.flush()
-    first = {"seq": 1, "attempt": 0, "line": None, "type": "status", "fields": {"status": JobStatus.QUEUED}}
-    rows = [{**first, "job_id": job.id, "created_at": job.created_at} for job in jobs]
+    first = {"seq": 1, "attempt": 0, "line": None, "type": "status"}
+    rows = [
+        {**first, "job_id": job.id, "created_at": job.created_at, "fields": _queued(trace_parents.get(job.id))}
+        for job in jobs
+    ]
     if rows:
         await session.execute(insert(EventRow), rows)
+
+
+def _queued(trace_parent: str | None) -> dict[str, str]:
+    """The fields of a job's first event."""
+    return {"status": JobStatus.QUEUED, **({"trace_parent": trace_parent} if trace_parent else {})}
 
 
 async def change_status(

@@ -47,12 +47,19 @@ class AppliedBatch:
     """The result of applying a batch; ``num_applied`` counts its new lines.
 
     ``holder`` is the worker that holds the attempt, if that is not the sender, whose batch was rejected.
+    ``has_first_step``: the attempt has made a step. ``is_first_step``: this batch contains the first one.
     """
 
     ack: JournalAck
     num_applied: int
     attempt_ended: bool
     holder: str | None = None
+    has_first_step: bool = False
+    is_first_step: bool = False
+
+    @property
+    def ended_before_first_step(self) -> bool:
+        return self.attempt_ended and not self.has_first_step
 
 
 async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events: int = MAX_EVENTS) -> AppliedBatch:
@@ -72,7 +79,7 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
         protected = await protected_checkpoints(session, job)
     appending = _Appending(session, job, attempt, max_events, protected)
-    stored_line = attempt.stored_line
+    stored_line, had_first_step = attempt.stored_line, attempt.first_step is not None
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != stored_line + 1:
             continue
@@ -84,7 +91,10 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     num_applied, attempt.stored_line = stored_line - attempt.stored_line, stored_line
     ended = job.status != JobStatus.RUNNING
     ack = _ack(batch, stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
-    return AppliedBatch(ack, num_applied, ended)
+    has_first_step = attempt.first_step is not None
+    return AppliedBatch(
+        ack, num_applied, ended, has_first_step=has_first_step, is_first_step=has_first_step and not had_first_step
+    )
 
 
 def parse_line(raw: dict[str, Any]) -> JournalLine:

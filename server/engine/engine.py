@@ -27,6 +27,7 @@ from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
 from server.engine.event_signal import EventSignal
 from server.engine.job_monitor import JobMonitor
+from server.engine.job_traces import JobTraces
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import STOP_SECONDS, BackgroundLoops, Pace
 from server.engine.message_consumer import MessageConsumer
@@ -38,6 +39,7 @@ from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import SpecChecks
 from server.engine.worker_secrets import WorkerSecrets
 from server.settings import ServerSettings
+from server.tracing import Tracing
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import WORKERS_HASH, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
@@ -54,7 +56,9 @@ class Engine:
     It also uses `event_signal`, `workers`, `spec_checks`, `answers` and `request_counts`.
     """
 
-    def __init__(self, database: Database, settings: ServerSettings, service: str) -> None:
+    def __init__(
+        self, database: Database, settings: ServerSettings, service: str, tracing: Tracing | None = None
+    ) -> None:
         """``service`` is the id of the service that the database belongs to."""
         self.database = database
         self.settings = settings
@@ -69,7 +73,14 @@ class Engine:
         self._database_claim = DatabaseClaim(database, self._redis, settings.redis_url)
         self._dispatcher = Dispatcher(settings.redis_url, self._redis, self.secrets)
         self._consumer = MessageConsumer(
-            database, self._redis, settings, self.secrets, self.event_signal, self.dropped, self.wake
+            database,
+            self._redis,
+            settings,
+            self.secrets,
+            self.event_signal,
+            self.dropped,
+            self.wake,
+            JobTraces(database, tracing),
         )
         self._scheduler = Scheduler(
             database,

@@ -25,6 +25,7 @@ from server.database.connections import Database
 from server.engine.apply_journal import apply_batch
 from server.engine.attempt_claims import answer_claim
 from server.engine.event_signal import EventSignal
+from server.engine.job_traces import JobTraces
 from server.engine.redis_client import DroppedMessages, remove_wrong_type, send_to_worker
 from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import store_result
@@ -65,6 +66,7 @@ class MessageConsumer:
         event_signal: EventSignal,
         dropped: DroppedMessages,
         attempt_ended: Callable[[], None],
+        traces: JobTraces,
     ) -> None:
         self._database = database
         self._redis = redis
@@ -74,6 +76,7 @@ class MessageConsumer:
         self._event_signal = event_signal
         self._dropped = dropped
         self._attempt_ended = attempt_ended
+        self._traces = traces
         self._name = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
         self._has_group = False
         self._has_pending = False  # messages that were read while the database was unavailable
@@ -236,4 +239,6 @@ class MessageConsumer:
             self._event_signal.notify(batch.job_id)
         if applied.attempt_ended:
             self._attempt_ended()
+        if applied.is_first_step or applied.ended_before_first_step:
+            await self._traces.record(batch.job_id, batch.attempt)
         return batch.worker, applied.ack

@@ -28,6 +28,7 @@ from server.service import Service
 from server.submitting.acceptance import AcceptedSpec, accept, read_any_spec
 from server.submitting.group_commit import GroupCommit
 from server.submitting.quotas import QueueLimits, check_stored_bytes
+from server.tracing import current_trace_parent, request_part
 from zeta_core.contract.errors import InvalidRequest, QuotaExceeded
 from zeta_core.contract.identifiers import new_id_at
 from zeta_core.contract.job.events import WarningLine, utc_now
@@ -82,6 +83,7 @@ class _Submission:
     body: dict[str, Any]
     request: RequestIdentity
     origin: Origin
+    trace_parent: str | None = None  # of the request, if it is traced
 
     @property
     def key(self) -> tuple[str, str, str] | None:
@@ -129,9 +131,11 @@ class Submissions:
         self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: Origin = NEW
     ) -> Created:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
-        spec = await read_any_spec(self._service, caller, origin.kind, body)
-        await check_stored_bytes(self._service, caller)
-        created = await self._commits.commit(_Submission(caller, spec, body, request, origin))
+        with request_part("validation"):
+            spec = await read_any_spec(self._service, caller, origin.kind, body)
+            await check_stored_bytes(self._service, caller)
+        submission = _Submission(caller, spec, body, request, origin, current_trace_parent())
+        created = await self._commits.commit(submission)
         self._service.engine.wake_scheduler()
         return created
 
@@ -155,7 +159,8 @@ class Submissions:
                 rows[number] = new_job_row(
                     self._service, submission.caller, submission.body, accepted, submission.origin
                 )
-        await create_jobs(session, list(rows.values()))
+        traced = {row.id: submissions[number].trace_parent for number, row in rows.items()}
+        await create_jobs(session, list(rows.values()), traced)
         for number, row in rows.items():
             await _store_warnings(session, row, submissions[number].origin.warnings)
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})

@@ -60,7 +60,8 @@ PACKAGES = (
         | {"httpx"}  # for requests to an engine of the operator
         | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"}
         | {"jinja2", "markupsafe"}  # the web pages
-        | {"ruamel"},  # specs as YAML in the web pages
+        | {"ruamel"}  # specs as YAML in the web pages
+        | {"opentelemetry"},  # optional: traces, if an exporter is configured
         forbidden=frozenset({"torch", "transformers", "worker"}),
     ),
     Package(
@@ -120,7 +121,7 @@ LAYERS = {
         frozenset({"__main__"}),
     ),
     "server": (
-        frozenset({"settings"}),
+        frozenset({"settings", "tracing"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
         frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing"}),
         frozenset({"sessions"}),

@@ -16,6 +16,7 @@ from sqlalchemy import select, text, update
 from server.database.availability import DatabaseUnavailable
 from server.database.tables import CheckRow, JobRow
 from server.engine.event_signal import EventSignal
+from server.engine.job_traces import JobTraces
 from server.engine.message_consumer import MAX_TRIES, MessageConsumer
 from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
 from server.engine.worker_secrets import WorkerSecrets
@@ -243,6 +244,7 @@ class SteppedConsumer:
             EventSignal(),
             self.dropped,
             lambda: None,
+            JobTraces(self.fleet.database, tracing=None),
         )
 
     def passes(self, number: int) -> None:

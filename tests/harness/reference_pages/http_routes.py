@@ -30,7 +30,7 @@ Lists return `{"data": [...], "has_more": ...}`. To get the next page, pass the 
 
 def description() -> dict[str, Any]:
     """The content of /openapi.json. It depends only on the settings, so no database is opened."""
-    service = SimpleNamespace(settings=ServerSettings(worker_secret="unused"), database=None)
+    service = SimpleNamespace(settings=ServerSettings(worker_secret="unused"), database=None, tracing=None)
     app: FastAPI = create_app(cast(Service, service))
     return app.openapi()
 

@@ -56,7 +56,8 @@ class StatusLine(_Line):
 
     ``running`` is reported once, when the run begins; ``resolved_spec`` then contains every default that was
     chosen on the worker. Any other status ends the attempt and is the journal's last line. The worker publishes it
-    when all processes of the attempt have ended.
+    when all processes of the attempt have ended. ``trace_parent``, in the first event of a job, is the W3C trace
+    context of the request that created it, if the server exports traces.
     """
 
     type: Literal["status"] = "status"
@@ -66,6 +67,7 @@ class StatusLine(_Line):
     resolved_spec: RecordedSpec | None = None
     result: JobResult | None = None
     error: JobError | None = None
+    trace_parent: str | None = None
 
 
 StoredNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]  # that of a column of the database

@@ -11,6 +11,7 @@ from server.web import (
     files_page,
     job_list,
     job_page,
+    limits_page,
     login,
     new_job,
     sweeps_page,
@@ -35,6 +36,6 @@ async def read_asset(digest: str, name: str) -> Response:
 
 _MODULES = (
     *(login, job_list, job_page, compare, new_job, data_preview),
-    *(sweeps_page, files_page, workers_page, access_pages),
+    *(sweeps_page, files_page, limits_page, workers_page, access_pages),
 )
 ROUTERS: tuple[PageRouter, ...] = (assets, *(module.router for module in _MODULES))

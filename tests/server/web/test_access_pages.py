@@ -111,3 +111,14 @@ def test_rotating_a_key_ends_its_sessions(reader: httpx.Client, http: httpx.Clie
     key_id = reader.get("/v1/keys/me").json()["id"]
     http.post(f"/v1/keys/{key_id}/rotate")
     assert reader.get("/v1/jobs").status_code == 401
+
+
+def test_the_limits_of_the_project_are_shown_with_their_use(visit: Visit, http: httpx.Client) -> None:
+    http.patch("/v1/projects/default", json={"limits": {"max_stored_bytes": 1024}}).raise_for_status()
+    visitor = visit()
+    visitor.open("/files")
+    visitor.page.get_by_role("link", name="Limits of the project").click()
+    row = visitor.page.get_by_role("row", name="max_stored_bytes")
+    expect(row).to_contain_text("1.0 KiB")
+    expect(row.locator("progress")).to_have_attribute("value", re.compile(r"^0\.\d+$"))
+    http.patch("/v1/projects/default", json={"limits": {"max_stored_bytes": None}}).raise_for_status()

@@ -12,8 +12,8 @@ import base64
 import hashlib
 import logging
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -41,6 +41,9 @@ from zeta_core.contract.receipt import (
 )
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
 from zeta_core.system.distribution import version
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PACE_SECONDS = 2.0
 MAX_JOBS = 50  # of one pass
@@ -147,6 +150,8 @@ async def _checkpoint_name(session: AsyncSession, job_id: str) -> str | None:
 
 async def private_key(database: Database) -> Ed25519PrivateKey:
     """The key in the database, which the first server that needs it creates."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # loaded at the first signature
+
     async with database.read() as session:
         row = await session.get(ReceiptKeyRow, _KEY_NUMBER)
     if row is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from server.auth import Caller
 from server.database.receipt_tables import ReceiptRow
 from server.jobs.queries import find_job
@@ -40,6 +38,8 @@ async def get_receipt(service: Service, caller: Caller, job_id: str) -> Receipt:
 
 async def get_receipt_key(service: Service) -> ReceiptKey:
     """The public key of the installation, which is created at its first use."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     public = (await private_key(service.database)).public_key()
     raw = public.public_bytes_raw()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()

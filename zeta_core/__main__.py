@@ -1,7 +1,7 @@
 """``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts runs by forking itself.
 
 ``serve RUN_DIR`` keeps a model loaded and answers requests, and ``batch RUN_DIR`` answers the requests of a file.
-``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
+``export RUN_DIR`` exports a checkpoint. ``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ if __name__ == "__main__":
             from zeta_core.serve import process
 
             quick_exit(process.main(Path(run_dir).absolute()))
+        case ["export", run_dir]:
+            from zeta_core.export.process import export_checkpoint
+            from zeta_core.process import launch
+
+            quick_exit(launch.main(Path(run_dir).absolute(), export_checkpoint))
         case ["batch", run_dir]:
             from zeta_core.batches.process import answer_batch
             from zeta_core.process import launch
@@ -87,5 +92,8 @@ if __name__ == "__main__":
 
             quick_exit(launch.main(Path(run_dir).absolute()))
         case _:
-            modes = "RUN_DIR | serve RUN_DIR | batch RUN_DIR | check FILE | checks | show | ask MODEL [QUESTION ...]"
+            modes = (
+                "RUN_DIR | export RUN_DIR | serve RUN_DIR | batch RUN_DIR | check FILE | checks | show | "
+                "ask MODEL [QUESTION ...]"
+            )
             sys.exit(f"usage: python -m zeta_core {modes}")

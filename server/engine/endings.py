@@ -12,7 +12,8 @@
 |   `SPEC_ERRORS`                                            |                                                       |
 | failed: `out_of_memory` otherwise                          | queued once; failed the second time in the same job   |
 | failed: `disk_full`                                        | paused until there is space, up to `max_retries`      |
-| failed: `invalid_data`, `invalid_model`, `non_finite_loss` | failed: every attempt would fail                      |
+| failed: `invalid_data`, `invalid_model`,                   | failed: every attempt would fail                      |
+|   `non_finite_loss`, `export_rejected`                     |                                                       |
 | failed: `time_limit`                                       | failed, with a checkpoint to resume from              |
 | lost worker                                                | queued, up to `MAX_LOST_WORKERS` consecutive ones;    |
 |                                                            |   not a failure                                       |

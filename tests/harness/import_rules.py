@@ -48,6 +48,7 @@ PACKAGES = (
             | {"mlflow"}  # if a run reports to it; accelerate imports the other trackers
             | {"bitsandbytes"}  # for a base model in 4 bits
             | {"gguf"}  # the header of a GGUF file
+            | {"xllamacpp"}  # only a program for another environment imports it
         ),
         forbidden=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"})
         | {"peft", "bitsandbytes", "torch._dynamo", "datasets", "pyarrow"},  # slow to import, and not for every run
@@ -114,7 +115,7 @@ LAYERS = {
         frozenset({"data", "parallel"}),
         frozenset({"model", "objective"}),
         frozenset({"memory"}),
-        frozenset({"ask", "dry_run", "serve", "train"}),
+        frozenset({"ask", "dry_run", "export", "serve", "train"}),
         frozenset({"advice", "batches"}),
         frozenset({"run"}),
         frozenset({"process"}),

@@ -16,6 +16,7 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import (
+    ENVIRONMENTS_DIRECTORY,
     PUBLISHED_FILE,
     RUN_FILE,
     RunFile,
@@ -47,6 +48,8 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         self_stop_seconds=settings.self_stop_seconds,
         end_seconds=settings.end_seconds,
         journal_max_lines=settings.journal_max_lines,
+        environments_dir=str(settings.home / ENVIRONMENTS_DIRECTORY),
+        gguf_python=None if settings.gguf_python is None else str(settings.gguf_python),
     )
 
 

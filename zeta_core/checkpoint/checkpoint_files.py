@@ -31,6 +31,7 @@ POINTER = "checkpoint.pt"
 PLAN = "plan.json"
 EARLIER = "earlier"
 TRASH = ".trash-"
+_CONFIG_FILES = ("config.json", "generation_config.json", "README.md", "Modelfile", "certificate.json")
 _NAME = re.compile(r"^(step-\d+|best|final)$")
 
 
@@ -343,6 +344,6 @@ def _role(relative: str) -> FileRole:
         return "results"  # of a batch
     if name.startswith("adapter_"):
         return "adapter"
-    if name.startswith("model") and name.endswith((".safetensors", ".index.json")):
+    if name.endswith(".gguf") or (name.startswith("model") and name.endswith((".safetensors", ".index.json"))):
         return "weights"
-    return "config" if name in ("config.json", "generation_config.json", "README.md") else "tokenizer"
+    return "config" if name in _CONFIG_FILES else "tokenizer"

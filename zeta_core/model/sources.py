@@ -135,6 +135,11 @@ def locate_model(
             )
 
 
+def locate_written_checkpoint(directory: Path, name: str, locations: SourceLocations, cache: Path) -> LocatedModel:
+    """Locate a model or an adapter that this program has written to ``directory``, so its files are trusted."""
+    return _from_files(directory, name, locations, cache, ignore_code, base_model=name, written_by_service=True)
+
+
 # --- Sources ----------------------------------------------------------------------------------------------------------
 
 

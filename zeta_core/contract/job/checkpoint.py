@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 FileRole = Literal["weights", "adapter", "tokenizer", "config", "state", "results"]
-CheckpointFormat = Literal["huggingface", "module", "adapter", "results"]
+CheckpointFormat = Literal["huggingface", "module", "adapter", "gguf", "results"]
 
 _STEP = r"step-[0-9]{1,18}"
 NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")

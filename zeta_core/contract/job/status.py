@@ -38,6 +38,7 @@ class StatusReason(StrEnum):
     NON_FINITE_LOSS = "non_finite_loss"
     INVALID_DATA = "invalid_data"
     INVALID_MODEL = "invalid_model"
+    EXPORT_REJECTED = "export_rejected"
     TIME_LIMIT = "time_limit"
     DISK_FULL = "disk_full"
     WORKER_LOST = "worker_lost"
@@ -59,6 +60,7 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.NON_FINITE_LOSS: "The loss or a gradient was not finite; lower learning_rate or max_grad_norm.",
     StatusReason.INVALID_DATA: "The data is invalid; `error` names the file and the line.",
     StatusReason.INVALID_MODEL: "The model cannot be built or loaded; `error` has the reason.",
+    StatusReason.EXPORT_REJECTED: "The exported files do not answer like the checkpoint; `error` has the difference.",
     StatusReason.TIME_LIMIT: "The job reached its time_limit_seconds; rerun it from its newest checkpoint with a "
     "larger limit to continue.",
     StatusReason.DISK_FULL: "The disk had no space for a checkpoint.",

@@ -1,0 +1,51 @@
+"""``python -m zeta_core export RUN_DIR``: export the checkpoint that the run file names.
+
+The guarantees about the journal and the lost worker are those of `zeta_core.process.launch`. An export saves nothing
+before its end, so any stop request ends it immediately.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from zeta_core.contract.job.events import StatusLine
+from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.spec.export_spec import ExportSpec
+from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.run_directory import RunFile
+from zeta_core.report.reporter import Reporter
+
+
+class Stop(Protocol):
+    """The requested stop action, as `zeta_core.process.launch` reads it."""
+
+    def deferred(self) -> AbstractContextManager[None]:
+        """Defer SIGTERM while libraries are imported."""
+        ...
+
+
+def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Stop) -> StatusLine:
+    """Run the export, and return the last line of its journal. Raises `TrainingFailed`."""
+    spec = parse(ExportSpec, file.spec)
+    report.write(StatusLine(status=JobStatus.RUNNING))
+    with stop.deferred():
+        from zeta_core.data.sources import SourceLocations
+        from zeta_core.export.execution import ExportRequest, export
+
+    output_dir = Path(file.output_dir).absolute()
+    cache = output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir)
+    request = ExportRequest(
+        job_id=file.job_id,
+        spec=spec,
+        output_dir=output_dir,
+        cache=cache,
+        environments=cache if file.environments_dir is None else Path(file.environments_dir),
+        locations=SourceLocations(
+            files=file.resolved_spec.files, artifacts_root=Path(file.artifacts_root), allow_hub=file.hub
+        ),
+        gguf_python=None if file.gguf_python is None else Path(file.gguf_python),
+    )
+    export(request, report)
+    return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED)

@@ -1,0 +1,117 @@
+"""The checkpoint's answers to fixed prompts, with which an export is compared.
+
+    B: prompts   T: tokens of an answer   V: vocabulary
+
+The prompts are not in the training data, unless by chance, so they measure the model and not its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import log_softmax
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "How many days does a week have?",
+    "Name three colours.",
+    "Explain in one sentence why the sky is blue.",
+    "Translate 'good morning' into German.",
+    "What is 12 plus 30?",
+    "Give a short piece of advice to a new colleague.",
+)
+MAX_ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer. ``prompt`` and ``tokens`` are ids; ``has_ended`` means that the last one is an end token."""
+
+    prompt: list[int]
+    tokens: list[int]
+    has_ended: bool
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.tokens]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The answers of the checkpoint. ``logprobs`` has one matrix (T, V) for each, in float32 on the CPU.
+
+    ``base_logprobs`` are those of the base model without the adapter, for the same tokens; ``None`` if there is none.
+    """
+
+    answers: list[Answer]
+    logprobs: list[torch.Tensor]
+    base_logprobs: list[torch.Tensor] | None
+    ends: frozenset[int]
+    template: str | None
+    prompts: tuple[str, ...]
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which ``generate`` of transformers ends; the tokenizer's own if the model names none."""
+    generation: Any = getattr(model, "generation_config", None)
+    named = getattr(generation, "eos_token_id", None)
+    if named is None:
+        named = tokenizer.eos_token_id
+    return frozenset({named} if isinstance(named, int) else cast("list[int]", named or []))
+
+
+def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of each prompt: a question in the chat template, or a text to continue."""
+    if not tokenizer.chat_template:
+        return [cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]) for text in prompts]
+    texts = [rendered(tokenizer, text) for text in prompts]
+    return [cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def rendered(tokenizer: Any, question: str) -> str:
+    turns = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+@torch.inference_mode()
+def greedy_answer(model: Any, prompt: list[int], ends: frozenset[int]) -> Answer:
+    """The most probable token, one after another, up to `MAX_ANSWER_TOKENS`."""
+    ids_1T = torch.tensor([prompt])
+    tokens: list[int] = []
+    cache: Any = None
+    while len(tokens) < MAX_ANSWER_TOKENS:
+        output = model(input_ids=ids_1T, past_key_values=cache, use_cache=True)
+        cache = getattr(output, "past_key_values", None)
+        token = int(output.logits[0, -1].argmax())
+        tokens.append(token)
+        if token in ends:
+            return Answer(prompt, tokens, has_ended=True)
+        ids_1T = torch.tensor([[token]] if cache is not None else [[*prompt, *tokens]])
+    return Answer(prompt, tokens, has_ended=False)
+
+
+@torch.inference_mode()
+def answer_logprobs(model: Any, answers: Sequence[Answer]) -> list[torch.Tensor]:
+    """For each answer the log probabilities (T, V) of its tokens, given all earlier ones."""
+    result: list[torch.Tensor] = []
+    for answer in answers:
+        logits_TV = model(input_ids=torch.tensor([answer.ids]), use_cache=False).logits[0]
+        of_answer_TV = logits_TV[len(answer.prompt) - 1 : -1]
+        result.append(log_softmax(of_answer_TV.float(), dim=-1))
+    return result
+
+
+def read_reference(
+    model: nn.Module, tokenizer: Any, without_adapter: Callable[[], Any] | None, prompts: Sequence[str] = PROMPTS
+) -> Reference:
+    """The answers of ``model``. ``without_adapter`` disables the adapter of the model and returns it."""
+    ends = end_tokens(model, tokenizer)
+    answers = [greedy_answer(model, ids, ends) for ids in prompt_ids(tokenizer, prompts)]
+    logprobs = answer_logprobs(model, answers)
+    base = None if without_adapter is None else answer_logprobs(without_adapter(), answers)
+    return Reference(answers, logprobs, base, ends, tokenizer.chat_template or None, tuple(prompts))

@@ -238,6 +238,29 @@ class Client:
         body = {"patch": dict(patch or {}), "from": from_checkpoint}
         return self._create(f"/v1/jobs/{self._id(job_id)}/rerun", body, idempotency_key)
 
+    def export(
+        self,
+        job_id: str,
+        to: str,
+        *,
+        type: str | None = None,
+        checkpoint: str = "final",
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> ClientJob:
+        """Create a job that exports a checkpoint to ``merged``, ``adapter`` or ``gguf``; `download` gets its files.
+
+        ``fields`` are further ones of `ExportRequest`. Raises `InvalidSpec` naming every invalid field.
+        """
+        body = {"to": to, "checkpoint": checkpoint, **fields}
+        body |= {} if type is None else {"type": type}
+        return self._create(f"/v1/jobs/{self._id(job_id)}/exports", body, idempotency_key)
+
+    def exports(self, job_id: str, *, limit: int | None = 20) -> list[ClientJob]:
+        """List the exports of a job, newest first."""
+        path = f"/v1/jobs/{self._id(job_id)}/exports"
+        return [job.of(self) for job in read_pages(self._transport, ClientJob, path, {}, limit)]
+
     def delete(self, job_id: str) -> DeletedObject:
         """Delete an ended job with its artifacts."""
         return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/jobs/{self._id(job_id)}"))

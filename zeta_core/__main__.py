@@ -1,7 +1,8 @@
 """``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts runs by forking itself.
 
 ``serve RUN_DIR`` keeps a model loaded and answers requests, and ``batch RUN_DIR`` answers the requests of a file.
-``export RUN_DIR`` exports a checkpoint. ``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
+``export RUN_DIR`` exports a checkpoint. ``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and
+``ask`` prints a model's answers.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ SCOPES: Mapping[str, Scope] = {
     "POST /v1/jobs/{job_id}/rerun": Scope.SUBMIT,
     "GET /v1/jobs/{job_id}/receipt": Scope.READ,
     "GET /v1/receipt-key": Scope.READ,
+    "GET /v1/jobs/{job_id}/exports": Scope.READ,
+    "POST /v1/jobs/{job_id}/exports": Scope.SUBMIT,
     "GET /v1/jobs/{job_id}/events": Scope.READ,
     "GET /v1/jobs/{job_id}/logs": Scope.READ,
     "GET /v1/jobs/{job_id}/metrics": Scope.READ,

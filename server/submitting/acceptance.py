@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.tables import JobRow
 from server.http.bodies import INLINE_BYTES
 from server.service import Service
 from server.submitting.quotas import check_fields
@@ -19,6 +20,7 @@ from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.secret_texts import find_secrets, may_contain_secrets
+from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS, AnySpec, resolve
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
@@ -76,6 +78,8 @@ def _reject_secrets(body: Any) -> None:
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: AnySpec) -> AcceptedSpec:
     """Check and lock the rows that the spec refers to, inside the transaction. Raises `InvalidSpec`."""
     files = await check_references(session, service, caller, spec)
+    if isinstance(spec, ExportSpec):  # its base may be an uploaded file
+        files = (await session.get_one(JobRow, spec.model.job)).resolved_spec.files
     spec = await resolve_latest(session, spec)
     resolved = resolve(spec).model_copy(update={"files": files})
     if isinstance(spec, JobSpec) and spec.resume_from_checkpoint is not None:

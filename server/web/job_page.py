@@ -15,7 +15,7 @@ from server.jobs.chart_points import DEFAULT_POINTS, ChartPoints, ChartQuery, XA
 from server.jobs.checkpoints import list_checkpoints
 from server.jobs.event_stream import read_page
 from server.routes.routing import TheService, TheSubmissions
-from server.submitting import reruns
+from server.submitting import exports, reruns
 from server.web.job_text import JobView
 from server.web.job_views import read_recent, read_view
 from server.web.pages import PageRouter, ReadPage, SubmitPage
@@ -157,6 +157,18 @@ async def rerun(service: TheService, submissions: TheSubmissions, page: SubmitPa
     request_id = page.form.get("request_id", "")[:100]
     key = f"{request_id}-{advice}-{start}"[:200] if request_id else None
     job, _ = await reruns.rerun(service, submissions, page.caller, job_id, body, key)
+    return page.redirect(f"/jobs/{job.id}")
+
+
+@router.post("/jobs/{job_id}/export")
+async def export(service: TheService, submissions: TheSubmissions, page: SubmitPage, job_id: str) -> Response:
+    """Export a checkpoint; ``format`` is that of the export, with the type of its weights for GGUF (``gguf:q8_0``)."""
+    to, _, weight_type = page.form.get("format", "").partition(":")
+    checkpoint = page.form.get("checkpoint", "")
+    body = {"to": to, "checkpoint": checkpoint, **({"type": weight_type} if weight_type else {})}
+    request_id = page.form.get("request_id", "")[:100]
+    key = f"{request_id}-{checkpoint}-{to}-{weight_type}"[:200] if request_id else None
+    job, _ = await exports.create_export(service, submissions, page.caller, job_id, body, key)
     return page.redirect(f"/jobs/{job.id}")
 
 

@@ -22,6 +22,7 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/jobs": {"json": SPEC},
     "POST /v1/jobs/validate": {"json": SPEC},
     "POST /v1/sweeps": {"json": SWEEP},
+    "POST /v1/jobs/{job_id}/exports": {"json": {"to": "merged"}},
     "POST /v1/files": FILE,
     "POST /v1/keys": {"json": {"name": "n", "scopes": ["read"]}},
     "POST /v1/projects": {"json": {"name": "another"}},

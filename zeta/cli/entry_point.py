@@ -28,6 +28,7 @@ MODULES = {
     "zeta.cli.chat": ("chat",),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
     "zeta.cli.provenance": ("receipt", "verify", "lineage"),
+    "zeta.cli.exports": ("export",),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),

@@ -66,6 +66,7 @@ def project_cache(project: str) -> PurePosixPath:
     """Tokens, unpacked models and compiled code by content, shared by a project's jobs on a worker."""
     return PurePosixPath(PROJECT_CACHES, project)
 
+
 ENVIRONMENTS_DIRECTORY = "environments"  # in the home: environments with other libraries, shared by its workers
 
 

@@ -1,0 +1,120 @@
+"""Exports of a LoRA checkpoint: a merged model, an adapter and GGUF files, compared with it and downloaded."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tests.harness.real_model import smollm2
+from tests.harness.service import Service
+from zeta import Client
+from zeta_core.contract.errors import InvalidRequest, ZetaError
+from zeta_core.contract.job.kind import JobKind
+
+OPTIONS: dict[str, Any] = {"seq_len": 64, "batch_size": 4, "gradient_accumulate_every": 1, "checkpointing_steps": 1000}
+TIMEOUT_SECONDS = 600.0
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, service.api_key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def adapter_job(service: Service, client: Client, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A LoRA job on a small model with the tokenizer and the chat template of SmolLM2."""
+    folder = tmp_path_factory.mktemp("model")
+    small_model(folder)
+    data = folder.with_name("chats.jsonl")
+    turns = [{"role": "user", "content": "Name the heron."}, {"role": "assistant", "content": "It is blue."}]
+    data.write_text(f"{json.dumps({'messages': turns})}\n" * 16)
+    uploaded = service.command("upload", str(folder), "--json")
+    assert uploaded.returncode == 0, uploaded.stdout + uploaded.stderr
+    spec = {"model": {"file": json.loads(uploaded.stdout)["id"]}, "dataset": str(data), **OPTIONS}
+    job = client.submit({**spec, "lora": {"r": 4}, "learning_rate": 0.02, "max_steps": 12})
+    ended = job.wait(timeout_seconds=TIMEOUT_SECONDS)
+    assert ended.status == "succeeded", ended.error
+    return ended.id
+
+
+def small_model(folder: Path) -> None:
+    """Write a small model with random weights and the tokenizer and chat template of SmolLM2."""
+    path = smollm2()
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def export(client: Client, job_id: str, directory: Path, to: str, weight_type: str | None = None) -> dict[str, Any]:
+    """The certificate of an export, whose verified files are in ``directory``."""
+    job = client.export(job_id, to, type=weight_type).wait(timeout_seconds=TIMEOUT_SECONDS)
+    assert job.status == "succeeded", (job.error, "".join(client.logs(job.id)))
+    assert job.kind is JobKind.EXPORT
+    client.download(job.id, directory=directory)
+    return json.loads((directory / "certificate.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * TIMEOUT_SECONDS)
+def test_exports_answer_like_the_checkpoint(client: Client, adapter_job: str, tmp_path: Path) -> None:
+    merged = export(client, adapter_job, tmp_path / "merged", "merged", "f16")
+    assert merged["token_agreement"] >= 0.95
+    assert merged["kl_divergence"] < 0.01 < merged["base_kl_divergence"]
+    with safe_open(tmp_path / "merged" / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor("model.embed_tokens.weight").dtype.itemsize == 2
+    assert "vllm serve" in (tmp_path / "merged" / "README.md").read_text()
+
+    adapter = export(client, adapter_job, tmp_path / "adapter", "adapter")
+    assert adapter["token_agreement"] == 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapter" / "training_state").exists()
+    assert {job.spec["to"] for job in client.exports(adapter_job)} == {"merged", "adapter"}
+    assert {job.id for job in client.exports(adapter_job)} <= {job.id for job in client.jobs(kind="export")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * TIMEOUT_SECONDS)
+def test_gguf_files_answer_like_the_checkpoint(client: Client, adapter_job: str, tmp_path: Path) -> None:
+    for weight_type in ("f16", "q8_0"):
+        directory = tmp_path / weight_type
+        certificate = export(client, adapter_job, directory, "gguf", weight_type)
+        assert certificate["token_agreement"] >= 0.9
+        assert certificate["kl_divergence"] < 0.02 < certificate["base_kl_divergence"]
+        assert certificate["same_template"]
+        assert certificate["same_prompt_tokens"]
+        modelfile = (directory / "Modelfile").read_text()
+        assert modelfile.startswith(f"FROM ./model-{weight_type}.gguf\nTEMPLATE ")
+        assert 'PARAMETER stop "<|im_end|>"' in modelfile
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_SECONDS)
+def test_exports_that_make_no_sense_are_refused(client: Client, adapter_job: str) -> None:
+    for job_id, to, weight_type, param in (
+        (adapter_job, "adapter", "f16", "type"),
+        (adapter_job, "merged", "q8_0", "type"),
+        (adapter_job, "onnx", None, "to"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            client.export(job_id, to, type=weight_type)
+        assert refused.value.param == param
+    with pytest.raises(ZetaError, match="no checkpoint"):
+        client.export(adapter_job, "merged", checkpoint="step-999")

@@ -117,6 +117,7 @@ class Sandboxes:
             outputs=[Path(run_file.output_dir)],
             devices=devices,
             processes=run_file.processes,
+            environments=self._environments(run_file),
             hub=run_file.hub_access if run_file.hub else HubAccess.OFF,
         )
         if self.support is not None and run_file.spec.get("use_deepspeed"):
@@ -133,10 +134,12 @@ class Sandboxes:
         devices: Sequence[str] = (),
         processes: int = 1,
         may_remove: bool = False,
+        environments: Sequence[Path] = (),
     ) -> None:
         """Write the sandbox file of ``directory``, and create the private folders that it names. Raises `OSError`.
 
-        ``may_remove``: the process may also remove files directly in the directory, which contains no lock.
+        ``environments`` are folders in which the process may install packages. ``may_remove``: it may also remove files
+        directly in the directory, which contains no lock.
         """
         if self.support is None:
             return
@@ -146,7 +149,7 @@ class Sandboxes:
         for folder in (home, temporary):
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(home)  # the cache evicts the least recently used entries
-        network = hub != HubAccess.OFF or self._has_tracker or not self.support.namespaces
+        network = bool(environments) or hub != HubAccess.OFF or self._has_tracker or not self.support.namespaces
         hub_home = hub_folder(own_environment(), hub)
         downloads = [hub_home / name for name in _HUB_FOLDERS] if hub != HubAccess.OFF else []
         for folder in downloads:
@@ -159,7 +162,11 @@ class Sandboxes:
         file = SandboxFile(
             readable=[*_libraries(settings), *map(str, (*inputs.paths, *token))],
             listable=[] if packages is None else [packages],
-            writable=[str(cache), *map(str, downloads), *([] if self.support.namespaces else [SHARED_MEMORY])],
+            writable=[
+                str(cache),
+                *map(str, (*downloads, *environments)),
+                *([] if self.support.namespaces else [SHARED_MEMORY]),
+            ],
             outputs=[str(temporary), *map(str, outputs), *([str(directory)] if may_remove else [])],
             run_directory=None if may_remove else str(directory),
             devices=[*_DEVICES, *(_gpu_devices() if devices else ())],
@@ -170,6 +177,14 @@ class Sandboxes:
             variables=variables,
         )
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())
+
+    def _environments(self, run_file: RunFile) -> list[Path]:
+        """The folder in which an export creates the environment of the GGUF converter. It runs no code of a user."""
+        if run_file.kind is not JobKind.EXPORT or run_file.environments_dir is None:
+            return []
+        folder = Path(run_file.environments_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return [folder]
 
     def _copy_extensions(self, home: Path) -> None:
         """Give ``home`` the operator's compiled extensions of torch, which take a minute to compile, if it has none."""

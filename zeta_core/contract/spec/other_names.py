@@ -127,6 +127,7 @@ OTHER_NAMES: dict[str, str] = {
     "beta": "dpo.beta",
     "dpo_beta": "dpo.beta",
     "loss_type": "dpo.loss",
+    "pref_loss": "dpo.loss",
     "training_method": "method",
     "train_on_inputs": "train_on",
     "assistant_only_loss": "train_on",

@@ -65,6 +65,7 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
     spec = await read_spec(service, caller, body)
     async with service.database.read() as session:
         accepted = await accept(session, service, caller, spec)
+        assert isinstance(accepted.spec, JobSpec), "only the spec of a training has an estimate"
         count = await _count_parameters(session, accepted.spec)
     resources = resources_on_a_worker(service.engine, accepted.spec.resources)
     spec, resolved = accepted.spec.model_copy(update={"resources": resources}), accepted.resolved_spec

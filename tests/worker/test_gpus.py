@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -45,7 +46,8 @@ def wait_for_slots(fleet: SmallFleet, is_expected: Callable[[list[DeviceReport]]
 
 
 def start(fleet: SmallFleet, gpus: SimulatedGpus, **variables: str) -> None:
-    fleet.start_worker("w1", small=True, hang_seconds=None, **{**gpus.environment, **variables})
+    environment: dict[str, Any] = {**gpus.environment, **variables}
+    fleet.start_worker("w1", **environment)
 
 
 def test_a_job_runs_on_the_gpus_that_it_was_assigned(fleet: SmallFleet, gpus: SimulatedGpus) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from zeta.client import PATIENCE_SECONDS, Client
+from zeta.client import Client
 from zeta.client_job import AsyncJob
 from zeta.errors import InvalidResponse
+from zeta.service_client import PATIENCE_SECONDS
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import JobKind

@@ -239,7 +239,9 @@ def test_a_worker_killed_before_starting_the_run_hands_the_attempt_back(fleet: S
         os.kill(training, signal.SIGKILL)
     run = fleet.settings.home / f"workers/w1/runs/{job_id}"
     for file in (run / "attempt-1").iterdir():  # like a worker that had only written run.json
-        if file.name not in ("run.json", "alive"):
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name not in ("run.json", "alive"):
             file.unlink()
     shutil.copytree(run / "attempt-1", run / "attempt-7")
     (run / "attempt-7/run.json").write_text('{"job_id": "job_')  # an older worker was killed while writing it

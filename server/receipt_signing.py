@@ -24,6 +24,7 @@ from server.database.connections import Database
 from server.database.receipt_tables import ReceiptKeyRow, ReceiptRow
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import Attempt
 from zeta_core.contract.receipt import (
@@ -145,7 +146,7 @@ async def _store(database: Database, job_id: str, envelope: Receipt | None) -> R
 async def _checkpoint_name(session: AsyncSession, job_id: str) -> str | None:
     """The checkpoint that the receipt is about: ``final``, or the newest one if the job has no final one."""
     names = list(await session.scalars(checkpoints_newest_first(job_id)))
-    return "final" if "final" in names else next(iter(names), None)
+    return FINAL_CHECKPOINT if FINAL_CHECKPOINT in names else next(iter(names), None)
 
 
 async def private_key(database: Database) -> Ed25519PrivateKey:

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.status import JobStatus
 
-FINAL_CHECKPOINT = "final"
 _IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")  # a parameter would not match the partial index
 NEAR_END, NEAR_FRONT = 200, 200  # jobs whose queue positions are found without counting the queue
 

@@ -18,11 +18,10 @@ from server.auth import Caller
 from server.database.checkpoints import checkpoints_newest_first
 from server.database.tables import CheckpointRow, JobRow, ModelNameRow
 from server.jobs.queries import find_training
-from server.jobs.serialization import FINAL_CHECKPOINT
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, NAME_PATTERN
 from zeta_core.contract.spec.sources import MODEL_SOURCE, ModelSource
 from zeta_core.contract.spec.validation import shown
 

@@ -11,7 +11,6 @@ from sqlalchemy import select
 from server.auth import Caller
 from server.database.tables import CheckpointRow, JobRow
 from server.jobs import deletions
-from server.jobs.serialization import FINAL_CHECKPOINT
 from server.openai.model_names import (
     BaseModelName,
     CheckpointName,
@@ -21,6 +20,7 @@ from server.openai.model_names import (
 )
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest, PermissionDenied
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.kind import JobKind
 
 OWNER = "zeta"  # of the base models

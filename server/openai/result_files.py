@@ -18,12 +18,13 @@ from server.database.tables import JobRow
 from server.http.downloads import Content
 from server.jobs import checkpoints
 from server.jobs.queries import find_job
-from server.jobs.serialization import FINAL_CHECKPOINT, to_job
+from server.jobs.serialization import to_job
 from server.jobs.training_curves import SERIES, read_curves
 from server.openai.file_objects import BATCH_RESULTS, RESULTS, FileObject
 from server.openai.result_file_ids import ResultFileId, parse_result_file_id, result_file_ids
 from server.service import Service
 from zeta_core.contract.errors import NotFound
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Curves
 from zeta_core.contract.job.status import ENDED

@@ -19,6 +19,7 @@ from server.web.job_text import JobView
 from server.web.job_views import read_view
 from server.web.pages import PageRouter, ReadPage
 from zeta_core.contract.errors import InvalidRequest, NotFound, ZetaError
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, MIN_DOCUMENTS, Comparison, DocumentLosses
 from zeta_core.contract.job.comparison import compare as compare_losses
 from zeta_core.contract.job.kind import JobKind
@@ -88,7 +89,7 @@ async def compare_evaluation(service: TheService, page: ReadPage, query: Annotat
 async def _document_losses(service: Service, caller: Caller, view: JobView) -> DocumentLosses:
     """The losses of the final model on its held-out documents. Raises `InvalidRequest` if the job has none."""
     try:
-        stored = await find_checkpoint(service, caller, view.job.id, "final")
+        stored = await find_checkpoint(service, caller, view.job.id, FINAL_CHECKPOINT)
         content = file_content(stored, f"{TRAINING_STATE_NAME}/{DOCUMENT_LOSSES_FILE}")
         (part,) = content.parts
         assert isinstance(part, FilePart)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zeta_core.checkpoint.checkpoint_files import read_checkpoint
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason, StopAction
@@ -34,7 +35,9 @@ def answer_batch(run_dir: Path, file: RunFile, report: Reporter, stop: Stop) -> 
     """Run the batch, and return the last line of its journal. Raises `TrainingFailed`, and any exception of a model."""
     spec = parse(BatchSpec, file.spec)
     earlier = None if file.resume_from is None else Path(file.resume_from)
-    if earlier is not None and earlier.name == "final":  # only its last line was lost
+    if (
+        earlier is not None and earlier.name == FINAL_CHECKPOINT
+    ):  # the batch is complete, except for the last line of its journal
         return _completed(_result_of(earlier))
     report.write(StatusLine(status=JobStatus.RUNNING))
     report.phase("loading_data")

@@ -1,8 +1,8 @@
 """The results of a batch while it runs: one line for each answered request, in the order in which they ended.
 
 A checkpoint ``step-N`` contains the first N results, so the next attempt answers only the other requests. ``final``
-contains the output file and the error file, in the order of the requests. The results of an attempt that was killed
-count up to its last checkpoint. So no request is lost, and none has two results.
+contains the output file and the error file, in the order of the requests. Of an attempt that was
+killed, only the results up to its last checkpoint count, so no request is lost, and none has two results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.openai.batch_files import ERROR_FILE, OUTPUT_FILE
 
-RESULTS_FILE = "results.jsonl"  # in `step-N`
+RESULTS_FILE = "results.jsonl"  # in the run directory and in `step-N`
 
 
 class Counts(BaseModel):
@@ -49,7 +49,7 @@ class Results:
     """The results in a file of the run directory, which this process appends to."""
 
     def __init__(self, path: Path) -> None:
-        """Starts without results."""
+        """Create the file ``path``, without results. Raises `OSError`."""
         self.counts = Counts()
         self._path = path
         self._file: BinaryIO = path.open("w+b")

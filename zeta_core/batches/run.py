@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from zeta_core.batches.results import Results
+from zeta_core.batches.results import RESULTS_FILE, Results
 from zeta_core.checkpoint import checkpoint_files
-from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, ProgressLine, utc_now
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.status import StopAction
@@ -30,8 +30,7 @@ from zeta_core.serve.loading import LoadedModel
 MAX_OPEN = 64  # requests that are given to the model at the same time
 PROGRESS_SECONDS = 2.0
 SAVE_SECONDS = 60.0
-SAVE_SHARE = 0.05  # of the time at most is spent on saving
-FINAL = "final"
+SAVE_SHARE = 0.05  # the largest share of the time that is spent on saving
 
 
 class BatchRun:
@@ -53,11 +52,11 @@ class BatchRun:
         self._report = report
         self._job_id = job_id
         self._output_dir = output_dir
-        self._results = Results(run_dir / "results.jsonl")
+        self._results = Results(run_dir / RESULTS_FILE)
         self._generation = Generation(loaded, self._receive)
         self._waiting: deque[BatchRequest] = deque()
         self._open: dict[str, tuple[BatchRequest, AnswerObject]] = {}
-        self._saved = -1  # the number of results in the newest checkpoint
+        self._num_saved = -1  # results in the newest checkpoint
 
     def answer(self, earlier: Path | None, stop: Callable[[], StopAction | None]) -> StopAction | None:
         """Answer all requests that have no result in the checkpoint ``earlier``, and save the results.
@@ -67,11 +66,11 @@ class BatchRun:
         with closing(self._results):
             if earlier is not None:
                 self._results.load(earlier)
-                self._saved = self._results.counts.num_results
+                self._num_saved = self._results.counts.num_results
             self._waiting.extend(request for request in self._requests if request.row not in self._results)
             action = self._answer_waiting(stop)
             if action is None:
-                self._save(FINAL, self._results.write_final)
+                self._save(FINAL_CHECKPOINT, self._results.write_final)
             elif action != "cancel":
                 self._save_partial()
             return action
@@ -95,8 +94,8 @@ class BatchRun:
                 self._report_progress()
             if now >= save_at:
                 self._save_partial()
-                took = time.monotonic() - now
-                save_at = time.monotonic() + max(SAVE_SECONDS, took / SAVE_SHARE)
+                save_seconds = time.monotonic() - now
+                save_at = time.monotonic() + max(SAVE_SECONDS, save_seconds / SAVE_SHARE)
         self._report_progress()
         return None
 
@@ -141,7 +140,7 @@ class BatchRun:
         )
 
     def _save_partial(self) -> None:
-        if self._results.counts.num_results > self._saved:
+        if self._results.counts.num_results > self._num_saved:
             self._save(f"step-{self._results.counts.num_results}", self._results.write_partial)
 
     def _save(self, name: str, write: Callable[[Path], None]) -> None:
@@ -163,7 +162,7 @@ class BatchRun:
             )
 
         published = checkpoint_files.publish_checkpoint(part, self._output_dir, manifest)
-        self._saved = counts.num_results
+        self._num_saved = counts.num_results
         self._report.write(
             CheckpointLine(
                 name=name, step=counts.num_results, metrics=published.manifest.metrics, bytes=published.size_bytes

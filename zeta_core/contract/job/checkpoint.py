@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 FileRole = Literal["weights", "adapter", "tokenizer", "config", "state", "results"]
 CheckpointFormat = Literal["huggingface", "module", "adapter", "gguf", "results"]
 
+FINAL_CHECKPOINT = "final"  # the name of the checkpoint that a completed job ends with
+
 _STEP = r"step-[0-9]{1,18}"
 NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")
 

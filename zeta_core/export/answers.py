@@ -1,4 +1,4 @@
-"""What an export computes for the tokens of the checkpoint's answers."""
+"""The answers of an export, for the tokens of the checkpoint's answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zeta_core.export.reference import Reference, answer_logprobs, end_tokens, p
 
 
 class ExportAnswers(BaseModel):
-    """What an export answers to the same tokens, and what it says about itself.
+    """The predictions of an export for the tokens of the reference, and properties of its tokenizer.
 
     ``agreeing`` and ``kl_divergences`` have one entry for each token of the reference's answers. The divergences of
     the base model are measured in the same way, so that an export without its adapter has the same ones.

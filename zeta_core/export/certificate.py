@@ -22,9 +22,9 @@ class Certificate(BaseModel):
     """The comparison of an export with its checkpoint, over the checkpoint's greedy answers to ``prompts``.
 
     ``token_agreement`` is the share of tokens that both consider the most probable. ``kl_divergence`` is the mean over
-    the tokens of KL(checkpoint || export) in nats, and ``base_kl_divergence`` that of the base model without the
-    adapter, if the checkpoint is an adapter: an export that lost its adapter has the latter. ``stops`` is whether the
-    export ends its answers where the checkpoint does, or null if none of the checkpoint's answers ended.
+    the tokens of KL(checkpoint || export) in nats. If the checkpoint is an adapter, ``base_kl_divergence`` is the same
+    for the base model without the adapter, and an export that lost its adapter would have this divergence. ``stops`` is
+    whether the export ends its answers where the checkpoint does, or null if none of the checkpoint's answers ended.
     """
 
     model_config = ConfigDict(frozen=True)

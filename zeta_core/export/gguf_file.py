@@ -27,7 +27,7 @@ def convert(python: Path, folder: Path, target: Path, weight_type: WeightType) -
 
 
 def ask_llama(python: Path, model: Path, tokenizer: Any, reference: Reference) -> ExportAnswers:
-    """What the exported model answers to the tokens of ``reference``."""
+    """The answers of llama.cpp with the exported file, for the tokens of ``reference``."""
     texts = [rendered(tokenizer, text) if tokenizer.chat_template else text for text in reference.prompts]
     task = {
         "model": str(model),
@@ -58,8 +58,8 @@ def _compare(
 ) -> tuple[list[bool], list[float], list[float]]:
     """For each token: whether both models prefer the same one, and the KL divergences of the export and of the base.
 
-    The divergences are those of the distributions over the tokens that llama.cpp returns and the rest as one event.
-    They are at most those of the whole distributions.
+    llama.cpp returns only the most probable tokens, so all others count as one event. The divergences are therefore
+    lower bounds of those of the whole distributions.
     """
     agreeing: list[bool] = []
     divergences: list[float] = []

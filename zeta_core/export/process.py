@@ -32,11 +32,11 @@ def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Sto
     report.write(StatusLine(status=JobStatus.RUNNING))
     with stop.deferred():
         from zeta_core.data.sources import SourceLocations
-        from zeta_core.export.execution import ExportRequest, export
+        from zeta_core.export.execution import ExportTask, export
 
     output_dir = Path(file.output_dir).absolute()
     cache = output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir)
-    request = ExportRequest(
+    task = ExportTask(
         job_id=file.job_id,
         spec=spec,
         output_dir=output_dir,
@@ -47,5 +47,5 @@ def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Sto
         ),
         gguf_python=None if file.gguf_python is None else Path(file.gguf_python),
     )
-    export(request, report)
+    export(task, report)
     return StatusLine(status=JobStatus.SUCCEEDED, reason=StatusReason.COMPLETED)

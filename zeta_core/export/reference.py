@@ -1,8 +1,8 @@
-"""The checkpoint's answers to fixed prompts, with which an export is compared.
+"""The checkpoint's answers to fixed prompts. An export is compared with them.
 
     B: prompts   T: tokens of an answer   V: vocabulary
 
-The prompts are not in the training data, unless by chance, so they measure the model and not its memory.
+The prompts are not in the training data, except by chance, so they don't only measure what the model memorized.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Answer:
 class Reference:
     """The answers of the checkpoint. ``logprobs`` has one matrix (T, V) for each, in float32 on the CPU.
 
-    ``base_logprobs`` are those of the base model without the adapter, for the same tokens; ``None`` if there is none.
+    ``base_logprobs`` are those of the base model without the adapter, for the same tokens; ``None`` without an adapter.
     """
 
     answers: list[Answer]
@@ -80,7 +80,7 @@ def rendered(tokenizer: Any, question: str) -> str:
 
 @torch.inference_mode()
 def greedy_answer(model: Any, prompt: list[int], ends: frozenset[int]) -> Answer:
-    """The most probable token, one after another, up to `MAX_ANSWER_TOKENS`."""
+    """The greedy answer to one prompt, with at most `MAX_ANSWER_TOKENS` tokens."""
     ids_1T = torch.tensor([prompt])
     tokens: list[int] = []
     cache: Any = None

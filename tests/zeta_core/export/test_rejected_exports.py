@@ -120,4 +120,4 @@ def test_broken_gguf_files_are_rejected(models: Models, tmp_path: Path) -> None:
 
 def test_a_python_without_the_converter_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConverterUnavailable, match="can't be used"):
-        gguf_python(tmp_path, str(tmp_path / "no-python"))
+        gguf_python(tmp_path, tmp_path / "no-python")

@@ -18,7 +18,7 @@ ExportFormat = Literal["merged", "adapter", "gguf"]
 WeightType = Literal["f16", "bf16", "q8_0"]
 
 # The types of weights that each format can store, the default first.
-TYPES: dict[ExportFormat, tuple[WeightType, ...]] = {
+WEIGHT_TYPES: dict[ExportFormat, tuple[WeightType, ...]] = {
     "merged": ("bf16", "f16"),
     "adapter": (),  # peft loads an adapter in the type in which it was trained
     "gguf": ("f16", "bf16", "q8_0"),
@@ -75,16 +75,16 @@ class ExportSpec(StrictModel, ModelWithRules):
     @property
     def weight_type(self) -> WeightType | None:
         """The type of the exported weights; ``None`` for an adapter."""
-        return self.type or next(iter(TYPES[self.to]), None)
+        return self.type or next(iter(WEIGHT_TYPES[self.to]), None)
 
 
 def _type_faults(to: ExportFormat, type_: WeightType | None) -> Iterator[ErrorDetail]:
-    if type_ is None or type_ in TYPES[to]:
+    if type_ is None or type_ in WEIGHT_TYPES[to]:
         return
-    if not TYPES[to]:
+    if not WEIGHT_TYPES[to]:
         yield invalid_value("type", type_, f"an export to {to} keeps the type of the weights; omit it")
     else:
-        yield invalid_value("type", type_, f"an export to {to} supports {' and '.join(TYPES[to])}")
+        yield invalid_value("type", type_, f"an export to {to} supports {' and '.join(WEIGHT_TYPES[to])}")
 
 
-assert set(TYPES) == set(get_args(ExportFormat)), "every format has its types"
+assert set(WEIGHT_TYPES) == set(get_args(ExportFormat)), "every format has its types"

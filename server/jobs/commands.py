@@ -49,7 +49,7 @@ def require_accepted(row: JobRow, command: Command) -> Accepted:
     reason = StatusReason(row.status_reason) if row.status_reason else None
     action = row.requested_action
     assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
-    if command == "checkpoint" and not KINDS[JobKind(row.kind)].saves:
+    if command == "checkpoint" and not KINDS[JobKind(row.kind)].saves_checkpoints:
         raise Conflict(
             f"Job {row.id} is a job of kind {row.kind}; only a training can save a checkpoint.", code="not_a_training"
         )

@@ -44,7 +44,7 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> 
     """The name of the checkpoint to resume, with ``latest`` resolved; ``None`` for a rerun from the start."""
     if requested == FROM_START:
         return None
-    if not KINDS[JobKind(parent.kind)].saves:
+    if not KINDS[JobKind(parent.kind)].saves_checkpoints:
         raise InvalidRequest(
             f"from is {requested!r}, but {parent.id} is a job of kind {parent.kind}, which always starts anew; "
             "omit from.",

@@ -165,7 +165,7 @@ class JobView:
 
     def _accepts(self, command: Command) -> bool:
         job = self.job
-        if command == "checkpoint" and not KINDS[job.kind].saves:
+        if command == "checkpoint" and not KINDS[job.kind].saves_checkpoints:
             return False
         reason = StatusReason(job.status_reason) if job.status_reason else None
         situation = job_situation(job.status, reason, job.requested_action)

@@ -21,18 +21,18 @@ class JobKind(StrEnum):
 class KindRules:
     """How a job of a kind runs.
 
-    A worker starts ``python -m zeta_core`` with ``arguments`` and the run directory. A ``background`` job needs no GPU:
-    it runs in a background slot, so it never waits for a training job or delays one. Only jobs of a kind that ``saves``
-    write checkpoints during the run, which the commands ``checkpoint`` and ``rerun --from`` need.
+    A worker starts ``python -m zeta_core`` with ``arguments`` and the run directory. A job with ``is_background`` needs
+    no GPU: it runs in a background slot, so it never waits for a training job or delays one. Only jobs with
+    ``saves_checkpoints`` accept the commands ``checkpoint`` and ``rerun --from``.
     """
 
     arguments: tuple[str, ...] = ()
     is_background: bool = False
-    saves: bool = False
+    saves_checkpoints: bool = False
 
 
 KINDS: Mapping[JobKind, KindRules] = {
-    JobKind.TRAINING: KindRules(saves=True),
+    JobKind.TRAINING: KindRules(saves_checkpoints=True),
     JobKind.EXPORT: KindRules(arguments=("export",), is_background=True),
     JobKind.BATCH: KindRules(arguments=("batch",)),
 }

@@ -1,7 +1,7 @@
-"""The checks that wait in a worker, in an order that is fair between projects.
+"""Queues the checks of a worker, in an order that is fair between projects.
 
-A project has at most one check in progress, so one process is always left for the others. The next check is of the
-project whose last one began longest ago; the checks of a project keep their order.
+A project has at most one check in progress, so one process is always left for the others. The next check belongs
+to the project whose last check began longest ago; the checks of a project keep their order.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ MAX_TOTAL = 64
 
 
 class WaitingChecks:
-    """Thread-safe."""
+    """The queue of one worker. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._waiting: dict[str, deque[CheckRequest]] = {}  # by project; the one that waited longest is first
+        self._waiting: dict[str, deque[CheckRequest]] = {}  # by project; the project that has waited longest is first
         self._running: dict[str, str] = {}  # check ids by project
 
     def add(self, request: CheckRequest) -> str | None:
-        """Let a check wait, unless it does already. Returns the reason if there are too many."""
+        """Queue a check, unless it is queued or in progress. Returns the reason if there are too many."""
         with self._lock:
             waiting = self._waiting.get(request.project, deque())
             ids = {self._running.get(request.project), *(other.check_id for other in waiting)}
@@ -68,6 +68,6 @@ class WaitingChecks:
 
     @property
     def needs_another_process(self) -> bool:
-        """Whether a check waits although one is in progress, so that the check of another project may follow."""
+        """Whether a check waits while another one is in progress, so a second process may be needed."""
         with self._lock:
             return bool(self._waiting) and bool(self._running)

@@ -16,8 +16,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 from worker.run.launch import hub_folder, own_environment, packages_of_zeta_core
@@ -56,14 +56,14 @@ _TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the net
 _HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
 _GLOB = frozenset("*?[")
 _MODPROBE_SECONDS = 30.0
-_MAX_BASES = 20  # of an adapter of an adapter ...
+_MAX_BASES = 20  # the longest chain of adapters whose base is an adapter
 _EXTENSIONS = ".cache/torch_extensions"  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a spec names, and what the process that reads it may therefore open."""
+    """The files that a spec names, which the process that runs it may read."""
 
     paths: tuple[Path, ...] = ()
 
@@ -75,14 +75,13 @@ class Inputs:
         except ZetaError:
             return cls()
         found = list(_model_paths(parsed.model, settings.artifacts))
-        tokenizer = getattr(parsed, "tokenizer", None)  # the specs of some kinds of jobs have neither it nor data
+        tokenizer = getattr(parsed, "tokenizer", None)  # some kinds of jobs have no tokenizer and no data
         if isinstance(tokenizer, FileTokenizer):
             found.append(settings.artifacts / file_key(tokenizer.file))
         if isinstance(parsed, BatchSpec):
             found.append(settings.artifacts / file_key(parsed.input.file))
-        for source in (
-            source for name in ("dataset", "eval_dataset") for source in dataset_sources(getattr(parsed, name, None))
-        ):
+        datasets = (getattr(parsed, name, None) for name in ("dataset", "eval_dataset"))
+        for source in chain.from_iterable(map(dataset_sources, datasets)):
             match source:
                 case FileSource():
                     found += [settings.artifacts / file_key(file_id) for file_id in source.file_ids]
@@ -257,7 +256,7 @@ def _libraries(settings: WorkerSettings) -> list[str]:
 
 def _gpu_devices() -> list[str]:
     """The device files of all GPUs. CUDA's set-user-ID program that creates missing ones has no effect in a sandbox."""
-    program = which("nvidia-modprobe")
+    program = shutil.which("nvidia-modprobe")
     if program is not None and not Path("/dev/nvidia-uvm").exists():
         with suppress(subprocess.TimeoutExpired):  # CUDA reports what is missing
             subprocess.run([program, "-u", "-c=0"], check=False, capture_output=True, timeout=_MODPROBE_SECONDS)

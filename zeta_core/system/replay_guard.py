@@ -1,8 +1,8 @@
 """Rejects messages that are too old, from the future, or received before.
 
-A receiver remembers the nonces of the messages that are still within the clock window, so an overheard message is
-useless. After a restart the receiver has no memory, and a message can be replayed until its time is outside the
-window; within that time, idempotent handling protects it.
+A receiver remembers the nonces of the messages that are still within the clock window, so an intercepted message
+can't be used again. A restarted receiver has forgotten them, so for one clock window, only the idempotent handling of
+messages protects it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Signatures of the messages between the server and its workers: who sent a message, when, and for which channel.
 
-Every worker has its own `WorkerKey`, which signs the messages in both directions, so one worker can neither speak as
-another one nor read a dispatch to it as its own. All keys are derived from the server's ``ZETA_WORKER_SECRET``:
+Every worker has its own `WorkerKey`, which signs the messages in both directions, so a worker can neither impersonate
+another one nor accept its dispatches. All keys are derived from the server's ``ZETA_WORKER_SECRET``:
 
 - A worker that has the *shared* secret, which is the server's, derives its key itself. It could derive the keys of all
   other workers, too, so this mode is for machines that trust each other, such as the one of `zeta up`.
@@ -75,7 +75,7 @@ class BadSender(BadMessage):
 
 
 class OldVersion(BadMessage):
-    """The message has no sender, time and nonce, as before version 5."""
+    """The message has no sender, time or nonce, like those of versions before 5."""
 
     reason = "version"
 

@@ -1,4 +1,4 @@
-"""Restricts a process to its inputs, its run directory and the libraries, before it reads anything of a user.
+"""Restricts a process to its inputs, its run directory and the libraries, before it reads any input of a user.
 
 Guarantees after `enter`, for this process and everything that it starts:
 
@@ -38,7 +38,7 @@ _FIRST_LOCK_DESCRIPTOR = 100  # above those that programs choose, and below ever
 
 @dataclass(frozen=True)
 class SandboxSupport:
-    """What this machine offers; ``problem`` is why there is no sandbox, as a part of a sentence."""
+    """The sandbox features of this machine; ``problem`` is the reason if there is no sandbox, as a clause."""
 
     landlock: int = 0  # the version of Landlock
     namespaces: bool = False
@@ -50,7 +50,7 @@ class SandboxSupport:
 
     @property
     def gaps(self) -> list[str]:
-        """What the sandbox of this machine lacks, as sentences for the operator."""
+        """The protections that the sandbox of this machine lacks, as sentences for the operator."""
         if not self.is_available:
             return [f"Runs are not confined to a sandbox, because {self.problem}."]
         gaps = list[str]()
@@ -100,22 +100,26 @@ def restrict(file: SandboxFile) -> None:
 
 
 def probe() -> SandboxSupport:
-    """What this machine offers, tried out in a process of its own; this process must have a single thread."""
+    """Detect the sandbox features of this machine in a forked process. This process must have a single thread."""
     result, outcome = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(outcome, json.dumps(asdict(_try())).encode())
+            os.write(outcome, json.dumps(asdict(_detect_support())).encode())
         finally:
             os._exit(0)
     os.close(outcome)
     with os.fdopen(result, "rb") as stream:
         found = stream.read()
     os.waitpid(pid, 0)
-    return SandboxSupport(**json.loads(found)) if found else SandboxSupport(problem="the kernel ends processes in it")
+    return (
+        SandboxSupport(**json.loads(found))
+        if found
+        else SandboxSupport(problem="the kernel kills processes in a sandbox")
+    )
 
 
-def _try() -> SandboxSupport:
+def _detect_support() -> SandboxSupport:
     if sys.platform != "linux":
         return SandboxSupport(problem="it needs Linux")
     try:
@@ -133,7 +137,7 @@ def _try() -> SandboxSupport:
 
 
 def _keep_lock(path: str) -> int:
-    """Share the lock, with a descriptor that programs inherit."""
+    """Take a shared lock, and return its descriptor, which programs inherit."""
     opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     fcntl.flock(opened, fcntl.LOCK_SH)
     kept = fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_LOCK_DESCRIPTOR)

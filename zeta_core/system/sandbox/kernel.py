@@ -16,7 +16,7 @@ _DAC_OVERRIDE = 1
 
 
 class SandboxUnavailable(Exception):
-    """Why processes can't be restricted on this machine, as a part of a sentence."""
+    """Processes can't be restricted on this machine. The message is the reason, as a clause."""
 
 
 def architecture() -> str:
@@ -31,8 +31,7 @@ def call(number: int, *arguments: Any) -> int:
     """Make a system call. Raises `OSError`."""
     result = _libc().syscall(ctypes.c_long(number), *map(_word, arguments))
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _last_error()
     return result
 
 
@@ -40,21 +39,19 @@ def set_process_option(option: int, *arguments: int) -> None:
     """Call prctl(2). Raises `OSError`."""
     words = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
     if _libc().prctl(ctypes.c_int(option), *words) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _last_error()
 
 
 def library_call(name: str, *arguments: Any) -> None:
     """Call a function of the C library that returns 0, or -1 with ``errno``. Raises `OSError`."""
     if getattr(_libc(), name)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _last_error()
 
 
 def drop_privileges() -> None:
-    """Give up all capabilities, also those that a program of root gains, and those of set-user-ID programs.
+    """Give up all capabilities, including those that programs of root and set-user-ID programs would gain.
 
-    Only ``CAP_DAC_OVERRIDE`` is kept if the process has it: root may own the worker, but not the operator's data.
+    Only ``CAP_DAC_OVERRIDE`` is kept if the process has it, because a worker of root may use other users' files.
     """
     set_process_option(_PR_SET_NO_NEW_PRIVS, 1)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
@@ -69,6 +66,12 @@ def drop_privileges() -> None:
                 break  # not privileged, or the last capability of this kernel
     kept = sets[1] & (1 << _DAC_OVERRIDE)
     call(_CAPSET[architecture()], header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0))
+
+
+def _last_error() -> OSError:
+    """The error of the last call through `ctypes`."""
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def _word(argument: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Namespaces: a network with only a loopback interface, shared memory of its own, and no System V IPC with others.
+"""Namespaces: a separate network with only a loopback interface, separate shared memory and System V IPC.
 
-An unprivileged process needs a user namespace for that, in which it keeps its own ids. Containers and some
-distributions forbid them.
+An unprivileged process also needs a user namespace, in which it keeps its user and group ids. Containers and some
+distributions forbid user namespaces.
 """
 
 from __future__ import annotations

@@ -22,14 +22,14 @@ _RESUMED = JobRow.spec["resume_from_checkpoint"].as_string()
 
 
 async def list_file_jobs(service: Service, caller: Caller, file_id: str, page_query: PageQuery) -> Page[FileUse]:
-    """One page of the jobs whose models saw a file, newest first. A file that was deleted is found by its jobs.
+    """One page of the jobs whose models saw a file, newest first. A deleted file is found while one of its jobs exists.
 
     Raises `NotFound`, and `InvalidRequest` for an ``after`` that is not one of the jobs.
     """
     async with service.database.read() as session:
         readers = await _readers(session, caller, file_id)
-        bases = await _bases(session, caller.project)
-        used = _descendants(readers, bases)
+        continued = await _continuations(session, caller.project)
+        used = _descendants(readers, continued)
         newest = sorted(used, reverse=True)  # ids begin with the time of their creation
         after = page_query.after
         if after is not None and after not in used:
@@ -71,8 +71,8 @@ async def _readers(session: AsyncSession, caller: Caller, file_id: str) -> list[
     return readers
 
 
-async def _bases(session: AsyncSession, project: str) -> dict[str, list[str]]:
-    """The jobs that start from a checkpoint of another job, by that job."""
+async def _continuations(session: AsyncSession, project: str) -> dict[str, list[str]]:
+    """The jobs that start from a checkpoint of another job, by the id of that job."""
     query = select(JobRow.id, _MODEL_JOB, _RESUMED).where(
         JobRow.project == project,
         JobRow.deleted_at.is_(None),

@@ -32,7 +32,7 @@ class Webhooks:
         events: Iterable[WebhookEvent] | None = None,
         format: MessageFormat | None = None,
     ) -> CreatedWebhook:
-        """Create a webhook; ``events`` defaults to the ends of jobs. The result contains the secret, this one time."""
+        """Create a webhook; ``events`` defaults to the ends of jobs. Only this result contains the secret."""
         body: dict[str, Any] = {"url": url, "name": name, "format": format}
         if events is not None:
             body["events"] = list(events)

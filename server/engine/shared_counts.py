@@ -8,12 +8,12 @@ from redis.asyncio import Redis
 
 from zeta_core.system.redis_access import RedisUnavailable, calling_redis
 
-LIMIT_SECONDS = 0.25  # for Redis to answer; a request must not wait for an overloaded one
+TIMEOUT_SECONDS = 0.25  # of Redis; requests must not wait when it is overloaded
 PREFIX = "zeta:requests"
 
 
 class SharedCounts:
-    """Counters by name and window of time. Redis may lose them, which only forgets what was counted."""
+    """Counters by name and window of time. If Redis loses them, counting starts again at 0."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -26,7 +26,7 @@ class SharedCounts:
         key, before = (f"{PREFIX}:{name}:{number}" for number in (window, window - 1))
         try:
             with calling_redis():
-                async with asyncio.timeout(LIMIT_SECONDS), self._redis.pipeline(transaction=False) as calls:
+                async with asyncio.timeout(TIMEOUT_SECONDS), self._redis.pipeline(transaction=False) as calls:
                     calls.incr(key)
                     calls.expire(key, 2 * window_seconds)
                     calls.get(before)
@@ -36,6 +36,6 @@ class SharedCounts:
         return int(count), int(earlier or 0)
 
     async def remove(self, name: str, window: int) -> None:
-        """Take back one count, because the request was refused. Raises `RedisUnavailable`."""
+        """Undo one `add`, because the request was refused. Raises `RedisUnavailable`."""
         with calling_redis():
             await self._redis.decr(f"{PREFIX}:{name}:{window}")

@@ -1,4 +1,4 @@
-"""Reads the workers' signed messages: from a worker with a valid secret, in time, and received once."""
+"""Reads the signed messages of workers, and rejects those with an invalid secret, and old or repeated ones."""
 
 from __future__ import annotations
 

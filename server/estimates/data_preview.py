@@ -19,7 +19,7 @@ _NO_MODEL: dict[str, Any] = {"config": {"model_type": "llama"}}  # lets a spec w
 async def preview(service: Service, caller: Caller, body: Any) -> ShownRows:
     """The requested rows. Raises the errors of a submission, and `Unavailable` if no worker has rendered them in time.
 
-    A row that training would reject is part of the answer, with its error.
+    A row that training would reject is returned with its error.
     """
     request = parse(PreviewRequest, body, error_class=InvalidRequest)
     spec = await read_spec(service, caller, {"model": _NO_MODEL, **request.spec})

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.tracing import Tracing
 from server.tracing.request import current_request
 
-FOR_MACHINES = frozenset({"/healthz", "/readyz", "/metrics"})  # polled all the time, and never of interest
+UNTRACED_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # polled every few seconds
 
 
 class RequestTraceMiddleware:
@@ -17,12 +17,12 @@ class RequestTraceMiddleware:
         self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in FOR_MACHINES:
+        if scope["type"] != "http" or scope["path"] in UNTRACED_PATHS:
             await self.app(scope, receive, send)
             return
         status = 500  # unless a response is sent
 
-        async def sending(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -31,6 +31,6 @@ class RequestTraceMiddleware:
         span = self.tracing.start_request(scope["method"], scope["path"], Headers(scope=scope).get("traceparent"))
         try:
             with current_request(span):
-                await self.app(scope, receive, sending)
+                await self.app(scope, receive, send_and_note_status)
         finally:
             span.end(getattr(scope.get("route"), "path", "(none)"), status)

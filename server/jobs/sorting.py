@@ -33,7 +33,7 @@ _STATUS_ORDER = (
 
 @dataclass(frozen=True)
 class JobOrder:
-    """By the values of a field, the smallest first unless ``descending``."""
+    """The order of a list: by the values of a field, the smallest first unless ``descending``."""
 
     field: SortField
     descending: bool

@@ -20,7 +20,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # contains an IPv4 address in its last 32 
 
 
 class AddressNotAllowed(Exception):
-    """The message is not sent, because of the address. The text has no address: it would reveal the network."""
+    """The receiver's address is not allowed. The message omits the address, which would reveal the network."""
 
 
 async def allowed_addresses(host: str, port: int, networks: Networks, executor: Executor) -> list[str]:

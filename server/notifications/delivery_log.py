@@ -1,4 +1,4 @@
-"""Claims due deliveries, and records what became of them.
+"""Claims due deliveries, and records their outcomes.
 
 A claim moves the time of the next attempt into the future, so that one server at a time sends a message. If that server
 dies, another one (or the same, after a restart) sends it again when the claim ends: at least once, with the same id.
@@ -24,7 +24,7 @@ from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.webhooks import TEST_EVENT
 
 CLAIM_SECONDS = 15.0  # in addition to the time limit of a request
-KEEP_DAYS = 30  # for which ended deliveries are listed
+KEEP_DAYS = 30  # ended deliveries are listed for this long
 MAX_TARGETS = 500  # considered at a time
 
 logger = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ class DeliveryLog:
         self._claim = timedelta(seconds=limit_seconds + CLAIM_SECONDS)
         self._disable_days = disable_days
 
-    async def claim(self, sending: Mapping[str, str], *, most: int, most_per_project: int) -> list[Message]:
-        """Claim the oldest due message of up to ``most`` targets.
+    async def claim(self, sending: Mapping[str, str], *, max_messages: int, max_per_project: int) -> list[Message]:
+        """Claim the oldest due message of up to ``max_messages`` targets.
 
         ``sending`` contains the targets of messages that are being sent now, with their projects.
         """
-        ids = await self._due(sending, most, most_per_project)
+        ids = await self._due(sending, max_messages, max_per_project)
         if not ids:
             return []
         async with self._database.write() as session:
@@ -86,7 +86,7 @@ class DeliveryLog:
             async with self._database.write() as session:
                 await session.execute(delete(DeliveryRow).where(DeliveryRow.id.in_(ids)))
 
-    async def _due(self, sending: Mapping[str, str], most: int, most_per_project: int) -> list[str]:
+    async def _due(self, sending: Mapping[str, str], max_messages: int, max_per_project: int) -> list[str]:
         """The oldest due message of each target to which none is being sent, sharing the places between projects."""
         first = func.min(DeliveryRow.id)
         query = (
@@ -102,7 +102,9 @@ class DeliveryLog:
         )
         async with self._database.read() as session:
             due = (await session.execute(query)).all()
-        return list(_fair_share(((row[0], row[1]) for row in due), Counter(sending.values()), most, most_per_project))
+        return list(
+            _fair_share(((row[0], row[1]) for row in due), Counter(sending.values()), max_messages, max_per_project)
+        )
 
     async def _claim_one(self, session: AsyncSession, delivery_id: str) -> Message | None:
         """Claim a message, unless another server has done so."""
@@ -164,11 +166,13 @@ async def _lock_webhook(session: AsyncSession, webhook_id: str | None) -> Webhoo
     return None if webhook_id is None else await session.get(WebhookRow, webhook_id, with_for_update=True)
 
 
-def _fair_share(due: Iterable[tuple[str, str]], used: Counter[str], most: int, most_per_project: int) -> Iterable[str]:
-    """Up to ``most`` of the ids in ``due``, which are paired with their projects."""
-    num_free = most
+def _fair_share(
+    due: Iterable[tuple[str, str]], used: Counter[str], max_messages: int, max_per_project: int
+) -> Iterable[str]:
+    """Up to ``max_messages`` of the ids in ``due``, which are paired with their projects."""
+    num_free = max_messages
     for delivery_id, project in due:
-        if num_free and used[project] < most_per_project:
+        if num_free and used[project] < max_per_project:
             used[project] += 1
             num_free -= 1
             yield delivery_id

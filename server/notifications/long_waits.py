@@ -18,17 +18,19 @@ from zeta_core.contract.job.status import JobStatus
 PACE_SECONDS = 5.0
 MAX_JOBS = 100  # of one pass
 
+_WEBHOOKS = select(WebhookRow.project, WebhookRow.events).where(WebhookRow.enabled)
+
 
 async def announce_long_waits(database: Database, after_seconds: float) -> None:
     """Store the messages about jobs that have been queued for more than ``after_seconds``."""
-    longest = utc_now() - timedelta(seconds=after_seconds)
+    queued_before = utc_now() - timedelta(seconds=after_seconds)
     async with database.read() as session:
         webhooks = (await session.execute(_WEBHOOKS)).all()
         projects = {project for project, events in webhooks if "job.waiting" in events}
         has_receiver = or_(JobRow.project.in_(projects), JobRow.spec["notify"].as_string().is_not(None))
         waiting = select(JobRow.id).where(
             JobRow.status == JobStatus.QUEUED,
-            JobRow.queued_at <= longest,
+            JobRow.queued_at <= queued_before,
             JobRow.wait_announced_at.is_(None),
             has_receiver,
         )
@@ -41,6 +43,3 @@ async def announce_long_waits(database: Database, after_seconds: float) -> None:
             reason: dict[str, Any] = job.waiting_reason or {}
             job.wait_announced_at = now = utc_now()
             await announce(session, job, "job.waiting", at=now, message=reason.get("message"))
-
-
-_WEBHOOKS = select(WebhookRow.project, WebhookRow.events).where(WebhookRow.enabled)

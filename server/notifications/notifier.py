@@ -45,14 +45,14 @@ class Notifier:
         self._is_stopping = False
 
     async def one_pass(self) -> None:
-        """Start sending the messages that are due, as far as there are places."""
+        """Start sending the due messages for which there are free places."""
         if time.monotonic() - self._removed_at > REMOVAL_SECONDS:
             await self._log.remove_old()
             self._removed_at = time.monotonic()
         num_free = MAX_SENDING - len(self._sending)
         if num_free <= 0 or self._is_stopping:
             return
-        messages = await self._log.claim(self._sending, most=num_free, most_per_project=MAX_PER_PROJECT)
+        messages = await self._log.claim(self._sending, max_messages=num_free, max_per_project=MAX_PER_PROJECT)
         if self._is_stopping:
             return
         for message in messages:
@@ -62,7 +62,7 @@ class Notifier:
             task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Cancel what is being sent; it is sent again after the next start."""
+        """Cancel the messages that are being sent. They are sent again after the next start."""
         self._is_stopping = True
         for task in self._tasks:
             task.cancel()

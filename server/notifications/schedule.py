@@ -1,4 +1,4 @@
-"""When a message that was not delivered is sent again, and when a webhook is disabled."""
+"""Delays before a failed delivery is repeated, and the rule that disables a webhook."""
 
 from __future__ import annotations
 

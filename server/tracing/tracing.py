@@ -1,4 +1,4 @@
-"""What the rest of the server uses of an exporter of traces."""
+"""The interface of a trace exporter."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from server.web.pages import PageRouter, ReadPage
 from zeta_core.contract.access import ProjectLimits
 
 router = PageRouter()
-# The limits of which the project's use is known, by the name of the use.
+# The limits whose use is known, with the name of that use.
 _USES = {
     "max_queued_jobs": "queued_jobs",
     "max_running_jobs": "running_jobs",

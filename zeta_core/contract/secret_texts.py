@@ -1,7 +1,7 @@
-"""Finds and masks texts that look like secrets: API keys, tokens, private keys, and passwords in URLs.
+"""Finds and masks secrets in texts: API keys, tokens, private keys, and passwords in URLs.
 
 Logs, errors and events are masked. A spec with such a text is rejected, because it is stored and shown to everyone in
-the project. Only forms that other texts don't have are recognized; a password without such a form is not found.
+the project. Only unambiguous formats are recognized, so a plain password is not found.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MASK = "***"
-# What a secret is, how it begins, and its form as its service documents it.
+# The kind of secret, its prefixes, and its format as documented by its service.
 _TOKENS = (
     ("an API key of this service", ("zeta_",), r"\bzeta_[A-Za-z0-9_-]{20,}"),
     ("a token of the Hugging Face Hub", ("hf_", "api_org_"), r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
@@ -26,12 +26,10 @@ _TOKENS = (
     ("a private key", ("-----BEGIN",), r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[A-Za-z0-9+/=\s]*"),
 )
 _IN_A_URL = ("a password in a URL", ("://",), r"://[^\s:/@]*:[^\s/@'\"]+@")
-_FORMS = [
-    (beginning, re.compile(pattern), kind)
-    for kind, beginnings, pattern in (*_TOKENS, _IN_A_URL)
-    for beginning in beginnings
+_FORMATS = [
+    (prefix, re.compile(pattern), kind) for kind, prefixes, pattern in (*_TOKENS, _IN_A_URL) for prefix in prefixes
 ]
-_BEGINNINGS = ("Bearer", *(beginning for beginning, _, _ in _FORMS))
+_PREFIXES = ("Bearer", *(prefix for prefix, _, _ in _FORMATS))
 _MASKED = re.compile(
     r"(?P<before>\bBearer\s+|://[^\s:/@]*:)(?P<secret>[^\s@'\"]+)(?P<after>@?)|"
     + "|".join(pattern for _, _, pattern in _TOKENS)
@@ -39,8 +37,8 @@ _MASKED = re.compile(
 
 
 def may_contain_secrets(text: str) -> bool:
-    """Whether a text, or JSON data as text, contains the beginning of a secret; much faster than finding one."""
-    return any(beginning in text for beginning in _BEGINNINGS)
+    """Whether a text, or JSON data as text, contains the prefix of a secret; much faster than finding one."""
+    return any(prefix in text for prefix in _PREFIXES)
 
 
 def masked(text: str) -> str:
@@ -77,13 +75,13 @@ def find_secrets(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _kind_of_secret(text: str) -> str | None:
-    """What the first secret in the text is, in time proportional to its length."""
-    for beginning, form, kind in _FORMS:
-        start = text.find(beginning)
+    """The kind of a secret in the text, or ``None``. Takes time proportional to the length of the text."""
+    for prefix, secret_format, kind in _FORMATS:
+        start = text.find(prefix)
         while start >= 0:
-            if form.match(text, start) is not None:
+            if secret_format.match(text, start) is not None:
                 return kind
-            start = text.find(beginning, start + 1)
+            start = text.find(prefix, start + 1)
     return None
 
 

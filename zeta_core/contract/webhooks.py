@@ -43,7 +43,7 @@ def email_of(url: str) -> str | None:
 
 
 def message_format(url: str, chosen: MessageFormat | None) -> MessageFormat:
-    """The format of the messages for this URL if none or this one was chosen."""
+    """The format of messages to this URL: the chosen one, or the default of its host."""
     return chosen or ("slack" if urlsplit(url).hostname == _SLACK_HOST else "json")
 
 
@@ -72,7 +72,7 @@ def check_url(url: str) -> str:
     return url
 
 
-def _target(value: str) -> str:
+def _check_target(value: str) -> str:
     return value if is_id(value, "webhook") else check_url(value)
 
 
@@ -84,7 +84,7 @@ WebhookUrl = Annotated[
 NotifyTarget = Annotated[
     str,
     Field(min_length=1, max_length=MAX_URL_LENGTH, pattern=r"^(https?://|mailto:|webhook_)"),
-    AfterValidator(_target),
+    AfterValidator(_check_target),
 ]
 WebhookName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(in_one_line)]
 

@@ -4,7 +4,7 @@
 |--------|-----------------------------------------------------------------------------------------------------|
 | input  | ``{"custom_id", "method": "POST", "url", "body"}``                                                  |
 | output | ``{"id", "custom_id", "response": {"status_code": 200, "request_id", "body"}, "error": null}``      |
-| errors | the same with the status code and the error object that the request would have got alone            |
+| errors | the same, with the status code and the error object of the failed request                          |
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/reference/errors.md: every error code with its message, which names the cause and the cure.
+"""docs/reference/errors.md: every error code with its message, which names the cause and the fix.
 
 The codes and messages are read from the source: from the calls that pass ``code=`` and from the error classes. The
 parts of a message that depend on the request appear as `…`.
@@ -23,7 +23,7 @@ HEAD = """\
 
 Every failed request returns one JSON object, `{"error": {...}}`. Its fields are `message`, `type`, `param`, `code`
 and `details`. `code` is stable, so a program can depend on it. `message` is one sentence with the problem, the value
-and the cure. `details` lists every invalid field with `param`, `message`, `code` and, where one is known,
+and the fix. `details` lists every invalid field with `param`, `message`, `code` and, where one is known,
 `suggestion`. The `zeta` command reports errors in the same form, with an [exit status](../commands.md#exit-status).
 Errors under `/openai/v1` have the [format of OpenAI](../openai.md).
 
@@ -46,7 +46,7 @@ def errors_page() -> str:
             "## Types\n",
             table(("type", "HTTP status", "what to do"), statuses),
             CODES,
-            table(("code", "cause and cure"), codes),
+            table(("code", "cause and fix"), codes),
         ]
     )
 

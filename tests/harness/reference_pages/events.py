@@ -39,11 +39,11 @@ def events_page() -> str:
     parts += [f"The phases of a run, in this order: {phases}.\n"]
     parts += [
         "## `status_reason`: why a job is in its state\n",
-        table(("reason", "meaning and cure"), _sentences(REASON_SENTENCES)),
+        table(("reason", "meaning and fix"), _sentences(REASON_SENTENCES)),
     ]
     parts += [
         "## `waiting_reason`: why a job waits\n",
-        table(("reason", "meaning and cure"), _sentences(WAITING_SENTENCES)),
+        table(("reason", "meaning and fix"), _sentences(WAITING_SENTENCES)),
     ]
     return "\n".join(parts)
 

@@ -19,7 +19,7 @@ PROJECT_HEADER = "Zeta-Project"  # of almost every route, so the head of the pag
 HEAD = """\
 # The HTTP API
 
-`GET /openapi.json` describes every route, parameter, body and response of a running server in the format OpenAPI 3.1.
+`GET /openapi.json` describes every route, parameter, body and response of a running server, in OpenAPI 3.1.
 The API accepts and returns JSON. Send an API key with each request, as `Authorization: Bearer KEY`;
 [security](../security.md) explains the scopes. An admin key acts in another project with the header `Zeta-Project:
 NAME`. A failed request returns an [error object](errors.md).

@@ -23,6 +23,7 @@ from zeta_core.system import sandbox
 
 PTRACE_ATTACH = 16
 MAX_DESCRIPTORS = 1024
+FIOCLEX = 0x5451  # close a descriptor when the next program starts
 
 
 def read(path: str) -> str:
@@ -59,6 +60,8 @@ def let_go_of_the_lock() -> None:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         with suppress(OSError):
             fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        with suppress(OSError):
+            fcntl.ioctl(descriptor, FIOCLEX)
         with suppress(OSError):
             os.dup2(0, descriptor, inheritable=False)
         with suppress(OSError):

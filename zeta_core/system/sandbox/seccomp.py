@@ -41,7 +41,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
     "unshare": (272, 97), "setns": (308, 268), "clone": (56, 220), "clone3": (435, 435), "socket": (41, 198),
     "io_uring_setup": (425, 425), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "ioctl": (16, 29),
 }  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def _lock_rules(lock: int) -> Iterator[_Rule]:
     yield _Rule("dup3", errno.EPERM, (_Condition(1, _EQUAL, lock),))
     yield _Rule("flock", errno.EPERM, (_Condition(0, _EQUAL, lock),))
     yield _Rule("fcntl", errno.EPERM, (_Condition(0, _EQUAL, lock), _Condition(1, _EQUAL, _F_SETFD)))
+    yield _Rule("ioctl", errno.EPERM, (_Condition(0, _EQUAL, lock),))  # FIOCLEX closes it in the next program
     includes = (_Condition(0, _GREATER, lock, negated=True), _Condition(1, _AT_LEAST, lock))
     yield _Rule("close_range", errno.ENOSYS, includes)
 

@@ -1,8 +1,9 @@
 """Sends one message over HTTP.
 
 Guarantees: the connection goes to an address that `addresses` has checked, on the URL's port; TLS checks the
-certificate against the URL's host name; redirects are not followed; the body of the response is not read; everything
-together takes at most ``limit_seconds``. No proxy is used.
+certificate against the URL's host name; redirects are not followed; the body of the response is not read; cookies are
+not kept, because receivers of several projects may share an address; everything together takes at most
+``limit_seconds``. No proxy is used.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ssl
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 
 import httpx
@@ -49,6 +51,7 @@ class HttpSender:
             verify=context,
             trust_env=False,
             follow_redirects=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=limit_seconds,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
@@ -62,7 +65,7 @@ class HttpSender:
             return Outcome(f"no response within {self._limit_seconds:g} s (ZETA_WEBHOOK_SECONDS)")
         except AddressNotAllowed as error:
             return Outcome(str(error))
-        except (httpx.TransportError, OSError, UnicodeError) as error:
+        except (httpx.TransportError, httpx.InvalidURL, OSError, UnicodeError) as error:
             return Outcome(f"the request failed: {error or type(error).__name__}")
 
     async def close(self) -> None:

@@ -16,7 +16,7 @@ from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.notifications.delivery_log import DeliveryLog
 from server.notifications.email_sender import EmailSender
-from server.notifications.http_sender import HttpSender
+from server.notifications.http_sender import HttpSender, Outcome
 from server.notifications.messages import Message
 from server.settings import ServerSettings
 
@@ -73,13 +73,20 @@ class Notifier:
 
     async def _send(self, message: Message) -> None:
         try:
-            sender = self._email if message.format == "email" else self._http
-            outcome = await sender.send(message)
-            await self._log.record(message, outcome)
+            await self._log.record(message, await self._outcome(message))
         except DatabaseUnavailable:
             pass  # the message is sent again when the claim ends
         except Exception:
-            logger.exception("Sending %s failed; it is sent again.", message.id, extra={"action": "notification"})
+            logger.exception("Recording %s failed; it is sent again.", message.id, extra={"action": "notification"})
         finally:
             self._sending.pop(message.target, None)
             self._wake()
+
+    async def _outcome(self, message: Message) -> Outcome:
+        """Send the message. A defect of this server is a failed attempt, so it is not repeated without end."""
+        sender = self._email if message.format == "email" else self._http
+        try:
+            return await sender.send(message)
+        except Exception as error:
+            logger.exception("Sending %s failed.", message.id, extra={"action": "notification"})
+            return Outcome(f"the server could not send the message ({type(error).__name__}); its log has the details")

@@ -207,6 +207,25 @@ def test_redirects_are_not_followed(http: httpx.Client, receiver: Receiver) -> N
     assert receiver.of("/elsewhere") == []
 
 
+def test_cookies_of_a_receiver_are_not_sent_to_other_receivers(http: httpx.Client, receiver: Receiver) -> None:
+    """Receivers of several projects may have the same address, for example that of a content delivery network."""
+    receiver.response_headers = {"Set-Cookie": "session=of-the-first; Path=/"}
+    for path in ("/first", "/second"):
+        webhook = create(http, f"{receiver.url}{path}")
+        http.post(f"/v1/webhooks/{webhook['id']}/test").raise_for_status()
+        assert wait_for_end(http, webhook["id"])["status"] == "delivered"
+    assert [request.headers.get("cookie") for request in receiver.of("/second")] == [None]
+
+
+def test_an_address_that_only_the_resolver_accepts_ends_the_delivery(http: httpx.Client, receiver: Receiver) -> None:
+    """The resolver reads 0177 as an octal number, and the HTTP library rejects it."""
+    webhook = create(http, f"http://0177.0.0.1:{receiver.port}/octal")
+    http.post(f"/v1/webhooks/{webhook['id']}/test").raise_for_status()
+    delivery = wait_for_end(http, webhook["id"])
+    assert delivery["status"] == "failed"
+    assert "Invalid IPv4 address" in delivery["error"]
+
+
 def test_a_test_message_is_signed_with_both_secrets_during_a_rotation(http: httpx.Client, receiver: Receiver) -> None:
     webhook = create(http, f"{receiver.url}/rotated")
     rotated = http.post(f"/v1/webhooks/{webhook['id']}/rotate", json={"grace_seconds": 3600}).json()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.specs import TINY_LLAMA, tiny_job
 from tests.harness.fleet import SmallFleet
+from worker.attempt.run_file import new_run_file
 from worker.checks.process import CheckProcess
 from worker.run.sandbox import Inputs, Sandboxes
 from worker.settings import WorkerSettings
@@ -18,6 +19,7 @@ from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import SandboxSupport, restrict
@@ -70,6 +72,13 @@ def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -
     settings = worker_settings(tmp_path, data_root=tmp_path)
     spec = {"model": {"config": TINY_LLAMA}, "dataset": {"path": "corpus/*.txt"}}
     assert Inputs.of_spec(spec, settings).paths == (tmp_path / "corpus",)
+    (tmp_path / "corpus").mkdir()
+    settings.home.mkdir()
+    (tmp_path / "link").symlink_to(settings.home)
+    everything = {**spec, "dataset": {"path": "*/a.txt"}}
+    assert Inputs.of_spec(everything, settings) == Inputs((tmp_path / "corpus",), listed=(tmp_path,))
+    for inside in ("home/admin.key", "home/*.txt", "link/admin.key"):
+        assert Inputs.of_spec({**spec, "dataset": {"path": inside}}, settings).paths == ()
 
 
 def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_path: Path) -> None:
@@ -85,6 +94,30 @@ def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_pat
     assert not set(one.writable) & set(two.writable)
     assert [one.network, two.network] == [False, True]
     assert not any(path.startswith(str(tmp_path)) for path in one.readable)
+
+
+def test_projects_share_no_environment_and_only_exports_to_gguf_have_the_network(tmp_path: Path) -> None:
+    sandboxes = Sandboxes(worker_settings(tmp_path), SandboxSupport(landlock=7, namespaces=True))
+    environments = list[str]()
+    for project, to, network in (("one", "gguf", True), ("two", "gguf", True), ("two", "merged", False)):
+        message = Dispatch(
+            job_id=JOB,
+            attempt=1,
+            worker="w",
+            slots=[0],
+            project=project,
+            job_kind=JobKind.EXPORT,
+            spec={"model": {"job": JOB}, "to": to},
+        )
+        directory = tmp_path / f"{project}-{to}"
+        directory.mkdir()
+        run_file = new_run_file(message, sandboxes.settings)
+        sandboxes.prepare_run(directory, run_file, ())
+        file = SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes())
+        assert file.network == network
+        environments += {str(run_file.environments_dir)} & set(file.writable)
+    assert len(environments) == len(set(environments)) == 2
+    assert not Path(environments[0]).is_relative_to(environments[1])
 
 
 def test_settings_of_the_sandbox_are_checked() -> None:

@@ -48,7 +48,7 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         self_stop_seconds=settings.self_stop_seconds,
         end_seconds=settings.end_seconds,
         journal_max_lines=settings.journal_max_lines,
-        environments_dir=str(settings.home / ENVIRONMENTS_DIRECTORY),
+        environments_dir=str(settings.home / ENVIRONMENTS_DIRECTORY / message.project),
         gguf_python=None if settings.gguf_python is None else str(settings.gguf_python),
     )
 

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,10 @@ TEMPORARY = "tmp"  # in the folder of a process
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files that a spec names, which the process that runs it may read."""
+    """The files that a spec names, which the process that runs it may read; it may only list ``listed`` folders."""
 
     paths: tuple[Path, ...] = ()
+    listed: tuple[Path, ...] = ()
 
     @classmethod
     def of_spec(cls, spec: Mapping[str, Any], settings: WorkerSettings, kind: JobKind = JobKind.TRAINING) -> Inputs:
@@ -74,7 +75,7 @@ class Inputs:
             parsed = parse(SPEC_MODELS[kind], spec)
         except ZetaError:
             return cls()
-        found = list(_model_paths(parsed.model, settings.artifacts))
+        found, listed = list(_model_paths(parsed.model, settings.artifacts)), list[Path]()
         tokenizer = getattr(parsed, "tokenizer", None)  # some kinds of jobs have no tokenizer and no data
         if isinstance(tokenizer, FileTokenizer):
             found.append(settings.artifacts / file_key(tokenizer.file))
@@ -86,10 +87,12 @@ class Inputs:
                 case FileSource():
                     found += [settings.artifacts / file_key(file_id) for file_id in source.file_ids]
                 case PathSource() if settings.data_root is not None:
-                    found.append(_data_folder(settings.data_root, source.path, settings.home))
+                    folders = _data_folders(settings.data_root, source.path, settings.home)
+                    found += folders
+                    listed += [] if settings.data_root in folders else [settings.data_root]
                 case _:
                     continue
-        return cls(tuple(found))
+        return cls(tuple(found), tuple(listed))
 
     @classmethod
     def of_model(cls, model: object, settings: WorkerSettings) -> Inputs:
@@ -108,7 +111,7 @@ class Sandboxes:
         """Write the sandbox file of a run. Raises `OSError`."""
         inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind)
         if run_file.resume_from is not None:
-            inputs = Inputs((*inputs.paths, Path(run_file.resume_from)))
+            inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from)))
         self.prepare(
             directory,
             inputs=inputs,
@@ -160,7 +163,7 @@ class Sandboxes:
         packages = packages_of_zeta_core()
         file = SandboxFile(
             readable=[*_libraries(settings), *map(str, (*inputs.paths, *token))],
-            listable=[] if packages is None else [packages],
+            listable=[*map(str, inputs.listed), *([] if packages is None else [packages])],
             writable=[
                 str(cache),
                 *map(str, (*downloads, *environments)),
@@ -178,8 +181,13 @@ class Sandboxes:
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())
 
     def _environments(self, run_file: RunFile) -> list[Path]:
-        """The folder in which an export creates the environment of the GGUF converter. It runs no code of a user."""
+        """The folder in which an export to GGUF creates the converter's environment, which needs the network.
+
+        It contains code, so projects don't share it.
+        """
         if run_file.kind is not JobKind.EXPORT or run_file.environments_dir is None:
+            return []
+        if run_file.spec.get("to") != "gguf" or run_file.gguf_python is not None:
             return []
         folder = Path(run_file.environments_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -229,16 +237,30 @@ def _base(checkpoint: Path) -> object:
         return None
 
 
-def _data_folder(data_root: Path, pattern: str, home: Path) -> Path:
-    """The data root; if the service's home is inside it, only the part of it that ``pattern`` names."""
-    if not home.resolve().is_relative_to(data_root.resolve()):
-        return data_root
+def _data_folders(data_root: Path, pattern: str, home: Path) -> list[Path]:
+    """The data root; if the service's home is inside it, what ``pattern`` may name outside of the home."""
+    home = home.resolve()
+    if not home.is_relative_to(data_root.resolve()):
+        return [data_root]
     parts = list[str]()
     for part in Path(pattern).parts:
         if _GLOB & set(part):
             break
         parts.append(part)
-    return data_root.joinpath(*parts)
+    return list(_outside(home, data_root.joinpath(*parts)))
+
+
+def _outside(home: Path, path: Path) -> Iterator[Path]:
+    """``path``, or the parts of it that are neither the home nor inside it."""
+    resolved = path.resolve()
+    if resolved.is_relative_to(home):
+        return
+    if not home.is_relative_to(resolved):
+        yield path
+        return
+    with suppress(OSError):  # the process reports a folder that can't be read
+        for entry in sorted(path.iterdir()):
+            yield from _outside(home, entry)
 
 
 def _libraries(settings: WorkerSettings) -> list[str]:

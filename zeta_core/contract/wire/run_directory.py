@@ -67,7 +67,7 @@ def project_cache(project: str) -> PurePosixPath:
     return PurePosixPath(PROJECT_CACHES, project)
 
 
-ENVIRONMENTS_DIRECTORY = "environments"  # in the home: environments with other libraries, shared by its workers
+ENVIRONMENTS_DIRECTORY = "environments"  # in the home: environments with other libraries, one folder per project
 
 
 def run_directory(job_id: str, attempt: int) -> PurePosixPath:
@@ -129,7 +129,7 @@ class RunFile(BaseModel):
     journal_max_lines: int | None = None  # beyond it, only important lines are written
     device: Literal["cpu", "cuda"] | None = None  # for a check, which sees no GPU: the device of the run
     supports_bf16: bool = False  # ... and whether that device supports bfloat16
-    environments_dir: str | None = None  # for an export: where environments with other libraries are created
+    environments_dir: str | None = None  # for an export: where its project creates environments with other libraries
     gguf_python: str | None = None  # ... and the operator's Python with the GGUF converter
     rows_seconds: float = 15.0  # for a check: the time limit for reading the rows of a dataset
     shown: RowSelection | None = None  # ... and the rows to show instead of checking the spec, whose model may be unset

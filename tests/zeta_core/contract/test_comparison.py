@@ -5,6 +5,7 @@ import random
 import pytest
 
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job import comparison
 from zeta_core.contract.job.comparison import DocumentLosses, compare
 
 
@@ -54,6 +55,15 @@ def test_a_comparison_is_repeatable_and_weights_documents_by_their_tokens() -> N
         step=1, num_held_out=5, documents=list("vwxyz"), num_targets=[96, 1, 1, 1, 1], losses=[96.0] + [9.0] * 4
     )
     assert compare(a, a).loss_a == pytest.approx((96 + 36) / 100)
+
+
+def test_many_documents_are_resampled_in_groups_with_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = losses(noisy(0.0, 0.1, 1)), losses(noisy(0.02, 0.1, 2))
+    alone = compare(a, b)
+    monkeypatch.setattr(comparison, "MAX_GROUPS", len(a.losses) // 3)
+    grouped = compare(a, b)
+    assert (grouped.difference, grouped.num_documents) == (alone.difference, len(a.losses))
+    assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.3)
 
 
 def test_models_with_other_or_too_few_documents_are_not_compared() -> None:

@@ -140,5 +140,5 @@ def build_evaluator(
     is_comparable = learner.loss_function.is_likelihood and held_out.tokens.num_documents >= MIN_DOCUMENTS
     if is_comparable and not plan.compile:  # compiling for each length would take long
         parts = Sequences(held_out.tokens, plan.seq_len, pack=False, overlong=request.options.overlong)
-        documents = DocumentEvaluator(held_out.tokens, parts, learner.loss_function, engine)
+        documents = DocumentEvaluator(held_out.tokens, parts, learner.loss_function, engine.processes, engine.device)
     return Evaluator(plan, engine, learner.loss_function, held_out.sequences, samples, report, documents)

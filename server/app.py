@@ -23,6 +23,7 @@ from server.openai.uploads import CompletionRequest, UploadRequest
 from server.routes import (
     access,
     checkpoints,
+    evaluations,
     exports,
     files,
     job_output,
@@ -56,6 +57,7 @@ from zeta_core.contract.job.data_preview import PreviewRequest
 from zeta_core.contract.job.sweep import SweepRequest
 from zeta_core.contract.model_names import NewModelName
 from zeta_core.contract.openai.answer_parameters import ChatParameters, TextParameters
+from zeta_core.contract.spec.evaluation_spec import NewEvaluation
 from zeta_core.contract.spec.export_spec import ExportRequest
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.webhooks import NewWebhook, WebhookChange
@@ -63,7 +65,7 @@ from zeta_core.system.distribution import version
 
 REF = "#/components/schemas/{model}"
 BODIES = (
-    *(JobSpec, ExportRequest, Rerun, SweepRequest, PreviewRequest),
+    *(JobSpec, ExportRequest, NewEvaluation, Rerun, SweepRequest, PreviewRequest),
     *(NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewBatch, NewModelName),
     *(ChatParameters, TextParameters, NewWebhook, WebhookChange),
@@ -108,7 +110,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
     register_routing_errors(app)
-    of_jobs = (jobs, sweeps, job_output, checkpoints, exports)
+    of_jobs = (jobs, sweeps, job_output, checkpoints, evaluations, exports)
     modules = (*of_jobs, files, workers, access, login_links, model_names, webhooks, operations)
     openai_modules = (openai_answers, openai_batches, openai_files, openai_fine_tuning, openai_models)
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)

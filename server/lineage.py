@@ -14,6 +14,7 @@ from server.database.tables import CheckpointRow, FileRow, JobRow
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import FileUse, Page
 from zeta_core.contract.spec.validation import shown
 
@@ -59,11 +60,16 @@ async def list_file_jobs(service: Service, caller: Caller, file_id: str, page_qu
 
 
 async def _readers(session: AsyncSession, caller: Caller, file_id: str) -> list[str]:
-    """The jobs of the project whose specs name the file. Raises `NotFound` if there are none and no such file."""
+    """The jobs of the project whose specs name the file, except evaluations, which change no model.
+
+    Raises `NotFound` if there are none and no such file.
+    """
     if not is_id(file_id, "file"):
         raise caller.not_found("file", file_id, None)
     reads = JobRow.resolved_spec_json["files"][file_id].as_string().is_not(None)
-    query = select(JobRow.id).where(JobRow.project == caller.project, JobRow.deleted_at.is_(None), reads)
+    query = select(JobRow.id).where(
+        JobRow.project == caller.project, JobRow.deleted_at.is_(None), JobRow.kind != JobKind.EVALUATION, reads
+    )
     readers = list(await session.scalars(query))
     file = await session.get(FileRow, file_id)
     if not readers and (file is None or file.project != caller.project):

@@ -119,6 +119,28 @@ class AsyncClient:
         )
         return self._own(created)
 
+    async def evaluate(
+        self,
+        job_id: str,
+        file: str | Path,
+        *,
+        checkpoint: str = "final",
+        base: bool = False,
+        entity_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob:
+        """Create a job that evaluates a checkpoint on a data file; see `Client.evaluate`."""
+        created = await asyncio.to_thread(
+            self._client.evaluate,
+            job_id,
+            file,
+            checkpoint=checkpoint,
+            base=base,
+            entity_name=entity_name,
+            idempotency_key=idempotency_key,
+        )
+        return self._own(created)
+
     async def delete(self, job_id: str) -> DeletedObject:
         return await asyncio.to_thread(self._client.delete, job_id)
 

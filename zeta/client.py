@@ -28,6 +28,7 @@ from zeta.pagination import read_pages
 from zeta.request_parts import creation_headers, json_body, path_segment
 from zeta.service_client import ServiceClient
 from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import Curves, DeletedObject
@@ -187,6 +188,26 @@ class Client(ServiceClient):
         """List the exports of a job, newest first."""
         path = f"/v1/jobs/{self._id(job_id)}/exports"
         return [job.of(self) for job in read_pages(self._transport, ClientJob, path, {}, limit)]
+
+    def evaluate(
+        self,
+        job_id: str,
+        file: str | Path,
+        *,
+        checkpoint: str = "final",
+        base: bool = False,
+        entity_name: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ClientJob:
+        """Create a job that evaluates a checkpoint on a data file, which is uploaded unless it is the id of a file.
+
+        With ``base``, the model that the job started from is evaluated, too. The job's ``result.evaluation`` has the
+        scores. Raises `InvalidRequest` naming the invalid field.
+        """
+        path = f"/v1/jobs/{self._id(job_id)}/evaluations"
+        file_id = file if isinstance(file, str) and is_id(file, "file") else self.upload(file).id
+        body = {"file": file_id, "checkpoint": checkpoint, "base": base, "entity_name": entity_name}
+        return self._create(path, body, idempotency_key)
 
     def delete(self, job_id: str) -> DeletedObject:
         """Delete an ended job with its artifacts."""

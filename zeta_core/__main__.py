@@ -1,8 +1,8 @@
 """``python -m zeta_core RUN_DIR`` trains a run directory; ``fork-server`` starts runs by forking itself.
 
 ``serve RUN_DIR`` keeps a model loaded and answers requests, and ``batch RUN_DIR`` answers the requests of a file.
-``export RUN_DIR`` exports a checkpoint. ``check`` and ``checks`` dry-run specs, ``show`` prints rows of data, and
-``ask`` prints a model's answers.
+``export RUN_DIR`` exports a checkpoint, and ``evaluate RUN_DIR`` measures one on the documents of a file. ``check`` and
+``checks`` dry-run specs, ``show`` prints rows of data, and ``ask`` prints a model's answers.
 """
 
 from __future__ import annotations
@@ -88,13 +88,18 @@ if __name__ == "__main__":
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute(), answer_batch))
+        case ["evaluate", run_dir]:
+            from zeta_core.evaluations.process import evaluate
+            from zeta_core.process import launch
+
+            quick_exit(launch.main(Path(run_dir).absolute(), evaluate))
         case [run_dir]:
             from zeta_core.process import launch
 
             quick_exit(launch.main(Path(run_dir).absolute()))
         case _:
             modes = (
-                "RUN_DIR | export RUN_DIR | serve RUN_DIR | batch RUN_DIR | check FILE | checks | show | "
-                "ask MODEL [QUESTION ...]"
+                "RUN_DIR | export RUN_DIR | serve RUN_DIR | batch RUN_DIR | evaluate RUN_DIR | check FILE | checks | "
+                "show | ask MODEL [QUESTION ...]"
             )
             sys.exit(f"usage: python -m zeta_core {modes}")

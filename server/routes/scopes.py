@@ -27,6 +27,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/receipt-key": Scope.READ,
     "GET /v1/jobs/{job_id}/exports": Scope.READ,
     "POST /v1/jobs/{job_id}/exports": Scope.SUBMIT,
+    "POST /v1/jobs/{job_id}/evaluations": Scope.SUBMIT,
     "GET /v1/jobs/{job_id}/events": Scope.READ,
     "GET /v1/jobs/{job_id}/logs": Scope.READ,
     "GET /v1/jobs/{job_id}/metrics": Scope.READ,

@@ -25,6 +25,7 @@ from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.batch_spec import BatchSpec
+from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import AnySpec
@@ -41,7 +42,7 @@ from zeta_core.contract.spec.sources import (
 )
 from zeta_core.contract.spec.validation import error_from_details, shown
 
-SpecT = TypeVar("SpecT", JobSpec, ExportSpec, BatchSpec, AnySpec)
+SpecT = TypeVar("SpecT", JobSpec, ExportSpec, BatchSpec, EvaluationSpec, AnySpec)
 
 
 async def check_references(
@@ -62,6 +63,8 @@ async def check_references(
         details += await notify_faults(session, service.settings, project, spec.notify)
     elif isinstance(spec, BatchSpec):
         references += _files_of_batch(spec)
+    elif isinstance(spec, EvaluationSpec):
+        references += _files_of_evaluation(spec)
     rows = await _file_rows(session, project, {reference.file_id for reference in references})
     for reference in references:
         param, file_id, purpose = reference.param, reference.file_id, reference.purpose
@@ -131,9 +134,20 @@ def _files_of_batch(spec: BatchSpec) -> Iterator[_FileReference]:
         yield _FileReference("model.file", spec.model.file, "model")
 
 
+def _files_of_evaluation(spec: EvaluationSpec) -> Iterator[_FileReference]:
+    """An error names the field of the request, ``file``."""
+    as_tokens = spec.use_pretokenized or spec.dataset.format == "tokens"
+    for file_id in spec.dataset.file_ids:
+        yield _FileReference("file", file_id, "dataset", as_tokens)
+    if isinstance(spec.base, FileModel):
+        yield _FileReference("base.file", spec.base.file, "model")
+
+
 def _checkpoint_references(spec: AnySpec) -> Iterator[tuple[str, str, str]]:
     if isinstance(spec.model, JobModel):
         yield "model.job", spec.model.job, spec.model.checkpoint
+    if isinstance(spec, EvaluationSpec) and isinstance(spec.base, JobModel):
+        yield "base.job", spec.base.job, spec.base.checkpoint
     if isinstance(spec, JobSpec) and spec.resume_from_checkpoint is not None:
         job_id, _, name = spec.resume_from_checkpoint.partition("/")
         yield "resume_from_checkpoint", job_id, name or LATEST

@@ -78,6 +78,8 @@ class JobView:
             return f"export to {spec.get('to')}"
         if self.job.kind is JobKind.BATCH:
             return f"batch of {spec.get('num_requests')} requests"
+        if self.job.kind is JobKind.EVALUATION:
+            return "evaluation compared with the base" if spec.get("base") is not None else "evaluation"
         lora = spec.get("lora")
         kind = "DPO" if spec.get("method") == "dpo" else ""
         if isinstance(lora, dict):

@@ -28,6 +28,7 @@ WITH_A_SERVICE = (
     "commands.md",
     "concepts/exact-resume.md",
     "export.md",
+    "how-to/evaluate.md",
     "how-to/other-trainers.md",
     "how-to/resume.md",
     "how-to/several-gpus.md",

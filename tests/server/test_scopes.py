@@ -25,6 +25,7 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/jobs/{job_id}/exports": {"json": {"to": "merged"}},
     "POST /v1/files": FILE,
     "POST /v1/keys": {"json": {"name": "n", "scopes": ["read"]}},
+    "POST /v1/jobs/{job_id}/evaluations": {"json": {"file": "file_000000000000000000000000"}},
     "POST /v1/projects": {"json": {"name": "another"}},
     "POST /v1/webhooks": {"json": {"url": "https://example.org/hook"}},
     "POST /openai/v1/files": {"files": FILE["files"], "data": {"purpose": "fine-tune"}},

@@ -68,6 +68,16 @@ def test_a_batch_allows_its_model_and_the_file_of_its_requests(tmp_path: Path) -
     }
 
 
+def test_an_evaluation_allows_its_models_and_its_file(tmp_path: Path) -> None:
+    settings = worker_settings(tmp_path)
+    spec = {"model": {"job": JOB}, "fingerprint": "f", "base": {"job": BASE}, "dataset": {"file": FILE}, "seq_len": 64}
+    assert set(Inputs.of_spec(spec, settings, JobKind.EVALUATION).paths) == {
+        settings.artifacts / checkpoint_key(JOB, "final"),
+        settings.artifacts / checkpoint_key(BASE, "final"),
+        settings.artifacts / file_key(FILE),
+    }
+
+
 def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -> None:
     settings = worker_settings(tmp_path, data_root=tmp_path)
     spec = {"model": {"config": TINY_LLAMA}, "dataset": {"path": "corpus/*.txt"}}

@@ -26,6 +26,7 @@ from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.batch_spec import BatchSpec
+from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS
 from zeta_core.contract.spec.sources import (
     MODEL_SOURCE,
@@ -81,6 +82,8 @@ class Inputs:
             found.append(settings.artifacts / file_key(tokenizer.file))
         if isinstance(parsed, BatchSpec):
             found.append(settings.artifacts / file_key(parsed.input.file))
+        if isinstance(parsed, EvaluationSpec) and parsed.base is not None:
+            found += _model_paths(parsed.base, settings.artifacts)
         datasets = (getattr(parsed, name, None) for name in ("dataset", "eval_dataset"))
         for source in chain.from_iterable(map(dataset_sources, datasets)):
             match source:

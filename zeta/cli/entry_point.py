@@ -24,6 +24,7 @@ MODULES = {
     "zeta.cli.imports": ("import",),
     "zeta.cli.top": ("top",),
     "zeta.cli.comparisons": ("plot", "diff", "compare"),
+    "zeta.cli.evaluations": ("eval",),
     "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
     "zeta.cli.chat": ("chat",),
     "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),

@@ -14,7 +14,9 @@ from zeta.cli.app import JOBS, AsJson, JobId, app
 def list_jobs(
     status: Annotated[str | None, typer.Option(help="List only jobs with this status.")] = None,
     entity_name: Annotated[str | None, typer.Option("--name", help="List only jobs with this entity_name.")] = None,
-    kind: Annotated[str | None, typer.Option(help="List only jobs of this kind: training, export or batch.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="List only jobs of this kind: training, export, batch or evaluation.")
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="List only jobs with this metadata. Repeatable.")
     ] = None,

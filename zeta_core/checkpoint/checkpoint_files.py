@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.job.evaluation import RESULT_FILE
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 from zeta_core.system.durable_files import PART_SUFFIX, flush, rename_durably, write_durably
@@ -340,8 +341,8 @@ def _role(relative: str) -> FileRole:
     name = relative.rpartition("/")[2]
     if relative.startswith(f"{TRAINING_STATE_NAME}/"):
         return "state"
-    if name.endswith(".jsonl"):
-        return "results"  # of a batch
+    if name.endswith(".jsonl") or name == RESULT_FILE:
+        return "results"  # of a batch or an evaluation
     if name.startswith("adapter_"):
         return "adapter"
     if name.endswith(".gguf") or (name.startswith("model") and name.endswith((".safetensors", ".index.json"))):

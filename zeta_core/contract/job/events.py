@@ -106,6 +106,7 @@ class ProgressLine(_Line):
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
     read. During a range test, ``share`` is the completed share of it, and no steps are counted.
     In a batch, ``step`` counts the requests with a result, and ``num_failed`` those of them with an error.
+    In an evaluation, ``documents`` counts the evaluated documents, and ``share`` is the share of them, over all models.
     With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their
     ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher reward.
     """

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from zeta_core.contract.job.evaluation import EvaluationResult
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import JobStatus, RequestedAction, StatusReason, WaitingCode
@@ -59,7 +60,7 @@ class JobResult(_JobModel):
 
     ``memory`` was measured in the first process during the first step of the last attempt. It is null if that attempt
     trained no step, and with DeepSpeed, which manages its own memory. A batch has the numbers of its answered and its
-    failed requests, and of their tokens.
+    failed requests, and of their tokens. An evaluation has its scores in ``evaluation``, and its loss in ``eval_loss``.
     """
 
     train_loss: float | None = None
@@ -72,6 +73,7 @@ class JobResult(_JobModel):
     num_failed: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    evaluation: EvaluationResult | None = None
 
 
 class Job(BaseModel):
@@ -81,7 +83,7 @@ class Job(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
-    kind: JobKind = Field(default=JobKind.TRAINING, description="training, or export of a checkpoint")
+    kind: JobKind = Field(default=JobKind.TRAINING, description="training; export, batch or evaluation of a checkpoint")
     project: str
     created_by: str
     parent: str | None = None

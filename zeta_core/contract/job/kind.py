@@ -15,6 +15,7 @@ class JobKind(StrEnum):
     TRAINING = "training"
     EXPORT = "export"
     BATCH = "batch"
+    EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ KINDS: Mapping[JobKind, KindRules] = {
     JobKind.TRAINING: KindRules(saves_checkpoints=True),
     JobKind.EXPORT: KindRules(arguments=("export",), is_background=True),
     JobKind.BATCH: KindRules(arguments=("batch",)),
+    JobKind.EVALUATION: KindRules(arguments=("evaluate",)),
 }
 
 BACKGROUND_KINDS = frozenset(kind for kind, rules in KINDS.items() if rules.is_background)

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.batch_spec import BatchSpec
+from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
-AnySpec = JobSpec | ExportSpec | BatchSpec
+AnySpec = JobSpec | ExportSpec | BatchSpec | EvaluationSpec
 
 SPEC_MODELS: Mapping[JobKind, type[AnySpec]] = {
     JobKind.TRAINING: JobSpec,
     JobKind.EXPORT: ExportSpec,
     JobKind.BATCH: BatchSpec,
+    JobKind.EVALUATION: EvaluationSpec,
 }
 
 

@@ -61,16 +61,23 @@ for line in sys.stdin:
 """
 
 
-def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> None:
+def run_checks(tmp_path: Path, gpu: Slot | None = None) -> tuple[SpecCheckRunner, dict[str, CheckResult]]:
+    """The checks of a worker that run `PROGRAM`, for ``gpu`` or the CPU, and their results by id."""
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(PROGRAM if gpu is not None else PROGRAM.replace('"cuda", True', '"cpu", False'))
     settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
     results: dict[str, CheckResult] = {}
-    command, gpu = (
-        (sys.executable, str(program)),
-        Slot(0, "cuda", "a GPU", 1, Gpu("0", "GPU-1", "a GPU", 1, (9, 0)), supports_bf16=True),
-    )
-    checks = SpecCheckRunner(settings, command, [gpu], lambda result: results.update({result.check_id: result}))
+
+    def receive(result: CheckResult) -> None:
+        results[result.check_id] = result
+
+    slots = [] if gpu is None else [gpu]
+    return SpecCheckRunner(settings, (sys.executable, str(program)), slots, receive), results
+
+
+def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> None:
+    gpu = Slot(0, "cuda", "a GPU", 1, Gpu("0", "GPU-1", "a GPU", 1, (9, 0)), supports_bf16=True)
+    checks, results = run_checks(tmp_path, gpu)
 
     def take(name: str, does: str) -> None:
         limit = 2 if does == "hang" else 60
@@ -103,12 +110,7 @@ def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> N
 
 
 def test_slow_checks_of_one_project_do_not_delay_those_of_another(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
-    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
-    results: dict[str, CheckResult] = {}
-    command = (sys.executable, str(program))
-    checks = SpecCheckRunner(settings, command, [], lambda result: results.update({result.check_id: result}))
+    checks, results = run_checks(tmp_path)
 
     def take(project: str, name: str, does: str, limit_seconds: float) -> None:
         request = CheckRequest(
@@ -128,12 +130,7 @@ def test_slow_checks_of_one_project_do_not_delay_those_of_another(tmp_path: Path
 
 
 def test_a_check_that_nobody_waits_for_yields_to_other_projects(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
-    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
-    results: dict[str, CheckResult] = {}
-    command = (sys.executable, str(program))
-    checks = SpecCheckRunner(settings, command, [], lambda result: results.update({result.check_id: result}))
+    checks, results = run_checks(tmp_path)
     for project, does in (("first", "hang"), ("second", "hang"), ("third", "answer")):
         checks.take(
             CheckRequest(
@@ -148,13 +145,7 @@ def test_a_check_that_nobody_waits_for_yields_to_other_projects(tmp_path: Path) 
 
 
 def test_every_check_that_cannot_be_run_gets_a_result(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM.replace('"cuda", True', '"cpu", False'))
-    settings = WorkerSettings(home=tmp_path / "home", worker_secret="s", worker_name="w")
-    results: dict[str, CheckResult] = {}
-    checks = SpecCheckRunner(
-        settings, (sys.executable, str(program)), [], lambda result: results.update({result.check_id: result})
-    )
+    checks, results = run_checks(tmp_path)
 
     def result(check: str, **fields: Any) -> CheckResult:
         spec = {"does": "answer", **fields}

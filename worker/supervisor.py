@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -112,7 +112,16 @@ class Supervisor:
             sandbox="off" if sandbox is None else str(sandbox),
         )
         self._last_contact = self._heartbeat.last_contact  # the start time until a heartbeat was accepted
-        steps = {
+        self._steps = self._list_steps()
+        self._threads = (self._heartbeat.thread, *self._link.threads, self._consumer.thread)
+        self._num_rounds = 0
+        outages = [outage for _, outage in self._steps]
+        self._guard = ProcessGuard(self._threads, outages, lambda: self._num_rounds, limits)
+        self._state = self._current_state()
+
+    def _list_steps(self) -> list[tuple[Callable[[], None], Outage]]:
+        """The steps of a round in their order, each with the report of its failures."""
+        steps: dict[str, Callable[[], None]] = {
             "message handling": self._handle_messages,
             "disk check": self._disk.step,
             "GPU check": self._check_gpus,
@@ -122,12 +131,7 @@ class Supervisor:
             "worker report": self._report_changes,
             "cleanup": self._clean_up,
         }
-        self._steps = [(step, Outage(f"The worker's {name} fails", name=name)) for name, step in steps.items()]
-        self._threads = (self._heartbeat.thread, *self._link.threads, self._consumer.thread)
-        self._num_rounds = 0
-        outages = [outage for _, outage in self._steps]
-        self._guard = ProcessGuard(self._threads, outages, lambda: self._num_rounds, limits)
-        self._state = self._current_state()
+        return [(step, Outage(f"The worker's {name} fails", name=name)) for name, step in steps.items()]
 
     def run(self) -> int:
         """Run until stopped; returns the exit status.

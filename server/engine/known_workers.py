@@ -4,8 +4,8 @@ All times use this server's monotonic clock, and silence counts only while Redis
 worker restarts at zero when this server starts, when Redis becomes reachable again, and after this server was paused
 (by a signal or by a suspended machine): during those times no heartbeat could have arrived.
 
-Overheard heartbeats, written into Redis again, don't make a stopped worker ready: each beat counts once, and only
-within the clock window. A worker whose clock leaves the window while it runs gets no new jobs, but isn't silent,
+Intercepted heartbeats that are written into Redis again don't make a stopped worker ready: each beat counts once, and
+only within the clock window. A worker whose clock leaves the window while it runs gets no new jobs, but isn't silent,
 because its runs continue. After a restart of this server, such a worker counts as silent.
 """
 

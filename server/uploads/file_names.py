@@ -29,7 +29,7 @@ MAX_LENGTH = 255
 _PARAMETER = re.compile(rb';[ \t]*([^=;"\s]+)[ \t]*=[ \t]*(?:"((?:\\"(?![ \t]*\Z)|[^"])*)"|([^;]*))')
 _CONTINUED = re.compile(rb"filename\*(\d{1,3})(\*?)\Z")
 _ENCODED_WORDS = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?=(\s+=\?[^?\s]+\?[bBqQ]\?[^?]*\?=)*")
-# The modules of Python's `encodings` for the character sets that clients use. Others are no character sets (`idna`,
+# The modules of Python's `encodings` for the character sets that clients use. Others are not character sets (`idna`,
 # `unicode_escape`) or raise other errors (`undefined`), and Python caches every failed lookup without limit.
 _CHARSETS = frozenset(
     [

@@ -92,7 +92,7 @@ def test_without_an_endpoint_nothing_is_traced() -> None:
     assert open_tracing(disabled) is None
 
 
-def test_an_endpoint_without_the_sdk_is_an_error_with_the_cure() -> None:
+def test_an_endpoint_without_the_sdk_is_an_error_with_the_fix() -> None:
     done = subprocess.run([sys.executable, "-c", NO_SDK], env=clean_environment(), capture_output=True, text=True)
     assert "install zeta-train[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
 

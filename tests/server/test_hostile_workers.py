@@ -61,10 +61,12 @@ def running(fleet: SmallFleet, client: redis.Redis, name: str) -> tuple[Simulate
 # --- Replayed and late messages ---------------------------------------------------------------------------------------
 
 
-def test_three_overheard_heartbeats_do_not_make_a_stopped_worker_ready(fleet: SmallFleet, client: redis.Redis) -> None:
+def test_three_intercepted_heartbeats_do_not_make_a_stopped_worker_ready(
+    fleet: SmallFleet, client: redis.Redis
+) -> None:
     sent_at = time.time() - 2 * CLOCK_WINDOW_SECONDS
-    overheard = [signed_heartbeat(SECRET, "a", beat, sent_at=sent_at + beat) for beat in (1, 2, 3)]
-    for number, entry in enumerate([*overheard, *overheard[:2]]):
+    intercepted = [signed_heartbeat(SECRET, "a", beat, sent_at=sent_at + beat) for beat in (1, 2, 3)]
+    for number, entry in enumerate([*intercepted, *intercepted[:2]]):
         client.hset(WORKERS_HASH, "a", entry)
         if number == 0:
             wait_until(lambda: bool(engine_workers(fleet)), 10, "the heartbeat to be read")
@@ -89,9 +91,9 @@ def test_a_replayed_or_late_claim_is_rejected(fleet: SmallFleet, client: redis.R
     late = [sign(claim, worker.key, channel=SERVER_STREAM, sent_at=now + ahead) for ahead in (-90, 90, -HOUR_SECONDS)]
     for fields in late:
         worker.send_raw({**fields})
-    overheard = sign(claim, worker.key, channel=SERVER_STREAM)
+    intercepted = sign(claim, worker.key, channel=SERVER_STREAM)
     for _ in range(3):
-        worker.send_raw({**overheard})
+        worker.send_raw({**intercepted})
     wait_until_read(client)
     assert (rejected(fleet)["clock"], rejected(fleet)["replay"]) == (3, 2)
     assert len(worker.receive_all()) == 1, "only the first claim in time is answered"
@@ -101,9 +103,9 @@ def test_journal_lines_are_stored_however_late_they_arrive(fleet: SmallFleet, cl
     worker, job_id = running(fleet, client, "a")
     worker.clock_ahead_seconds = -5 * HOUR_SECONDS  # an outage of hours
     assert worker.publish(job_id, 1, progress(1)).stored_line == 1
-    overheard = sign(worker.batch(job_id, 2, progress(2)), worker.key, channel=SERVER_STREAM)
+    intercepted = sign(worker.batch(job_id, 2, progress(2)), worker.key, channel=SERVER_STREAM)
     for _ in range(3):
-        worker.send_raw({**overheard})
+        worker.send_raw({**intercepted})
     wait_until_read(client)
     assert len(worker.receive_all()) == 3
     assert worker.publish(job_id, 3, status("succeeded")).stored_line == 3
@@ -225,7 +227,7 @@ def test_signed_messages_with_extreme_values_are_rejected(fleet: SmallFleet, cli
     assert fleet.job(job_id).status == "running"
 
 
-def test_a_worker_of_an_earlier_version_is_rejected_with_the_cure(
+def test_a_worker_of_an_earlier_version_is_rejected_with_the_fix(
     fleet: SmallFleet, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.xadd(SERVER_STREAM, {"body": "{}", "signature": "0" * 64})

@@ -142,7 +142,7 @@ def test_the_text_of_a_created_key_is_refused_as_the_key_in_the_settings(
         ({"id": "key_1"}, "id", "'id' is not a known field"),
     ],
 )
-def test_an_invalid_key_request_is_refused_with_the_cure(
+def test_an_invalid_key_request_is_refused_with_the_fix(
     http: httpx.Client, fields: dict[str, Any], param: str, message: str
 ) -> None:
     response = http.post("/v1/keys", json={"name": "n", "scopes": ["read"], **fields})

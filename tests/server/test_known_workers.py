@@ -84,21 +84,21 @@ def test_a_worker_silent_for_a_day_is_unlisted_until_its_next_heartbeat(
     assert [beat.worker for beat in clocked.workers.workers()] == ["w"]
 
 
-def test_overheard_heartbeats_do_not_make_a_stopped_worker_ready() -> None:
+def test_intercepted_heartbeats_do_not_make_a_stopped_worker_ready() -> None:
     clocked = ClockedWorkers()
-    overheard: list[str] = []
+    intercepted: list[str] = []
     for _ in range(3):
         clocked.run(2, beats=True)
-        overheard.append(signed_heartbeat("secret", "w", clocked.beat))
+        intercepted.append(signed_heartbeat("secret", "w", clocked.beat))
     clocked.run(20, beats=False)
     assert not clocked.workers.is_alive("w")
     for _ in range(5):
-        for entry in overheard:
+        for entry in intercepted:
             clocked.now += 0.5
             clocked.workers.update({"w": entry})
             assert not clocked.workers.is_alive("w")
     clocked.workers.update({"w": signed_heartbeat("secret", "w", 1, incarnation="second")})
     assert clocked.workers.is_alive("w")
     clocked.run(20, beats=False)
-    clocked.workers.update({"w": overheard[-1]})
+    clocked.workers.update({"w": intercepted[-1]})
     assert not clocked.workers.is_alive("w"), "a heartbeat of the earlier process is a replay, too"

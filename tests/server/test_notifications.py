@@ -237,7 +237,7 @@ def test_a_test_message_is_signed_with_both_secrets_during_a_rotation(http: http
         OpenAI(api_key="none").webhooks.verify_signature(request.body, dict(request.headers), secret=secret)
 
 
-def test_a_webhook_that_only_fails_for_days_is_disabled_and_others_are_told(
+def test_a_webhook_that_only_fails_for_days_is_disabled_and_others_are_notified(
     http: httpx.Client, rows: Rows, receiver: Receiver
 ) -> None:
     other = create(http, f"{receiver.url}/others", events=["webhook.disabled"])

@@ -38,7 +38,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 def progress_of(number: int) -> dict[str, Any]:
-    """Values of which several are equal, and some are missing."""
+    """Progress of a job. Several jobs have equal values, and some have none."""
     if number % 5 == 0:
         return {"progress": None}
     loss = {"loss": 1 + 0.1 * (number % 9), "recent_loss": None if number % 2 else 1 + 0.1 * (number % 7)}

@@ -224,7 +224,7 @@ def test_a_real_worker_joins_under_the_name_in_its_secret_and_stops_when_revoked
         (WorkerKey("gpu-7", "abc", bytes(32)).text, "gpu-8", "ZETA_WORKER_SECRET is the secret of worker 'gpu-7'"),
     ],
 )
-def test_a_worker_with_an_unusable_secret_exits_with_the_cure(
+def test_a_worker_with_an_unusable_secret_exits_with_the_fix(
     tmp_path: Path, redis_url: str, secret: str, name: str, sentence: str
 ) -> None:
     worker = start_worker(tmp_path, redis_url, secret, ZETA_WORKER_NAME=name)

@@ -62,9 +62,9 @@ def receiver(redis_url: str, client: redis.Redis) -> Receiver:
 def test_replayed_and_late_commands_are_dropped_and_counted(
     receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    overheard = sign(STOP, receiver.key, channel=STREAM)
+    intercepted = sign(STOP, receiver.key, channel=STREAM)
     for _ in range(3):
-        receiver.send(overheard)
+        receiver.send(intercepted)
     for ahead in (-CLOCK_WINDOW_SECONDS - 5, CLOCK_WINDOW_SECONDS + 5):
         receiver.send(sign(STOP, receiver.key, channel=STREAM, sent_at=time.time() + ahead))
     assert receiver.received() == [STOP]
@@ -95,9 +95,9 @@ def test_a_replayed_dispatch_starts_nothing(fleet: SmallFleet, client: redis.Red
     key = derive_key(SECRET, "w1")
     queue = worker_queue("w1")
     dispatch = Dispatch(job_id="job_2", attempt=1, worker="w1", slots=[0], spec={})
-    overheard = sign(dispatch, key, channel=queue, sent_at=time.time() - 2 * CLOCK_WINDOW_SECONDS)
+    intercepted = sign(dispatch, key, channel=queue, sent_at=time.time() - 2 * CLOCK_WINDOW_SECONDS)
     for _ in range(3):
-        body = b64encode(json.dumps([[overheard], {}, {}]).encode()).decode()
+        body = b64encode(json.dumps([[intercepted], {}, {}]).encode()).decode()
         client.lpush(queue, json.dumps({"body": body, "headers": {}, "properties": {}}))
     wait_until(lambda: client.llen(queue) == 0, 20, "the worker to read its queue")
     engine = fleet.engine

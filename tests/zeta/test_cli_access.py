@@ -73,7 +73,7 @@ def test_keys_are_listed_rotated_and_revoked_by_name_or_id(server: ServerProcess
         (("rotate", "admin"), "is the one in the server's settings"),
     ],
 )
-def test_invalid_arguments_are_refused_with_the_cure(
+def test_invalid_arguments_are_refused_with_the_fix(
     server: ServerProcess, words: tuple[str, ...], sentence: str
 ) -> None:
     done = zeta(server, "keys", *words)

@@ -176,7 +176,7 @@ class HeartbeatSender:
     def _give_way_if_later(self, found: _OtherBeat) -> None:
         """Give way to another process with this name if it is active and started earlier.
 
-        A beat from before this process was started may be overheard and written into Redis again.
+        A beat from before this process was started may have been intercepted and written into Redis again.
         """
         other = found.heartbeat
         is_active = (

@@ -133,7 +133,7 @@ def test_the_smoothed_line_of_a_long_run_shows_its_mean(visit: Visit, rows: Rows
 
 
 def alternating(first: int, last: int) -> list[dict[str, Any]]:
-    """Losses of which every third is 4 and the others are 1: their mean is 2, and that of the extremes 2.5."""
+    """Losses: every third one is 4, and the others are 1. Their mean is 2, and that of the extremes is 2.5."""
     losses = ((step, 4.0 if step % 3 == 0 else 1.0) for step in range(first, last + 1))
     return [{"phase": "training", "step": step, "loss": loss} for step, loss in losses]
 

@@ -56,7 +56,7 @@ def test_a_secret_is_found_where_it_is(secret: str, kind: str) -> None:
         "task-force-of-20-people",
     ],
 )
-def test_other_texts_are_no_secrets(text: str) -> None:
+def test_ordinary_texts_are_not_secrets(text: str) -> None:
     assert list(find_secrets({"name": text})) == []
 
 

@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def needs(package: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f"{package} is not installed; it is no part of `make setup`")
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed; `make setup` does not install it")
 
 
 def train_and_resume(out: Path, tracker: str) -> None:

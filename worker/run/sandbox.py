@@ -113,8 +113,8 @@ class Sandboxes:
     def prepare_run(self, directory: Path, run_file: RunFile, devices: Sequence[str]) -> None:
         """Write the sandbox file of a run. Raises `OSError`."""
         inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind)
-        if run_file.resume_from is not None:
-            inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from)))
+        if run_file.resume_from is not None:  # a damaged checkpoint is replaced by an earlier one of the same job
+            inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from).parent))
         self.prepare(
             directory,
             inputs=inputs,

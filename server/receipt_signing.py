@@ -64,6 +64,9 @@ async def sign_receipts(database: Database, store: ArtifactFolder) -> None:
         except Unavailable as error:  # a damaged manifest; a request for the receipt reports it, too
             logger.warning("No receipt for %s: %s", job_id, error.message, extra={"action": "receipt"})
             await _store(database, job_id, None)
+        except (AssertionError, ValueError):  # of what a worker reported; the receipts of other jobs must not wait
+            logger.exception("No receipt for %s, because its data is invalid.", job_id, extra={"action": "receipt"})
+            await _store(database, job_id, None)
 
 
 async def sign_receipt(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:

@@ -44,15 +44,17 @@ class Rows:
         self.store = ArtifactFolder(settings.artifacts)
         self.store.prepare()
 
-    def job(self, *, project: str = "default", spec: Mapping[str, Any] | None = None) -> str:
-        """Create a queued job; ``spec`` are additional fields of `SPEC`."""
+    def job(
+        self, *, project: str = "default", spec: Mapping[str, Any] | None = None, reported: ResolvedSpec | None = None
+    ) -> str:
+        """Create a queued job; ``spec`` are additional fields of `SPEC`, ``reported`` those of the resolved spec."""
         sent = {**SPEC, **(spec or {})}
         row = JobRow(
             id=new_id("job"),
             project=project,
             created_by="key_test",
             spec=sent,
-            resolved_spec=resolve(parse(JobSpec, sent)).updated(ResolvedSpec(files={})),
+            resolved_spec=resolve(parse(JobSpec, sent)).updated(reported or ResolvedSpec(files={})),
             priority=0,
             max_retries=3,
             created_at=utc_now(),

@@ -20,6 +20,7 @@ from zeta.client import Client
 from zeta.receipts import InvalidReceipt, verify
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 FILES: dict[str, Any] = {
     "model.safetensors": ("weights", b"weights"),
@@ -80,6 +81,18 @@ def test_a_receipt_states_the_files_the_spec_and_the_data(http: httpx.Client, ro
 def test_a_receipt_is_signed_without_a_request(http: httpx.Client, rows: Rows) -> None:
     job_id = trained_job(http, rows)
     wait_until(lambda: rows.has_receipt(job_id), 10, "the receipt")
+
+
+def test_a_job_with_an_invalid_base_blocks_no_other_receipt(http: httpx.Client, rows: Rows) -> None:
+    """A taken-over run has reported a base that is no checkpoint."""
+    base = {"job": "job_../../files", "checkpoint": "../x"}
+    invalid = rows.job(reported=ResolvedSpec.model_validate({"model": base}))
+    rows.attempt(invalid)
+    rows.checkpoint(invalid, "final", 4, FILES)
+    rows.end(invalid, JobStatus.SUCCEEDED)
+    valid = trained_job(http, rows)
+    wait_until(lambda: rows.has_receipt(valid), 10, "the receipt of the other job")
+    assert "receipts" not in http.get("/readyz").text
 
 
 def test_a_downloaded_model_is_verified_without_a_server(

@@ -15,7 +15,6 @@ from server.jobs.queries import find_training
 from server.openai.model_names import ANY_DATASET, BaseModelName, resolve_model
 from server.service import Service
 from server.submitting.references import check_references
-from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -32,9 +31,9 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
     Raises `NotFound`, also for the jobs of other projects, and `InvalidRequest` for a model that can't answer.
     """
     job_id, _, rest = name.partition("/")
+    if rest == BASE and is_id(job_id, "job"):
+        return await _base_of_job(service, caller, job_id)
     async with service.database.read() as session:
-        if rest == BASE and is_id(job_id, "job"):
-            return _base_of_job(await find_training(session, caller, job_id), caller.limits.hub_access)
         found = await resolve_model(session, service, caller, name)
     if isinstance(found, BaseModelName):
         return await _named_base(service, caller, found)
@@ -74,7 +73,10 @@ async def _named_base(service: Service, caller: Caller, base: BaseModelName) -> 
     return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access})
 
 
-def _base_of_job(job: JobRow, hub: HubAccess) -> ServedWeights:
+async def _base_of_job(service: Service, caller: Caller, job_id: str) -> ServedWeights:
+    """The base of a job. Its run has reported it, so it may name only what a job of the caller may start from."""
+    async with service.database.read() as session:
+        job = await find_training(session, caller, job_id)
     model = job.resolved_spec.model or job.spec.get("model")
     if isinstance(model, dict) and ("config" in model or "builder" in model):
         raise InvalidRequest(
@@ -82,8 +84,11 @@ def _base_of_job(job: JobRow, hub: HubAccess) -> ServedWeights:
             code="cannot_answer",
             param="model",
         )
+    spec = parse(JobSpec, {"model": model, "dataset": ANY_DATASET})
+    async with service.database.write() as session:  # the check locks the rows that it reads
+        files = await check_references(session, service, caller, spec)
     weights = _base_weights(f"{job.id}/{BASE}", job.project, model)
-    return weights.model_copy(update={"files": job.resolved_spec.files, "hub": hub})
+    return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access})
 
 
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:

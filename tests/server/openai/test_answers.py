@@ -11,7 +11,9 @@ from openai import OpenAI
 
 from tests.harness.openai_client import openai_client
 from tests.server.openai.conftest import BASE_MODEL
+from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess, running_server, submit
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -61,6 +63,22 @@ def test_images_are_rejected(server: ServerProcess) -> None:
 def test_an_architecture_without_weights_cannot_answer(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="architecture without weights"):
         client.completions.create(model=BASE_MODEL, prompt="Hi")
+
+
+def test_a_reported_base_must_be_one_that_the_project_may_use(server: ServerProcess, rows: Rows) -> None:
+    """A run that was taken over has reported a checkpoint of another project as the base of its job."""
+    outcomes = list[int]()
+    for project in ("default", "other"):
+        base = rows.job(project=project)
+        rows.attempt(base)
+        rows.checkpoint(base, "final", 4, {"model.safetensors": ("weights", b"weights")})
+        job = rows.job(reported=ResolvedSpec.model_validate({"model": {"job": base, "checkpoint": "final"}}))
+        with server.http() as http:
+            body = {"model": f"{job}/base", "messages": MESSAGES}
+            response = http.post("/openai/v1/chat/completions", json=body)
+        outcomes.append(response.status_code)
+    assert outcomes == [503, 400], "no worker is connected, and the job of the other project is unknown"
+    assert "not a job of this project" in response.json()["error"]["message"]
 
 
 def test_a_job_without_a_checkpoint_is_not_found(server: ServerProcess, client: OpenAI) -> None:

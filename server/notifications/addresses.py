@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from server.settings import Networks
 
 MAX_ADDRESSES = 4  # of a host name
+_CLOUD_METADATA = IPv4Address("168.63.129.16")  # Azure's service for its machines, although the address is public
 _NAT64 = IPv6Network("64:ff9b::/96")  # contains an IPv4 address in its last 32 bits (RFC 6052)
 
 
@@ -70,7 +71,11 @@ def _is_allowed(address: IPv4Address | IPv6Address, networks: Networks) -> bool:
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether the address belongs to the public internet; addresses of tunnels through IPv4 don't count."""
-    if isinstance(address, IPv6Address) and (address.sixtofour is not None or address.teredo is not None):
+    if isinstance(address, IPv6Address) and (
+        address.sixtofour is not None or address.teredo is not None or address.is_site_local
+    ):
+        return False
+    if address == _CLOUD_METADATA:
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -36,9 +36,9 @@ async def create(
     created = await find_created_job(service, caller, identity)
     if created is not None:
         return created, True
-    request = parse(NewEvaluation, body, error_class=InvalidRequest)
     async with service.database.read() as session:
         job = await find_training(session, caller, job_id)
+        request = parse(NewEvaluation, body, error_class=InvalidRequest)
         checkpoint = await _checkpoint(session, job, request.checkpoint)
     trained = _likelihood_training(job)
     weights = await _weights(service, caller, f"{job_id}/{checkpoint}", param="checkpoint")

@@ -27,7 +27,7 @@ async def create_evaluation(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job that evaluates a checkpoint of this job on an uploaded file, alone or compared with its base."""
-    data = await read_body(request, service.settings.max_spec_bytes)
+    data = await read_body(request, service.settings.max_spec_bytes, empty={})
     job, is_replayed = await evaluations.create(service, submissions, caller, job_id, data, idempotency_key)
     response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
     if is_replayed:

@@ -34,7 +34,7 @@ async def create_export(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job that exports a checkpoint. Its files are its checkpoint `final`."""
-    data = await read_body(request, service.settings.max_spec_bytes)
+    data = await read_body(request, service.settings.max_spec_bytes, empty={})
     job, is_replayed = await exports.create_export(service, submissions, caller, job_id, data, idempotency_key)
     response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
     if is_replayed:

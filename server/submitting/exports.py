@@ -32,9 +32,9 @@ async def create_export(
     identity = identify_request(idempotency_key, {"export": job_id, "body": body})
     if (created := await find_created_job(service, caller, identity)) is not None:
         return created, True
-    request = parse(ExportRequest, body)
     async with service.database.read() as session:
         job = await find_job(session, caller, job_id)
+    request = parse(ExportRequest, body)
     if job.kind != JobKind.TRAINING:
         raise InvalidRequest(
             f"{job_id} is a job of kind {job.kind}; export the checkpoint of a training.", code="not_a_training"

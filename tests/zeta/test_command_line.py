@@ -92,7 +92,8 @@ def test_with_json_an_error_is_one_line_on_standard_error(environment: dict[str,
         assert [detail.suggestion for detail in error.details][:1] == ([suggestion] if param else []), error
 
 
-def test_every_command_has_json_except_those_that_run_a_process() -> None:
+def test_every_command_has_json_except_processes_and_receipts() -> None:
+    """A receipt is JSON already."""
     add_commands()
     app_group = typer.main.get_command(app)
     assert isinstance(app_group, typer.core.TyperGroup)
@@ -106,7 +107,7 @@ def test_every_command_has_json_except_those_that_run_a_process() -> None:
         for name, command in commands.items()
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
-    assert without == ["server", "migrate", "worker"]
+    assert without == ["receipt", "server", "migrate", "worker"]
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["job", "@last"], ["workers"], ["status"], ["download", "@last"]])

@@ -375,6 +375,7 @@ def test_the_first_row_without_a_mask_is_named_with_any_number_of_processes(tmp_
     assert "line 11 has no 'labels'" in fault_of(answer)
 
 
+@pytest.mark.slow  # waits for a limit of 30 s
 def test_an_exceeded_limit_is_not_cached(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "Hi " * 1000}, *chat(1)["messages"]]}] * 5
     endless = "{% for a in range(10000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}" + TEMPLATE

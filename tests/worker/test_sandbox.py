@@ -18,8 +18,10 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.check import CheckAnswer
+from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
-from zeta_core.contract.wire.messages import Dispatch
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
+from zeta_core.contract.wire.messages import CheckRequest, Dispatch
 from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import SandboxSupport, restrict
@@ -56,6 +58,18 @@ def test_a_spec_allows_the_files_that_it_names_and_the_bases_of_adapters(tmp_pat
         tmp_path / "data",
     }
     assert Inputs.of_spec({**spec, "model": {"pickle": "x"}}, settings).paths == (), "the run reports the error"
+
+
+def test_a_preview_allows_its_data_although_it_has_no_model(tmp_path: Path) -> None:
+    settings, upload = worker_settings(tmp_path), "file_01m00000000000000000000000"
+    request = CheckRequest(
+        check_id="a",
+        spec={"dataset": {"file": upload}},
+        resolved_spec=ResolvedSpec(),
+        limit_seconds=10,
+        shown=RowSelection(rows=1),
+    )
+    assert Inputs.of_check(request, settings).paths == (settings.artifacts / file_key(upload),)
 
 
 def test_a_batch_allows_its_model_and_the_file_of_its_requests(tmp_path: Path) -> None:

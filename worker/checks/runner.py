@@ -171,7 +171,7 @@ class SpecCheckRunner:
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
             if self._sandboxes is not None:
-                inputs = Inputs.of_spec(request.spec, settings)
+                inputs = Inputs.of_check(request, settings)
                 hub = settings.hub_access(request.hub)
                 self._sandboxes.prepare(file.parent, inputs=inputs, project=request.project, hub=hub, may_remove=True)
             try:

@@ -27,6 +27,7 @@ from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
+from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS
 from zeta_core.contract.spec.sources import (
     MODEL_SOURCE,
@@ -38,6 +39,7 @@ from zeta_core.contract.spec.sources import (
     dataset_sources,
 )
 from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.messages import CheckRequest
 from zeta_core.contract.wire.run_directory import LOCK_FILE, RunFile, checkpoint_key, file_key, project_cache
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.durable_files import part_path, write_atomically
@@ -96,6 +98,12 @@ class Inputs:
                 case _:
                     continue
         return cls(tuple(found), tuple(listed))
+
+    @classmethod
+    def of_check(cls, request: CheckRequest, settings: WorkerSettings) -> Inputs:
+        """The inputs of a check. A request that shows rows may have no model."""
+        spec = request.spec if request.shown is None else {**JobSpec.placeholders, **request.spec}
+        return cls.of_spec(spec, settings)
 
     @classmethod
     def of_model(cls, model: object, settings: WorkerSettings) -> Inputs:

@@ -8,8 +8,7 @@ from fastapi import Request, Response
 
 from server import evaluations
 from server.http.bodies import read_body
-from server.http.proxies import public_path
-from server.routes.jobs import IDEMPOTENCY_KEY, json_body
+from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
 from zeta_core.contract.job.job import Job
 
@@ -28,8 +27,5 @@ async def create_evaluation(
 ) -> Job:
     """Create a job that evaluates a checkpoint of this job on an uploaded file, alone or compared with its base."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
-    job, is_replayed = await evaluations.create(service, submissions, caller, job_id, data, idempotency_key)
-    response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
-    if is_replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return job
+    created = await evaluations.create(service, submissions, caller, job_id, data, idempotency_key)
+    return created_job(request, response, *created)

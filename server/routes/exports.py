@@ -8,8 +8,7 @@ from fastapi import Query, Request, Response
 
 from server.database.pagination import PageQuery, cursor
 from server.http.bodies import read_body
-from server.http.proxies import public_path
-from server.routes.jobs import IDEMPOTENCY_KEY, json_body
+from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
 from server.submitting import exports
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
@@ -35,11 +34,8 @@ async def create_export(
 ) -> Job:
     """Create a job that exports a checkpoint. Its files are its checkpoint `final`."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
-    job, is_replayed = await exports.create_export(service, submissions, caller, job_id, data, idempotency_key)
-    response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
-    if is_replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return job
+    created = await exports.create_export(service, submissions, caller, job_id, data, idempotency_key)
+    return created_job(request, response, *created)
 
 
 @router.get("")

@@ -61,7 +61,7 @@ async def submit_job(
 ) -> Job:
     """Create a job. With an `Idempotency-Key`, repeating the request within 24 hours returns the same job."""
     data = await read_body(request, service.settings.max_spec_bytes)
-    return _created(request, response, *await submissions.submit(caller, data, idempotency_key))
+    return created_job(request, response, *await submissions.submit(caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=json_body("JobSpec", required=True))
@@ -125,7 +125,7 @@ async def rerun_job(
     """Create a job from this job's patched spec, starting from the beginning or from one of its checkpoints."""
     data = await read_body(request, service.settings.max_spec_bytes, empty={})
     created = await reruns.rerun(service, submissions, caller, job_id, data, idempotency_key)
-    return _created(request, response, *created)
+    return created_job(request, response, *created)
 
 
 @router.get("/{job_id}/receipt")
@@ -140,7 +140,8 @@ async def delete_job(service: TheService, caller: TheCaller, job_id: str) -> Del
     return await deletions.delete(service, caller, job_id)
 
 
-def _created(request: Request, response: Response, job: Job, is_replayed: bool) -> Job:
+def created_job(request: Request, response: Response, job: Job, is_replayed: bool) -> Job:
+    """The response to a request that created a job: its address, and whether an earlier request had created it."""
     response.headers["Location"] = public_path(request, f"/v1/jobs/{job.id}")
     if is_replayed:
         response.headers["Idempotent-Replayed"] = "true"

@@ -56,7 +56,7 @@ def _retry(status: int) -> str:
         return "Repeat the request after the seconds in `Retry-After`."
     if status in (408, 500):
         return "Repeat the request; if it fails again, see the log of the server."
-    return "Change the request as the message says."
+    return "Correct the request as described in the message."
 
 
 def _codes() -> dict[str, list[str]]:

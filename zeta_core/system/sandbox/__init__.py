@@ -67,9 +67,10 @@ class SandboxSupport:
 
 
 def enter(directory: Path) -> None:
-    """Restrict this process as ``directory/sandbox.json`` says; do nothing without that file, or if it is restricted.
+    """Apply the restrictions in ``directory/sandbox.json``, if there is such a file, to this process.
 
-    The process must have a single thread. Raises `SandboxUnavailable`; the process must then exit.
+    A process that a restricted one started is restricted already, so nothing is done. The process must have a single
+    thread. Raises `SandboxUnavailable`; the process must then exit.
     """
     if os.environ.get(_ENTERED):  # noqa: TID251 - set below, for the processes that this one starts
         return  # one of several processes of a run, whose first process is restricted

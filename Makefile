@@ -34,7 +34,7 @@ help:
 	@echo 'make setup      create .venv with everything that the other targets need, and .venv/bin/zeta'
 	@echo 'make demo       teach a real model new facts in about a minute: start, train, follow, download, verify, ask'
 	@echo 'make serve      run the service on this machine in the foreground (zeta up)'
-	@echo 'make test       run the tests; test-ci adds the slow ones, test-all those that take hours'
+	@echo 'make test       run the quick tests; test-ci runs all tests of CI, test-all also those that take hours'
 	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
 	@echo 'make docs       generate the reference pages from the code, and build the documentation site in build/site'
 	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
@@ -52,10 +52,10 @@ serve: $(VENV)/.zeta-service $(VENV)/.zeta-quantize
 	@$(BIN)/zeta up
 
 test: setup $(VENV)/.zeta-models
-	@$(PYTEST) -m "not slow and not long"
+	@$(PYTEST) -m "not extended and not slow and not long"
 
 test-ci: setup $(VENV)/.zeta-models
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) -m "not slow and not long"
 
 test-all: setup $(VENV)/.zeta-models
 	@$(PYTEST)

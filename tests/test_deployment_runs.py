@@ -39,6 +39,7 @@ def is_ready(url: str, child: "subprocess.Popen[bytes]", log_file: Path) -> bool
         return False
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(180)
 def test_the_compose_services_connect_and_stop_cleanly(tmp_path: Path, postgres_url: str) -> None:
     secrets, artifacts = tmp_path / "secrets", tmp_path / "artifacts"

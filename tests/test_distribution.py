@@ -126,6 +126,7 @@ def test_the_public_api_is_fully_typed(wheel: zipfile.ZipFile, tmp_path: Path) -
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.extended
 def test_the_client_works_with_the_bare_dependencies_only(wheel_file: Path, tmp_path: Path) -> None:
     seen: set[str] = set()
     bare = {name for text in project()["project"]["dependencies"] for name in closure(Requirement(text), seen)}

@@ -49,6 +49,7 @@ def test_a_generated_page_is_up_to_date(name: str) -> None:
     assert (DOCS / name).read_text() == GENERATED_PAGES[name](), "run `make docs`"
 
 
+@pytest.mark.extended
 def test_the_site_has_no_broken_links_and_no_pages_outside_its_navigation(tmp_path: Path) -> None:
     """Warnings of Sphinx are errors."""
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", tmp_path / "cache"]

@@ -79,6 +79,7 @@ def scenario(postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathF
         database.close()
 
 
+@pytest.mark.extended
 def test_a_run_continues_when_one_server_and_then_both_are_killed(scenario: Scenario) -> None:
     job_id = scenario.submit(steps=100)
     scenario.wait_for_step(job_id, 3)
@@ -92,6 +93,7 @@ def test_a_run_continues_when_one_server_and_then_both_are_killed(scenario: Scen
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.extended
 def test_a_stopped_server_exits_with_0_and_disturbs_no_attempt(scenario: Scenario) -> None:
     job_id = scenario.submit()
     scenario.wait_for_step(job_id, 3)
@@ -102,6 +104,7 @@ def test_a_stopped_server_exits_with_0_and_disturbs_no_attempt(scenario: Scenari
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.extended
 def test_two_servers_create_and_start_each_job_once(scenario: Scenario) -> None:
     planned = PlannedJob("twice", "small", spec_of("small", "", steps=20))
     headers = {"Idempotency-Key": planned.key}
@@ -118,6 +121,7 @@ def test_two_servers_create_and_start_each_job_once(scenario: Scenario) -> None:
     assert [scenario.check_promises(other_id) for other_id in (job_id, *others)] == [["completed"]] * 6
 
 
+@pytest.mark.extended
 def test_jobs_continue_while_another_program_locks_the_database(scenario: Scenario) -> None:
     job_id = scenario.submit(steps=100)
     scenario.wait_for_step(job_id, 3)
@@ -128,6 +132,7 @@ def test_jobs_continue_while_another_program_locks_the_database(scenario: Scenar
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.extended
 def test_a_database_outage_is_reported_and_costs_no_attempt(scenario: Scenario) -> None:
     database = scenario.fleet.database
     assert isinstance(database, PostgresDatabase)
@@ -143,6 +148,7 @@ def test_a_database_outage_is_reported_and_costs_no_attempt(scenario: Scenario) 
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("keeps_its_data", [True, False])
 def test_jobs_survive_a_killed_redis_with_or_without_its_data(scenario: Scenario, *, keeps_its_data: bool) -> None:
     job_id = scenario.submit(steps=100)
@@ -156,6 +162,7 @@ def test_jobs_survive_a_killed_redis_with_or_without_its_data(scenario: Scenario
     assert scenario.check_promises(waiting) == ["completed"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fault", [another_program_on_redis_port, invalid_redis_entries])
 def test_invalid_data_from_redis_costs_no_attempt_and_stops_no_loop(
     scenario: Scenario, fault: Callable[[Fleet, Random], Injection]
@@ -167,6 +174,7 @@ def test_invalid_data_from_redis_costs_no_attempt_and_stops_no_loop(
     assert scenario.check_promises(job_id) == ["completed"]
 
 
+@pytest.mark.extended
 def test_flushall_at_any_moment_loses_nothing(scenario: Scenario) -> None:
     with scenario.fleet.valkey.client() as client:
         job_id = scenario.submit()

@@ -55,6 +55,7 @@ def run(script: str, service: Service, folder: Path) -> subprocess.CompletedProc
     return done
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(400)
 def test_the_curl_session_works(readme_service: Service, tmp_path: Path) -> None:
     (session,) = blocks("A session with curl", "sh")
@@ -66,6 +67,7 @@ def test_the_curl_session_works(readme_service: Service, tmp_path: Path) -> None
         assert any(name.endswith("model.safetensors") for name in archive.getnames())
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(400)
 def test_the_zeta_commands_work_in_the_same_folder(readme_service: Service, tmp_path: Path) -> None:
     (session,) = blocks("A session with curl", "sh")
@@ -76,6 +78,7 @@ def test_the_zeta_commands_work_in_the_same_folder(readme_service: Service, tmp_
     assert (tmp_path / "my-model" / "model.safetensors").exists()
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(400)
 def test_the_recipes_are_accepted(readme_service: Service, tmp_path: Path) -> None:
     (recipes,) = blocks("Recipes", "sh")

@@ -40,6 +40,7 @@ def traced(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield service
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_a_trace_leads_from_the_request_to_the_first_step(traced: Service, receiver: Receiver) -> None:
     with traced.http() as http:

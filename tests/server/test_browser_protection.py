@@ -80,6 +80,7 @@ def test_cors_is_closed_by_default(http: httpx.Client) -> None:
     assert preflight.status_code == 405
 
 
+@pytest.mark.extended
 def test_pages_of_a_listed_origin_may_use_a_server_behind_a_proxy(own_valkey: ValkeyServer, tmp_path: Path) -> None:
     settings = {"ZETA_CORS_ORIGINS": f"http://localhost:3000, {ORIGIN}", "ZETA_BEHIND_PROXY": "yes"}
     with running_server(tmp_path / "home", own_valkey.url, **settings) as server, server.http() as http:
@@ -121,6 +122,7 @@ def test_an_unsafe_or_unusable_address_is_refused(settings: dict[str, str], mess
     assert len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.extended
 def test_a_server_with_a_certificate_speaks_https_only(own_valkey: ValkeyServer, tmp_path: Path) -> None:
     certificate, key = tmp_path / "localhost.pem", tmp_path / "localhost.key"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1"]

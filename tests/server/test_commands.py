@@ -274,6 +274,7 @@ def test_a_job_in_use_by_an_unfinished_job_is_not_deleted(rows: Rows, http: http
     assert http.delete(f"/v1/jobs/{parent}").status_code == 200
 
 
+@pytest.mark.extended
 def test_an_interrupted_deletion_is_finished_at_the_next_start(shared_valkey: ValkeyServer, tmp_path: Path) -> None:
     with running_server(tmp_path / "home", shared_valkey.url) as server, server.http() as http:
         rows = Rows(server.settings)

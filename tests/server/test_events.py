@@ -108,6 +108,7 @@ def test_a_stream_sends_stored_and_new_events_and_the_end(
     assert page == [{name: value for name, value in event.items() if "sse" not in name} for event in events[:-1]]
 
 
+@pytest.mark.extended
 def test_events_stored_by_another_process_are_streamed(server: ServerProcess, rows: Rows) -> None:
     job_id = rows.job()
     with open_stream(server, job_id) as reader:
@@ -137,6 +138,7 @@ def test_an_invalid_last_event_id_is_rejected(rows: Rows, http: httpx.Client, he
     assert (response.status_code, error_of(response)["param"]) == (422, "Last-Event-ID")
 
 
+@pytest.mark.extended
 def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: Path, redis_url: str) -> None:
     seen: list[int] = []
     with running_server(tmp_path / "home", redis_url) as server:
@@ -157,6 +159,7 @@ def test_a_stream_resumed_across_server_kills_sends_every_event_once(tmp_path: P
     assert seen == list(range(1, 9))
 
 
+@pytest.mark.extended
 def test_sigterm_ends_streams_within_a_second_with_exit_code_0(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         job_id = submit(http)["id"]

@@ -55,6 +55,7 @@ def test_a_loop_that_keeps_failing_ends_the_server(case: str, error: str) -> Non
     assert error in last
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", ["outage", "alternating"])
 def test_an_outage_does_not_end_the_server(case: str) -> None:
     done = run_case(case)

@@ -237,6 +237,7 @@ def test_a_file_is_deleted_unless_an_unfinished_job_uses_it(server: ServerProces
     assert http.post("/v1/jobs", json=spec).status_code == 422
 
 
+@pytest.mark.extended
 def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url, ZETA_MAX_UPLOAD_BYTES="1000000") as server, server.http() as http:
         assert upload(http, content=b"x" * 1_000_000).status_code == 201
@@ -251,6 +252,7 @@ def test_files_above_the_limit_are_rejected_with_or_without_length(tmp_path: Pat
         assert unfinished_uploads(server) == []
 
 
+@pytest.mark.extended
 def test_a_project_stores_no_more_than_its_quota(redis_url: str, tmp_path: Path) -> None:
     with (
         running_server(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES="300000") as server,
@@ -299,6 +301,7 @@ def test_an_aborted_upload_leaves_nothing_behind(server: ServerProcess) -> None:
     wait_until(lambda: "POST /v1/files was answered with 400" in server.log(), 10, "its line in the log")
 
 
+@pytest.mark.extended
 def test_unfinished_uploads_of_a_killed_server_are_removed_at_its_next_start(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -325,6 +328,7 @@ def test_a_full_disk_fails_an_upload_and_the_next_one_succeeds(tmp_path: Path, r
         assert (response.status_code, error_of(response)["code"]) == (503, "storage_unavailable")
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(240)
 def test_transferring_two_gibibytes_needs_constant_memory(tmp_path: Path, redis_url: str) -> None:
     """Uses a minimal client, because a full one would need more time than the server."""

@@ -36,6 +36,7 @@ def test_a_stop_request_is_repeated_until_the_attempt_has_ended(fleet: SmallFlee
     fleet.wait_for_status(job_id, "cancelled")
 
 
+@pytest.mark.extended
 def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:

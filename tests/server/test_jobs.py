@@ -282,6 +282,7 @@ def test_concurrent_submissions_and_cancels_leave_no_gaps_in_events(http: httpx.
 # --- Nothing accepted is lost -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_an_accepted_job_survives_an_immediate_kill(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server:
         for number in range(2):

@@ -264,6 +264,7 @@ def test_the_audit_log_is_paged_newest_first(http: httpx.Client) -> None:
     assert (response.status_code, error_of(response)["param"]) == (422, "after")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_the_database_refuses_to_change_the_audit_log(
     kind: str, tmp_path: Path, redis_url: str, request: pytest.FixtureRequest

@@ -130,6 +130,7 @@ def _takes_entries(client: redis.Redis) -> bool:
         return False
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "response", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>", b":one\r\n", b"*1\r\n$-7\r\n\xff", b"-LOADING x\r\n"]
 )
@@ -160,6 +161,7 @@ def test_nonsense_from_redis_is_a_recoverable_outage(tmp_path: Path, own_valkey:
         assert "Traceback" not in server.log()
 
 
+@pytest.mark.extended
 def test_a_read_only_database_is_unavailable_until_it_is_writable(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_read_only_database_is_unavailable_until_it_is_writable(
             assert "Traceback" not in server.log()
 
 
+@pytest.mark.extended
 def test_a_read_only_sqlite_file_is_not_ready(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
         assert http.get("/readyz").status_code == 200
@@ -202,6 +205,7 @@ def _end_sessions(admin: psycopg.Connection[Any], name: str) -> None:
     admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
 def test_a_deleted_sqlite_file_accepts_no_jobs(tmp_path: Path, redis_url: str, fate: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server, server.http() as http:
@@ -244,6 +248,7 @@ def test_no_session_state_outlives_a_postgresql_transaction(
         assert set(fleet.loop.run(sessions())) == {(0, "10s"), (0, "outside 0")}
 
 
+@pytest.mark.extended
 def test_the_date_style_of_the_database_does_not_matter(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_job_notifies_the_targets_in_its_spec(http: httpx.Client, rows: Rows, 
     assert "notify" not in job["resolved_spec"]
 
 
+@pytest.mark.extended
 def test_a_job_that_waits_long_is_announced_once_each_time_it_is_queued(
     http: httpx.Client, rows: Rows, receiver: Receiver
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_job_that_waits_long_is_announced_once_each_time_it_is_queued(
     http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
 
 
+@pytest.mark.extended
 def test_a_failed_message_is_repeated_with_the_same_id_after_the_server_was_killed(
     server: ServerProcess, http: httpx.Client, rows: Rows, receiver: Receiver
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_test_message_is_signed_with_both_secrets_during_a_rotation(http: http
         OpenAI(api_key="none").webhooks.verify_signature(request.body, dict(request.headers), secret=secret)
 
 
+@pytest.mark.extended
 def test_a_webhook_that_only_fails_for_days_is_disabled_and_others_are_notified(
     http: httpx.Client, rows: Rows, receiver: Receiver
 ) -> None:

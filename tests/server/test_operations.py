@@ -43,6 +43,7 @@ def run_server(**variables: str) -> subprocess.CompletedProcess[str]:
 # --- Health and metrics -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
     valkey = ValkeyServer(tmp_path / "valkey")
     with running_server(tmp_path / "home", valkey.url) as server, server.http() as http:
@@ -57,6 +58,7 @@ def test_a_server_without_redis_is_ready_but_degraded(tmp_path: Path) -> None:
             valkey.stop()
 
 
+@pytest.mark.extended
 def test_a_server_without_its_database_is_live_but_not_ready(
     tmp_path: Path, redis_url: str, postgres_server: PostgresServer
 ) -> None:
@@ -197,6 +199,7 @@ def test_openapi_has_no_dangling_references(http: httpx.Client) -> None:
 # --- Keys -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_new_admin_key_replaces_the_old_one_and_only_hashes_are_stored(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "home", redis_url) as server:
         server.end()
@@ -255,6 +258,7 @@ def test_the_hub_is_off_unless_enabled_for_all_or_for_owners() -> None:
     assert not settings("org,other").hub_allows("organisation/name")
 
 
+@pytest.mark.extended
 def test_a_server_that_cannot_start_prints_one_sentence_and_exits_with_2(tmp_path: Path) -> None:
     settings = {"ZETA_HOME": str(tmp_path), "ZETA_WORKER_SECRET": "s", "ZETA_PORT": str(free_loopback_port())}
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -266,6 +270,7 @@ def test_a_server_that_cannot_start_prints_one_sentence_and_exits_with_2(tmp_pat
         assert (done.returncode, sentence in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_either_signal_ends_the_server_with_exit_code_0(tmp_path: Path, redis_url: str, how: signal.Signals) -> None:
     with running_server(tmp_path / "home", redis_url) as server:
@@ -277,6 +282,7 @@ def test_either_signal_ends_the_server_with_exit_code_0(tmp_path: Path, redis_ur
         server.process = None
 
 
+@pytest.mark.extended
 def test_the_migrations_command_creates_the_servers_schema(tmp_path: Path) -> None:
     environment = {**clean_environment(), "PYTHONPATH": str(REPOSITORY), "ZETA_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "migrations"]

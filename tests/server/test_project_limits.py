@@ -115,6 +115,7 @@ def test_a_sweep_above_the_limit_of_queued_jobs_creates_no_job(
     assert member.post("/v1/sweeps", json=sweep).status_code == 201
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_concurrent_submissions_respect_the_limit_of_queued_jobs(
     kind: str, tmp_path: Path, redis_url: str, request: pytest.FixtureRequest
@@ -241,6 +242,7 @@ def test_pages_of_the_dashboard_count_as_requests(server: ServerProcess, http: h
     assert int(responses[-1].headers["retry-after"]) > 0
 
 
+@pytest.mark.extended
 def test_the_settings_are_the_default_limits(tmp_path: Path, redis_url: str) -> None:
     settings = {"ZETA_PROJECT_MAX_QUEUED": "1", "ZETA_PROJECT_MAX_PRIORITY": "0", "ZETA_PROJECT_MAX_GPUS": "4"}
     with running_server(tmp_path / "home", redis_url, **settings) as server, server.http() as http:

@@ -95,6 +95,7 @@ def test_a_job_with_an_invalid_base_blocks_no_other_receipt(http: httpx.Client, 
     assert "receipts" not in http.get("/readyz").text
 
 
+@pytest.mark.extended
 def test_a_downloaded_model_is_verified_without_a_server(
     server: ServerProcess, http: httpx.Client, rows: Rows, client: Client, tmp_path: Path
 ) -> None:

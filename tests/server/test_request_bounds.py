@@ -176,6 +176,7 @@ def test_a_short_page_of_huge_jobs_is_shortened_too(large_limit_server: ServerPr
     assert len(response.content) < 8 << 20
 
 
+@pytest.mark.extended
 def test_listing_huge_jobs_several_times_at_once_takes_little_memory(large_limit_server: ServerProcess) -> None:
     config = {"model_type": "llama", "notes": ["x" * 1000] * 900}
     rows = Rows(large_limit_server.settings)

@@ -44,6 +44,7 @@ def run(service: Service, folder: Path, *options: str) -> None:
         assert http.get("/readyz").json()["status"] == "ok"
 
 
+@pytest.mark.extended
 def test_random_requests_and_sequences_are_answered_as_described(service: Service, tmp_path: Path) -> None:
     run(service, tmp_path, "--phases", "fuzzing,stateful", "--max-examples", "4", "--seed", "1")
 

@@ -82,6 +82,7 @@ def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: Pos
         assert service_id(url) == original
 
 
+@pytest.mark.extended
 def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "first", redis_url) as first:
         second = ServerProcess(tmp_path / "second", redis_url)
@@ -96,6 +97,7 @@ def test_a_second_service_on_one_redis_refuses_to_start(tmp_path: Path, redis_ur
         first.start()  # a service that stops releases its claim
 
 
+@pytest.mark.extended
 def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis_url: str) -> None:
     store = {"ZETA_ARTIFACTS_URL": str(tmp_path / "store")}
     with running_server(tmp_path / "original", redis_url, **store) as server:
@@ -113,6 +115,7 @@ def test_a_copy_using_the_originals_store_refuses_to_start(tmp_path: Path, redis
     )
 
 
+@pytest.mark.extended
 def test_a_copied_home_takes_over_its_own_store_but_not_a_linked_one(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path / "original", redis_url):
         pass
@@ -127,6 +130,7 @@ def test_a_copied_home_takes_over_its_own_store_but_not_a_linked_one(tmp_path: P
     assert "ZETA_ARTIFACTS_TAKE_OVER=" in startup_error(ServerProcess(tmp_path / "clone", redis_url))
 
 
+@pytest.mark.extended
 def test_a_server_on_another_redis_rejects_a_database_in_use(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer, database_url: str
 ) -> None:
@@ -159,6 +163,7 @@ def test_a_server_on_another_redis_rejects_a_database_in_use(
                 server.end()
 
 
+@pytest.mark.extended
 def test_a_server_keeps_its_database_when_its_redis_loses_all_data(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     with running_server(tmp_path / "home", own_valkey.url) as server:
         with own_valkey.client() as client:
@@ -184,6 +189,7 @@ def wait_for_renewal(server: ServerProcess) -> None:
     wait_until(lambda: claim_of(server) not in (None, before), 30, "the claim to be renewed")
 
 
+@pytest.mark.extended
 def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
 ) -> None:
@@ -197,6 +203,7 @@ def test_a_server_keeps_its_database_during_an_outage_of_its_redis(
         wait_until(lambda: readyz(first)["status"] == "ok", 60, "the first server to recover")
 
 
+@pytest.mark.extended
 def test_a_server_cut_off_from_redis_does_not_block_others(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     relay = TcpRelay(own_valkey.port)
     with (
@@ -213,6 +220,7 @@ def test_a_server_cut_off_from_redis_does_not_block_others(tmp_path: Path, own_v
             assert readyz(second)["status"] == "ok"
 
 
+@pytest.mark.extended
 def test_a_server_started_without_redis_does_not_claim_a_database_in_use(
     tmp_path: Path, redis_url: str, own_valkey: ValkeyServer
 ) -> None:

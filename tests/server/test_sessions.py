@@ -136,6 +136,7 @@ def test_a_session_ends_with_its_key(server: ServerProcess, rows: Rows, browser:
     assert browser.get("/").status_code == 303
 
 
+@pytest.mark.extended
 def test_a_session_survives_a_restart_of_the_server(server: ServerProcess, browser: httpx.Client) -> None:
     log_in(browser)
     server.end()

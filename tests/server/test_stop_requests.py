@@ -127,6 +127,7 @@ def test_a_drained_worker_hands_its_job_back_and_gets_no_new_ones(fleet: SmallFl
     assert fleet.job(job_id).failures == 0
 
 
+@pytest.mark.extended
 def test_a_job_paused_by_a_full_disk_resumes_automatically(
     fleet: SmallFleet, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def open_another(http: httpx.Client, job_id: str, path: str = "events") -> httpx
         return response
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("path", ["events", "logs?follow=true"])
 def test_one_stream_above_the_limit_of_a_key_is_refused_until_another_ends(
     server: ServerProcess, http: httpx.Client, rows: Rows, path: str

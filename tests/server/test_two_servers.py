@@ -27,6 +27,7 @@ def fleet(database_url: str | None, tmp_path: Path, redis_url: str) -> Iterator[
         yield fleet
 
 
+@pytest.mark.extended
 def test_two_servers_process_every_job_line_and_command_once(fleet: SmallFleet, shared_valkey: ValkeyServer) -> None:
     async def open_second() -> tuple[Database, Engine]:
         database = Database(fleet.settings.database)  # separate connections, like another process

@@ -113,6 +113,7 @@ def upload(http: httpx.Client, content: bytes) -> httpx.Response:
     return http.post("/v1/files", files={"file": ("a.txt", content)}, data={"purpose": "dataset"})
 
 
+@pytest.mark.extended
 def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: str) -> None:
     with (
         running_server(tmp_path / "home", redis_url, ZETA_PROJECT_QUOTA_BYTES=str(QUOTA)) as server,
@@ -141,6 +142,7 @@ def test_open_uploads_of_a_project_share_its_quota(tmp_path: Path, redis_url: st
         assert (announced.status_code, error_of(announced)["code"]) == (429, "quota_exceeded")
 
 
+@pytest.mark.extended
 def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: str) -> None:
     artifacts = {"ZETA_ARTIFACTS_URL": str(tmp_path / "artifacts"), "ZETA_PROJECT_QUOTA_BYTES": str(QUOTA)}
     with (
@@ -160,6 +162,7 @@ def test_open_uploads_of_two_servers_share_the_quota(tmp_path: Path, redis_url: 
         wait_until(lambda: upload(http, b"x" * 13_000_000).status_code == 201, 20, "the quota to be free again")
 
 
+@pytest.mark.extended
 def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> None:
     if not can_mount():
         pytest.skip("a disk of its own needs root")
@@ -198,6 +201,7 @@ def test_uploads_leave_the_disk_reserve_free(tmp_path: Path, redis_url: str) -> 
         disk.close()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("setting", "sends_on"), [("ZETA_UPLOAD_IDLE_SECONDS", False), ("ZETA_UPLOAD_MAX_SECONDS", True)]
 )

@@ -78,6 +78,7 @@ def start_job(http: httpx.Client, worker: SimulatedWorker) -> str:
     return job_id
 
 
+@pytest.mark.extended
 def test_an_added_worker_joins_and_only_with_its_own_secret(http: httpx.Client, client: redis.Redis) -> None:
     worker = SimulatedWorker(client, add(http, "gpu-7"), "gpu-7")
     wait_until_ready(http, worker)
@@ -108,6 +109,7 @@ def test_a_secret_is_shown_once_and_not_stored(server: ServerProcess, http: http
     assert actions == [("worker.add", "gpu-7")]
 
 
+@pytest.mark.extended
 def test_a_rotated_secret_replaces_the_old_one_after_the_grace_period(http: httpx.Client, client: redis.Redis) -> None:
     first = add(http, "gpu-7")
     worker = SimulatedWorker(client, first, "gpu-7")
@@ -127,6 +129,7 @@ def test_a_rotated_secret_replaces_the_old_one_after_the_grace_period(http: http
     assert renewed.publish(job_id, 1, progress(1)).stored_line == 1
 
 
+@pytest.mark.extended
 def test_revoking_a_worker_moves_its_job_and_rejects_its_messages(http: httpx.Client, client: redis.Redis) -> None:
     worker = SimulatedWorker(client, add(http, "gpu-7"), "gpu-7")
     wait_until_ready(http, worker)
@@ -153,6 +156,7 @@ def test_revoking_a_worker_moves_its_job_and_rejects_its_messages(http: httpx.Cl
     assert 'zeta_rejected_messages_total{reason="sender"}' in http.get("/metrics").text
 
 
+@pytest.mark.extended
 def test_without_the_shared_secret_only_added_workers_join(tmp_path: Path, redis_url: str, client: redis.Redis) -> None:
     with running_server(tmp_path, redis_url, ZETA_SHARED_WORKER_SECRET="off") as server, server.http() as http:
         shared = SimulatedWorker(client, SECRET, "gpu-6")
@@ -160,6 +164,7 @@ def test_without_the_shared_secret_only_added_workers_join(tmp_path: Path, redis
         wait_until_ready(http, SimulatedWorker(client, add(http, "gpu-7"), "gpu-7"))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("body", "param"),
     [({}, "name"), ({"name": "-"}, "name"), ({"name": "a b"}, "name"), ({"name": "a", "secret": "s"}, "secret")],
@@ -171,6 +176,7 @@ def test_an_invalid_request_to_add_a_worker_names_the_field(
     assert (response.status_code, error_of(response)["param"]) == (422, param)
 
 
+@pytest.mark.extended
 def test_only_workers_with_a_secret_of_their_own_are_rotated_and_revoked(http: httpx.Client) -> None:
     for response in (http.delete("/v1/workers/nobody"), http.post("/v1/workers/nobody/rotate")):
         assert (response.status_code, error_of(response)["code"]) == (404, "worker_not_found")
@@ -197,6 +203,7 @@ def start_worker(folder: Path, redis_url: str, secret: str, **variables: str) ->
     return start_child([sys.executable, "-m", "worker"], log_file=folder / "worker.log", environment=environment)
 
 
+@pytest.mark.extended
 def test_a_real_worker_joins_under_the_name_in_its_secret_and_stops_when_revoked(
     http: httpx.Client, tmp_path: Path, redis_url: str
 ) -> None:

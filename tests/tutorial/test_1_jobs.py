@@ -3,12 +3,15 @@
 ``client`` is a `zeta.Client` of a running service, and ``finished_job`` is a job that has succeeded (conftest.py).
 """
 
+import pytest
+
 from tests.harness.waiting import wait_until
 from tests.tutorial.conftest import SPEC
 from zeta import Client
 from zeta_core.contract.job.job import Job
 
 
+@pytest.mark.extended
 def test_submit_a_job_and_follow_its_events(client: Client) -> None:
     job = client.submit(SPEC)
     assert job.status == "queued"  # the job is stored on disk and survives any crash

@@ -39,6 +39,7 @@ def test_fine_tune_an_adapter_on_conversations(client: Client, finished_job: Job
     assert {"best", "final"} <= {checkpoint.name for checkpoint in client.checkpoints(job.id)}
 
 
+@pytest.mark.extended
 def test_validate_a_spec_and_its_rows_before_you_submit(client: Client, tmp_path: Path) -> None:
     chats = write_rows(tmp_path / "chats.jsonl", [conversation(number) for number in range(10)])
     estimate = client.validate({**SPEC, "dataset": chats})

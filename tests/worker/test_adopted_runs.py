@@ -170,6 +170,7 @@ def test_an_adopted_run_that_ends_silently_is_reported_with_its_log(tmp_path: Pa
     assert (error.evidence.exit_code, error.evidence.signal, error.evidence.log_tail) == (None, None, "the reason\n")
 
 
+@pytest.mark.extended
 def test_every_command_ends_a_hanging_run_of_a_restarted_worker(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="4")
     hanging: dict[str, Any] = {"steps": "3", "then": "hang"}
@@ -200,6 +201,7 @@ def test_every_command_ends_a_hanging_run_of_a_restarted_worker(fleet: SmallFlee
         fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_stopping_worker_ends_a_hanging_adopted_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="3", then="hang")
@@ -216,6 +218,7 @@ def test_a_stopping_worker_ends_a_hanging_adopted_run(fleet: SmallFleet) -> None
     assert fleet.wait_for_status(job_id, "queued").status_reason == "handed_back"
 
 
+@pytest.mark.extended
 def test_the_watchdog_ends_a_stalled_adopted_run(fleet: SmallFleet) -> None:
     short: dict[str, Any] = {"ZETA_STALL_MIN_SECONDS": "2", "ZETA_STALL_FACTOR": "2"}
     worker = fleet.start_worker(**short)

@@ -186,6 +186,7 @@ def test_a_check_that_exceeds_a_limit_names_it_and_the_next_one_works(tmp_path: 
     process.end()
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="process limits need Linux")
 def test_a_model_that_takes_too_much_memory_to_check_is_reported(tmp_path: Path) -> None:
     """Uses the real program: the config creates a name for each of its labels."""

@@ -125,6 +125,7 @@ def test_a_queue_key_of_another_type_is_removed(queue: DispatchQueue, client: "r
     queue.wait_for("job_2")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("is_connected", [True, False], ids=["a connected consumer", "a starting consumer"])
 def test_a_redis_server_that_never_responds_is_an_outage(
     is_connected: bool, shared_valkey: ValkeyServer, tmp_path: Path

@@ -58,6 +58,7 @@ def check_undisturbed(production: SmallFleet, job_id: str, training: int) -> Non
     production.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_restored_backup_beside_production_does_not_touch_its_runs(
     tmp_path: Path, redis_urls: tuple[str, str]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_restored_backup_beside_production_does_not_touch_its_runs(
         check_undisturbed(production, job_id, training)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_cloned_home_neither_adopts_nor_changes_the_runs_of_the_original(
     tmp_path: Path, redis_urls: tuple[str, str], *, is_marked: bool
@@ -107,6 +109,7 @@ def test_a_cloned_home_neither_adopts_nor_changes_the_runs_of_the_original(
         check_undisturbed(production, job_id, training)
 
 
+@pytest.mark.extended
 def test_a_renamed_home_adopts_its_own_runs(fleet: SmallFleet, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     store: dict[str, Any] = {"ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}

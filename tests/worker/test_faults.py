@@ -70,6 +70,7 @@ def check_ended_before_the_next(fleet: SmallFleet, job_id: str) -> None:
     assert last.created_at < fleet.attempts(job_id)[1].started_at, "the next attempt started while the first one ran"
 
 
+@pytest.mark.extended
 def test_a_run_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet: SmallFleet, relay: TcpRelay) -> None:
     start_worker_behind(relay, fleet)
     job_id = fleet.submit(steps="240", seconds_per_step="0.05", checkpoint_every="20")
@@ -91,6 +92,7 @@ def test_a_run_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet
     assert "Lost contact with worker w1" in str([event.fields for event in fleet.events(job_id)])
 
 
+@pytest.mark.extended
 def test_a_run_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", **SHORT)
     running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
@@ -108,6 +110,7 @@ def test_a_run_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) 
     fleet.wait_for_status(hanging, "cancelled")
 
 
+@pytest.mark.extended
 def test_a_worker_restarted_in_another_home_leaves_its_old_run_to_end_itself(fleet: SmallFleet, tmp_path: Path) -> None:
     elsewhere: dict[str, Any] = {**SHORT, "ZETA_ARTIFACTS_URL": str(fleet.settings.artifacts)}
     worker = fleet.start_worker(**SHORT)
@@ -125,6 +128,7 @@ def test_a_worker_restarted_in_another_home_leaves_its_old_run_to_end_itself(fle
     assert "choose another name" in fleet.logs()
 
 
+@pytest.mark.extended
 def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(**SHORT)
     job_id = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
@@ -150,6 +154,7 @@ def test_a_host_frozen_for_longer_than_the_lease_does_not_continue_its_run(fleet
     check_finished(fleet, job_id, steps=160, attempts=["worker_lost", "completed"])
 
 
+@pytest.mark.extended
 def test_a_long_redis_outage_hands_runs_back_and_they_resume_afterwards(
     fleet: SmallFleet, own_valkey: ValkeyServer
 ) -> None:
@@ -165,6 +170,7 @@ def test_a_long_redis_outage_hands_runs_back_and_they_resume_afterwards(
     assert second.first_step == (first.last_step or 0) + 1
 
 
+@pytest.mark.extended
 def test_a_stalled_run_logs_its_stacks_and_is_retried(fleet: SmallFleet) -> None:
     fleet.start_worker(ZETA_STALL_MIN_SECONDS="1", ZETA_STALL_FACTOR="2")
     job_id = fleet.submit(steps="3", then="hang", max_retries=1)  # too few to know the time of a step
@@ -183,6 +189,7 @@ def test_a_stalled_run_logs_its_stacks_and_is_retried(fleet: SmallFleet) -> None
     fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: SmallFleet, tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
@@ -197,6 +204,7 @@ def test_a_wall_clock_that_jumps_by_a_day_has_no_effect(fleet: SmallFleet, tmp_p
     check_finished(fleet, job_id, steps=200, attempts=["completed"])
 
 
+@pytest.mark.extended
 def test_a_full_disk_pauses_the_job_until_space_is_free_again(fleet: SmallFleet, tmp_path: Path) -> None:
     if not can_mount():
         pytest.skip("needs the permission to mount a small disk")

@@ -95,6 +95,7 @@ def test_outages_long_passes_and_stopped_threads_end_no_worker(case: str) -> Non
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.extended
 def test_a_hanging_worker_exits_and_the_next_one_adopts_its_run(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(hang_seconds=3)
     job_id = fleet.submit(steps="100000", seconds_per_step="0.05")
@@ -112,6 +113,7 @@ def test_a_hanging_worker_exits_and_the_next_one_adopts_its_run(fleet: SmallFlee
     fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_the_heartbeat_reports_failing_threads_and_dropped_entries(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     with small_fleet(tmp_path, own_valkey.url) as fleet, redis.Redis.from_url(own_valkey.url) as client:
         engine = fleet.start_engine()

@@ -19,6 +19,7 @@ SECRET = "the-secret-of-the-operator"
 pytestmark = pytest.mark.timeout(200)
 
 
+@pytest.mark.extended
 def test_a_hostile_training_reaches_nothing_and_outlives_nothing(
     fleet: SmallFleet, redis_url: str, tmp_path: Path, sandbox_support: SandboxSupport
 ) -> None:

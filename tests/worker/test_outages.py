@@ -20,6 +20,7 @@ from worker.threads import Outage, RetryingThread, log_failure
 from zeta_core.contract.wire.messages import LAST_STREAM_ID, WORKERS_HASH, worker_stream
 
 
+@pytest.mark.extended
 def test_invalid_entries_stop_no_worker_and_are_gone_after_a_restart(fleet: SmallFleet, client: redis.Redis) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="60", seconds_per_step="0.05")
@@ -50,6 +51,7 @@ def test_a_stream_key_of_another_type_is_removed(fleet: SmallFleet, client: redi
     assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
 
 
+@pytest.mark.extended
 def test_invalid_responses_from_redis_cost_no_attempt(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     with small_fleet(tmp_path, own_valkey.url) as fleet:
         engine = fleet.start_engine()

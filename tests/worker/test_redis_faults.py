@@ -17,6 +17,7 @@ def own_fleet(tmp_path: Path, own_valkey: ValkeyServer) -> Iterator[SmallFleet]:
         yield fleet
 
 
+@pytest.mark.extended
 def test_flushall_during_a_run_neither_loses_nor_duplicates_events(
     fleet: SmallFleet, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:
@@ -35,6 +36,7 @@ def test_flushall_during_a_run_neither_loses_nor_duplicates_events(
     fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_job_survives_an_outage_of_redis(own_fleet: SmallFleet, own_valkey: ValkeyServer) -> None:
     own_fleet.start_worker()
     running = own_fleet.submit(steps="60", seconds_per_step="0.05", checkpoint_every="30")
@@ -56,6 +58,7 @@ def test_a_job_survives_an_outage_of_redis(own_fleet: SmallFleet, own_valkey: Va
     own_fleet.check_events(waiting)
 
 
+@pytest.mark.extended
 def test_a_job_survives_an_emptied_redis_and_a_restarted_server(
     own_fleet: SmallFleet, own_valkey: ValkeyServer
 ) -> None:

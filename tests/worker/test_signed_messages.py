@@ -89,6 +89,7 @@ def test_messages_that_are_signed_for_another_worker_are_dropped(receiver: Recei
     assert receiver.link.invalid.count == 7
 
 
+@pytest.mark.extended
 def test_a_replayed_dispatch_starts_nothing(fleet: SmallFleet, client: redis.Redis) -> None:
     fleet.start_worker()
     assert fleet.wait_for_status(fleet.submit(steps="2"), "succeeded").attempt == 1

@@ -226,6 +226,7 @@ def test_a_fork_server_ends_with_its_worker_and_its_runs_do_not(machine: Machine
     wait_until(lambda: adopted.is_gone(has_ended=False, can_save=True), 30, "its end")
 
 
+@pytest.mark.extended
 def test_changed_code_is_not_forked_and_the_fork_server_is_replaced(machine: Machine) -> None:
     server = machine.wait_until_ready()
     running = machine.new_run()

@@ -159,6 +159,7 @@ def test_a_terminal_shows_a_progress_bar(service: Service, finished_job: Job) ->
     assert b"succeeded" in shown
 
 
+@pytest.mark.extended
 def test_ctrl_c_detaches_and_the_job_continues_until_cancelled(
     service: Service, client: Client, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_ctrl_c_detaches_and_the_job_continues_until_cancelled(
     assert service.command("cancel", job_id).returncode == 1
 
 
+@pytest.mark.extended
 def test_jobs_are_paused_resumed_rerun_deleted_and_limited_in_time(service: Service, client: Client) -> None:
     job_id = client.submit(ENDLESS_JOB).id
 
@@ -243,6 +245,7 @@ def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, cl
     assert service.command("worker", "drain", "nobody").returncode == 1
 
 
+@pytest.mark.extended
 def test_a_worker_validates_a_spec_and_the_result_is_cached(
     service: Service, client: Client, finished_job: Job, tmp_path: Path
 ) -> None:

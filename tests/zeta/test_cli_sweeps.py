@@ -15,6 +15,7 @@ from zeta_core.contract.job.status import ENDED
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.extended
 def test_a_sweep_is_submitted_followed_and_shown_with_its_best_job(service: Service, tmp_path: Path) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps({**TINY_JOB, "max_steps": 3, "checkpointing_steps": 3, "eval_split": 0.2}))

@@ -24,6 +24,7 @@ def receiver() -> Iterator[Receiver]:
         yield running
 
 
+@pytest.mark.extended
 def test_a_webhook_is_created_tested_changed_and_deleted(server: ServerProcess, receiver: Receiver) -> None:
     url = f"{receiver.url}/hook"
     created = zeta(server, "webhooks", "create", url, "--name", "CI", "--event", "job.failed,job.waiting")

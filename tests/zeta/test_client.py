@@ -129,6 +129,7 @@ def test_logs_contain_the_output_of_the_processes(client: Client, finished_job: 
     assert "".join(client.logs(finished_job.id, tail=1)).splitlines() == [mark, lines[-1]]
 
 
+@pytest.mark.extended
 def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     service: Service, client: Client, endless_job: Job
 ) -> None:

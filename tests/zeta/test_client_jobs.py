@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 SHORT_JOB = {**TINY_JOB, "max_steps": 3, "checkpointing_steps": 3}
 
 
+@pytest.mark.extended
 def test_a_job_can_be_followed_and_measured_by_its_own_methods(client: Client) -> None:
     job = client.submit({**SHORT_JOB, "entity_name": "<b>bold</b>"})
     assert isinstance(job, ClientJob)
@@ -42,6 +43,7 @@ def test_a_job_can_be_followed_and_measured_by_its_own_methods(client: Client) -
     assert job.rerun({"max_steps": 1}).wait(timeout_seconds=120).parent == job.id
 
 
+@pytest.mark.extended
 def test_the_async_client_submits_follows_and_measures(service: Service) -> None:
     async def use() -> None:
         async with AsyncClient(service.url, service.api_key) as client:

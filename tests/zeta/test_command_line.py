@@ -72,6 +72,7 @@ def test_an_invalid_value_is_one_sentence(environment: dict[str, str], words: li
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"Error: {sentence}\n")
 
 
+@pytest.mark.extended
 def test_with_json_an_error_is_one_line_on_standard_error(environment: dict[str, str], tmp_path: Path) -> None:
     nowhere = {**environment, "ZETA_URL": f"http://127.0.0.1:{free_loopback_port()}"}
     missing = str(tmp_path / "missing.yaml")
@@ -118,6 +119,7 @@ def test_without_a_server_commands_exit_with_4_and_the_fix(environment: dict[str
     assert "zeta up" in done.stderr
 
 
+@pytest.mark.extended
 def test_an_unresponsive_server_exits_with_4_and_names_the_address(environment: dict[str, str]) -> None:
     url = f"http://127.0.0.1:{free_loopback_port()}"
     started = time.monotonic()

@@ -89,6 +89,7 @@ def test_top_prints_the_state_once_without_a_terminal(service: Service, endless_
     assert workers["data"][0]["object"] == "worker"
 
 
+@pytest.mark.extended
 def test_compare_tells_a_difference_from_noise(service: Service, client: Client, finished_job: Job) -> None:
     short = {**TINY_JOB, "eval_split": 0.2, "max_steps": 20, "checkpointing_steps": 20}
     jobs = [client.submit({**short, "learning_rate": rate, "entity_name": f"at {rate}"}) for rate in (1e-6, 1e-2)]

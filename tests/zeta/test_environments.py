@@ -51,6 +51,7 @@ def only_sentence(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("variables", "exit_status", "named"),
     [

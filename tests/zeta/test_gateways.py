@@ -49,6 +49,7 @@ def is_past_step(events: list[Event], step: int) -> bool:
     return any(isinstance(event, ProgressEvent) and (event.step or 0) > step for event in list(events))
 
 
+@pytest.mark.extended
 def test_every_event_arrives_once_through_any_gateway(service: Service, client: Client, endless_job: Job) -> None:
     gateways = {
         "buffering": Gateway(service.port, buffers=True),
@@ -126,6 +127,7 @@ def test_an_interrupted_download_is_completed_through_a_gateway(
         assert (part.parent / file.path).read_bytes() == (done.directory / file.path).read_bytes()
 
 
+@pytest.mark.extended
 def test_waiting_prints_progress_into_a_pipe_while_the_job_runs(
     service: Service, client: Client, endless_job: Job
 ) -> None:

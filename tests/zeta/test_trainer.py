@@ -127,6 +127,7 @@ def _start(folder: Path, more: str = "", model: str = "plain(dropout=0.1)") -> s
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(600)
 def test_the_second_example_resumes_a_killed_first_one(own_folder: Path) -> None:
     """The first run is killed before its first checkpoint, then after it; the result is bitwise equal."""
@@ -238,6 +239,7 @@ def test_all_keywords_except_the_model_are_optional(model: object) -> None:
     assert result.checkpoint is not None
 
 
+@pytest.mark.extended
 def test_the_export_keeps_the_half_precision_of_the_model() -> None:
     from safetensors.torch import load_file
 

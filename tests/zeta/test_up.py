@@ -70,6 +70,7 @@ def variables_of(pid: int) -> set[str]:
     return {entry.partition("=")[0] for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")}
 
 
+@pytest.mark.extended
 def test_zeta_up_restarts_its_children_and_stops_them_in_order(tmp_path: Path) -> None:
     with running_service(tmp_path / "home") as service:
         wait_until(lambda: state_of(service).state == "ready", 30, "zeta up to be ready")
@@ -109,6 +110,7 @@ def test_zeta_up_restarts_its_children_and_stops_them_in_order(tmp_path: Path) -
     assert zeta("status", "--home", service.home).returncode == 4
 
 
+@pytest.mark.extended
 def test_the_children_of_a_killed_zeta_up_exit_and_its_home_is_reusable(tmp_path: Path) -> None:
     with running_service(tmp_path / "home") as service:
         key, children = service.api_key, children_of(service)
@@ -118,6 +120,7 @@ def test_the_children_of_a_killed_zeta_up_exit_and_its_home_is_reusable(tmp_path
         assert service.api_key == key
 
 
+@pytest.mark.extended
 def test_a_detached_zeta_up_runs_with_a_given_redis_until_zeta_down(tmp_path: Path, own_valkey: ValkeyServer) -> None:
     home = tmp_path / "home"
     environment = clean_environment() | {"ZETA_REDIS_URL": own_valkey.url, "ZETA_HOME": str(home)}
@@ -154,6 +157,7 @@ def test_a_home_to_which_every_user_can_write_is_rejected(tmp_path: Path, comman
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.extended
 def test_a_child_that_fails_to_start_is_reported_with_its_message(tmp_path: Path) -> None:
     environment = clean_environment() | {"ZETA_MAX_UPLOAD_BYTES": "many"}
     done = zeta("up", "--home", tmp_path / "home", "--port", str(free_loopback_port()), environment=environment)

@@ -44,6 +44,7 @@ def at_once(*requests: Callable[[], Any]) -> list[Any]:
         return list(executor.map(send, requests))
 
 
+@pytest.mark.extended
 def test_a_model_name_that_is_added_twice_at_once_exists_once(server: ServerProcess) -> None:
     def add(name: str) -> int:
         with server.http() as http:
@@ -54,6 +55,7 @@ def test_a_model_name_that_is_added_twice_at_once_exists_once(server: ServerProc
         assert sorted(statuses) == [201, 409, 409, 409]
 
 
+@pytest.mark.extended
 def test_an_upload_is_either_completed_or_cancelled(server: ServerProcess, client: OpenAI) -> None:
     outcomes: set[str] = set()
     for _ in range(ROUNDS):

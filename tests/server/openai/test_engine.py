@@ -105,6 +105,7 @@ def test_the_engine_stops_when_the_client_disconnects(client: OpenAI) -> None:
     assert Engine.lost_connection.wait(10)
 
 
+@pytest.mark.extended
 def test_an_engine_that_is_silent_for_too_long_is_given_up(engine: str, redis_url: str, tmp_path: Path) -> None:
     with (
         running_server(tmp_path, redis_url, ZETA_SERVE_URL=engine, ZETA_SERVE_SECONDS="0.5") as server,
@@ -115,6 +116,7 @@ def test_an_engine_that_is_silent_for_too_long_is_given_up(engine: str, redis_ur
     assert caught.value.status_code == 503
 
 
+@pytest.mark.extended
 def test_an_engine_that_cannot_be_reached_is_unavailable(redis_url: str, tmp_path: Path) -> None:
     with (
         running_server(tmp_path, redis_url, ZETA_SERVE_URL="http://127.0.0.1:9/v1") as server,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from tests.harness.browser import Visitor
 from tests.server.web.conftest import Jobs
@@ -10,6 +11,7 @@ from tests.server.web.conftest import Jobs
 Visit = Callable[..., Visitor]
 
 
+@pytest.mark.extended
 def test_a_checkpoint_is_exported_with_its_button(visit: Visit, jobs: Jobs, http: httpx.Client) -> None:
     visitor = visit()
     visitor.open(f"/jobs/{jobs.succeeded}/checkpoints")

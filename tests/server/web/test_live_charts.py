@@ -51,6 +51,7 @@ def test_the_curve_grows_with_the_run(visit: Visit, rows: Rows, job_id: str) -> 
     assert list(shown_table(page)) == list(range(1, 10))
 
 
+@pytest.mark.extended
 def test_a_restart_of_the_server_neither_loses_nor_doubles_a_point(
     visit: Visit, rows: Rows, job_id: str, server: ServerProcess, http: httpx.Client
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_restart_of_the_server_neither_loses_nor_doubles_a_point(
     visitor.faults.clear()  # of the requests while there was no server
 
 
+@pytest.mark.extended
 def test_a_new_attempt_replaces_the_discarded_steps(visit: Visit, rows: Rows, job_id: str) -> None:
     page = visit().page
     page.goto(page.url + f"jobs/{job_id}")
@@ -138,6 +140,7 @@ def alternating(first: int, last: int) -> list[dict[str, Any]]:
     return [{"phase": "training", "step": step, "loss": loss} for step, loss in losses]
 
 
+@pytest.mark.extended
 def test_a_job_that_ends_shows_its_result_without_reloading(visit: Visit, rows: Rows, job_id: str) -> None:
     page = visit().page
     page.goto(page.url + f"jobs/{job_id}")

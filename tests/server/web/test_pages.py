@@ -50,6 +50,7 @@ def findings(visitor: Visitor, axe: str) -> list[str]:
     ]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_no_page_has_a_serious_finding_of_axe(visit: Visit, jobs: Jobs, axe: str, color_scheme: str) -> None:
     visitor = visit(color_scheme=color_scheme, bypass_csp=True)
@@ -63,6 +64,7 @@ def test_no_page_has_a_serious_finding_of_axe(visit: Visit, jobs: Jobs, axe: str
     visitor.faults = [fault for fault in visitor.faults if "404" not in fault]  # of the page that does not exist
 
 
+@pytest.mark.extended
 def test_no_page_scrolls_sideways_on_a_phone(visit: Visit, jobs: Jobs) -> None:
     visitor = visit(viewport={"width": 360, "height": 740})
     for path in paths(jobs)[:-1]:
@@ -157,6 +159,7 @@ def test_jobs_are_chosen_and_opened_by_keyboard(visit: Visit, jobs: Jobs) -> Non
     expect(visitor.page).to_have_url(f"{visitor.url}/jobs/{jobs.succeeded}")
 
 
+@pytest.mark.extended
 def test_the_list_shows_new_jobs_and_changes_without_reloading(visit: Visit, rows: Rows, jobs: Jobs) -> None:
     visitor = visit()
     job_id = rows.job()
@@ -196,6 +199,7 @@ def test_a_failed_job_is_rerun_with_the_patch_of_its_error(visit: Visit, jobs: J
     assert (job["parent"], job["spec"]["batch_size"]) == (jobs.failed, 2)
 
 
+@pytest.mark.extended
 def test_ten_thousand_jobs_are_listed_quickly(server: ServerProcess, rows: Rows) -> None:
     rows.many_jobs(10_000)
     with server.http(None) as browser:

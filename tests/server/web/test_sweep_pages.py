@@ -65,6 +65,7 @@ def test_faults_of_a_sweep_are_shown_in_its_form(visit: Visit) -> None:
     visitor.faults = [fault for fault in visitor.faults if "422" not in fault]
 
 
+@pytest.mark.extended
 def test_the_best_job_is_first_and_the_jobs_are_compared(
     visit: Visit, http: httpx.Client, rows: Rows, sweep_id: str
 ) -> None:

@@ -198,6 +198,7 @@ def _killed_at_operation(number: int, output_dir: Path) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.extended
 def test_a_kill_at_any_file_operation_of_a_save_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
     for step in (1, 2):
         save(tmp_path / "before", step)

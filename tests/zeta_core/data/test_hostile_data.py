@@ -99,6 +99,7 @@ def parquet_of(path: Path, table: Any) -> Path:
     return path
 
 
+@pytest.mark.extended
 def test_a_parquet_file_of_one_huge_string_is_rejected(tmp_path: Path) -> None:
     huge = pa.array(["a" * (8 * MEBIBYTE)] * 100)
     path = parquet_of(tmp_path / "bomb.parquet", pa.table({"text": huge}))
@@ -107,6 +108,7 @@ def test_a_parquet_file_of_one_huge_string_is_rejected(tmp_path: Path) -> None:
     assert rejection.value.message.startswith(f"bomb.parquet ({path.stat().st_size:,} bytes, 100 rows), from row 1:")
 
 
+@pytest.mark.extended
 def test_a_parquet_row_of_a_billion_values_is_rejected(tmp_path: Path) -> None:
     values = pa.array(np.zeros(200_000_000, dtype=np.int32))
     rows = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
@@ -134,6 +136,7 @@ def test_a_compressed_arrow_file_that_expands_is_rejected(write: Callable[..., A
         tokens_of(tmp_path / "a.arrow")
 
 
+@pytest.mark.extended
 def test_a_json_row_that_takes_many_times_its_size_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "", "more": [' + "[]," * 25_000_000 + "[]]}\n")
     with pytest.raises(InvalidData, match=r"a\.jsonl.*decoding it requires more than 400 MiB of memory"):
@@ -232,6 +235,7 @@ def test_an_arrow_file_with_inconsistent_buffers_is_rejected(
     assert "crashed" not in rejection.value.message, "the fault is found before a value is read"
 
 
+@pytest.mark.extended
 def test_a_damaged_arrow_file_never_crashes_the_run(tmp_path: Path) -> None:
     """Set each byte of a small file in turn to values that are dangerous in offsets and lengths."""
     batch = pa.record_batch(

@@ -93,6 +93,7 @@ TABLES = {
 LINES = {"train.jsonl": lines_of(["a", "b", "c", "d", "e"]), "test.jsonl": lines_of(["x", "y"])}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("files", [TABLES, LINES], ids=["parquet", "jsonl"])
 @pytest.mark.parametrize(
     ("split", "expected"),
@@ -212,6 +213,7 @@ def test_options_in_the_card_that_change_the_rows_are_rejected(hub: Hub) -> None
     assert "The card of the dataset 'owner/options' sets 'columns' for reading its files" in hub.error("owner/options")
 
 
+@pytest.mark.extended
 def test_a_hub_that_cannot_be_reached_is_reported(unreachable: HubReader) -> None:
     error = unreachable.receive()["error"]
     assert error.startswith("The dataset 'owner/distant' cannot be loaded, because the Hub cannot be reached")

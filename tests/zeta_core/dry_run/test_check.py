@@ -127,6 +127,7 @@ def test_logits_and_their_gradient_are_counted() -> None:
     assert 3 * logits < (memory.activations or 0) < 4 * logits, "the logits, their log-softmax, and its gradient"
 
 
+@pytest.mark.extended
 def test_seventy_billion_parameters_are_counted_without_allocating_them() -> None:
     spec = {"model": {"config": BIG}, "seq_len": 2048, "use_fsdp": True, "max_steps": None, "optimizer": "lion"}
     spec["learning_rate"] = "find"

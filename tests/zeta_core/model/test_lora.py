@@ -87,6 +87,7 @@ def test_peft_loads_the_adapter_and_merges_it_to_the_same_weights(
     assert sum(file["size"] for file in state) < 4 * (final / "adapter_model.safetensors").stat().st_size
 
 
+@pytest.mark.extended
 def test_a_resumed_run_with_lora_ends_with_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"lora": {"r": 2, "lora_dropout": 0.2}, "lr_scheduler": "constant", "seed": 7}
     for model in ("plain", "llama"):

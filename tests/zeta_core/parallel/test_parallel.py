@@ -69,6 +69,7 @@ def case(name: str, *, world: int, model: str = "plain", steps: int = 5, **more:
     return {"name": name, "model": model, "output_dir": name, "max_steps": steps, **split, **more}
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_every_strategy_trains_the_same_as_one_process(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
@@ -183,6 +184,7 @@ def test_a_job_of_two_processes_reports_the_first_failure(tmp_path: Path) -> Non
     assert "which matches no data file" in end.error.message
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(120)
 def test_a_killed_rank_is_named_and_not_the_ranks_that_failed_after_it(tmp_path: Path) -> None:
     run = make_run(tmp_path, spec={"max_steps": 100_000, "checkpointing_steps": 100_000}, processes=2)

@@ -33,6 +33,7 @@ def build():
 """
 
 
+@pytest.mark.extended
 def test_a_job_log_omits_what_users_cannot_act_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     builder = install_builder(tmp_path, monkeypatch, "noisy", BUILDER, "build")
     spec = {"model": {"builder": builder}, "max_steps": 1}
@@ -65,6 +66,7 @@ zeta.Trainer(dataset="data.txt", model=str(first.checkpoint), max_steps=1, outpu
 """
 
 
+@pytest.mark.extended
 def test_a_trainer_script_prints_only_the_report(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("a few words " * 100)
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "ZETA_HOME": str(tmp_path / "home")}

@@ -20,6 +20,7 @@ ENDLESS = LOOP * 4 + "{% endfor %}" * 4
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hey"}]}
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="templates are rendered in a process of their own on Linux")
 def test_a_run_is_cancelled_while_its_template_renders_without_end(tmp_path: Path) -> None:
     files = tmp_path / "artifacts" / "files"

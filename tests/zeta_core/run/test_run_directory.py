@@ -80,6 +80,7 @@ def test_the_journal_describes_the_whole_run(straight: Path) -> None:
     assert end.result.tokens == 24 * 4 * 32
 
 
+@pytest.mark.extended
 def test_a_requested_checkpoint_is_saved_at_once_and_changes_nothing(straight: Path, tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, spec=DROPOUT)
     (run_dir / SAVE_FILE).write_text(SaveFile(number=3).model_dump_json())
@@ -104,6 +105,7 @@ def test_the_final_checkpoint_is_a_hugging_face_model(straight: Path) -> None:
     assert torch.load(straight.parent / "output" / "checkpoint.pt", weights_only=True)["name"] == "final"
 
 
+@pytest.mark.extended
 def test_a_run_that_was_killed_paused_and_handed_back_ends_with_the_same_bits(straight: Path, tmp_path: Path) -> None:
     def checkpoint_in(run_dir: Path) -> bool:
         return any(isinstance(line, CheckpointLine) for line in journal(run_dir))
@@ -205,6 +207,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.extended
 def test_choices_of_the_first_attempt_hold_even_without_a_checkpoint(tmp_path: Path) -> None:
     resolved_spec = {"threads": 2, "mixed_precision": "bf16"}
     run_dir = make_run(tmp_path, 2, spec={"max_steps": 1}, resolved_spec=resolved_spec)

@@ -16,6 +16,7 @@ from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
+from zeta_core.contract.wire.node_group import NodeGroup
 
 # --- Artifact store: keys relative to its root (a shared folder today, a bucket later) -------------------------------
 
@@ -118,7 +119,8 @@ class RunFile(BaseModel):
     hub: bool = True  # whether the Hugging Face Hub may be accessed
     hub_access: HubAccess = HubAccess.OPERATOR_TOKEN  # what may be read from it; older workers knew no other
     cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
-    processes: int = 1
+    processes: int = 1  # of this node
+    node_group: NodeGroup | None = None  # of a run on several hosts; each of them has a run directory of its own
     slots: list[int] = []  # the worker's slots, for a worker that adopts this run after its own restart
     is_opened: bool = False  # the job's folder in the store exists; older workers created it on first use
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)

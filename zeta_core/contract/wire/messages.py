@@ -3,9 +3,10 @@
 | channel                       | from -> to       | content                                                      |
 |-------------------------------|------------------|--------------------------------------------------------------|
 | Celery queue `worker_queue`   | server -> worker | `Dispatch`: start this job (the argument of one Celery task) |
-| stream `SERVER_STREAM`        | worker -> server | `Claim`, `JournalBatch`, `CheckResult`                       |
-| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `JournalAck`, `StopRequest`, `CheckRequest`   |
-|                               |                  | `AnswerRequest`, `AnswerControl` (see `wire.answers`)        |
+| stream `SERVER_STREAM`        | worker -> server | `Claim`, `Prepared`, `JournalBatch`, `CheckResult`           |
+| stream `worker_stream(name)`  | server -> worker | `ClaimAnswer`, `Go`, `JournalAck`, `StopRequest`,            |
+|                               |                  | `CheckRequest`; `AnswerRequest`, `AnswerControl`             |
+|                               |                  | (see `wire.answers`)                                         |
 | stream `answer_stream(id)`    | worker -> server | `AnswerPart` (see `wire.answers`)                            |
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | those of workers that were silent for a day                  |
@@ -36,14 +37,16 @@ from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 from zeta_core.contract.wire.answers import AnswerControl, AnswerRequest
+from zeta_core.contract.wire.node_group import MAX_NODES, NodeAddress, NodeGroup
 
-CONTRACT_VERSION = 5  # since 5, messages carry their sender, a time and a nonce; earlier ones are rejected
+CONTRACT_VERSION = 6  # since 5, messages carry their sender, a time and a nonce; earlier ones are rejected
 TIME_LIMIT_VERSION = 2  # the first version of workers that support the stop actions ``time_limit`` and ``disk``
 CHECK_VERSION = 2  # ... and that support `CheckRequest`
 GPUS_VERSION = 3  # the first version of workers whose runs accept several GPUs
 SAVE_VERSION = 3  # ... and that support `SaveRequest`
 ANSWER_VERSION = 3  # ... and that support `AnswerRequest`
 KINDS_VERSION = 4  # the first version of workers that run jobs that are not trainings
+NODES_VERSION = 6  # ... and that run jobs of several nodes
 
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
@@ -107,7 +110,9 @@ class Dispatch(_Message):
     project: str = DEFAULT_PROJECT  # older servers don't send it
     spec: dict[str, JsonValue]
     resolved_spec: RecordedSpec = ResolvedSpec()
-    processes: int = 1
+    processes: int = 1  # of this worker
+    num_nodes: int = 1  # workers that run the attempt together; with several, it starts after `Prepared` and `Go`
+    node_rank: int = 0  # the position of this worker among them
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     resume_from: str | None = None  # the stored checkpoint to resume from, such as "job_.../step-N"
 
@@ -129,6 +134,33 @@ class ClaimAnswer(_Message):
     incarnation: str  # that of the claim; a worker ignores answers to its earlier processes
     granted: bool
     reason: str | None = None
+
+
+class Prepared(_Message):
+    """One of several nodes has its inputs and a free port, and waits for `Go`.
+
+    It is repeated until the answer: a `Go` when all nodes are prepared, or a fenced `JournalAck` if the attempt is
+    over. ``port`` is that of the rendezvous if this is node 0; the others report one, too.
+    """
+
+    kind: Literal["prepared"] = "prepared"
+    job_id: Name
+    attempt: StoredNumber
+    worker: Name
+    incarnation: Name
+    node_rank: Annotated[int, Field(ge=0, lt=MAX_NODES)]
+    address: NodeAddress  # where the other nodes reach this one
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class Go(_Message):
+    """All nodes of the attempt are prepared, so start the run. Repeating it has no effect."""
+
+    kind: Literal["go"] = "go"
+    job_id: str
+    attempt: int
+    incarnation: str  # that of the answered `Prepared`
+    group: NodeGroup
 
 
 class JournalBatch(_Message):
@@ -229,10 +261,11 @@ class Heartbeat(_Message):
         return [*self.slots, *self.background_slots]
 
 
-FromWorker = Annotated[Claim | JournalBatch | CheckResult, Field(discriminator="kind")]
+FromWorker = Annotated[Claim | Prepared | JournalBatch | CheckResult, Field(discriminator="kind")]
 FROM_WORKER: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)
 ToWorker = Annotated[
     ClaimAnswer
+    | Go
     | JournalAck
     | StopRequest
     | SaveRequest

@@ -26,9 +26,10 @@ def checkpoint_key(job_id: str, name: str) -> PurePosixPath:
     return PurePosixPath("jobs", job_id, "checkpoints", name)
 
 
-def log_key(job_id: str, attempt: int) -> PurePosixPath:
-    """The complete output of the processes of one attempt, to which its worker appends."""
-    return PurePosixPath("jobs", job_id, "logs", f"attempt-{attempt}.log")
+def log_key(job_id: str, attempt: int, node_rank: int = 0) -> PurePosixPath:
+    """The complete output of the processes of one attempt on one node, to which its worker appends."""
+    node = f".node-{node_rank}" if node_rank else ""
+    return PurePosixPath("jobs", job_id, "logs", f"attempt-{attempt}{node}.log")
 
 
 TENSORBOARD_DIRECTORY = "tensorboard"

@@ -40,6 +40,7 @@ from zeta_core.contract.wire.messages import (
     Claim,
     FromWorker,
     JournalBatch,
+    Prepared,
 )
 from zeta_core.contract.wire.signatures import BadMessage, BadSender
 from zeta_core.system.outage import error_text
@@ -203,6 +204,8 @@ class MessageConsumer:
         match message:
             case Claim():
                 return await self._claim(message)
+            case Prepared():
+                raise BadSender(f"worker {message.worker} is not one of several nodes of {message.job_id}")
             case JournalBatch():
                 return await self._batch(message)
             case CheckResult():

@@ -16,8 +16,8 @@ from zeta_core.contract.spec.validation import shown
 OpenAIPurpose = Literal["fine-tune", "fine-tune-results", "batch", "batch_output", "user_data"]
 RESULTS: OpenAIPurpose = "fine-tune-results"
 BATCH_RESULTS: OpenAIPurpose = "batch_output"
-# The purposes of uploads by OpenAI's names. A model archive, uploaded under /v1/files, is shown as `user_data`.
-UPLOADABLE: dict[str, FilePurpose] = {"fine-tune": "dataset", "batch": "batch"}
+# The purposes of uploads by OpenAI's names. A model, which OpenAI has no purpose for, is `user_data`.
+UPLOADABLE: dict[str, FilePurpose] = {"fine-tune": "dataset", "batch": "batch", "user_data": "model"}
 SHOWN: dict[str, OpenAIPurpose] = {"dataset": "fine-tune", "model": "user_data", "batch": "batch"}
 LISTED: dict[str, FilePurpose] = {"fine-tune": "dataset", "user_data": "model", "batch": "batch"}
 DEFAULT_SUFFIX = ".jsonl"  # of a file without a name, such as bytes

@@ -1,8 +1,8 @@
 """Uploads in parts: each part is stored as it arrives, and completing the upload makes one file of them.
 
 Guarantees: a stored part is on disk before its response. Parts count against the quota of the project, and the complete
-file replaces them in one transaction. An upload that is not completed within `UPLOAD_SECONDS` is removed with its parts
-(`server.uploads.expiry`).
+file replaces them in one transaction. An upload that has received no part for `UPLOAD_SECONDS` is removed with its
+parts (`server.uploads.expiry`), so that a long upload over a slow line is not cut off.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from server.database.tables import FileRow, UploadPartRow, UploadRow
 from server.files import max_upload_bytes
 from server.openai.file_objects import DEFAULT_SUFFIX, SHOWN, FileObject, require_uploadable, to_file_object
 from server.service import Service
-from server.uploads.file_checks import check_beginning, check_name
+from server.uploads.file_checks import check_beginning, check_model, check_name
 from server.uploads.multipart import FormRules, check_length, receive
 from zeta_core.contract.data_files.file_types import file_type
 from zeta_core.contract.data_files.signatures import FIRST_BYTES
@@ -131,10 +131,12 @@ async def add_part(service: Service, caller: Caller, upload_id: str, request: Re
             created_at=created_at,
         )
 
-        async def require_pending(session: AsyncSession) -> None:
-            _require_pending(await _find(session, caller, upload_id, lock=True))
+        async def extend(session: AsyncSession) -> None:
+            upload = await _find(session, caller, upload_id, lock=True)
+            _require_pending(upload)
+            upload.expires_at = created_at + timedelta(seconds=UPLOAD_SECONDS)
 
-        await service.uploads.store(opened, row, None, require_pending)
+        await service.uploads.store(opened, row, None, extend)
     return UploadPart(id=part_id, created_at=int(created_at.timestamp()), upload_id=upload_id)
 
 
@@ -173,6 +175,8 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
                 param="md5",
             )
         check_beginning(row.filename, beginning)
+        if row.purpose == "model":
+            await check_model(opened.incoming.path, row.filename)
         file_id, created_at = new_id_at("file")
         file = FileRow(
             id=file_id,

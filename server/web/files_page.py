@@ -1,4 +1,4 @@
-"""The page of uploaded files: uploading (also by drag and drop) with progress, and deleting."""
+"""The page of uploaded files: uploading in parts that survive a lost connection, and deleting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class FilesQuery(BaseModel):
 async def show_files(service: TheService, page: ReadPage, query: Annotated[FilesQuery, Query()]) -> Response:
     """The files of the project, newest first."""
     listed = await files.list_files(service, page.caller, None, PageQuery(limit=PAGE_SIZE, after=query.after))
-    return page.render("files.html", files=listed, after=query.after, max_bytes=service.settings.max_upload_bytes)
+    max_bytes = files.max_upload_bytes(service, page.caller)
+    return page.render("files.html", files=listed, after=query.after, max_bytes=max_bytes)
 
 
 @router.post("/files/{file_id}/delete")

@@ -125,5 +125,6 @@ async def _render(service: Service, page: Page, form: Mapping[str, str], error: 
         data_files=[file for file in listed if file.purpose == "dataset"],
         model_files=[file for file in listed if file.purpose == "model"],
         model_jobs=[view for view in succeeded if view.job.final_checkpoint],
+        max_bytes=files.max_upload_bytes(service, page.caller),
         request_id=secrets.token_hex(8),
     )

@@ -1,7 +1,7 @@
 // What every page needs: the CSRF token of requests, messages, the state of the connection, ages, refreshing, shortcuts.
 
 export const root = document.documentElement.dataset.root;
-const csrfToken = document.querySelector('meta[name="csrf-token"]')?.content;
+export const csrfToken = document.querySelector('meta[name="csrf-token"]')?.content;
 const AGE_SECONDS = 10;
 
 /** fetch() with the CSRF token. Rejects with the server's sentence for an error response. */

@@ -1,81 +1,115 @@
-// Uploads files with their progress, one after the other; files can be dropped anywhere on the page.
+// The place for uploads on a page: chosen or dropped files, their progress, and uploads that were interrupted.
 import { showMessage } from "./app.js";
+import { ResumableUpload, discard, storedBytes, unfinishedUploads } from "./resumable_upload.js";
 
 const zone = document.getElementById("dropzone");
-const form = document.getElementById("upload-form");
+const input = document.getElementById("upload-file");
 const list = document.getElementById("uploads");
-const csrfToken = document.querySelector('meta[name="csrf-token"]').content;
+const announcement = document.getElementById("upload-state");
+const { upload: url, done, select, maxBytes } = zone.dataset;
 
 const size = (bytes) => (bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : bytes >= 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`);
 
-/** Models are .tar and .gguf files; anything else is data, unless the user chose otherwise. */
+/** Models are .tar and .gguf files; anything else is data, unless the user chose otherwise. A form asks for data. */
 function purposeOf(file) {
-  return /\.(tar|gguf)$/i.test(file.name) ? "model" : form.elements.purpose.value;
+  if (select) return "fine-tune";
+  const isModel = /\.(tar|gguf)$/i.test(file.name) || document.getElementById("upload-purpose")?.value === "model";
+  return isModel ? "user_data" : "fine-tune";
 }
 
-function upload(file) {
-  return new Promise((resolve) => {
-    const item = document.createElement("li");
-    const bar = document.createElement("progress");
-    bar.max = file.size || 1;
-    bar.value = 0;
-    bar.setAttribute("aria-label", `Upload of ${file.name}`);
-    const text = document.createElement("span");
-    const cancel = document.createElement("button");
-    cancel.type = "button";
-    cancel.textContent = "Cancel";
-    item.append(`${file.name} `, text, cancel, bar);
-    list.append(item);
+/** A line of the list: a file with its state, its progress, and one button. */
+class UploadItem {
+  constructor(name, total, buttonText) {
+    this.name = name;
+    this.total = total;
+    this.text = document.createElement("span");
+    this.bar = document.createElement("progress");
+    this.bar.max = total || 1;
+    this.bar.value = 0;
+    this.bar.setAttribute("aria-label", `Upload of ${name}`);
+    this.button = document.createElement("button");
+    this.button.type = "button";
+    this.button.append(buttonText, Object.assign(document.createElement("span"), { className: "visually-hidden", textContent: ` ${name}` }));
+    this.element = document.createElement("li");
+    this.element.append(`${name} `, this.text, this.button, this.bar);
+    list.append(this.element);
+  }
 
-    const request = new XMLHttpRequest();
-    request.open("POST", zone.dataset.upload);
-    request.setRequestHeader("X-CSRF-Token", csrfToken);
-    request.upload.addEventListener("progress", ({ loaded, total }) => {
-      bar.max = total;
-      bar.value = loaded;
-      text.textContent = loaded < total ? `${size(loaded)} of ${size(total)} ` : "checking … ";
-    });
-    const finish = (message) => {
-      cancel.remove();
-      text.textContent = message;
-      resolve(request.status === 201);
-    };
-    request.addEventListener("load", () => {
-      let message = "uploaded";
-      if (request.status !== 201) {
-        item.classList.add("bad");
-        try {
-          message = JSON.parse(request.responseText).error.message;
-        } catch {
-          message = `The server answered ${request.status}.`;
-        }
-      }
-      finish(message);
-    });
-    request.addEventListener("error", () => {
-      item.classList.add("bad");
-      finish("The connection was lost. Upload the file again.");
-    });
-    request.addEventListener("abort", () => finish("cancelled"));
-    cancel.addEventListener("click", () => request.abort());
-    const body = new FormData();
-    body.append("purpose", purposeOf(file));
-    body.append("file", file);
-    request.send(body);
+  progress(sent) {
+    this.bar.value = sent;
+    this.element.classList.remove("waiting");
+    this.text.textContent = sent < this.total ? `${size(sent)} of ${size(this.total)}` : "checking …";
+  }
+
+  say(text, kind = "") {
+    this.element.className = kind;
+    this.text.textContent = text;
+    announcement.textContent = `${this.name}: ${text}`;
+  }
+
+  end(text, kind = "") {
+    this.button.remove();
+    this.say(text, kind);
+  }
+}
+
+/** Upload one file, and return its id; `null` if it was cancelled or failed. */
+async function upload(file) {
+  const item = new UploadItem(file.name, file.size, "Cancel");
+  const running = new ResumableUpload(url, file, purposeOf(file), {
+    progress: (sent) => item.progress(sent),
+    waiting: (message) => item.say(message, "waiting"),
   });
+  item.button.addEventListener("click", () => running.cancel());
+  try {
+    const id = await running.run();
+    item.end("uploaded");
+    return id;
+  } catch (error) {
+    if (error.name === "AbortError") item.end("cancelled");
+    else item.end(error.message, "bad");
+    return null;
+  }
 }
 
 async function uploadAll(files) {
-  const tooLarge = files.find((file) => file.size > Number(zone.dataset.maxBytes));
-  if (tooLarge) return showMessage(`${tooLarge.name} is larger than ${size(Number(zone.dataset.maxBytes))}, the limit of this service.`);
-  let allStored = files.length > 0;
-  for (const file of files) allStored = (await upload(file)) && allStored;
-  if (allStored) location.assign(zone.dataset.done);
+  const tooLarge = files.find((file) => file.size > Number(maxBytes));
+  if (tooLarge) return showMessage(`${tooLarge.name} is larger than ${size(Number(maxBytes))}, the limit for uploads.`);
+  showInterrupted(files);
+  const stored = [];
+  for (const file of files) stored.push([file, await upload(file)]);
+  if (stored.length === 0 || stored.some(([, id]) => id === null)) return;
+  if (done) location.assign(done);
+  else choose(...stored.at(-1));
 }
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  const files = [...form.elements.file.files];
+/** Choose the new file in the form. */
+function choose(file, id) {
+  const menu = document.getElementById(select);
+  menu.append(new Option(file.name, id, true, true));
+  menu.dispatchEvent(new Event("input", { bubbles: true }));
+  menu.focus();
+}
+
+/** Lists the uploads that were interrupted, except those of `chosen` files. */
+function showInterrupted(chosen = []) {
+  list.replaceChildren();
+  for (const record of unfinishedUploads()) {
+    if (chosen.some(({ name }) => name === record.name)) continue;
+    const item = new UploadItem(record.name, record.size, "Discard");
+    item.progress(storedBytes(record));
+    item.text.textContent = `interrupted at ${size(storedBytes(record))} of ${size(record.size)}. Choose the file again to continue.`;
+    item.element.className = "waiting";
+    item.button.addEventListener("click", () => {
+      item.element.remove();
+      discard(url, record);
+    });
+  }
+}
+
+if (select) input.addEventListener("change", () => uploadAll([...input.files]));
+document.getElementById("upload-button")?.addEventListener("click", () => {
+  const files = [...input.files];
   if (files.length) uploadAll(files);
   else showMessage("Choose a file first.", "warn");
 });
@@ -86,3 +120,4 @@ for (const type of ["dragover", "dragleave", "drop"]) {
     if (type === "drop") uploadAll([...event.dataTransfer.files]);
   });
 }
+showInterrupted();

@@ -3,11 +3,13 @@
 import hashlib
 import io
 import sqlite3
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI, omit
 
+from tests.harness.model_archives import PICKLE, model_files, pack_tar, safetensors_file
 from tests.harness.openai_client import strictly
 from tests.server.openai.data import conversations, upload
 from tests.server.rows import Rows
@@ -171,6 +173,34 @@ def test_the_helper_for_large_files_works(client: OpenAI, tmp_path: object) -> N
     )
     assert upload.file is not None
     assert client.files.content(upload.file.id).read() == CONTENT
+
+
+def test_a_model_is_uploaded_in_parts_and_checked(client: OpenAI) -> None:
+    safe, pickled = (
+        pack_tar(model_files(model__safetensors=safetensors_file())),
+        pack_tar(model_files(pytorch_model__bin=PICKLE)),
+    )
+    for content, name in ((safe, "safe.tar"), (pickled, "pickled.tar")):
+        upload = client.uploads.create(
+            bytes=len(content), filename=name, mime_type="application/x-tar", purpose="user_data"
+        )
+        parts = [client.uploads.parts.create(upload.id, data=half).id for half in (content[:999], content[999:])]
+        if name == "safe.tar":
+            assert strictly(client.uploads.complete(upload.id, part_ids=parts)).status == "completed"
+        else:
+            with pytest.raises(BadRequestError, match=r"pytorch_model\.bin"):
+                client.uploads.complete(upload.id, part_ids=parts)
+
+
+def test_a_part_extends_the_life_of_its_upload(client: OpenAI, server: ServerProcess) -> None:
+    upload = client.uploads.create(bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    soon = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    with sqlite3.connect(server.home / "zeta.db") as database:
+        database.execute("UPDATE uploads SET expires_at = ? WHERE id = ?", (soon, upload.id))
+        database.commit()
+        client.uploads.parts.create(upload.id, data=b'"a"')
+        (expires,) = database.execute("SELECT expires_at FROM uploads WHERE id = ?", (upload.id,)).fetchone()
+    assert expires > soon
 
 
 def test_an_upload_is_cancelled(client: OpenAI, server: ServerProcess) -> None:

@@ -153,31 +153,3 @@ def test_an_invalid_form_without_scripts_keeps_what_was_entered(server: ServerPr
     assert response.status_code == 422
     assert 'value="kept"' in response.text
     assert "max_steps is -1" in response.text.replace("&#39;", "'")
-
-
-def test_a_file_is_uploaded_and_trained_on(visit: Visit, http: httpx.Client) -> None:
-    page = visit().page
-    page.goto(page.url + "files")
-    page.set_input_files("#upload-file", {"name": "rows.txt", "mimeType": "text/plain", "buffer": b"some text\n" * 50})
-    page.get_by_role("button", name="Upload").click()
-    page.get_by_role("link", name="Train on it").first.click()
-    chosen = page.input_value("#data_file")
-    file = http.get(f"/v1/files/{chosen}").json()
-    assert (file["filename"], file["bytes"], file["purpose"]) == ("rows.txt", 500, "dataset")
-    page.goto(page.url.partition("/new")[0] + "/files")
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Delete rows.txt").click()
-    expect(page.get_by_text("No files yet.")).to_be_visible()
-    assert http.get(f"/v1/files/{chosen}").status_code == 404
-
-
-def test_a_rejected_upload_says_why(visit: Visit) -> None:
-    visitor = visit()
-    page = visitor.page
-    page.goto(page.url + "files")
-    page.set_input_files(
-        "#upload-file", {"name": "model.tar", "mimeType": "application/x-tar", "buffer": b"no archive"}
-    )
-    page.get_by_role("button", name="Upload").click()
-    expect(page.locator("#uploads .bad")).to_contain_text("model.tar")
-    visitor.faults = [fault for fault in visitor.faults if "422" not in fault]

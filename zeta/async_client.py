@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from zeta_core.contract.job.comparison import Comparison
     from zeta_core.contract.job.estimate import Estimate
     from zeta_core.contract.job.events import Event
+    from zeta_core.contract.job.order import JobSort
     from zeta_core.contract.spec.job_spec import JobSpec
 
 ItemT = TypeVar("ItemT")
@@ -82,11 +83,18 @@ class AsyncClient:
         entity_name: str | None = None,
         kind: JobKind | str | None = None,
         metadata: Mapping[str, str] | None = None,
+        sort: JobSort | None = None,
         limit: int | None = 20,
     ) -> list[AsyncJob]:
-        """List jobs, newest first; ``limit=None`` lists all of them."""
+        """List jobs, newest first or in the order of ``sort``; see `Client.jobs`."""
         listed = await asyncio.to_thread(
-            self._client.jobs, status=status, entity_name=entity_name, kind=kind, metadata=metadata, limit=limit
+            self._client.jobs,
+            status=status,
+            entity_name=entity_name,
+            kind=kind,
+            metadata=metadata,
+            sort=sort,
+            limit=limit,
         )
         return [self._own(job) for job in listed]
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from zeta_core.contract.job.comparison import Comparison
     from zeta_core.contract.job.estimate import Estimate
     from zeta_core.contract.job.events import Event
+    from zeta_core.contract.job.order import JobSort
     from zeta_core.contract.spec.job_spec import JobSpec
 
 
@@ -123,11 +124,15 @@ class Client(ServiceClient):
         entity_name: str | None = None,
         kind: JobKind | str | None = None,
         metadata: Mapping[str, str] | None = None,
+        sort: JobSort | None = None,
         limit: int | None = 20,
     ) -> list[ClientJob]:
-        """List jobs, newest first; ``limit=None`` lists all of them."""
+        """List jobs, newest first or in the order of ``sort``; ``limit=None`` lists all of them.
+
+        ``sort`` is a field, descending with a minus, such as ``-progress``. Jobs without a value come last.
+        """
         params: dict[str, Any] = {"status": None if status is None else str(status), "entity_name": entity_name}
-        params["kind"] = None if kind is None else str(kind)
+        params |= {"kind": None if kind is None else str(kind), "sort": sort}
         params |= {f"metadata[{name}]": value for name, value in (metadata or {}).items()}
         return [job.of(self) for job in read_pages(self._transport, ClientJob, "/v1/jobs", params, limit)]
 

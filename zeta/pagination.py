@@ -27,7 +27,7 @@ def read_pages(
         response = transport.request("GET", path, params={**params, "limit": size, "after": after})
         page = parse_response(Page[model], response)
         yield from page.data
-        if not page.has_more or page.last_id is None:
+        after = page.next_after or page.last_id  # older servers send no next_after
+        if not page.has_more or after is None:
             return
-        after = page.last_id
         left = None if left is None else left - len(page.data)

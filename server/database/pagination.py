@@ -151,12 +151,17 @@ async def position_of(
     return None if time is None else (time, after)
 
 
-def page(items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any]) -> Page[ItemT]:
+def page(
+    items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any], next_after: str | None = None
+) -> Page[ItemT]:
+    """The page of a list. ``next_after`` is the place of the last item if the list is in another order."""
+    last_id = str(id_of(items[-1])) if items else None
     return Page(
         data=list(items),
         has_more=has_more,
         first_id=str(id_of(items[0])) if items else None,
-        last_id=str(id_of(items[-1])) if items else None,
+        last_id=last_id,
+        next_after=(next_after or last_id) if has_more else None,
     )
 
 

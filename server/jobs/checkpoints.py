@@ -62,6 +62,7 @@ async def list_checkpoints(
         has_more=len(rest) > limit,
         first_id=data[0].name if data else None,
         last_id=rest[:limit][-1] if rest else None,
+        next_after=rest[limit - 1] if len(rest) > limit else None,
     )
 
 

@@ -41,6 +41,7 @@ async def read_page(service: Service, job_id: str, after: int, limit: int) -> Pa
         has_more=len(events) > limit,
         first_id=str(data[0].seq) if data else None,
         last_id=str(data[-1].seq) if data else None,
+        next_after=str(data[-1].seq) if len(events) > limit else None,
     )
 
 

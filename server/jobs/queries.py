@@ -1,4 +1,4 @@
-"""Finds and lists the jobs of a project, with the filters ``?status=&entity_name=&kind=&metadata[k]=v``."""
+"""Finds and lists the jobs of a project: ``?status=&entity_name=&kind=&metadata[k]=v&sort=``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
-from sqlalchemy import ColumnElement, Text, cast, func, literal_column, select
+from sqlalchemy import ColumnElement, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -16,21 +16,22 @@ from server.auth import Caller
 from server.database.pagination import Matches, PageQuery, cursor, newest_first, page, storable
 from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
-from server.jobs.serialization import to_job, to_jobs
+from server.jobs.serialization import SPEC_BYTES, to_job, to_jobs
+from server.jobs.sorting import JobOrder, read_place, sorted_jobs
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_id
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.job.order import NEWEST_FIRST, JobSort
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import JobStatus
 
 MAX_METADATA = 16  # maximum number of entries of a job
 _TRAINING = literal_column(f"'{JobKind.TRAINING}'")  # a parameter would not match the partial index
 METADATA_NAME_PATTERN = r'^[^"\\\]]+$'
+PLACE_PATTERN = NEW_ID_PATTERN.format(prefix="job").removesuffix("$") + "(,.*)?$"
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
-# A job contains its spec twice: as submitted, and resolved.
-SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))
 
 
 class MetadataQuery(PageQuery):
@@ -66,16 +67,20 @@ class JobQuery(MetadataQuery):
     )
     entity_name: str | None = Field(default=None, description="only jobs with this entity_name")
     kind: JobKind | None = Field(default=None, description="only jobs of this kind")
+    sort: JobSort = Field(
+        default=NEWEST_FIRST,
+        description="the order of the jobs: by this field, descending with a minus; jobs without a value come last",
+    )
+    after: str | None = Field(
+        default=None,
+        description="continue after this place, the next_after of the previous page",
+        json_schema_extra={"pattern": PLACE_PATTERN},
+    )
 
 
 def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     """The queries for the jobs that match; an index orders the jobs of each."""
-    conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
-    if filters.entity_name is not None:
-        conditions.append(JobRow.entity_name == storable(filters.entity_name))
-    if filters.kind is not None:
-        conditions += of_kind(filters.kind)
-    statuses = sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
+    conditions, statuses = _conditions(filters), _statuses(filters)
     if filters.metadata_entries:
         if statuses:
             conditions.append(JobRow.status.in_(statuses))
@@ -83,6 +88,21 @@ def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
     query = select(JobRow).where(JobRow.project == project, *conditions)
     queries = [query.where(JobRow.status == status) for status in statuses] or [query]
     return [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
+
+
+def _conditions(filters: JobQuery) -> list[ColumnElement[bool]]:
+    """The conditions of the filters, except those of the statuses and the metadata."""
+    conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
+    if filters.entity_name is not None:
+        conditions.append(JobRow.entity_name == storable(filters.entity_name))
+    if filters.kind is not None:
+        conditions += of_kind(filters.kind)
+    return conditions
+
+
+def _statuses(filters: JobQuery) -> list[JobStatus]:
+    """The statuses that jobs must have; empty if each is allowed."""
+    return sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
 
 
 def of_kind(kind: JobKind) -> list[ColumnElement[bool]]:
@@ -107,11 +127,32 @@ def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequenc
 
 
 async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
-    """One page of the caller's jobs that match the filters, newest first."""
+    """One page of the caller's jobs that match the filters, in the order that they name."""
     async with service.database.read() as session:
+        if filters.sort != NEWEST_FIRST:
+            return await _list_sorted(session, service, caller, filters)
         matching = matching_jobs(caller.project, filters)
         rows, has_more = await newest_jobs(session, service, caller, matching, filters)
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)
+
+
+async def _list_sorted(session: AsyncSession, service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
+    order = JobOrder.of(filters.sort)
+    after = None if filters.after is None else read_place(order.field, filters.after)
+    conditions = [JobRow.project == caller.project, *_conditions(filters)]
+    if statuses := _statuses(filters):
+        conditions.append(JobRow.status.in_(statuses))
+    for key, value in filters.metadata_entries.items():
+        entry = select(JobMetadataRow.job_id).where(
+            JobMetadataRow.project == caller.project,
+            JobMetadataRow.key == storable(key),
+            JobMetadataRow.value == storable(value),
+        )
+        conditions.append(JobRow.id.in_(entry))
+    max_row_bytes = 2 * service.settings.max_spec_bytes
+    listed = await sorted_jobs(session, conditions, order, after, filters.limit, max_row_bytes=max_row_bytes)
+    next_after = None if listed.last is None else listed.last.as_text()
+    return page(await to_jobs(session, listed.rows), listed.has_more, lambda job: job.id, next_after)
 
 
 async def newest_jobs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import Text, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
@@ -15,6 +15,7 @@ from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.status import JobStatus
 
 _IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")  # a parameter would not match the partial index
+SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))  # a job contains its spec twice: as submitted, and resolved
 NEAR_END, NEAR_FRONT = 200, 200  # jobs whose queue positions are found without counting the queue
 
 

@@ -78,7 +78,7 @@ async def preview_data(service: TheService, caller: TheCaller, request: Request)
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
 async def list_jobs(service: TheService, caller: TheCaller, query: Annotated[queries.JobQuery, Query()]) -> Page[Job]:
-    """List the jobs of the project, newest first."""
+    """List the jobs of the project, newest first unless `sort` names another order."""
     return await queries.list_jobs(service, caller, query)
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.database.pagination import PageQuery
-from server.jobs.sorting import SORT_FIELDS, JobOrder, SortField, SortPlace, parse_place
+from server.jobs.sorting import JobOrder, SortPlace, parse_place
 from server.routes.routing import TheService
 from server.service import Service
 from server.web.job_views import GROUPS, ListedViews, ViewFilter, count_by_group, list_sorted_views, list_views
 from server.web.pages import Page, PageRouter, ReadPage
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.job.order import NEWEST_FIRST, JobSort, SortField
 
 router = PageRouter()
 PAGE_SIZE = 50
 MAX_REFRESHED = 200
-NEWEST_FIRST = "-created"
 _DESCENDING_FIRST: tuple[SortField, ...] = ("created", "progress")  # the others begin with the smallest value
 # The orders in a list for narrow screens, which have no column headings.
 ORDERS = {
@@ -44,14 +44,14 @@ class ListQuery(BaseModel):
     show: Literal["all", "active", "paused", "succeeded", "failed", "cancelled"] = "all"
     kind: JobKind | None = None
     q: str = Field(default="", max_length=200)
-    sort: str = Field(default=NEWEST_FIRST, pattern=rf"^-?({'|'.join(SORT_FIELDS)})$")
+    sort: JobSort = NEWEST_FIRST
     after: str | None = None
     after_value: str | None = Field(default=None, max_length=1000)
     limit: int = Field(default=PAGE_SIZE, ge=1, le=MAX_REFRESHED)
 
     @property
     def order(self) -> JobOrder:
-        return JobOrder(cast("SortField", self.sort.removeprefix("-")), self.sort.startswith("-"))
+        return JobOrder.of(self.sort)
 
     def link(self, **changes: Any) -> str:
         """The address of the list with some filters changed; ``None`` removes one."""

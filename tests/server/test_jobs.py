@@ -87,7 +87,39 @@ def test_lists_are_newest_first_and_continue_after_an_id(http: httpx.Client) -> 
         after = {"after": page["last_id"]}
     assert found == made[::-1]
     end = http.get("/v1/jobs", params={"entity_name": "paged", "after": made[0]}).json()
-    assert end == {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None}
+    assert end == {
+        "object": "list",
+        "data": [],
+        "has_more": False,
+        "first_id": None,
+        "last_id": None,
+        "next_after": None,
+    }
+
+
+def test_lists_can_be_sorted_and_continue_after_a_place(http: httpx.Client) -> None:
+    made = [submit(http, entity_name=name, metadata={"set": "s"})["id"] for name in ("b", "C", "a", "b")]
+    expected = [made[2], made[3], made[0], made[1]]  # equal names newest first
+    found: list[str] = []
+    params: dict[str, Any] = {"metadata[set]": "s", "status": ["queued", "running"], "sort": "name", "limit": 3}
+    while True:
+        page = http.get("/v1/jobs", params=params).json()
+        found += [job["id"] for job in page["data"]]
+        if not page["has_more"]:
+            break
+        params["after"] = page["next_after"]
+    assert found == expected
+    assert page["next_after"] is None
+    for order, ids in (("created", made), ("-created", made[::-1]), ("loss", made[::-1]), ("-eval_loss", made[::-1])):
+        listed = http.get("/v1/jobs", params={"metadata[set]": "s", "sort": order}).json()
+        assert [job["id"] for job in listed["data"]] == ids
+    unknown = error_of(http.get("/v1/jobs?sort=perplexity"))
+    assert unknown["param"] == "sort"
+    assert "'-eval_loss'" in unknown["message"]
+    for after in (made[0], f"{made[0]},1", "x"):
+        response = http.get("/v1/jobs", params={"sort": "name", "after": after})
+        assert response.status_code == 422
+        assert "next_after" in error_of(response)["message"]
 
 
 def test_filters_narrow_the_list(http: httpx.Client) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, text, update
 
 from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.tables import JobRow
-from server.jobs.sorting import SORT_FIELDS, JobOrder, SortedPage, SortField, SortPlace, parse_place, sorted_jobs
-from tests.server.test_job_lists import job
+from server.jobs.sorting import JobOrder, SortedPage, SortPlace, parse_place, read_place, sorted_jobs
+from tests.server.test_job_lists import job, recorded, require_index
+from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.order import JOB_SORTS, SORT_FIELDS, SortField
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.system.database_url import sqlite_url
 
@@ -42,7 +45,9 @@ def progress_of(number: int) -> dict[str, Any]:
     if number % 5 == 0:
         return {"progress": None}
     loss = {"loss": 1 + 0.1 * (number % 9), "recent_loss": None if number % 2 else 1 + 0.1 * (number % 7)}
-    return {"progress": {"step": number % 8, "total_steps": 10, "eta_seconds": number % 4 or None, **loss}}
+    result = {"eval_loss": 1 + 0.1 * (number % 6)} if number % 3 == 0 else None
+    progress = {"step": number % 8, "total_steps": 10, "eta_seconds": number % 4 or None, **loss}
+    return {"progress": {**progress, "eval_loss": 2.5 if number % 3 == 1 else None}, "result": result}
 
 
 async def read(database: Database, order: JobOrder, after: SortPlace | None, limit: int) -> SortedPage:
@@ -60,8 +65,9 @@ async def read_all(database: Database, order: JobOrder) -> list[str]:
         if not page.has_more:
             return ids
         assert page.last is not None
-        text = None if page.last.value is None else str(page.last.value)
-        after = parse_place(order.field, text, page.last.id)
+        after = read_place(order.field, page.last.as_text())
+        shown = None if page.last.value is None else str(page.last.value)
+        assert parse_place(order.field, shown, page.last.id) == after == page.last
 
 
 @pytest.mark.anyio
@@ -75,6 +81,35 @@ async def test_pages_of_every_order_contain_each_job_once(
     whole = await read(database, order, None, NUM_JOBS)
     assert ids == [row.id for row in whole.rows]
     assert len(set(ids)) == NUM_JOBS
+
+
+@pytest.mark.anyio
+async def test_the_order_of_creation_is_read_from_an_index(database: Database) -> None:
+    order = JobOrder("created", descending=False)
+    ids = await read_all(database, order)
+    assert ids == (await read_all(database, JobOrder("created", descending=True)))[::-1]
+    async with database.write() as session:
+        await session.execute(insert(JobRow), [job(number) for number in range(3000)])
+    async with database.write() as session:
+        await session.execute(text("ANALYZE"))
+    first = await read(database, order, None, 10)
+    async with database.read() as session:
+        with recorded(session) as statements:
+            await sorted_jobs(session, [JobRow.project == "p"], order, first.last, 10, max_row_bytes=1000)
+        await require_index(session, *statements[0])
+
+
+@pytest.mark.parametrize(
+    "value", ["", ",", ",null,", ',"x"', ",{", ",[1]", ",true", ",NaN", ",1e999", "," + "[" * 10**5]
+)
+@pytest.mark.parametrize("field", ["created", "loss"])
+def test_an_invalid_place_is_rejected_with_the_cure(field: SortField, value: str) -> None:
+    with pytest.raises(InvalidRequest, match="next_after of the previous page"):
+        read_place(field, new_id("job") + value)
+
+
+def test_every_field_can_be_sorted_by_in_both_directions() -> None:
+    assert set(JOB_SORTS) == {*SORT_FIELDS, *(f"-{field}" for field in SORT_FIELDS)}
 
 
 @pytest.mark.anyio

@@ -87,6 +87,13 @@ def test_jobs_are_listed_and_shown_as_text_and_as_json(service: Service, finishe
     assert "succeeded (completed)" in shown.stdout
     assert json.loads(service.command("job", finished_job.id, "--json").stdout)["id"] == finished_job.id
     assert service.command("jobs", "--status", "sleeping").returncode == 2
+    by_loss = json.loads(service.command("jobs", "--sort", "-loss", "--all", "--json").stdout)["data"]
+    losses = [job["progress"]["recent_loss"] for job in by_loss if (job["progress"] or {}).get("recent_loss")]
+    assert losses
+    assert losses == sorted(losses, reverse=True)
+    unknown = service.command("jobs", "--sort", "los")
+    assert unknown.returncode == 2
+    assert "'eval_loss'" in unknown.stderr
 
 
 def test_an_id_may_be_shortened_while_it_is_unique(service: Service, client: Client, finished_job: Job) -> None:

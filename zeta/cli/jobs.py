@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, JobId, app
+from zeta_core.contract.job.order import JobSort
 
 
 @app.command("jobs", rich_help_panel=JOBS)
@@ -20,65 +22,52 @@ def list_jobs(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="List only jobs with this metadata. Repeatable.")
     ] = None,
+    sort: Annotated[
+        JobSort | None,
+        typer.Option(
+            metavar="FIELD",
+            help="Order by created, name, status, progress, time_left, loss or eval_loss; descending with a minus.",
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
     show_all: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first.
+    """List jobs, newest first unless --sort is given, such as --sort loss or --sort -progress.
 
-    The table fits the terminal width (80 columns in a pipe; COLUMNS overrides both), and long names are shortened in
-    the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of the last 50 steps, EVAL the newest
-    loss on held-out data.
+    Jobs without a value come last. The table fits the terminal width (80 columns in a pipe; COLUMNS overrides both),
+    and long names are shortened in the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of
+    the last 50 steps, EVAL the newest loss on held-out data.
     """
-    from zeta.cli.job_display import data_cell, eval_cell, file_names, loss_cell, model_cell, progress_cell, status_cell
+    from zeta.cli.job_display import file_names
+    from zeta.cli.job_table import print_jobs
     from zeta.cli.output import print_list
-    from zeta.cli.table import Column, print_table
     from zeta.client import Client
+
+    with Client() as client:
+        listed = client.jobs(
+            status=status,
+            entity_name=entity_name,
+            kind=kind,
+            metadata=_read_metadata(metadata or []),
+            sort=sort,
+            limit=None if show_all else limit,
+        )
+        names = {} if as_json else file_names(client, listed)
+    print_list(listed) if as_json else print_jobs(listed, names)
+
+
+def _read_metadata(pairs: Sequence[str]) -> dict[str, str]:
+    """The entries of repeated ``--metadata NAME=VALUE``. Raises `InvalidRequest`."""
     from zeta_core.contract.errors import InvalidRequest
 
-    pairs: dict[str, str] = {}
-    for pair in metadata or []:
+    entries: dict[str, str] = {}
+    for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator:
             raise InvalidRequest(f"--metadata {pair!r} has no value; write it as name=value.")
-        pairs[name] = value
-    with Client() as client:
-        listed = client.jobs(
-            status=status, entity_name=entity_name, kind=kind, metadata=pairs, limit=None if show_all else limit
-        )
-        names = {} if as_json else file_names(client, listed)
-    if as_json:
-        print_list(listed)
-        return
-    is_mixed = any(job.kind != "training" for job in listed)
-    rows = [
-        (
-            job.id,
-            job.kind if is_mixed else None,
-            status_cell(job),
-            model_cell(job, names),
-            data_cell(job, names),
-            job.entity_name,
-            progress_cell(job),
-            loss_cell(job),
-            eval_cell(job),
-            job.created_at,
-        )
-        for job in listed
-    ]
-    columns = (
-        Column("ID"),
-        Column("KIND", drop_order=2),
-        Column("STATUS"),
-        Column("MODEL", min_width=8),
-        Column("DATA", min_width=8),
-        Column("NAME", min_width=8, drop_order=1),
-        Column("STEP", drop_order=2),
-        Column("LOSS", drop_order=5),
-        Column("EVAL", drop_order=4),
-        Column("CREATED", drop_order=3),
-    )
-    print_table(columns, rows, none="No jobs found.")
+        entries[name] = value
+    return entries
 
 
 @app.command("job", rich_help_panel=JOBS)

@@ -117,13 +117,16 @@ class Worker(_Response):
 
 
 class Page(_Response, Generic[ItemT]):
-    """One page of a list. While ``has_more`` is true, ``after=<last_id>`` requests the next page."""
+    """One page of a list. While ``has_more`` is true, ``after=<next_after>`` requests the next page."""
 
     object: Literal["list"] = "list"
     data: list[ItemT]
     has_more: bool = False
     first_id: str | None = None
     last_id: str | None = None
+    next_after: str | None = Field(
+        default=None, description="the `after` of the next page: last_id, or a longer text in a sorted list of jobs"
+    )
 
 
 class Curves(_Response):

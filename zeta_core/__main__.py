@@ -54,13 +54,13 @@ if __name__ == "__main__":
     enter_sandbox(sys.argv[1:])
     match sys.argv[1:]:
         case ["check", file]:
-            from zeta_core.dry_run import check
+            from zeta_core.dry_run import process
 
-            sys.exit(check.main(file))
+            sys.exit(process.main(file))
         case ["checks"]:
-            from zeta_core.dry_run import check
+            from zeta_core.dry_run import process
 
-            sys.exit(check.serve())
+            sys.exit(process.serve())
         case ["show"]:
             from zeta_core.dry_run import show
 

@@ -141,6 +141,7 @@ def test_a_mistake_is_reported_in_one_sentence(tmp_path: Path, words: list[str],
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "variables",
     [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
@@ -159,6 +160,7 @@ def test_rows_are_shown_in_every_locale(tmp_path: Path, variables: dict[str, str
     assert "9 tokens, 3 trained on" in in_words.stdout
 
 
+@pytest.mark.extended
 def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Path) -> None:
     written(tmp_path, {"text": "a" * 18})
     done = show(tmp_path, "data.jsonl", "--set", "seq_len=8")
@@ -174,6 +176,7 @@ def test_a_text_longer_than_seq_len_continues_in_further_sequences(tmp_path: Pat
     assert "data.jsonl, line 1 has 19 tokens, more than the 8 of seq_len." in rejected.stdout
 
 
+@pytest.mark.extended
 def test_a_text_file_is_shown_as_one_document(tmp_path: Path) -> None:
     text = "One line of the text.\n" * 40_000
     (tmp_path / "book.txt").write_text(text)
@@ -187,6 +190,7 @@ def test_a_text_file_is_shown_as_one_document(tmp_path: Path) -> None:
     assert "Only the beginning of the document is shown and counted: the first 4 MiB." in beginning.stdout
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("row", "settings"),
     [

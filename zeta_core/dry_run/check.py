@@ -1,30 +1,19 @@
-"""``python -m zeta_core check FILE``: dry-run a spec without training or weights, and check the rows of its data.
-
-``python -m zeta_core checks`` checks several files. It reads their paths from standard input, one per line, until the
-input is closed or idle for `IDLE_SECONDS`. The imports, which take seconds, are then needed only once.
+"""Dry-runs a spec without training or weights, and checks the rows of its data.
 
 Guarantees: no weights are fetched or read, only a config and a tokenizer. Models are built without storage, except for
 a small one of the same architecture. Data is read but not stored (`zeta_core.data.row_check`). Only the caches of
-configs, tokenizers and check results are written. Standard output contains one JSON object, a `CheckAnswer`, whatever
-libraries print. The caller limits the time.
-
-FILE is a ``run.json``, where only ``spec`` is required, or a spec alone; ``-`` is standard input.
+configs, tokenizers and check results are written.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import select
-import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from zeta_core.contract.errors import ErrorDetail, ZetaError
 from zeta_core.contract.job.check import CheckAnswer, Vocabulary
@@ -33,13 +22,12 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.range_test import RATE_UNKNOWN
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
-from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT, RunFile
-from zeta_core.contract.wire.sandbox import SANDBOX_FILE
-from zeta_core.environment import standard_output_reserved
-from zeta_core.failures import is_out_of_memory, tokenizer_failure
-from zeta_core.system import sandbox
+from zeta_core.contract.wire.run_directory import RunFile
+from zeta_core.failures import is_out_of_memory
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zeta_core.data.row_check import CheckedRows
     from zeta_core.data.sources import SourceLocations
     from zeta_core.data.tokens.flat_files import IdType
@@ -47,7 +35,6 @@ if TYPE_CHECKING:
     from zeta_core.plan import Plan
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
-IDLE_SECONDS = 300.0  # for which `serve` waits for the next file
 DATA_UNREAD = "Unknown until the data is tokenized when training starts."
 # Values of the plan that depend on the data, the device or the date, or that are not fields of the spec.
 _NOT_RESOLVED = frozenset(
@@ -66,81 +53,6 @@ _NOT_RESOLVED = frozenset(
 _BATCH = frozenset({"batch_size", "gradient_accumulate_every", "global_batch_size"})
 _PARAMS = {"invalid_model": "model", "invalid_data": "dataset"}  # the fields of errors that do not name one
 _PROBE = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-
-
-def main(source: str) -> int:
-    """Print the answer. Returns the exit code: 0 for a valid spec, otherwise 1. May exit with `OUT_OF_MEMORY_EXIT`."""
-    with standard_output_reserved() as out:
-        answer = _answer(lambda: sys.stdin.read() if source == "-" else Path(source).read_text())
-        out.write(answer.model_dump_json() + "\n")
-    return 0 if answer.ok else 1
-
-
-def serve() -> int:
-    """Print the answer for each path on standard input before reading the next one.
-
-    A check that runs out of memory ends the process with `OUT_OF_MEMORY_EXIT`, because memory that it has not freed
-    would be missing in the next check. With a sandbox, each check runs in a forked process, which can access only the
-    files of that check. This process imports the libraries for it, and ends as the forked one does if that fails.
-    """
-    with standard_output_reserved() as out, os.fdopen(0, "rb", buffering=0, closefd=False) as paths:
-        while select.select([paths], [], [], IDLE_SECONDS)[0] and (path := paths.readline()):
-            file = Path(os.fsdecode(path.rstrip(b"\n")))
-            if (file.parent / SANDBOX_FILE).exists():
-                _import_libraries()
-                if (status := _answer_confined(file, out)) != 0:
-                    if status < 0:
-                        os.kill(os.getpid(), -status)
-                    return status
-                continue
-            answer = _answer(file.read_text)
-            out.write(answer.model_dump_json() + "\n")
-            out.flush()
-    return 0
-
-
-def _import_libraries() -> None:
-    """Import what most checks need. They must not start threads, because the forked process would lack them."""
-    importlib.import_module("torch")
-    importlib.import_module("transformers")
-    importlib.import_module("zeta_core.model.preparation")
-    importlib.import_module("zeta_core.data.row_check")
-    importlib.import_module("zeta_core.memory.estimate")
-    importlib.import_module("zeta_core.parallel.zero")
-
-
-def _answer_confined(file: Path, out: TextIO) -> int:
-    """Print the answer from a forked process in the sandbox of ``file``; returns its exit status (`Popen`'s)."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 1
-    try:
-        sandbox.enter(file.parent)
-        out.write(_answer(file.read_text).model_dump_json() + "\n")
-        out.flush()
-        status = 0
-    except SystemExit as exit_request:
-        status = exit_request.code if isinstance(exit_request.code, int) else 1
-    except BaseException as error:  # noqa: BLE001 - the process must not continue as a second reader of requests
-        traceback.print_exception(error, file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _answer(read: Callable[[], str]) -> CheckAnswer:
-    try:
-        return check(read())
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the caller reads JSON; the traceback is for people
-        if _ran_out_of_memory(error):
-            raise SystemExit(OUT_OF_MEMORY_EXIT) from error
-        traceback.print_exception(error, file=sys.stderr)
-        if (failure := tokenizer_failure(error)) is not None:  # a panic of the Rust library is not an `Exception`
-            return CheckAnswer(ok=False, details=_details(failure))
-        message = f"The check itself failed: {type(error).__name__}: {error}"
-        return CheckAnswer(ok=False, details=[ErrorDetail(message=message, code="check_failed")])
 
 
 def check(text: str) -> CheckAnswer:
@@ -165,12 +77,12 @@ def check(text: str) -> CheckAnswer:
                 file = RunFile.model_validate({**usual, "spec": given})
             return _checked(parse(JobSpec, given), file)
     except ZetaError as error:
-        if _ran_out_of_memory(error):
+        if ran_out_of_memory(error):
             raise
-        return CheckAnswer(ok=False, details=_details(error))
+        return CheckAnswer(ok=False, details=error_details(error))
 
 
-def _ran_out_of_memory(error: BaseException | None) -> bool:
+def ran_out_of_memory(error: BaseException | None) -> bool:
     """Whether a failed allocation caused the error, even if libraries have wrapped it in other errors."""
     while error is not None:
         if is_out_of_memory(error):
@@ -179,7 +91,8 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _details(error: ZetaError) -> list[ErrorDetail]:
+def error_details(error: ZetaError) -> list[ErrorDetail]:
+    """What an answer states about an error."""
     if error.details:
         return list(error.details)
     message = " ".join((error.message, getattr(error, "hint", None) or "")).strip()
@@ -187,20 +100,12 @@ def _details(error: ZetaError) -> list[ErrorDetail]:
 
 
 def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
-    import torch
-
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import SourceLocations
-    from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
-    from zeta_core.model.existing_adapter import without_peft_wrapper
-    from zeta_core.model.inspection import check_vocabulary, embedding_rows, plan_inputs_without_data
-    from zeta_core.model.preparation import prepare
+    from zeta_core.model.inspection import check_vocabulary, embedding_rows
     from zeta_core.model.quantization import require_bitsandbytes
     from zeta_core.model.sources import locate_model
     from zeta_core.model.tokenizer import locate_tokenizer
-    from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
-    from zeta_core.parallel.zero import zero_config
-    from zeta_core.plan import decide_plan, with_length
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
@@ -223,11 +128,40 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     tokenizer = locate_tokenizer(spec.tokenizer, located, locations, cache)
     set_template(tokenizer, spec.chat_template)
     pending: dict[str, str] = {}
-    checked, largest_id, id_types = _check_rows(spec, file, locations, tokenizer, cache, pending)
+    rows, largest_id, id_types = _check_rows(spec, file, locations, tokenizer, cache, pending)
+    dry_run = _dry_run(spec, file, located, pending)
+    for id_type in id_types:
+        id_type.check(embedding_rows(dry_run.base))
+    check_vocabulary(dry_run.base, largest_id, None)
+    return _answer(spec, dry_run, rows, len(tokenizer), pending)
+
+
+@dataclass(frozen=True)
+class _DryRun:
+    """The models of a run without storage, and its plan as far as the data does not determine it."""
+
+    located: LocatedModel
+    base: nn.Module
+    trained: nn.Module  # the base with its adapter, if there is one
+    plan: Plan
+    isolates: bool | None
+    is_from_scratch: bool
+    needs_data: bool  # to decide the batch
+
+
+def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[str, str]) -> _DryRun:
+    """Build the models and decide the plan. Adds the reasons why values are unknown to ``pending``."""
+    import torch
+
+    from zeta_core.model.existing_adapter import without_peft_wrapper
+    from zeta_core.model.inspection import plan_inputs_without_data
+    from zeta_core.model.preparation import prepare
+    from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation
+    from zeta_core.plan import decide_plan, with_length
 
     with torch.device("meta"):
-        base, trained_model = without_peft_wrapper(located.build()), without_peft_wrapper(located.build())
-    plan_inputs = plan_inputs_without_data(
+        base, trained = without_peft_wrapper(located.build()), without_peft_wrapper(located.build())
+    inputs = plan_inputs_without_data(
         base,
         pretrained=located.pretrained,
         world_size=file.processes,
@@ -236,44 +170,56 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     )
     finding = IsolationFinding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
-    plan = decide_plan(spec, replace(plan_inputs, packs=packs), None)
+    plan = decide_plan(spec, replace(inputs, packs=packs), None)
     with torch.device("meta"):
-        prepare(trained_model, located, plan)
+        prepare(trained, located, plan)
     if spec.max_steps is not None:
         plan = with_length(plan, spec, 1)
     else:
         pending["total_steps"] = DATA_UNREAD
-    needs_data = spec.batch_size is None and not (plan_inputs.from_scratch and plan.pack)
+    needs_data = spec.batch_size is None and not (inputs.from_scratch and plan.pack)
     if spec.max_steps is None or needs_data:
         pending["tokens"] = DATA_UNREAD
-    stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
-
-    activations = _activation_bytes(located, plan, pending)
     isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
+    return _DryRun(located, base, trained, plan, isolates, inputs.from_scratch, needs_data)
 
-    for id_type in id_types:
-        id_type.check(embedding_rows(base))
-    check_vocabulary(base, largest_id, None)
-    trained = [parameter for parameter in trained_model.parameters() if parameter.requires_grad]
-    rows, size = embedding_rows(base), len(tokenizer)
-    depends_on_data = set(_BATCH) if needs_data else set[str]()
-    if spec.pack is None and plan.pack and not plan_inputs.from_scratch:
+
+def _answer(
+    spec: JobSpec, dry_run: _DryRun, rows: CheckedRows | None, tokenizer_size: int, pending: dict[str, str]
+) -> CheckAnswer:
+    """The answer for a valid spec. Adds the reasons why values are unknown to ``pending``."""
+    import torch
+
+    from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
+    from zeta_core.model.inspection import embedding_rows
+    from zeta_core.parallel.zero import zero_config
+
+    located, plan, model = dry_run.located, dry_run.plan, dry_run.trained
+    stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    embeddings = embedding_rows(dry_run.base)
+    depends_on_data = set(_BATCH) if dry_run.needs_data else set[str]()
+    if spec.pack is None and plan.pack and not dry_run.is_from_scratch:
         depends_on_data.add("pack")
     return CheckAnswer(
         ok=True,
         resolved_spec=_resolved_spec(spec, plan, depends_on_data, pending),
-        num_parameters=sum(parameter.numel() for parameter in base.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in dry_run.base.parameters()),
         num_trained_parameters=sum(parameter.numel() for parameter in trained),
-        memory=estimate_memory(trained_model, plan, activations, zero_stage=stage),
-        vocabulary=Vocabulary(embedding_rows=rows, tokenizer_size=size, fits=None if rows is None else size <= rows),
-        isolates=isolates,
+        memory=estimate_memory(model, plan, _activation_bytes(located, plan, pending), zero_stage=stage),
+        vocabulary=Vocabulary(
+            embedding_rows=embeddings,
+            tokenizer_size=tokenizer_size,
+            fits=None if embeddings is None else tokenizer_size <= embeddings,
+        ),
+        isolates=dry_run.isolates,
         total_steps=plan.total_steps or None,
-        tokens=None if needs_data else plan.total_sequences * plan.seq_len or None,
-        checkpoint_bytes=_checkpoint_bytes(trained_model, located.dtype or torch.float32)
-        + optimizer_bytes(trained_model, trained, plan),
-        data=None if checked is None else checked.to_checked_data(plan.seq_len),
+        tokens=None if dry_run.needs_data else plan.total_sequences * plan.seq_len or None,
+        checkpoint_bytes=_checkpoint_bytes(model, located.dtype or torch.float32)
+        + optimizer_bytes(model, trained, plan),
+        data=None if rows is None else rows.to_checked_data(plan.seq_len),
         pending=pending,
     )
 

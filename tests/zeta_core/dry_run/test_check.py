@@ -18,7 +18,8 @@ from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.run_directories import ROOT, SPEC
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.run_directory import file_key
-from zeta_core.dry_run.check import check, main
+from zeta_core.dry_run.check import check
+from zeta_core.dry_run.process import main
 
 BIG = {
     **LLAMA_CONFIG,

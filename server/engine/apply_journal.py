@@ -163,7 +163,7 @@ class _Appending:
                 return  # `change_status` has appended the event
             case StatusLine():
                 if line.resolved_spec is not None:
-                    job.resolved_spec = job.resolved_spec.updated(line.resolved_spec)
+                    job.resolved_spec = job.resolved_spec.with_report(line.resolved_spec)
                     attempt.device_kind = line.resolved_spec.device_kind
             case ProgressLine():
                 self._progress.update(fields)

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.checkpoints import checkpoint_to_resume
 from server.database.connections import Database
 from server.database.draining import drained_workers
+from server.database.model_bases import names_of_bases
 from server.database.projects import hub_access
 from server.database.tables import JobRow
 from server.database.transitions import lock_job
@@ -239,6 +240,7 @@ class Scheduler:
                 processes=resources.num_processes,
                 hub=await hub_access(session, job.project, self._default_limits),
                 resume_from=await checkpoint_to_resume(session, job),
+                bases=await names_of_bases(session, job.project, job.resolved_spec.model, job.spec.get("base")),
             )
         try:
             await self._send(message)

@@ -21,6 +21,7 @@ from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
+from server.database.model_bases import names_of_bases
 from server.database.tables import CheckRow
 from server.engine.apply_journal import sanitized
 from server.engine.known_workers import KnownWorkers
@@ -86,7 +87,9 @@ class SpecChecks:
         shown: RowSelection | None,
     ) -> CheckAnswer | str:
         spec = {name: value for name, value in spec.items() if name != "notify"}  # its addresses may be confidential
-        identity: list[Any] = [project, spec, resolved_spec.as_json(), processes, hub]
+        async with self._database.read() as session:
+            bases = await names_of_bases(session, project, resolved_spec.model)
+        identity: list[Any] = [project, spec, resolved_spec.as_json(), processes, hub, bases]
         if shown is not None:
             identity.append(shown.model_dump())
         request_json = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -106,6 +109,7 @@ class SpecChecks:
             processes=processes,
             hub=hub,
             limit_seconds=WORKER_FACTOR * self._limit_seconds,
+            bases=bases,
             shown=shown,
         )
         async with self._database.write() as session:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from server.auth import Caller
+from server.database.model_bases import names_of_bases
 from server.database.tables import JobRow
 from server.jobs.queries import find_training
 from server.openai.model_names import ANY_DATASET, BaseModelName, resolve_model
@@ -30,6 +31,13 @@ async def find_weights(service: Service, caller: Caller, name: str) -> ServedWei
 
     Raises `NotFound`, also for the jobs of other projects, and `InvalidRequest` for a model that can't answer.
     """
+    weights = await _find_weights(service, caller, name)
+    async with service.database.read() as session:
+        bases = await names_of_bases(session, weights.project, weights.model)
+    return weights.model_copy(update={"bases": bases})
+
+
+async def _find_weights(service: Service, caller: Caller, name: str) -> ServedWeights:
     job_id, _, rest = name.partition("/")
     if rest == BASE and is_id(job_id, "job"):
         return await _base_of_job(service, caller, job_id)

@@ -179,6 +179,19 @@ def test_a_check_is_answered_only_by_the_worker_that_was_asked(fleet: SmallFleet
     assert rejected(fleet) == {"sender": 1}
 
 
+def test_a_report_cannot_change_the_model_or_files_of_the_next_attempt(fleet: SmallFleet, client: redis.Redis) -> None:
+    """The next attempt would otherwise read a checkpoint that a run names, which may be that of another project."""
+    worker, job_id = running(fleet, client, "a")
+    decided = fleet.job(job_id).resolved_spec
+    foreign = {"model": {"job": "job_1"}, "files": {"file_1": {"filename": "a.txt"}}, "resources": {"gpus": 8}}
+    report = status("running", resolved_spec={**foreign, "learning_rate": 0.5})
+    assert worker.publish(job_id, 1, report).stored_line == 1
+    stored = fleet.job(job_id).resolved_spec
+    assert stored.learning_rate == 0.5
+    for name in foreign:
+        assert stored.value(name) == decided.value(name)
+
+
 # --- Malformed messages -----------------------------------------------------------------------------------------------
 
 BODIES: dict[str, str] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from server.database.model_bases import names_of_bases
 from server.database.tables import CheckpointRow
 from server.engine.dispatcher import Dispatcher
 from server.engine.redis_client import connect
@@ -215,6 +216,36 @@ def test_every_attempt_starts_from_the_checkpoint_resolved_at_submission(fleet: 
     stepped.update_workers(box=1)
     stepped.step()
     assert stepped.sent[0].spec["model"] == {"job": "job_1", "checkpoint": "step-5"}
+
+
+def test_a_dispatch_names_the_bases_of_an_adapter_within_its_project(fleet: SmallFleet) -> None:
+    """The worker opens only these: the adapter's own files, which a run has written, could name any model."""
+    stepped = SteppedScheduler(fleet)
+    adapter, on_adapter, full, foreign, on_foreign = (fleet.submit() for _ in range(5))
+    for job_id, model, lora in (
+        (adapter, "org/model@main", {"r": 2}),
+        (on_adapter, {"job": adapter, "checkpoint": "step-5"}, {"r": 2}),
+        (full, {"job": on_adapter, "checkpoint": "final"}, None),
+        (foreign, {"file": "file_1"}, {"r": 2}),
+        (on_foreign, {"job": foreign, "checkpoint": "final"}, {"r": 2}),
+    ):
+        latest = {**model, "checkpoint": "latest"} if isinstance(model, dict) and "job" in model else model
+        change(fleet, job_id, spec={"model": latest, "lora": lora}, resolved_spec_json={"model": model})
+    change(fleet, foreign, project="another")
+
+    async def bases(job_id: str) -> list[str]:
+        async with fleet.database.read() as session:
+            return await names_of_bases(session, "default", {"job": job_id})
+
+    assert fleet.loop.run(bases(on_adapter)) == [f"{adapter}/step-5", "org/model"]
+    assert fleet.loop.run(bases(full)) == [], "the weights of a full fine-tuning have no base"
+    assert fleet.loop.run(bases(foreign)) == fleet.loop.run(bases(on_foreign)) == []
+    stepped.update_workers(box=5)
+    stepped.step()
+    sent = {message.job_id: message.bases for message in stepped.sent}
+    assert sent[full] == [f"{adapter}/step-5", "org/model"]
+    assert sent[on_adapter] == ["org/model"]
+    assert sent[adapter] == sent[on_foreign] == []
 
 
 def test_workers_silent_since_before_the_server_started_get_no_job(fleet: SmallFleet) -> None:

@@ -26,7 +26,7 @@ from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import SandboxSupport, restrict
 
-JOB, BASE = "job_01m8p5r6jh0w20dn2jb92x1d", "job_01m8p5r6jh0w20dn2jb92x1e"
+JOB, BASE, STRANGER = (f"job_01m8p5r6jh0w20dn2jb92x1{end}" for end in "def")
 FILE, TOKENIZER = "file_01m8p5r6jh0w20dn2jb92x1d", "file_01m8p5r6jh0w20dn2jb92x1e"
 MAX_ENTER_SECONDS = 0.02
 NUM_TRIES = 10
@@ -39,18 +39,20 @@ def worker_settings(tmp_path: Path, **values: object) -> WorkerSettings:
     )
 
 
-def test_a_spec_allows_the_files_that_it_names_and_the_bases_of_adapters(tmp_path: Path) -> None:
+def test_a_spec_allows_its_files_and_the_bases_that_the_server_names(tmp_path: Path) -> None:
+    """The base that the adapter names was written by a run, which may have been taken over."""
     settings = worker_settings(tmp_path, data_root=tmp_path / "data")
     adapter = settings.artifacts / checkpoint_key(JOB, "final")
     adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": f"{BASE}/best"}))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": f"{STRANGER}/final"}))
+    bases = [f"{BASE}/best", TOKENIZER, "org/model", "../../etc", f"{BASE}/../secret"]
     spec = {
         "model": {"job": JOB},
         "tokenizer": {"file": TOKENIZER},
         "dataset": [{"file": FILE}, {"path": "corpus/*.txt"}],
         "metadata": {"file": "file_of_another_project"},
     }
-    assert set(Inputs.of_spec(spec, settings).paths) == {
+    assert set(Inputs.of_spec(spec, settings, bases=bases).paths) == {
         adapter,
         settings.artifacts / checkpoint_key(BASE, "best"),
         settings.artifacts / file_key(FILE),

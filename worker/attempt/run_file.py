@@ -43,6 +43,7 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         data_root=str(settings.data_root) if settings.data_root else None,
         hub=hub != HubAccess.OFF,
         hub_access=hub,
+        bases=message.bases,
         processes=message.processes,
         slots=message.slots,
         self_stop_seconds=settings.self_stop_seconds,

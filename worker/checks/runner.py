@@ -162,6 +162,7 @@ class SpecCheckRunner:
                 artifacts_root=str(settings.artifacts),
                 data_root=str(settings.data_root) if settings.data_root else None,
                 hub=settings.hub_access(request.hub) != HubAccess.OFF,
+                bases=request.bases,
                 processes=request.processes,
                 device="cpu" if gpu is None else "cuda",
                 supports_bf16=gpu is not None and gpu.supports_bf16,

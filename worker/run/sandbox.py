@@ -6,7 +6,6 @@ names, their own folders, and the cache of their project. The cache contains com
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import site
@@ -39,8 +38,16 @@ from zeta_core.contract.spec.sources import (
     dataset_sources,
 )
 from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.wire.answers import ServedWeights
 from zeta_core.contract.wire.messages import CheckRequest
-from zeta_core.contract.wire.run_directory import LOCK_FILE, RunFile, checkpoint_key, file_key, project_cache
+from zeta_core.contract.wire.run_directory import (
+    LOCK_FILE,
+    RunFile,
+    checkpoint_key,
+    file_key,
+    project_cache,
+    stored_model_key,
+)
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.durable_files import part_path, write_atomically
 from zeta_core.system.sandbox import SHARED_MEMORY, SandboxSupport
@@ -59,7 +66,6 @@ _TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the net
 _HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
 _GLOB = frozenset("*?[")
 _MODPROBE_SECONDS = 30.0
-_MAX_BASES = 20  # the longest chain of adapters whose base is an adapter
 _EXTENSIONS = ".cache/torch_extensions"  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
 
@@ -72,20 +78,31 @@ class Inputs:
     listed: tuple[Path, ...] = ()
 
     @classmethod
-    def of_spec(cls, spec: Mapping[str, Any], settings: WorkerSettings, kind: JobKind = JobKind.TRAINING) -> Inputs:
-        """The inputs of a job. A spec that is invalid here has none, and its process reports the error."""
+    def of_spec(
+        cls,
+        spec: Mapping[str, Any],
+        settings: WorkerSettings,
+        kind: JobKind = JobKind.TRAINING,
+        *,
+        bases: Iterable[str] = (),
+    ) -> Inputs:
+        """The inputs of a job. A spec that is invalid here has none, and its process reports the error.
+
+        ``bases`` are the models that the server allows as bases of adapters. An adapter's own files, which a run has
+        written, could name a model of another project.
+        """
         try:
             parsed = parse(SPEC_MODELS[kind], spec)
         except ZetaError:
             return cls()
-        found, listed = list(_model_paths(parsed.model, settings.artifacts)), list[Path]()
+        found, listed = _model_paths(parsed.model, bases, settings.artifacts), list[Path]()
         tokenizer = getattr(parsed, "tokenizer", None)  # some kinds of jobs have no tokenizer and no data
         if isinstance(tokenizer, FileTokenizer):
             found.append(settings.artifacts / file_key(tokenizer.file))
         if isinstance(parsed, BatchSpec):
             found.append(settings.artifacts / file_key(parsed.input.file))
         if isinstance(parsed, EvaluationSpec) and parsed.base is not None:
-            found += _model_paths(parsed.base, settings.artifacts)
+            found += _model_paths(parsed.base, (), settings.artifacts)
         datasets = (getattr(parsed, name, None) for name in ("dataset", "eval_dataset"))
         for source in chain.from_iterable(map(dataset_sources, datasets)):
             match source:
@@ -103,12 +120,12 @@ class Inputs:
     def of_check(cls, request: CheckRequest, settings: WorkerSettings) -> Inputs:
         """The inputs of a check. A request that shows rows may have no model."""
         spec = request.spec if request.shown is None else {**JobSpec.placeholders, **request.spec}
-        return cls.of_spec(spec, settings)
+        return cls.of_spec(spec, settings, bases=request.bases)
 
     @classmethod
-    def of_model(cls, model: object, settings: WorkerSettings) -> Inputs:
-        """The inputs of a served model, which ``model`` names as in a spec."""
-        return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(model), settings.artifacts)))
+    def of_weights(cls, weights: ServedWeights, settings: WorkerSettings) -> Inputs:
+        """The inputs of a served model."""
+        return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(weights.model), weights.bases, settings.artifacts)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,7 @@ class Sandboxes:
 
     def prepare_run(self, directory: Path, run_file: RunFile, devices: Sequence[str]) -> None:
         """Write the sandbox file of a run. Raises `OSError`."""
-        inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind)
+        inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind, bases=run_file.bases)
         if run_file.resume_from is not None:  # a damaged checkpoint is replaced by an earlier one of the same job
             inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from).parent))
         self.prepare(
@@ -219,33 +236,14 @@ class Sandboxes:
         return any(name.startswith(_TRACKERS) for name in self.settings.job_env)
 
 
-def _model_paths(model: object, artifacts: Path) -> Iterator[Path]:
-    """The stored files of a model. An adapter's checkpoint names its base, which may be an adapter, too."""
-    for _ in range(_MAX_BASES):
-        match model:
-            case FileModel():
-                yield artifacts / file_key(model.file)
-                return
-            case JobModel():
-                directory = artifacts / checkpoint_key(model.job, model.checkpoint)
-                yield directory
-                model = _base(directory)
-            case _:
-                return
-
-
-def _base(checkpoint: Path) -> object:
-    """The base of an adapter's checkpoint, if it is a file or a checkpoint of this service."""
-    try:
-        name = str(json.loads((checkpoint / "adapter_config.json").read_bytes()).get("base_model_name_or_path"))
-    except (OSError, ValueError, AttributeError):
-        return None
-    job, _, checkpoint_name = name.partition("/")
-    source = {"file": name} if name.startswith("file_") else {"job": job, "checkpoint": checkpoint_name}
-    try:
-        return MODEL_SOURCE.validate_python(source)
-    except ValueError:
-        return None
+def _model_paths(model: object, bases: Iterable[str], artifacts: Path) -> list[Path]:
+    """The stored files of a model, and of the models that an adapter may name as its base."""
+    keys = [stored_model_key(name) for name in bases]
+    if isinstance(model, FileModel):
+        keys.append(file_key(model.file))
+    elif isinstance(model, JobModel):
+        keys.append(checkpoint_key(model.job, model.checkpoint))
+    return [artifacts / key for key in keys if key is not None]
 
 
 def _data_folders(data_root: Path, pattern: str, home: Path) -> list[Path]:

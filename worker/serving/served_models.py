@@ -213,7 +213,7 @@ class ServedModels:
         directory = Path(settings.root, serving_directory(served_id))
         directory.mkdir(parents=True)
         if self._sandboxes is not None:
-            inputs = Inputs.of_model(weights.model, settings)
+            inputs = Inputs.of_weights(weights, settings)
             self._sandboxes.prepare(directory, inputs=inputs, project=weights.project, hub=hub, devices=devices)
         return ServingProcess(directory, file, self._command, environment, devices, on_message)
 

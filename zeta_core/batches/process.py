@@ -90,6 +90,7 @@ def _serve_file(spec: BatchSpec, file: RunFile) -> ServeFile:
         has_manifest=spec.has_manifest,
         quantize=spec.quantize,
         files=file.resolved_spec.files,
+        bases=file.bases,
     )
     return ServeFile(
         weights=weights,

@@ -112,6 +112,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     locations = SourceLocations(
         files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
+        bases=frozenset(file.bases),
         data_root=Path(file.data_root) if file.data_root else None,
         allow_hub=file.hub,
         fetch_weights=False,

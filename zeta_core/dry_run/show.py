@@ -76,6 +76,7 @@ def show_on_worker(file: RunFile, selection: RowSelection) -> ShownRows:
     locations = SourceLocations(
         files=file.resolved_spec.files,
         artifacts_root=Path(file.artifacts_root),
+        bases=frozenset(file.bases),
         data_root=Path(file.data_root) if file.data_root else None,
         allow_hub=file.hub,
         fetch_weights=False,

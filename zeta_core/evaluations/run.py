@@ -91,7 +91,10 @@ class EvaluationRun:
         """The documents of the file, after a check of all rows. Raises `InvalidData`."""
         file, spec = self._file, self._spec
         locations = SourceLocations(
-            files=file.resolved_spec.files, artifacts_root=Path(file.artifacts_root), allow_hub=file.hub
+            files=file.resolved_spec.files,
+            artifacts_root=Path(file.artifacts_root),
+            allow_hub=file.hub,
+            bases=frozenset(file.bases),
         )
         sources = open_sources([spec.dataset], locations, pretokenized=spec.use_pretokenized)
         cache = Path(file.cache_dir or file.output_dir)
@@ -170,6 +173,7 @@ class EvaluationRun:
             has_manifest=True,
             quantize=self._spec.quantize,
             files=self._file.resolved_spec.files,
+            bases=self._file.bases,
         )
 
     def _base(self) -> ServedWeights:

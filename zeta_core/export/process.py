@@ -43,7 +43,10 @@ def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Sto
         cache=cache,
         environments=cache if file.environments_dir is None else Path(file.environments_dir),
         locations=SourceLocations(
-            files=file.resolved_spec.files, artifacts_root=Path(file.artifacts_root), allow_hub=file.hub
+            files=file.resolved_spec.files,
+            artifacts_root=Path(file.artifacts_root),
+            allow_hub=file.hub,
+            bases=frozenset(file.bases),
         ),
         gguf_python=None if file.gguf_python is None else Path(file.gguf_python),
     )

@@ -225,6 +225,11 @@ def _from_adapter(
             f"{name} is an adapter whose base model has no name, so it cannot be loaded alone; train it again with "
             "lora.save_merged, which also stores the merged model."
         )
+    if locations.bases is not None and base_name not in locations.bases:
+        raise InvalidModel(
+            f"{name} is an adapter that names {base_name[:300]!r} as its base, but its job was not trained on this "
+            "model; train it again."
+        )
     if locations.fetch_weights and not (directory / "adapter_model.safetensors").is_file():
         raise InvalidModel(f"{name} has no adapter_model.safetensors; save the adapter with save_pretrained.")
     base = locate_model(

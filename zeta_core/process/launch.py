@@ -301,6 +301,7 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop, save_
         locations=SourceLocations(
             files=file.resolved_spec.files,
             artifacts_root=Path(file.artifacts_root),
+            bases=frozenset(file.bases),
             data_root=None if file.data_root is None else Path(file.data_root),
             allow_hub=file.hub,
         ),

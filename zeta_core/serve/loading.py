@@ -48,6 +48,7 @@ def load(file: ServeFile) -> LoadedModel:
         artifacts_root=Path(file.artifacts_root),
         data_root=None if file.data_root is None else Path(file.data_root),
         allow_hub=file.hub,
+        bases=frozenset(file.weights.bases),
     )
     cache = Path(file.cache_dir)
     _check_manifest(file)

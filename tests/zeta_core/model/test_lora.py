@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tarfile
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.spec.sources import FileModel, JobModel
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import CannotResume, CannotTrain, InvalidModel
+from zeta_core.model.sources import locate_model
 
 IDS = torch.arange(3, 35)[None]
 
@@ -146,6 +149,12 @@ def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -
     found = load_file(tmp_path / "full" / "final" / "model.safetensors")
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in found)
     assert json.loads((tmp_path / "full" / "final" / "manifest.json").read_text())["base_model"] == f"{adapter}/final"
+
+    # An adapter may name only the bases that the server allows, because its run may have been taken over.
+    for bases, message in (({f"{base}/final"}, None), ({f"{base}/best"}, "its job was not trained on this model")):
+        allowed = replace(locations, bases=frozenset(bases))
+        with nullcontext() if message is None else pytest.raises(InvalidModel, match=message):
+            locate_model(JobModel(job=adapter), allowed, tmp_path)
 
     # The base that an uploaded adapter names is not trusted.
     packed = tmp_path / "artifacts" / "files" / "file_01m0"

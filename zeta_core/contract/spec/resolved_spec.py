@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from zeta_core.contract.spec.sources import JobModel
 
 
+_DECIDED_BY_SERVER = frozenset({"model", "files", "resources"})
+
+
 class _Recorded(BaseModel):
     """Frozen; unset fields are omitted when it is written, and unknown fields are kept."""
 
@@ -148,6 +151,14 @@ class ResolvedSpec(_Recorded):
     def updated(self, later: ResolvedSpec) -> Self:
         """This spec, updated with the fields of ``later``."""
         return type(self).model_validate(self.as_json() | later.as_json())
+
+    def with_report(self, report: ResolvedSpec) -> Self:
+        """This spec, updated with a run's report, which can't change what the server has decided.
+
+        A run that was taken over could otherwise let its next attempt read another project's checkpoint.
+        """
+        reported = {name: value for name, value in report.as_json().items() if name not in _DECIDED_BY_SERVER}
+        return type(self).model_validate(self.as_json() | reported)
 
     def as_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

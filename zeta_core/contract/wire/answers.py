@@ -73,6 +73,7 @@ class ServedWeights(_Message):
     quantize: Literal["nf4"] | None = None
     files: dict[str, UploadedFile] = {}
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
+    bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
 
     @property
     def key(self) -> str:

@@ -115,6 +115,7 @@ class Dispatch(_Message):
     node_rank: int = 0  # the position of this worker among them
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     resume_from: str | None = None  # the stored checkpoint to resume from, such as "job_.../step-N"
+    bases: list[str] = []  # the models that an adapter may name as its base: "job_.../final", "file_..." or a Hub id
 
 
 class Claim(_Message):
@@ -220,6 +221,7 @@ class CheckRequest(_Message):
     processes: int = 1
     hub: HubAccess = HubAccess.OPERATOR_TOKEN
     limit_seconds: float
+    bases: list[str] = []  # as in `Dispatch`
     shown: RowSelection | None = None  # show these rows instead; an older worker checks the spec and shows none
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
+from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import StopAction
@@ -47,6 +49,14 @@ def job_key(job_id: str) -> PurePosixPath:
 def file_key(file_id: str) -> PurePosixPath:
     """The bytes of one uploaded file."""
     return PurePosixPath("files", file_id)
+
+
+def stored_model_key(name: str) -> PurePosixPath | None:
+    """Where a model with such a name, ``job_.../final`` or ``file_...``, is stored; ``None`` for other names."""
+    if is_id(name, "file"):
+        return file_key(name)
+    job_id, _, checkpoint = name.partition("/")
+    return checkpoint_key(job_id, checkpoint) if is_id(job_id, "job") and NAME_PATTERN.match(checkpoint) else None
 
 
 def upload_key(upload_id: str) -> PurePosixPath:
@@ -119,6 +129,7 @@ class RunFile(BaseModel):
     data_root: str | None = None  # the only folder that {"path": ...} may name, ZETA_DATA_ROOT
     hub: bool = True  # whether the Hugging Face Hub may be accessed
     hub_access: HubAccess = HubAccess.OPERATOR_TOKEN  # what may be read from it; older workers knew no other
+    bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
     cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
     processes: int = 1  # of this node
     node_group: NodeGroup | None = None  # of a run on several hosts; each of them has a run directory of its own

@@ -46,7 +46,8 @@ from zeta_core.system.file_hash import file_sha256
 class SourceLocations:
     """The locations of sources that a run may read.
 
-    With ``any_path`` (in the user's own script), ``path`` may name any file.
+    With ``any_path`` (in the user's own script), ``path`` may name any file. ``bases`` are the models that an adapter
+    may name as its base, because the run that wrote the adapter's files isn't trusted; ``None``: any model.
     """
 
     files: Mapping[str, UploadedFile] = field(default_factory=dict[str, UploadedFile])
@@ -54,6 +55,7 @@ class SourceLocations:
     data_root: Path | None = None
     any_path: bool = False
     allow_hub: bool = True
+    bases: frozenset[str] | None = None
     fetch_weights: bool = (
         True  # if false, a model is built from its config, and only that and its tokenizer are fetched
     )

@@ -41,6 +41,11 @@ class WorkerSettings(FleetSettings):
     )
     worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
     stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped run to save")
+    stop_after_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="time after which the worker stops as after SIGTERM; default: none",
+    )
     stall_factor: float = Field(
         default=20, ge=2, description="multiple of the median step time after which a run without a step is ended"
     )

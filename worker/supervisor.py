@@ -74,6 +74,7 @@ class Supervisor:
         self._settings = settings
         self._incarnation = incarnation
         self._stopping = False
+        self._start_time = time.monotonic()
         self._rejection: InvalidSettings | None = None  # why the server accepts no message of this worker
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
@@ -145,9 +146,7 @@ class Supervisor:
         self._connect()
         deadline = float("inf")
         while not (self._stopping and (self._is_over or time.monotonic() > deadline)):
-            if self._heartbeat.name_conflict is not None and not self._stopping:
-                logger.error("%s", self._heartbeat.name_conflict.message, extra={"action": "name_taken"})
-                self._stopping = True
+            self._stop_if_due()
             if self._stopping and deadline == float("inf"):
                 deadline = self._begin_to_stop()
             self._num_rounds += 1
@@ -180,6 +179,18 @@ class Supervisor:
         self._consumer.start()
         logger.info("The worker %s offers %d slot(s).", self._settings.worker_name, self._num_slots)
         self._guard.start()
+
+    def _stop_if_due(self) -> None:
+        """Stop if another worker has the same name, or after ``stop_after_seconds``."""
+        if self._stopping:
+            return
+        if self._heartbeat.name_conflict is not None:
+            logger.error("%s", self._heartbeat.name_conflict.message, extra={"action": "name_taken"})
+            self._stopping = True
+        limit = self._settings.stop_after_seconds
+        if limit is not None and time.monotonic() >= self._start_time + limit:
+            logger.info("The worker has run for %.0f s (ZETA_STOP_AFTER_SECONDS).", limit, extra={"action": "stop"})
+            self._stopping = True
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         # Only set a flag: a handler that takes a lock could deadlock with the code that it interrupts.

@@ -1,5 +1,7 @@
 """Workers that stop, are killed and come back; slots. Each test has its own worker."""
 
+import pytest
+
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
@@ -20,6 +22,17 @@ def test_a_stopping_worker_hands_its_job_back_and_another_one_continues_it(fleet
     assert (handed_back.reason, second.worker, second.reason) == ("handed_back", "w2", "completed")
     assert second.first_step == (handed_back.last_step or 0) + 1
     fleet.check_events(job_id)
+
+
+@pytest.mark.extended
+def test_a_worker_with_a_limited_time_hands_its_job_back_and_exits_with_0(fleet: SmallFleet) -> None:
+    worker = fleet.start_worker("w1", ZETA_STOP_AFTER_SECONDS="4")
+    job_id = fleet.submit(steps="4000", seconds_per_step="0.05")
+    fleet.wait_for_step(job_id, 1)
+    assert worker.wait(60) == 0
+    job = fleet.job(job_id)
+    assert (job.status, job.status_reason, job.failures, job.lost_workers) == ("queued", "handed_back", 0, 0)
+    assert not processes_of_job(job_id)
 
 
 def test_a_restarted_worker_adopts_the_run_of_its_killed_process(fleet: SmallFleet) -> None:

@@ -67,7 +67,10 @@ def test_keys_are_listed_rotated_and_revoked_by_name_or_id(server: ServerProcess
     ("words", "sentence"),
     [
         (("create", "--name", "n", "--scopes", "write"), "scopes.0 is 'write'; it must be 'read', 'submit', 'admin'"),
-        (("create", "--name", "n", "--scopes", "read", "--expires", "soon"), "--expires is 'soon'; it must be hours,"),
+        (
+            ("create", "--name", "n", "--scopes", "read", "--expires", "soon"),
+            "--expires is 'soon'; it must be a duration",
+        ),
         (("create", "--name", "n", "--scopes", "read", "--expires", "2030-01-01"), "--expires is '2030-01-01'; add"),
         (("revoke", "nobody"), "Key 'nobody' not found; `zeta keys` lists the keys."),
         (("rotate", "admin"), "is the one in the server's settings"),

@@ -25,13 +25,28 @@ WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name
 
 
 @worker_app.callback()
-def worker(context: typer.Context, home: Home = None) -> None:
+def worker(
+    context: typer.Context,
+    home: Home = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            help="Stop after this time, such as 3h55m: runs save a checkpoint and are queued again, and the exit "
+            "status is 0 (ZETA_STOP_AFTER_SECONDS). Default: no limit.",
+        ),
+    ] = None,
+) -> None:
     """Run one worker in the foreground, or drain a running one.
 
     The worker is configured by ZETA_REDIS_URL, ZETA_ARTIFACTS_URL and ZETA_WORKER_SECRET.
     """
+    from zeta.cli.durations import seconds_of
+
     if context.invoked_subcommand is None:
-        exec_module("worker", "worker", "celery", home=home)
+        seconds = None if stop_after is None else seconds_of(stop_after, "--for")
+        exec_module("worker", "worker", "celery", home=home, stop_after_seconds=seconds)
 
 
 @worker_app.command()

@@ -1,7 +1,6 @@
 """Browsers: foreign names on loopback, security headers, CORS; and TLS for addresses that other machines reach."""
 
 import socket
-import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.harness.certificates import self_signed
 from tests.harness.service import clean_environment
 from tests.harness.valkey import ValkeyServer
 from tests.server.server_process import API_KEY, ServerProcess, error_of, running_server
@@ -124,13 +124,10 @@ def test_an_unsafe_or_unusable_address_is_refused(settings: dict[str, str], mess
 
 @pytest.mark.extended
 def test_a_server_with_a_certificate_speaks_https_only(own_valkey: ValkeyServer, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "localhost.pem", tmp_path / "localhost.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1"]
-    options = ["-addext", "subjectAltName=DNS:localhost", "-out", str(certificate), "-keyout", str(key)]
-    subprocess.run([*command, *options], check=True, capture_output=True)
-    settings = {"ZETA_TLS_CERT": str(certificate), "ZETA_TLS_KEY": str(key)}
+    pair = self_signed(tmp_path)
+    settings = {"ZETA_TLS_CERT": str(pair.certificate), "ZETA_TLS_KEY": str(pair.key)}
     with running_server(tmp_path / "home", own_valkey.url, **settings) as server:
-        trusted = ssl.create_default_context(cafile=str(certificate))
+        trusted = pair.trust()
         headers = {"Authorization": f"Bearer {API_KEY}"}
         response = httpx.get(f"https://localhost:{server.port}/v1/jobs", verify=trusted, headers=headers)
         assert response.status_code == 200

@@ -52,10 +52,10 @@ def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
     return unique, aliases
 
 
-def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> None:
+def load_weights(module: nn.Module, directory: Path, names: Collection[str], *, mapped: bool = False) -> None:
     """Load a checkpoint's exact weights of these names into a module, in place; tied weights stay tied.
 
-    Raises `CannotResume`.
+    With ``mapped``, parameters map the checkpoint's files instead of copying their content. Raises `CannotResume`.
     """
     weights = read_weights(directory)
     own, aliases = unique_weights(module.state_dict())
@@ -65,6 +65,7 @@ def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> 
     if missing or unknown:
         difference = f"{len(missing)} missing ({missing[:2]}), {len(unknown)} unknown ({unknown[:2]})"
         raise CannotResume(f"The weights of {directory.name} do not match this model: {difference}.")
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != weights[name].shape:
@@ -72,7 +73,10 @@ def load_weights(module: nn.Module, directory: Path, names: Collection[str]) -> 
                     f"{name} has shape {tuple(weights[name].shape)} in {directory.name}, but {tuple(tensor.shape)} "
                     "in the model."
                 )
-            tensor.copy_(weights[name])
+            if mapped and name in parameters:
+                parameters[name].data = weights[name]
+            else:
+                tensor.copy_(weights[name])
 
 
 def read_weights(directory: Path) -> Tensors:

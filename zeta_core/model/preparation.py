@@ -26,18 +26,25 @@ _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def prepare_model(
-    model: nn.Module, located: LocatedModel, plan: Plan, tokenizer: Any, tokens: SpecialTokens | None, *, merge: bool
+    model: nn.Module,
+    located: LocatedModel,
+    plan: Plan,
+    tokenizer: Any,
+    tokens: SpecialTokens | None,
+    *,
+    merge: bool,
+    defers: bool = False,
 ) -> tuple[SavedWeights, Exporter]:
     """`prepare` the model, and return the weights to save and how to export them.
 
     ``tokens`` are set in the saved configurations. With ``merge``, the merged model is exported as well, which requires
-    the original weights of a quantized base.
+    the original weights of a quantized base. ``defers`` is that of `prepare`.
     """
     dtype = _stored_precision(model, located)
     skeleton = build_skeleton(model, dtype, tokens)
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
     kept, aliases_of_kept = unique_weights(model.state_dict() if keep else {})
-    adapter = prepare(model, located, plan)
+    adapter = prepare(model, located, plan, defers=defers)
     export = Exporter(skeleton, tokenizer, dtype, located, adapter)
     weights, aliases = unique_weights(model.state_dict())
     if adapter is None:
@@ -49,13 +56,14 @@ def prepare_model(
     return saved, export
 
 
-def prepare(model: nn.Module, located: LocatedModel, plan: Plan) -> Adapter | None:
+def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool = False) -> Adapter | None:
     """Add the adapter, or freeze the parameters that are not trained, in place. Raises `CannotTrain`.
 
     Trained parameters are in float32, whatever their stored precision. The base of an adapter keeps its stored
     precision if the run computes in it, and is otherwise in float32; with ``lora.quantize``, its linear layers are in
     4 bits. Buffers keep their precision, because rotary frequencies in half precision would give distant tokens wrong
-    positions.
+    positions. With ``defers``, weights that are all trained keep their stored precision here; the engine converts
+    them when it reads them.
     """
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         raise CannotTrain(
@@ -66,7 +74,7 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan) -> Adapter | No
     if plan.lora is None:
         existing = existing_adapter(model, located.base_model)
         if existing is None:
-            model.float()
+            _to_float(model, parameters=not defers)
         else:
             _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
@@ -77,6 +85,16 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan) -> Adapter | No
         quantize(model, computed_in, device, keep=modules_to_save(model, lora))
     _to_precision(model, located, plan)
     return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+
+
+def _to_float(model: nn.Module, *, parameters: bool) -> None:
+    if parameters:
+        model.float()
+        return
+    for part in model.modules():
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+            if buffer.is_floating_point():
+                setattr(part, name, buffer.float())
 
 
 def _to_precision(model: nn.Module, located: LocatedModel, plan: Plan, *, trained: Collection[str] = ()) -> None:

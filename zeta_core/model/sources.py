@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -37,6 +38,7 @@ from zeta_core.model.folders import (
     upload_copy,
 )
 from zeta_core.model.gguf import is_gguf, load_gguf
+from zeta_core.model.stored_precision import stored_precision
 from zeta_core.system.model_files import InvalidModelFiles, clean_config
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,6 +66,8 @@ class LocatedModel:
     dtype: torch.dtype | None = None  # the stored precision of its weights; None means the precision when built
     needs_weights: bool = False  # its weights, which were not fetched, are the only description of its architecture
     build_mapped: Callable[[], nn.Module] | None = None  # builds it in its stored precision, memory-mapped
+    # The same with the values of `build`; None if its files contain weights in several precisions.
+    build_exact: Callable[[], nn.Module] | None = None
     # Of an adapter: builds its base, changes it with the argument, and adds the adapter without merging it.
     build_adapted: Callable[[Callable[[nn.Module], None]], nn.Module] | None = None
 
@@ -332,9 +336,18 @@ def _from_directory(
             return _load(directory, name)
         return _build_module(lambda: cast(object, AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
 
-    build_mapped = (lambda: _load(directory, name, "auto")) if locations.fetch_weights else None
+    build_mapped = partial(_load, directory, name, "auto") if locations.fetch_weights else None
+    precision = stored_precision(directory) if locations.fetch_weights else None
+    build_exact = None if precision is None else partial(_load, directory, name, precision)
     return LocatedModel(
-        build, name, directory, base_model, pretrained=True, dtype=dtype or torch.float32, build_mapped=build_mapped
+        build,
+        name,
+        directory,
+        base_model,
+        pretrained=True,
+        dtype=dtype or torch.float32,
+        build_mapped=build_mapped,
+        build_exact=build_exact,
     )
 
 

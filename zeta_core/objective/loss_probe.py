@@ -238,7 +238,7 @@ class _LossProbe:
         if some_BKV is None or some_BKV.shape[1] != len(logit_positions_K):
             return False
         difference = (some_BKV[0].float() - all_TV[logit_positions_K]).abs().amax()
-        return bool(difference <= 1e-4 * all_TV.abs().amax())
+        return bool(difference <= max(1e-4, self._noise) * all_TV.abs().amax())
 
     def output_head(self, loss_function: LossFunction) -> OutputHead | None:
         """The part of the model that computes the logits, if it can be separated and gives the same loss."""

@@ -26,6 +26,7 @@ from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.data_dependence import has_data_dependent_path
+from zeta_core.parallel.deferred_weights import allocate, copy_rows
 from zeta_core.parallel.processes import Replicated
 
 
@@ -50,6 +51,7 @@ class FullySharded(Replicated):
             if block is not self.module:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        self._read_weights()
         self._prepare_for_unused_parameters()
         if names != [name for name, _ in self.module.named_parameters()]:
             raise CannotTrain(
@@ -57,6 +59,16 @@ class FullySharded(Replicated):
             )
         self.optimizer = self._build_optimizer(blocks)
         return self.module
+
+    def _read_weights(self) -> None:
+        """Read this rank's rows of the weights that were deferred, one after the other."""
+        weights = self._deferred
+        if weights is None:
+            return
+        allocate(self.module, self.device)
+        for name, parameter in self.module.named_parameters():
+            assert isinstance(parameter, DTensor)
+            copy_rows(parameter.to_local(), weights.pop(name), _rows(parameter))
 
     def _check(self) -> None:
         world = self.processes.world_size
@@ -92,12 +104,11 @@ class FullySharded(Replicated):
         if self._has_data_dependent_path:
             root.set_reshard_after_forward(False)
         self._used: set[str] = set()  # parameters with a gradient on this rank, in any step so far
-        for part in self._parts():
+        for part in self._parts():  # one after the other, so the whole model never exists
             part.unshard()
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._usage_hook(name))
-        for part in self._parts():
+            for name, parameter in self.module.named_parameters():
+                if parameter.requires_grad and not isinstance(parameter, DTensor):
+                    parameter.register_post_accumulate_grad_hook(self._usage_hook(name))
             part.reshard()
 
     def _usage_hook(self, name: str) -> Callable[[torch.Tensor], None]:

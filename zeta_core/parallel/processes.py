@@ -139,8 +139,18 @@ class Replicated:
     caution: str | None = None  # a requirement that cannot be checked
     writes_shards = False  # every rank writes a part of the optimizer's state
 
-    def __init__(self, model: nn.Module, plan: Plan, processes: Processes, *, blocks: list[nn.Module]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        processes: Processes,
+        *,
+        blocks: list[nn.Module],
+        weights: Tensors | None = None,
+    ) -> None:
+        """``weights`` are the deferred weights of a model without storage, which are removed from it when read."""
         self.processes = processes
+        self._deferred = weights
         self.module = model
         self._plan = plan
         self.accelerator = self._accelerator()

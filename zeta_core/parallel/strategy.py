@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.fsdp import FullySharded
 from zeta_core.parallel.processes import Engine, Processes, Replicated
@@ -21,11 +22,15 @@ def build_engine(
     *,
     blocks: list[nn.Module],
     deepspeed: bool | int | dict[str, Any] | str | None,
+    weights: Tensors | None = None,
 ) -> Engine:
-    """The engine for the plan's strategy. Raises `CannotTrain` if it is not set up as planned."""
+    """The engine for the plan's strategy. Raises `CannotTrain` if it is not set up as planned.
+
+    ``weights`` are those of a model whose weights were deferred; the engine removes each one after reading it.
+    """
     match plan.strategy:
         case "fsdp2":
-            return FullySharded(model, plan, processes, blocks=blocks)
+            return FullySharded(model, plan, processes, blocks=blocks, weights=weights)
         case "zero":
             assert deepspeed
             return Zero(model, plan, processes, blocks=blocks, config=zero_config(deepspeed, plan))

@@ -34,9 +34,17 @@ from zeta_core.run.request import RunRequest
 
 @contextmanager
 def prepared_engine(
-    model: nn.Module, request: RunRequest, plan: Plan, processes: Processes, report: Reporter
+    model: nn.Module,
+    request: RunRequest,
+    plan: Plan,
+    processes: Processes,
+    report: Reporter,
+    weights: Tensors | None,
 ) -> Generator[Engine]:
-    """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end."""
+    """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end.
+
+    ``weights`` are those of a model whose weights were deferred.
+    """
     with ExitStack() as stack:
         blocks = repeated_blocks(model)
         if plan.compile:
@@ -44,7 +52,9 @@ def prepared_engine(
             report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
         if plan.use_activation_checkpointing:
             stack.enter_context(recomputed_activations(blocks))
-        engine = build_engine(model, plan, processes, blocks=blocks, deepspeed=request.options.use_deepspeed)
+        engine = build_engine(
+            model, plan, processes, blocks=blocks, deepspeed=request.options.use_deepspeed, weights=weights
+        )
         stack.callback(engine.close)
         yield engine
 

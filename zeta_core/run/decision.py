@@ -56,15 +56,19 @@ class Decision:
 
 
 def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint | None) -> nn.Module:
-    """Build the model. Missing weights are initialized with the run's seed; a base to quantize stays memory-mapped.
+    """Build the model. Missing weights are initialized with the run's seed.
 
-    peft's wrapper is removed; the adapted model inside it shares its modules.
+    A base to quantize and weights to defer stay memory-mapped. peft's wrapper is removed; the adapted model inside it
+    shares its modules.
     """
     torch.manual_seed(resolve_seed(request.options, resume_point.plan if resume_point else None))
     located = inputs.located
-    model = without_peft_wrapper(
-        located.build_mapped() if request.quantizes and located.build_mapped is not None else located.build()
-    )
+    build = located.build
+    if request.quantizes:
+        build = located.build_mapped or build
+    elif request.defers_weights:
+        build = located.build_exact or build
+    model = without_peft_wrapper(build())
     patch = vocabulary_patch(request.options, request.model, located, inputs.largest_id + 1)
     for tokens in (inputs.tokens, inputs.held_out):
         if tokens is not None and (id_type := IdType.of(tokens)) is not None:

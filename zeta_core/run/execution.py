@@ -92,6 +92,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
                 request.stop,
                 decision.may_split,
                 memory,
+                learner.weights,
             )
             result = find_learning_rate(tested_run, advisor.usual_rates)
             if not isinstance(result, Plan):
@@ -107,7 +108,7 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         # at the end.
         trains_copy = inputs.located.from_caller and plan.strategy != "replicated"
         trained = copy.deepcopy(model) if trains_copy else model
-        engine = stack.enter_context(prepared_engine(trained, request, plan, processes, report))
+        engine = stack.enter_context(prepared_engine(trained, request, plan, processes, report, learner.weights))
         reference = reference_for(engine, learner.loss_function, decision, resume_point, report)
         progress = begin_or_resume(request, engine, resume_point, plan, rank)
         evaluator = build_evaluator(request, inputs, decision, engine, learner, report)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from zeta_core.advice import RunAdvisor, padding_advice
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
@@ -19,6 +21,7 @@ from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.loss_probe import find_loss_function
 from zeta_core.objective.preference import DpoLoss
+from zeta_core.parallel.deferred_weights import defer_weights
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, choose_sample_ids
 from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
@@ -42,6 +45,7 @@ class Learner:
     num_parameters: int
     num_trained: int
     ends: frozenset[int]
+    weights: Tensors | None = None  # those of a model whose weights are deferred; the engine removes what it has read
 
 
 def prepare(
@@ -64,7 +68,9 @@ def prepare(
         )
     special = _special_tokens(request, inputs, tokens, model, report)
     merge = saves_merged(request.options)
-    saved, export = prepare_model(model, inputs.located, plan, inputs.tokenizer, special, merge=merge)
+    saved, export = prepare_model(
+        model, inputs.located, plan, inputs.tokenizer, special, merge=merge, defers=request.defers_weights
+    )
     if export.adapter is not None and export.adapter.note is not None:
         report.warn("embeddings_resized", export.adapter.note)
     if export.skeleton is not None:
@@ -74,7 +80,7 @@ def prepare(
             report.log(export.skeleton.changed_end)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if resume_point is not None:
-        load_weights(model, resume_point.checkpoint.directory, saved.names)
+        load_weights(model, resume_point.checkpoint.directory, saved.names, mapped=request.defers_weights)
     loss_function = find_loss_function(
         model,
         sample_ids=choose_sample_ids(tokens),
@@ -91,9 +97,17 @@ def prepare(
         inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
     ):
         report.advise(padding) if padding.patch else report.log(padding.message)
+    weights = None
+    if request.defers_weights:
+        if inputs.located.build_exact is None:
+            report.log(
+                "Each process builds the whole model in its memory before it is sharded. Only models whose safetensors "
+                "files contain weights in a single precision are read in parts."
+            )
+        weights = defer_weights(model, torch.float32 if export.adapter is None else None)
     check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
-    return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends)
+    return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends, weights)
 
 
 def build_advisor(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> RunAdvisor:

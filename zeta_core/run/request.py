@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from torch import nn
+
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.memory import MemoryParts
@@ -42,6 +44,11 @@ class RunRequest:
     @property
     def quantizes(self) -> bool:
         return self.options.lora is not None and self.options.lora.quantize is not None
+
+    @property
+    def defers_weights(self) -> bool:
+        """Whether each process reads only its own part of the weights, after the model has been sharded."""
+        return bool(self.options.use_fsdp) and not isinstance(self.model, nn.Module)
 
 
 @dataclass(frozen=True)

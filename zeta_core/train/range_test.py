@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.range_test import MAX_SHARE, MIN_UPDATES, RangeTest, num_updates
@@ -66,6 +67,7 @@ class TestedRun:
     requested_stop: Callable[[], StopAction | None]
     may_split: bool
     memory: MemoryContext
+    weights: Tensors | None  # the deferred weights of the model
 
 
 def find_learning_rate(run: TestedRun, usual: UsualRates) -> Plan | StopAction:
@@ -181,7 +183,8 @@ def _range_test(run: TestedRun, rates: Sequence[float]) -> _TestResult | StopAct
         blocks = repeated_blocks(copied)
         if plan.use_activation_checkpointing:
             stack.enter_context(recomputed_activations(blocks))
-        engine = build_engine(copied, plan, run.processes, blocks=blocks, deepspeed=run.deepspeed)
+        weights = None if run.weights is None else dict(run.weights)  # the engine removes those that it has read
+        engine = build_engine(copied, plan, run.processes, blocks=blocks, deepspeed=run.deepspeed, weights=weights)
         stack.callback(engine.close)
         seed_everything(plan.seed, run.processes.rank)
         run.memory.training = test = _RangeTest(run, engine)

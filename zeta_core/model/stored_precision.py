@@ -1,0 +1,27 @@
+"""The precision of the weights in safetensors files, from the headers of the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+_FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
+
+
+def stored_precision(directory: Path) -> torch.dtype | None:
+    """The type of all floating-point weights in a directory; None if there are several, or types such as fp8.
+
+    None for a damaged file, too, which loading the model reports.
+    """
+    found: set[str] = set()
+    for path in directory.glob("model*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError):
+            return None
+    floating = found - _INTEGERS
+    return _FLOATING.get(floating.pop()) if len(floating) == 1 else None

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
 from typing import TextIO
@@ -36,7 +36,8 @@ _ACCELERATE_VARIABLES = ("ACCELERATE_USE_", "ACCELERATE_MIXED_PRECISION", "ACCEL
 class ProcessRank:
     """The rank of this process, set by torchrun, ``accelerate launch`` or `process.launch`; a single process is 0 of 1.
 
-    ``launched`` means that a launcher set the address of the process group.
+    ``launched`` means that a launcher set the address of the process group. Nodes are the hosts of a job; each of them
+    has folders of its own. The hosts of a script that torchrun started share their folders, and count as one node.
     """
 
     rank: int = 0
@@ -44,10 +45,27 @@ class ProcessRank:
     world_size: int = 1
     launched: bool = False
     address: str = ""
+    node_rank: int = 0
+    num_nodes: int = 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def is_first_of_node(self) -> bool:
+        return self.is_main if self.num_nodes == 1 else self.local_rank == 0
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size // self.num_nodes
+
+    def on_its_node(self) -> ProcessRank:
+        """The same rank with its node, as torch elastic sets it for the ranks of a job."""
+        if not self.launched:
+            return self
+        node_rank, num_nodes = os.environ.get("GROUP_RANK", "0"), os.environ.get("GROUP_WORLD_SIZE", "1")
+        return replace(self, node_rank=int(node_rank), num_nodes=int(num_nodes))
 
     @classmethod
     def from_environment(cls) -> ProcessRank:
@@ -179,6 +197,16 @@ def library_environment(cache: Path, *, deepspeed: bool, cuda: bool) -> Generato
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def thread_variables(threads: int | None) -> dict[str, str]:
+    """The variable that sets torch's number of threads at its import; none if the number is not fixed yet."""
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+
+
+def unless_set(values: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the environment does not set."""
+    return {name: value for name, value in values.items() if not os.environ.get(name)}
 
 
 @contextmanager

@@ -52,6 +52,7 @@ RETRIED = frozenset(
         StatusReason.PROCESS_KILLED,
         StatusReason.LAUNCH_FAILED,
         StatusReason.STALLED,
+        StatusReason.NODE_LOST,
         StatusReason.OUT_OF_MEMORY,
     }
 )

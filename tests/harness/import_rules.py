@@ -48,6 +48,7 @@ PACKAGES = (
             | {"mlflow"}  # if a run reports to it; accelerate imports the other trackers
             | {"bitsandbytes"}  # for a base model in 4 bits
             | {"gguf"}  # the header of a GGUF file
+            | {"psutil"}  # the ranks of a node and its network interfaces
             | {"xllamacpp"}  # only a program for another environment imports it
         ),
         forbidden=frozenset({"redis", "sqlalchemy", "celery", "fastapi", "server", "worker", "zeta"})

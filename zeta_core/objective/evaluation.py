@@ -154,7 +154,7 @@ class Evaluator:
 
     def _agreed_stop(self, requested_stop: Callable[[], StopAction | None]) -> StopAction | None:
         processes = self._engine.processes
-        requested = requested_stop() if processes.is_main else None
+        requested = requested_stop() if processes.is_first_of_node else None
         if processes.world_size == 1:
             return requested
         flags = torch.tensor([requested == action for action in STOP_ACTIONS], device=self._engine.device).double()

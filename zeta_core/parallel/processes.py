@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,8 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from safetensors.torch import save_file
 from torch import nn
-from torch._C._distributed_c10d import HashStore, PrefixStore
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
 from zeta_core.checkpoint.staging import Staging, Tensors, times_written
@@ -34,9 +32,8 @@ from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 from zeta_core.optim.scaling import LossScale
 from zeta_core.parallel.data_dependence import may_skip_parameters
+from zeta_core.parallel.process_group import GROUP_TIMEOUT, connect
 from zeta_core.plan import Plan
-
-GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough to detect a hang
 
 _LOSS_SCALE = "loss_scale"  # key in the optimizer's values; the other keys contain a slash
 
@@ -55,7 +52,7 @@ class Processes:
             if torch.cuda.is_available():
                 torch.cuda.set_device(rank.local_rank)
             if rank.launched:
-                _connect(backend, rank)
+                connect(backend, rank)
             else:
                 dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=GROUP_TIMEOUT)
                 self._own_group = True
@@ -72,6 +69,25 @@ class Processes:
     @property
     def is_main(self) -> bool:
         return self._rank.is_main
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this rank reads and writes the files of its node for the other ranks there."""
+        return self._rank.is_first_of_node
+
+    @property
+    def node_rank(self) -> int:
+        return self._rank.node_rank
+
+    @property
+    def num_nodes(self) -> int:
+        """The hosts of a job, each of which has folders of its own; 1 if all ranks share their folders."""
+        return self._rank.num_nodes
+
+    @property
+    def first_ranks(self) -> list[int]:
+        """The first rank of each node."""
+        return list(range(0, self._rank.world_size, self._rank.ranks_per_node))
 
     @property
     def world_size(self) -> int:
@@ -91,6 +107,23 @@ class Processes:
         if answer[1] is not None:
             raise answer[1]
         return cast(T, answer[0])
+
+    def on_other_nodes(self, act: Callable[[], object]) -> None:
+        """Call ``act`` on the first rank of every node except the first node, and raise its exception on every rank.
+
+        Does nothing if there is only one node.
+        """
+        if self.num_nodes == 1:
+            return
+        failure: Exception | None = None
+        if self.is_first_of_node and not self.is_main:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - raised below, on every rank
+                failure = error
+        for found in self.gather(failure):
+            if found is not None:
+                raise found
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks in order, on every rank."""
@@ -116,21 +149,6 @@ class Processes:
         else:
             dist.destroy_process_group()
         sys.excepthook = self._excepthook
-
-
-def _connect(backend: str, rank: ProcessRank) -> None:
-    try:  # separate, because a failed initialization of a group keeps its number reserved
-        store, number, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
-    except dist.DistError as error:
-        raise CannotTrain(
-            f"The {rank.world_size} processes could not connect at {rank.address} within "
-            f"{GROUP_TIMEOUT.total_seconds() / 60:.0f} minutes ({str(error).splitlines()[0]:.200}).",
-            hint="Start all of them with the same MASTER_ADDR and MASTER_PORT; for a single process, unset RANK and "
-            "WORLD_SIZE.",
-        ) from error
-    store.set_timeout(GROUP_TIMEOUT)
-    store = PrefixStore("default_pg", store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=world_size, timeout=GROUP_TIMEOUT)
 
 
 class Replicated:

@@ -26,7 +26,7 @@ from zeta_core.system.distribution import installed_versions
 
 
 def prepare_output_dir(request: RunRequest, resume_point: ResumePoint | None, plan: Plan, report: Reporter) -> str:
-    """Clean ``output_dir``, move other runs' checkpoints aside, and return the run's id."""
+    """Clean ``output_dir``, move other runs' checkpoints aside, and return the run's id. Only for the first node."""
     manifest = None if resume_point is None else resume_point.checkpoint.manifest
     run_id = new_id("run") if manifest is None else manifest.run_id
     after = None if manifest is None else manifest.step
@@ -46,6 +46,12 @@ def prepare_output_dir(request: RunRequest, resume_point: ResumePoint | None, pl
     if moved is not None:
         report.log(f"Moved the checkpoints of an earlier run from {request.output_dir} to {moved}.")
     return run_id
+
+
+def prepare_other_node(request: RunRequest) -> None:
+    """Clean ``output_dir`` of a node that has no checkpoints, because it sends its parts of them to the first node."""
+    request.output_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint_files.remove_partial_files(request.output_dir)
 
 
 @contextmanager

@@ -19,15 +19,16 @@ from zeta_core.environment import ProcessRank, accelerate_variables, kernel_vari
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
 from zeta_core.objective.attention import attention_implementation
+from zeta_core.parallel.exchange_check import check_exchange
 from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
 from zeta_core.parallel.processes import Processes
 from zeta_core.plan import Plan
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
-from zeta_core.run.announce import announced, prepare_output_dir
+from zeta_core.run.announce import announced, prepare_other_node, prepare_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, build_evaluator, prepared_engine, reference_for
 from zeta_core.run.decision import build_model, choose_attention, decide, probe_isolation
-from zeta_core.run.inputs import find_resume_point, read
+from zeta_core.run.inputs import find_resume_point, read, require_equal_inputs
 from zeta_core.run.learner import build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
 from zeta_core.train.accumulation import GradientAccumulator
@@ -52,6 +53,8 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         stack.enter_context(library_environment(request.cache, deepspeed=bool(options.use_deepspeed), cuda=cuda))
         processes = Processes(rank, need_group=options.use_fsdp or bool(options.use_deepspeed))
         stack.callback(processes.close)
+        if processes.num_nodes > 1:
+            report.log(check_exchange(processes))
         stack.enter_context(restored_state())
         started_on = min(processes.gather(inputs.started_on))
         if started_on != inputs.started_on:  # the processes started around midnight
@@ -66,12 +69,18 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))
         kind = " + ".join(sorted(kinds)) or None
         decision = decide(request, inputs, model, isolation, resume_point, accelerate, rank, kind, attention)
+        if processes.num_nodes > 1:
+            own_plan = decision.plan
+            require_equal_inputs(own_plan, processes)
+            # Hosts may differ in what the choices depend on, such as their memory.
+            decision = replace(decision, plan=processes.from_main(lambda: own_plan))
         plan = memory.plan = decision.plan
         threads_set = set_num_threads(plan.threads)
         if cuda:
             stack.enter_context(deterministic_kernels())
         processes.gather(None)  # wait until every rank has read its files, because directories are moved next
         run_id = processes.from_main(lambda: prepare_output_dir(request, resume_point, plan, report))
+        processes.on_other_nodes(lambda: prepare_other_node(request))
 
         learner = prepare(request, inputs, decision, model, resume_point, report)
         mean_length = decision.sequences.mean_length

@@ -14,19 +14,21 @@ from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.training_state import StoredState, read_training_state
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.sources import Dataset, dataset_sources
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME
 from zeta_core.data.documents.template import set_template
 from zeta_core.data.row_check import check_rows
 from zeta_core.data.sources import open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.data.tokens.encoder import is_bytes
 from zeta_core.environment import ProcessRank
-from zeta_core.failures import CannotTrain
+from zeta_core.failures import CannotTrain, TrainingFailed
 from zeta_core.memory.limits import check_before_loading
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.quantization import require_bitsandbytes
 from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.parallel.processes import Processes
+from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
 from zeta_core.report.trackers import require as require_trackers
 from zeta_core.run.request import RunRequest
@@ -147,7 +149,7 @@ def _read_dataset(
         train_on=request.options.train_on,
         method=request.options.method,
         today=today,
-        processes=torch.get_num_threads() * rank.world_size,
+        processes=torch.get_num_threads() * rank.ranks_per_node,
     )
 
 
@@ -164,9 +166,53 @@ class ResumePoint:
 
 
 def find_resume_point(request: RunRequest, processes: Processes, report: Reporter) -> ResumePoint | None:
-    """The checkpoint to resume from, which the first rank chooses and every rank reads; None for a new run."""
+    """The checkpoint to resume from, which the first rank chooses and every rank reads; None for a new run.
+
+    Every node has a copy of it in its own folders.
+    """
     checkpoint = processes.from_main(lambda: _find_checkpoint(request, report))
-    return None if checkpoint is None else ResumePoint(checkpoint, read_training_state(checkpoint.directory))
+    if checkpoint is None:
+        return None
+    if processes.num_nodes > 1:
+        chosen, checkpoint = checkpoint, _copy_on_this_node(request, checkpoint)
+        processes.on_other_nodes(lambda: _require_copy(chosen, checkpoint, processes.node_rank))
+    return ResumePoint(checkpoint, read_training_state(checkpoint.directory))
+
+
+def _copy_on_this_node(request: RunRequest, chosen: Checkpoint) -> Checkpoint:
+    """This node's copy of the checkpoint that the first node has chosen; `_require_copy` checks that it is there."""
+    assert request.resume_from is not None, "the first node has the same request"
+    named, name = request.resume_from, chosen.directory.name
+    is_checkpoint = (named / MANIFEST_NAME).exists()
+    return replace(chosen, directory=named.with_name(name) if is_checkpoint else named / name)
+
+
+def _require_copy(chosen: Checkpoint, copy: Checkpoint, node_rank: int) -> None:
+    found = checkpoint_files.read_checkpoint(copy.directory)
+    if found is None:
+        problem = "it is missing"
+    elif found.manifest != chosen.manifest:
+        problem = "it has another manifest"
+    else:
+        problem = checkpoint_files.find_damage(found)
+    if problem is not None:
+        name = chosen.directory.name
+        raise TrainingFailed(
+            f"Node {node_rank} has no valid copy of the checkpoint {name}: {problem}.",
+            hint="Its worker fetches the checkpoint before the run starts; see the log of the worker.",
+        )
+
+
+def require_equal_inputs(plan: Plan, processes: Processes) -> None:
+    """Raise `CannotTrain` if the nodes have read different data or weights, of which each has copies of its own."""
+    for what, fingerprint in (("data", plan.data), ("base model", plan.base)):
+        found = processes.gather(fingerprint)
+        different = [node for node, rank in enumerate(processes.first_ranks) if found[rank] != found[0]]
+        if different:
+            raise CannotTrain(
+                f"The {what} of node {different[0]} differs from that of node 0.",
+                hint="Make the same files available to all workers, or upload them to the service.",
+            )
 
 
 def _find_checkpoint(request: RunRequest, report: Reporter) -> Checkpoint | None:

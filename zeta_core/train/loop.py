@@ -69,7 +69,7 @@ class TrainingLoop:
             own_loss_sum = self.accumulator.gradient(window, num_targets)
             self.meter.usage.record_peak()
             grad_norm = engine.clip(plan.max_grad_norm)
-            requested = self.requested_stop() if engine.processes.is_main else None
+            requested = self.requested_stop() if engine.processes.is_first_of_node else None
             due = self.checkpointer.is_due(progress.step + 1, len(window))
             loss_sum, norm, stop, due = self._agree(own_loss_sum, grad_norm, requested, due)
             sums = self.loss_function.take_sums()

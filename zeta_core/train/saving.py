@@ -26,6 +26,7 @@ from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import DiskFull
 from zeta_core.model.export import Exporter
+from zeta_core.parallel.node_files import collect_files
 from zeta_core.parallel.processes import Engine
 from zeta_core.report.reporter import Reporter
 
@@ -33,7 +34,10 @@ SMALL_FILES_BYTES = 2**20  # configuration, tokenizer, plan, manifest
 
 
 class CheckpointSaver:
-    """Saves the checkpoints of one run. The first rank writes all files except the shards of the other ranks."""
+    """Saves the checkpoints of one run. The first rank writes all files except the shards of the other ranks.
+
+    The shards of other nodes are written there, and then sent to the first node, which publishes the checkpoint.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class CheckpointSaver:
         self._engine = engine
         self._processes = engine.processes
         # The threads of all ranks synchronize after writing their shards, in a process group of their own.
-        shared = engine.writes_shards and engine.processes.world_size > 1
+        shared = self._processes.num_nodes > 1 or (engine.writes_shards and self._processes.world_size > 1)
         self._group: Any = dist.new_group(backend="gloo") if shared else None
         self._output_dir = output_dir
         self._run_id = run_id
@@ -95,7 +99,8 @@ class CheckpointSaver:
         ``request`` is the number of the request that this save fulfils, if any.
         """
         assert self._pending is None, "wait for the previous save"
-        part = self._processes.from_main(lambda: self._begin(names[0], snapshot))
+        part = self._output_dir / self._processes.from_main(lambda: self._begin(names[0], snapshot)).name
+        self._processes.on_other_nodes(lambda: self._begin(names[0], snapshot))
         self._engine.write_now(part / TRAINING_STATE_NAME)
         self._pending = self._thread.submit(self._write, part, names, snapshot, metrics, plan, request)
 
@@ -150,8 +155,12 @@ class CheckpointSaver:
         request: int | None,
     ) -> Checkpoint | None:
         snapshot.complete()
-        if self._processes.is_main or self._engine.writes_shards:
+        if self._processes.is_main or self._group is not None:
             self._write_shard(part / TRAINING_STATE_NAME, snapshot)
+        if self._processes.num_nodes > 1 and self._processes.is_first_of_node:
+            collect_files(part / TRAINING_STATE_NAME, self._processes, self._group)
+            if not self._processes.is_main:
+                shutil.rmtree(part)
         if not self._processes.is_main:
             return None
         self._export.write(part, snapshot.weights, snapshot.aliases)

@@ -17,7 +17,7 @@ from tests.zeta_core.parallel.test_parallel import SCRIPT, case, environment, wh
 from tests.zeta_core.runs import train
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
-from zeta_core.parallel import processes
+from zeta_core.parallel import process_group
 from zeta_core.parallel.processes import Processes
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -102,7 +102,7 @@ def test_missing_processes_are_reported_with_the_address(monkeypatch: pytest.Mon
     variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_loopback_port())}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "GROUP_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(process_group, "GROUP_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(CannotTrain, match=r"2 processes could not connect at 127\.0\.0\.1:\d+ within"):
         Processes(ProcessRank.from_environment(), need_group=False)
 

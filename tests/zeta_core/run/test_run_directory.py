@@ -22,6 +22,8 @@ from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.events import CheckpointLine, ErrorLine, ProgressLine, StatusLine, WarningLine
 from zeta_core.contract.wire.run_directory import SAVE_FILE, SaveFile
 from zeta_core.process import launch
+from zeta_core.process.stop import Interrupted, Stop
+from zeta_core.process.worker_monitor import WorkerMonitor
 
 DROPOUT = {"model": {"config": {**LLAMA_CONFIG, "attention_dropout": 0.2}}, "max_steps": 24}
 
@@ -179,7 +181,7 @@ def test_sigterm_before_the_first_step_ends_the_run_at_once(
 
 
 def test_sigterm_during_the_import_of_torch_interrupts_once_after_it(tmp_path: Path) -> None:
-    stop = launch.Stop(tmp_path / "stop", launch.WorkerMonitor(tmp_path / "alive"))
+    stop = Stop(tmp_path / "stop", WorkerMonitor(tmp_path / "alive"))
     imported: list[bool] = []
 
     def import_it() -> None:
@@ -189,7 +191,7 @@ def test_sigterm_during_the_import_of_torch_interrupts_once_after_it(tmp_path: P
 
     before = signal.signal(signal.SIGTERM, stop.on_signal)
     try:
-        with pytest.raises(launch.Interrupted):
+        with pytest.raises(Interrupted):
             import_it()
         import_it()
     finally:

@@ -42,6 +42,7 @@ class JobErrorEvidence(_JobModel):
     exit_code: int | None = None
     signal: str | None = None
     rank: int | None = None
+    node: int | None = None  # of a job on several hosts
     log_tail: str | None = None
 
 

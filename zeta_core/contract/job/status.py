@@ -45,6 +45,7 @@ class StatusReason(StrEnum):
     LAUNCH_FAILED = "launch_failed"
     PROCESS_KILLED = "process_killed"
     STALLED = "stalled"
+    NODE_LOST = "node_lost"
     PAUSED_BY_USER = "paused_by_user"
     RESUMED = "resumed"
     HANDED_BACK = "handed_back"
@@ -68,6 +69,7 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.LAUNCH_FAILED: "The training process could not be started.",
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal.",
     StatusReason.STALLED: "The run completed no step for much longer than usual; its log shows where it stalled.",
+    StatusReason.NODE_LOST: "One of the job's hosts stopped responding to the others.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` continues it.",
     StatusReason.RESUMED: "The job was resumed.",
     StatusReason.HANDED_BACK: "The worker handed the job back: it is stopping, drained, or lost contact with the "

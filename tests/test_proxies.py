@@ -19,6 +19,7 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
 from tests.server.server_process import API_KEY, SPEC, ServerProcess, running_server
 from zeta.client import Client
+from zeta_core.contract.job.events import StatusEvent
 
 FOLDER = ROOT / "deploy/proxy"
 UPLOAD_BYTES = 4 << 20
@@ -108,8 +109,8 @@ def test_two_servers_serve_one_url_and_either_may_be_killed(
         first.start()
         second.end(signal.SIGTERM)
         client.cancel(job.id)
-        statuses = [event.status for event in client.events(job.id, timeout_seconds=60) if event.type == "status"]
-        assert statuses[-1] == "cancelled"
+        statuses = [event for event in client.events(job.id, timeout_seconds=60) if isinstance(event, StatusEvent)]
+        assert statuses[-1].status == "cancelled"
         second.start()
 
 

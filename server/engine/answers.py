@@ -85,10 +85,11 @@ class OpenAnswer:
         return part
 
     async def receive(self, part: AnswerPart) -> None:
-        """Accept a part from the worker, and acknowledge it. Repeated ones are dropped."""
+        """Accept a part from the worker, and acknowledge it. Repeated ones and those far ahead are dropped."""
         self._has_started = True
         self._last_contact = time.monotonic()
-        if part.number == self._received + 1 and not self._is_complete:
+        has_space = self._received - self._consumed < MAX_AHEAD  # always, if the worker keeps to the protocol
+        if part.number == self._received + 1 and has_space and not self._is_complete:
             self._received = part.number
             self._is_complete = part.is_last
             self._parts.put_nowait(part)

@@ -1,8 +1,9 @@
 """Decides which network addresses a notification may be sent to, so that no user reaches the server's own network.
 
-Public addresses are allowed, and the networks in ``ZETA_WEBHOOK_NETWORKS``. A host name is resolved once, and the
-message is sent to one of these addresses, so a name that changes its address in the meantime (DNS rebinding) reaches
-nothing else. If one of its addresses is not allowed, none is used.
+Public addresses are allowed, except those of this machine, and the networks in ``ZETA_WEBHOOK_NETWORKS``.
+
+A host name is resolved once, and the message is sent to one of these addresses, so a name that changes its address in
+the meantime (DNS rebinding) reaches nothing else. If one of its addresses is not allowed, none is used.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import socket
 from concurrent.futures import Executor
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
+
+import psutil
 
 from server.settings import Networks
 
@@ -39,7 +42,8 @@ async def allowed_addresses(host: str, port: int, networks: Networks, executor: 
         found = [ip_address(str(entry[4][0])) for entry in entries]
     if not found:
         raise OSError(f"the name {host} has no address")
-    if not all(_is_allowed(address, networks) for address in found):
+    own = own_addresses()
+    if not all(_is_allowed(address, networks, own) for address in found):
         raise AddressNotAllowed(
             f"{host} is an address of this machine or of a private network; an operator can allow it with "
             "ZETA_WEBHOOK_NETWORKS"
@@ -51,9 +55,9 @@ def literal_fault(url: str, networks: Networks) -> str | None:
     """Why messages to a URL with a literal address will never be sent; ``None`` for allowed ones and host names."""
     host = urlsplit(url).hostname
     literal = None if host is None else _literal(host)
-    if literal is None or _is_allowed(literal, networks):
+    if literal is None or _is_allowed(literal, networks, own_addresses()):
         return None
-    return "it is an address of a private network; an operator can allow it with ZETA_WEBHOOK_NETWORKS"
+    return "it is an address of the server or of a private network; an operator can allow it with ZETA_WEBHOOK_NETWORKS"
 
 
 def _literal(host: str) -> IPv4Address | IPv6Address | None:
@@ -63,10 +67,21 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _is_allowed(address: IPv4Address | IPv6Address, networks: Networks) -> bool:
+def own_addresses() -> frozenset[IPv4Address | IPv6Address]:
+    """The addresses of this machine's interfaces now. An address that a router translates to them is not among them."""
+    addresses = (address for interface in psutil.net_if_addrs().values() for address in interface)
+    texts = (one.address.partition("%")[0] for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6))
+    return frozenset(map(ip_address, texts))
+
+
+def _is_allowed(
+    address: IPv4Address | IPv6Address, networks: Networks, own: frozenset[IPv4Address | IPv6Address]
+) -> bool:
     inner = _embedded(address)
     checked = address if inner is None else inner
-    return is_public(checked) or any(checked in network for network in networks if network.version == checked.version)
+    if any(checked in network for network in networks if network.version == checked.version):
+        return True
+    return is_public(checked) and checked not in own
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

@@ -7,8 +7,7 @@ dies, another one (or the same, after a restart) sends it again when the claim e
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import delete, func, select, update
@@ -19,6 +18,7 @@ from server.database.connections import Database
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.notifications.http_sender import Outcome
 from server.notifications.messages import Message
+from server.notifications.places import Destination, Due, Places
 from server.notifications.schedule import has_failed_too_long, retry_delay
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.webhooks import TEST_EVENT
@@ -26,6 +26,7 @@ from zeta_core.contract.webhooks import TEST_EVENT
 CLAIM_SECONDS = 15.0  # in addition to the time limit of a request
 KEEP_DAYS = 30  # ended deliveries are listed for this long
 MAX_TARGETS = 500  # considered at a time
+REMOVAL_CHUNK = 1000
 
 logger = logging.getLogger(__name__)
 _TARGET = func.coalesce(DeliveryRow.webhook_id, DeliveryRow.url)  # one message at a time is sent to each
@@ -39,16 +40,13 @@ class DeliveryLog:
         self._claim = timedelta(seconds=limit_seconds + CLAIM_SECONDS)
         self._disable_days = disable_days
 
-    async def claim(self, sending: Mapping[str, str], *, max_messages: int, max_per_project: int) -> list[Message]:
-        """Claim the oldest due message of up to ``max_messages`` targets.
-
-        ``sending`` contains the targets of messages that are being sent now, with their projects.
-        """
-        ids = await self._due(sending, max_messages, max_per_project)
-        if not ids:
+    async def claim(self, places: Places) -> list[Message]:
+        """Claim the oldest due messages for which there are free places."""
+        chosen = list(places.choose(await self._due(places.targets)))
+        if not chosen:
             return []
         async with self._database.write() as session:
-            claimed = [await self._claim_one(session, delivery_id) for delivery_id in ids]
+            claimed = [await self._claim_one(session, message.id) for message in chosen]
         return [message for message in claimed if message is not None]
 
     async def record(self, message: Message, outcome: Outcome) -> None:
@@ -76,25 +74,29 @@ class DeliveryLog:
                 if outcome.is_gone or has_failed_too_long(since, now, self._disable_days):
                     await self._disable(session, webhook, outcome)
 
-    async def remove_old(self) -> None:
-        """Remove deliveries that ended more than `KEEP_DAYS` ago from the log."""
+    async def remove_old(self) -> bool:
+        """Remove deliveries that ended more than `KEEP_DAYS` ago from the log; returns whether there are more.
+
+        It removes `REMOVAL_CHUNK` of them, so other writers don't wait long.
+        """
         old = utc_now() - timedelta(days=KEEP_DAYS)
         query = select(DeliveryRow.id).where(DeliveryRow.created_at < old, DeliveryRow.status != "pending")
         async with self._database.read() as session:
-            ids = list(await session.scalars(query.limit(1000)))
+            ids = list(await session.scalars(query.limit(REMOVAL_CHUNK)))
         if ids:
             async with self._database.write() as session:
                 await session.execute(delete(DeliveryRow).where(DeliveryRow.id.in_(ids)))
+        return len(ids) == REMOVAL_CHUNK
 
-    async def _due(self, sending: Mapping[str, str], max_messages: int, max_per_project: int) -> list[str]:
-        """The oldest due message of each target to which none is being sent, sharing the places between projects."""
+    async def _due(self, busy_targets: Sequence[str]) -> list[Due]:
+        """The oldest due message of each target that is not busy."""
         first = func.min(DeliveryRow.id)
         query = (
-            select(first, DeliveryRow.project)
+            select(first, DeliveryRow.project, func.min(DeliveryRow.url), func.min(DeliveryRow.format))
             .where(
                 DeliveryRow.status == "pending",
                 DeliveryRow.next_attempt_at <= utc_now(),
-                _TARGET.not_in(list(sending)),
+                _TARGET.not_in(busy_targets),
             )
             .group_by(_TARGET, DeliveryRow.project)
             .order_by(func.min(DeliveryRow.next_attempt_at))
@@ -102,9 +104,7 @@ class DeliveryLog:
         )
         async with self._database.read() as session:
             due = (await session.execute(query)).all()
-        return list(
-            _fair_share(((row[0], row[1]) for row in due), Counter(sending.values()), max_messages, max_per_project)
-        )
+        return [Due(row[0], Destination.of(row[1], row[2], row[3])) for row in due]
 
     async def _claim_one(self, session: AsyncSession, delivery_id: str) -> Message | None:
         """Claim a message, unless another server has done so."""
@@ -164,15 +164,3 @@ async def end_pending(session: AsyncSession, webhook_id: str) -> None:
 
 async def _lock_webhook(session: AsyncSession, webhook_id: str | None) -> WebhookRow | None:
     return None if webhook_id is None else await session.get(WebhookRow, webhook_id, with_for_update=True)
-
-
-def _fair_share(
-    due: Iterable[tuple[str, str]], used: Counter[str], max_messages: int, max_per_project: int
-) -> Iterable[str]:
-    """Up to ``max_messages`` of the ids in ``due``, which are paired with their projects."""
-    num_free = max_messages
-    for delivery_id, project in due:
-        if num_free and used[project] < max_per_project:
-            used[project] += 1
-            num_free -= 1
-            yield delivery_id

@@ -1,7 +1,7 @@
 """Sends due messages, several at a time, in tasks of their own.
 
-A slow receiver occupies one of `MAX_SENDING` places, because only one message at a time is sent to each target, and a
-project occupies at most `MAX_PER_PROJECT` of them. Nothing else waits for a message: not a job, and no other receiver.
+`Places` bounds how many of them go to one destination, to one project, and to receivers that don't respond. Nothing
+else waits for a message: not a job, and no other receiver.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from server.notifications.delivery_log import DeliveryLog
 from server.notifications.email_sender import EmailSender
 from server.notifications.http_sender import HttpSender, Outcome
 from server.notifications.messages import Message
+from server.notifications.places import MAX_SENDING, Destination, Places
 from server.settings import ServerSettings
 
-MAX_SENDING = 64
-MAX_PER_PROJECT = 16
 IDLE_SECONDS = 1.0
 REMOVAL_SECONDS = 3600.0
+LOOKUP_THREADS = 256  # more than `MAX_SENDING`: a lookup may take longer than its message's time limit
 
 logger = logging.getLogger(__name__)
 
@@ -33,30 +33,31 @@ class Notifier:
 
     def __init__(self, database: Database, settings: ServerSettings, wake: Callable[[], None]) -> None:
         limit = settings.webhook_seconds
-        # Threads of its own: looking up a name and SMTP block, and nothing else may wait for them.
-        self._executor = ThreadPoolExecutor(MAX_PER_PROJECT, thread_name_prefix="notifications")
-        self._http = HttpSender(settings.allowed_networks, limit, self._executor)
-        self._email = EmailSender(settings.smtp_url, settings.smtp_from, limit, self._executor)
+        # Threads of their own: looking up a name and SMTP block, and nothing else may wait for them.
+        self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="lookup")
+        self._mails = ThreadPoolExecutor(MAX_SENDING, thread_name_prefix="e-mail")
+        self._http = HttpSender(settings.allowed_networks, limit, self._lookups)
+        self._email = EmailSender(settings.smtp_url, settings.smtp_from, limit, self._mails)
         self._log = DeliveryLog(database, limit_seconds=limit, disable_days=settings.webhook_disable_days)
         self._wake = wake
-        self._sending: dict[str, str] = {}  # the projects of messages that are being sent, by target
+        self._places = Places()
         self._tasks: set[asyncio.Task[None]] = set()
         self._removed_at = float("-inf")  # monotonic
         self._is_stopping = False
 
     async def one_pass(self) -> None:
         """Start sending the due messages for which there are free places."""
-        if time.monotonic() - self._removed_at > REMOVAL_SECONDS:
-            await self._log.remove_old()
+        is_removal_due = time.monotonic() - self._removed_at > REMOVAL_SECONDS
+        if is_removal_due and not await self._log.remove_old():
             self._removed_at = time.monotonic()
-        num_free = MAX_SENDING - len(self._sending)
-        if num_free <= 0 or self._is_stopping:
+        if self._places.num_free <= 0 or self._is_stopping:
             return
-        messages = await self._log.claim(self._sending, max_messages=num_free, max_per_project=MAX_PER_PROJECT)
+        messages = await self._log.claim(self._places)
         if self._is_stopping:
             return
         for message in messages:
-            self._sending[message.target] = message.project
+            destination = Destination.of(message.project, message.url, message.format)
+            self._places.take(message.target, destination)
             task = asyncio.create_task(self._send(message), name=f"send-{message.id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -69,17 +70,21 @@ class Notifier:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._http.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._lookups, self._mails):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     async def _send(self, message: Message) -> None:
+        failed = True
         try:
-            await self._log.record(message, await self._outcome(message))
+            outcome = await self._outcome(message)
+            failed = outcome.error is not None
+            await self._log.record(message, outcome)
         except DatabaseUnavailable:
             pass  # the message is sent again when the claim ends
         except Exception:
             logger.exception("Recording %s failed; it is sent again.", message.id, extra={"action": "notification"})
         finally:
-            self._sending.pop(message.target, None)
+            self._places.release(message.target, failed=failed)
             self._wake()
 
     async def _outcome(self, message: Message) -> Outcome:

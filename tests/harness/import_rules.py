@@ -60,6 +60,7 @@ PACKAGES = (
         third_party=frozenset({"fastapi", "starlette", "uvicorn", "sqlalchemy", "redis", "celery", "kombu"})
         | {"cryptography"}  # signing receipts
         | {"httpx"}  # for requests to an engine of the operator
+        | {"psutil"}  # the addresses of this machine
         | {"pydantic", "pydantic_core", "python_multipart", "prometheus_client"}
         | {"jinja2", "markupsafe"}  # the web pages
         | {"ruamel"}  # specs as YAML in the web pages

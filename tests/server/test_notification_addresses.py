@@ -1,8 +1,11 @@
 """Which addresses a notification may be sent to."""
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +46,23 @@ def addresses(host: str, networks: str = "") -> list[str]:
 def test_every_spelling_of_a_private_address_is_refused(host: str) -> None:
     with pytest.raises(AddressNotAllowed, match="ZETA_WEBHOOK_NETWORKS"):
         addresses(host)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces exist only on Linux")
+def test_the_own_public_address_is_refused_unless_an_operator_allows_it(tmp_path: Path) -> None:
+    """In a network namespace of its own, whose interface gets a public address."""
+    program = (
+        "from tests.server.test_notification_addresses import addresses, AddressNotAllowed\n"
+        "print(addresses('93.184.215.14', '93.184.215.14/32'), addresses('93.184.215.15'))\n"
+        "try: addresses('93.184.215.14')\n"
+        "except AddressNotAllowed: print('refused')\n"
+    )
+    give_address = 'ip address add 93.184.215.14/32 dev lo && exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", give_address, sys.executable, program]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    if "unshare" in ran.stderr or "ip: " in ran.stderr:
+        pytest.skip(f"no network namespace: {ran.stderr[:200]}")
+    assert ran.stdout == "['93.184.215.14'] ['93.184.215.15']\nrefused\n", ran.stderr
 
 
 def test_an_operator_can_allow_a_network() -> None:

@@ -59,21 +59,25 @@ async def sign_receipts(database: Database, store: ArtifactFolder) -> None:
     async with database.read() as session:
         ids = list(await session.scalars(unsigned.limit(MAX_JOBS)))
     for job_id in ids:
-        try:
-            await sign_receipt(database, store, job_id)
-        except Unavailable as error:  # a damaged manifest; a request for the receipt reports it, too
-            logger.warning("No receipt for %s: %s", job_id, error.message, extra={"action": "receipt"})
-            await _store(database, job_id, None)
-        except (AssertionError, ValueError):  # of what a worker reported; the receipts of other jobs must not wait
-            logger.exception("No receipt for %s, because its data is invalid.", job_id, extra={"action": "receipt"})
-            await _store(database, job_id, None)
+        await try_to_sign(database, store, job_id)
 
 
-async def sign_receipt(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:
+async def try_to_sign(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:
+    """Sign and store the receipt of an ended job; ``None`` if it has no checkpoint, was deleted, or can't be signed."""
+    try:
+        return await _sign_receipt(database, store, job_id)
+    except Unavailable as error:  # a damaged manifest
+        logger.warning("No receipt for %s: %s", job_id, error.message, extra={"action": "receipt"})
+    except (AssertionError, ValueError):  # of what a worker reported; the receipts of other jobs must not wait
+        logger.exception("No receipt for %s, because its data is invalid.", job_id, extra={"action": "receipt"})
+    return await _store(database, job_id, None)
+
+
+async def _sign_receipt(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:
     """Sign and store the receipt of an ended job; ``None`` if it has no checkpoint or was deleted."""
     async with database.read() as session:
         job = await session.get(JobRow, job_id)
-        name = await _checkpoint_name(session, job_id)
+        name = await find_checkpoint(session, job_id)
         rows = await session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt))
         attempts = [_to_attempt(row) for row in rows]
     if job is None:
@@ -146,7 +150,7 @@ async def _store(database: Database, job_id: str, envelope: Receipt | None) -> R
     return envelope
 
 
-async def _checkpoint_name(session: AsyncSession, job_id: str) -> str | None:
+async def find_checkpoint(session: AsyncSession, job_id: str) -> str | None:
     """The checkpoint that the receipt is about: ``final``, or the newest one if the job has no final one."""
     names = list(await session.scalars(checkpoints_newest_first(job_id)))
     return FINAL_CHECKPOINT if FINAL_CHECKPOINT in names else next(iter(names), None)

@@ -152,12 +152,17 @@ class MessageConsumer:
         """Apply one message and reply. It stays in the stream only while the database is unavailable."""
         reply: tuple[str, BaseModel] | None = None
         try:
-            sender, message = self._messages.read(FROM_WORKER, message_id, fields, channel=SERVER_STREAM)
+            sender, message = await self._messages.read_once(
+                self._redis, FROM_WORKER, message_id, fields, channel=SERVER_STREAM
+            )
             if message.worker != sender:
                 raise BadSender(f"worker {sender} sent a {message.kind} in the name of worker {message.worker!r}")
             reply = await self._apply(message)
         except BadMessage as error:
             self._dropped.invalid("stream", error)
+        except RedisUnavailable:
+            self._has_pending = True
+            raise
         except DatabaseUnavailable as error:
             self._has_pending = True
             if not await self._has_tried_enough(message_id):

@@ -97,6 +97,12 @@ def test_a_replayed_or_late_claim_is_rejected(fleet: SmallFleet, client: redis.R
     wait_until_read(client)
     assert (rejected(fleet)["clock"], rejected(fleet)["replay"]) == (3, 2)
     assert len(worker.receive_all()) == 1, "only the first claim in time is answered"
+    fleet.stop_engine()
+    fleet.start_engine()  # like another server on the same stream
+    worker.send_raw({**intercepted})
+    wait_until_read(client)
+    assert rejected(fleet)["replay"] == 1
+    assert worker.receive_all() == []
 
 
 def test_journal_lines_are_stored_however_late_they_arrive(fleet: SmallFleet, client: redis.Redis) -> None:

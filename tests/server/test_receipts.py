@@ -93,6 +93,8 @@ def test_a_job_with_an_invalid_base_blocks_no_other_receipt(http: httpx.Client, 
     valid = trained_job(http, rows)
     wait_until(lambda: rows.has_receipt(valid), 10, "the receipt of the other job")
     assert "receipts" not in http.get("/readyz").text
+    refused = http.get(f"/v1/jobs/{invalid}/receipt")
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "receipt_not_signed")
 
 
 @pytest.mark.extended

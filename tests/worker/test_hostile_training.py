@@ -10,7 +10,7 @@ import pytest
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
-from zeta_core.contract.wire.run_directory import run_directory
+from zeta_core.contract.wire.run_directory import LOCK_FILE, PUBLISHED_FILE, RUN_FILE, run_directory
 from zeta_core.system.sandbox import SandboxSupport
 from zeta_core.system.sandbox.landlock import SIGNALS_ABI
 
@@ -72,6 +72,31 @@ def test_a_hostile_training_reaches_nothing_and_outlives_nothing(
     assert not any(path.exists() for path in unwritable)
     fleet.wait_for_step(other_job, fleet.attempts(other_job)[0].last_step or 2)
     assert psutil.pid_exists(victim)
+
+
+def test_a_run_that_changes_its_files_is_ended_or_adopted_unchanged(fleet: SmallFleet) -> None:
+    """After a restart, the worker would otherwise publish another job's output, or leave the processes alone."""
+    worker = fleet.start_worker(ZETA_WORKER_SLOTS="3")
+    changed, published, copied = jobs = [fleet.submit(steps="100000", seconds_per_step="0.05") for _ in range(3)]
+    for job_id in jobs:
+        fleet.wait_for_step(job_id, 2)
+    worker.kill()
+    worker.wait()
+    runs = fleet.settings.home / "workers" / "w1"
+    processes = {job_id: processes_of_job(job_id) for job_id in jobs}
+    file = runs / run_directory(changed, 1) / RUN_FILE
+    file.write_text(file.read_text().replace(f"{changed}/output", f"{published}/output"))
+    (runs / run_directory(published, 1) / PUBLISHED_FILE).touch()
+    lock = runs / run_directory(copied, 1) / LOCK_FILE
+    recorded = lock.read_text()
+    lock.write_text(recorded.translate(str.maketrans("123456789", "234567891")))  # in place, as a run would
+    fleet.start_worker(ZETA_WORKER_SLOTS="3")
+    for job_id in (changed, published):
+        wait_until(lambda job_id=job_id: not set(processes[job_id]) & set(processes_of_job(job_id)), 60, "the end")
+    assert f"{RUN_FILE} was changed after the run had been started" in fleet.logs()
+    assert "it claims to have been published, but has processes" in fleet.logs()
+    wait_until(lambda: "Adopted attempt" in fleet.logs(), 60, "the third run to be adopted")
+    assert processes_of_job(copied) == processes[copied]
 
 
 def expected_gaps(support: SandboxSupport) -> list[str]:

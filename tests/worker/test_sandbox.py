@@ -22,7 +22,7 @@ from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, Dispatch
-from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key
+from zeta_core.contract.wire.run_directory import RUN_FILE, checkpoint_key, file_key, project_cache
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import SandboxSupport, restrict
 
@@ -144,6 +144,30 @@ def test_projects_share_no_environment_and_only_exports_to_gguf_have_the_network
         environments += {str(run_file.environments_dir)} & set(file.writable)
     assert len(environments) == len(set(environments)) == 2
     assert not Path(environments[0]).is_relative_to(environments[1])
+
+
+def test_compiled_extensions_are_copied_into_a_cache_but_never_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may replace folders of its project's cache by symbolic links to folders of others."""
+    monkeypatch.setenv("HOME", str(tmp_path / "operator"))
+    (tmp_path / "operator/.cache/torch_extensions").mkdir(parents=True)
+    (tmp_path / "operator/.cache/torch_extensions/adam.so").write_text("compiled")
+    sandboxes = Sandboxes(worker_settings(tmp_path), SandboxSupport(landlock=7, namespaces=True))
+    for project in ("honest", "hostile"):
+        home = sandboxes.settings.root / project_cache(project) / "home"
+        home.mkdir(parents=True)
+        if project == "hostile":
+            (tmp_path / "others").mkdir()
+            (home / ".cache").symlink_to(tmp_path / "others")
+        message = Dispatch(job_id=JOB, attempt=1, worker="w", slots=[0], project=project, spec={"use_deepspeed": True})
+        directory = tmp_path / project
+        directory.mkdir()
+        sandboxes.prepare_run(directory, new_run_file(message, sandboxes.settings), ())
+    copied = sandboxes.settings.root / project_cache("honest") / "home/.cache/torch_extensions/adam.so"
+    assert copied.read_text() == "compiled"
+    assert list((tmp_path / "others").iterdir()) == []
+    assert not list(sandboxes.settings.root.glob(".extensions-*"))
 
 
 def test_settings_of_the_sandbox_are_checked() -> None:

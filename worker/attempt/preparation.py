@@ -15,9 +15,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, TransferCancelled
+from worker.attempt.run_file_signature import write_signed
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
-from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RUN_FILE, RunFile
-from zeta_core.system.durable_files import write_atomically
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RunFile
 
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
@@ -117,7 +117,7 @@ def prepare(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
     confine(run_file)
-    write_atomically(directory / RUN_FILE, run_file.model_dump_json(indent=2).encode())
+    write_signed(directory, run_file.model_dump_json(indent=2).encode())
 
 
 def _require_space(checkpoint: Path) -> None:

@@ -8,8 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from worker.attempt.run_file_signature import read_signed
 from worker.run import processes
 from worker.run.processes import RunProcesses
 from worker.settings import WorkerSettings
@@ -18,7 +17,6 @@ from zeta_core.contract.wire.messages import Dispatch
 from zeta_core.contract.wire.run_directory import (
     ENVIRONMENTS_DIRECTORY,
     PUBLISHED_FILE,
-    RUN_FILE,
     RunFile,
     output_directory,
     project_cache,
@@ -60,17 +58,21 @@ def unpublished_run_files(home: Path, root: Path) -> Iterator[RunFile]:
     ``root`` is the worker's own folder in ``home``. A run without a readable ``run.json`` can't be adopted: its
     processes are killed, and the server starts the job again. A run directory that was copied with its home belongs to
     the original's worker: its processes are not touched, and nothing is stored or published for it. The server of this
-    home starts the job again from the last stored checkpoint.
+    home starts the job again from the last stored checkpoint. A run that was taken over can't escape adoption by
+    changing its files.
     """
     for directory in sorted(root.glob("runs/*/attempt-*")):
         run_processes = RunProcesses.from_directory(directory)
-        if run_processes is None or (directory / PUBLISHED_FILE).exists():
+        if run_processes is None:
+            continue
+        if (directory / PUBLISHED_FILE).exists():
+            if processes.is_locked(directory):  # the run has written this file itself
+                _end(run_processes, "it claims to have been published, but has processes")
             continue
         try:
-            run_file = RunFile.model_validate_json((directory / RUN_FILE).read_text())
-        except (OSError, ValidationError) as error:
-            logger.warning("The run in %s cannot be adopted: %s", directory, error)
-            processes.send(run_processes.alive(), signal.SIGKILL)
+            run_file = RunFile.model_validate_json(read_signed(directory))
+        except (OSError, ValueError) as error:
+            _end(run_processes, str(error))
             continue
         if _is_copied(directory, run_file, root):
             others = run_processes.in_other_homes(home)
@@ -84,6 +86,12 @@ def unpublished_run_files(home: Path, root: Path) -> Iterator[RunFile]:
                 (directory / PUBLISHED_FILE).touch()
             continue
         yield run_file
+
+
+def _end(run_processes: RunProcesses, reason: str) -> None:
+    """Kill the processes of a run that can't be adopted."""
+    logger.warning("The run in %s cannot be adopted: %s", run_processes.directory, reason, extra={"action": "adopt"})
+    processes.send([*run_processes.alive(), *run_processes.lock_holders()], signal.SIGKILL)
 
 
 def _is_copied(directory: Path, run_file: RunFile, root: Path) -> bool:

@@ -148,6 +148,11 @@ def is_unlocked(run_directory: Path) -> bool:
         os.close(descriptor)  # releases the lock
 
 
+def is_locked(run_directory: Path) -> bool:
+    """Whether a process holds the run's lock."""
+    return (run_directory / LOCK_FILE).exists() and not is_unlocked(run_directory)
+
+
 def is_copied(run_directory: Path) -> bool | None:
     """Whether this run directory is a copy of the one that its run was started in.
 
@@ -159,7 +164,11 @@ def is_copied(run_directory: Path) -> bool | None:
         return None
     try:
         recorded = FileIdentity.parse(os.pread(descriptor, _RECORD_BYTES, 0).decode("ascii", "replace"))
-        return None if recorded is None else not recorded.is_same_file(FileIdentity.of(descriptor))
+        if recorded is None:
+            return None
+        # The processes of a copied run hold the lock of the original. If this lock is held, the run is not a copy,
+        # although it may have changed the record.
+        return not recorded.is_same_file(FileIdentity.of(descriptor)) and not is_locked(run_directory)
     finally:
         os.close(descriptor)
 

@@ -12,8 +12,9 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -49,7 +50,7 @@ from zeta_core.contract.wire.run_directory import (
     stored_model_key,
 )
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
-from zeta_core.system.durable_files import part_path, write_atomically
+from zeta_core.system.durable_files import write_atomically
 from zeta_core.system.sandbox import SHARED_MEMORY, SandboxSupport
 
 _SYSTEM = (
@@ -66,7 +67,7 @@ _TRACKERS = ("WANDB_", "MLFLOW_")  # the variables of trackers that need the net
 _HUB_FOLDERS = ("hub", "datasets", "xet")  # of HF_HOME; not its modules, which are code
 _GLOB = frozenset("*?[")
 _MODPROBE_SECONDS = 30.0
-_EXTENSIONS = ".cache/torch_extensions"  # in a home directory; DeepSpeed's are among them
+_EXTENSIONS = (".cache", "torch_extensions")  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
 
 
@@ -151,7 +152,8 @@ class Sandboxes:
             hub=run_file.hub_access if run_file.hub else HubAccess.OFF,
         )
         if self.support is not None and run_file.spec.get("use_deepspeed"):
-            self._copy_extensions(self.settings.root / project_cache(run_file.project) / "home")
+            with suppress(OSError):  # then the run compiles them
+                self._copy_extensions(self.settings.root / project_cache(run_file.project))
 
     def prepare(
         self,
@@ -178,7 +180,7 @@ class Sandboxes:
         home, temporary = cache / "home", directory / TEMPORARY
         for folder in (home, temporary):
             folder.mkdir(parents=True, exist_ok=True)
-        os.utime(home)  # the cache evicts the least recently used entries
+        os.utime(home, follow_symlinks=False)  # the cache evicts the least recently used entries
         network = bool(environments) or hub != HubAccess.OFF or self._has_tracker or not self.support.namespaces
         hub_home = hub_folder(own_environment(), hub)
         downloads = [hub_home / name for name in _HUB_FOLDERS] if hub != HubAccess.OFF else []
@@ -221,19 +223,43 @@ class Sandboxes:
         folder.mkdir(parents=True, exist_ok=True)
         return [folder]
 
-    def _copy_extensions(self, home: Path) -> None:
-        """Give ``home`` the operator's compiled extensions of torch, which take a minute to compile, if it has none."""
-        source, target = Path(own_environment().get("HOME", "/"), _EXTENSIONS), home / _EXTENSIONS
-        if source.is_dir() and not target.exists():
-            part = part_path(target)
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(source, part)
-            part.rename(target)
+    def _copy_extensions(self, cache: Path) -> None:
+        """Give a project's cache the operator's compiled extensions of torch, which take a minute to compile.
+
+        Runs may replace anything in the cache by symbolic links. So the copy is made outside of it, and moved without
+        following a link.
+        """
+        source = Path(own_environment().get("HOME", "/"), *_EXTENSIONS)
+        if not source.is_dir() or cache.joinpath("home", *_EXTENSIONS).exists():
+            return
+        parent, name = _EXTENSIONS
+        with (
+            tempfile.TemporaryDirectory(prefix=".extensions-", dir=self.settings.root) as staging,
+            ExitStack() as stack,
+        ):
+            shutil.copytree(source, Path(staging, name))
+            folder = stack.enter_context(_opened(cache, parent=None))
+            for step in ("home", parent):
+                with suppress(FileExistsError):
+                    os.mkdir(step, dir_fd=folder)
+                folder = stack.enter_context(_opened(step, parent=folder))
+            with suppress(OSError):  # the run has created something in the meantime
+                os.rename(Path(staging, name), name, dst_dir_fd=folder)
 
     @property
     def _has_tracker(self) -> bool:
         """Whether the operator has set up a tracker, which needs the network."""
         return any(name.startswith(_TRACKERS) for name in self.settings.job_env)
+
+
+@contextmanager
+def _opened(folder: str | Path, *, parent: int | None) -> Generator[int]:
+    """A descriptor of the folder in ``parent``. Raises `OSError`, also if it is a symbolic link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _model_paths(model: object, bases: Iterable[str], artifacts: Path) -> list[Path]:

@@ -11,6 +11,7 @@
 | hash `WORKERS_HASH` by name   | worker -> server | `Heartbeat`, every `HEARTBEAT_SECONDS`; the server removes   |
 |                               |                  | those of workers that were silent for a day                  |
 | string `SERVICE_KEY`          | server -> server | which service uses this Redis database                       |
+| strings ``zeta:nonce:*``      | server -> server | the nonces of messages that were read, for two minutes       |
 | list `DATABASE_KEY`           | server -> server | the recent claims of the database by servers on this Redis   |
 
 Redis may lose any of these at any time. So every message is repeated until it is answered, and handling is idempotent:

@@ -40,6 +40,7 @@ from zeta_core.contract.receipt import (
     signed_bytes,
     statement_bytes,
 )
+from zeta_core.contract.secret_texts import masked_values
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
 from zeta_core.system.distribution import version
 
@@ -114,8 +115,8 @@ def _statement(
         finished_at=job.finished_at,
         checkpoint=stored.manifest.name,
         manifest_sha256=manifest_sha256,
-        spec={name: value for name, value in job.spec.items() if name != "notify"},
-        resolved_spec=recorded,
+        spec=masked_values({name: value for name, value in job.spec.items() if name != "notify"}),
+        resolved_spec=masked_values(recorded),
         files=[DataFile(id=file_id, **file.model_dump()) for file_id, file in sorted(resolved.files.items())],
         base_checkpoint=None if model is None else f"{model.job}/{model.checkpoint}",
         base_manifest_sha256=None if base is None else hashlib.sha256(base.manifest_bytes).hexdigest(),

@@ -13,6 +13,7 @@ from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.job import Attempt, Job
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.secret_texts import masked_values
 
 _IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")  # a parameter would not match the partial index
 SPEC_BYTES = 2 * func.length(cast(JobRow.spec, Text))  # a job contains its spec twice: as submitted, and resolved
@@ -95,8 +96,9 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
             "waiting_reason": row.waiting_reason,
             "queue_position": position,
             "entity_name": row.entity_name,
-            "spec": row.spec,
-            "resolved_spec": row.resolved_spec_json,
+            # New specs contain no secrets; those that were stored before this was checked may.
+            "spec": masked_values(row.spec),
+            "resolved_spec": masked_values(row.resolved_spec_json),
             "attempt": row.attempt,
             "attempts": attempts,
             "max_retries": row.max_retries,
@@ -110,6 +112,6 @@ def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: 
             "warnings": row.warnings,
             "checkpoints": len(checkpoints),
             "final_checkpoint": FINAL_CHECKPOINT if FINAL_CHECKPOINT in checkpoints else None,
-            "metadata": row.job_metadata,
+            "metadata": masked_values(row.job_metadata),
         }
     )

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from server.engine.apply_journal import parse_line
+from tests.server.rows import Rows
 from tests.server.server_process import SPEC, ServerProcess, error_of, submit
 from zeta_core.contract.job.events import LogLine, SampleLine, utc_now
 
@@ -48,6 +49,19 @@ def test_a_rerun_cannot_add_a_secret(http: httpx.Client) -> None:
     job_id = submit(http)["id"]
     response = http.post(f"/v1/jobs/{job_id}/rerun", json={"patch": {"metadata": {"note": TOKEN}}})
     assert (response.status_code, error_of(response)["code"]) == (422, "secret_in_spec")
+
+
+def test_a_spec_that_was_stored_by_an_earlier_version_is_shown_masked(http: httpx.Client, rows: Rows) -> None:
+    job_id = submit(http)["id"]
+    noted = {"note": f"token {TOKEN}"}
+    rows.change(job_id, spec={**SPEC, "metadata": noted}, resolved_spec_json={**SPEC, "note": KEY}, job_metadata=noted)
+    for path in (f"/v1/jobs/{job_id}", "/v1/jobs", f"/jobs/{job_id}"):
+        response = http.get(path)
+        assert TOKEN not in response.text
+        assert KEY not in response.text
+    shown = http.get(f"/v1/jobs/{job_id}").json()
+    assert shown["spec"]["metadata"] == shown["metadata"] == {"note": "token ***"}
+    assert shown["resolved_spec"]["note"] == "***"
 
 
 def test_an_error_that_quotes_a_value_masks_secrets(http: httpx.Client) -> None:

@@ -129,6 +129,21 @@ def test_slow_checks_of_one_project_do_not_delay_those_of_another(tmp_path: Path
     checks.stop()
 
 
+def test_a_slow_check_starts_another_process_before_a_project_needs_it(tmp_path: Path) -> None:
+    checks, results = run_checks(tmp_path)
+    before = set(psutil.Process().children())
+    checks.take(CheckRequest(check_id="a", project="a", spec={"does": "hang"}, resolved_spec=RESOLVED, limit_seconds=9))
+    wait_until(lambda: len(set(psutil.Process().children()) - before) == 2, 8, "the second process")
+    warm = set(psutil.Process().children()) - before
+    checks.take(
+        CheckRequest(check_id="b", project="b", spec={"does": "answer"}, resolved_spec=RESOLVED, limit_seconds=60)
+    )
+    wait_until(lambda: results.keys() == {"a", "b"}, 60, "both results")
+    assert set(psutil.Process().children()) & warm, "the process that has answered is kept for the next check"
+    checks.stop()
+    wait_until(lambda: not set(psutil.Process().children()) - before, 30, "the processes to exit")
+
+
 def test_a_check_that_nobody_waits_for_yields_to_other_projects(tmp_path: Path) -> None:
     checks, results = run_checks(tmp_path)
     for project, does in (("first", "hang"), ("second", "hang"), ("third", "answer")):

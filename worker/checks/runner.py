@@ -34,7 +34,9 @@ from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 from zeta_core.contract.wire.run_directory import RUN_FILE, RunFile, project_cache
 from zeta_core.system.outage import error_text
 
-NUM_PROCESSES = 2  # the second one starts when it may be needed, and ends when no check is left
+NUM_PROCESSES = 2  # the second one starts when it may be needed, and ends when no check of several projects is left
+SLOW_SECONDS = 1.0  # a check that takes longer starts the second process, before another project needs it
+SEVERAL_PROJECTS_SECONDS = 600.0  # if several projects sent checks in this time, the second process is kept
 WAITED_SHARE = 1 / 4  # of the time limit: after this time, nobody waits for the result
 ROWS_SHARE = 1 / 6  # of the time limit: for reading rows, because the caller waits for a quarter of the limit
 NAME = "check"  # used instead of a job id in the process's marks
@@ -66,10 +68,14 @@ class SpecCheckRunner:
         ]
         self._executor = ThreadPoolExecutor(max_workers=NUM_PROCESSES, thread_name_prefix="check")
         self._waiting = WaitingChecks()
+        self._asked_at: dict[str, float] = {}  # monotonic, by project
         self._stopping = False
 
     def take(self, request: CheckRequest) -> None:
         """Queue the check, unless it is queued already."""
+        now = time.monotonic()
+        recent = {name: at for name, at in self._asked_at.items() if now - at < SEVERAL_PROJECTS_SECONDS}
+        self._asked_at = {**recent, request.project: now}
         if (reason := self._waiting.add(request)) is not None:
             self._send(self._failed(request, reason))
             return
@@ -95,7 +101,8 @@ class SpecCheckRunner:
 
     def _work(self) -> None:
         """Run checks until none may begin."""
-        self._prepare_another()
+        if self._waiting.needs_another_process:
+            self._prepare_another()
         while not self._stopping and (request := self._waiting.begin()) is not None:
             with self._lock:
                 process = self._unused.pop()
@@ -107,13 +114,13 @@ class SpecCheckRunner:
                     self._unused.append(process)
                 if self._stopping:
                     self._end_unused()
-                elif self._waiting.is_empty:
+                elif self._waiting.is_empty and len(self._asked_at) < NUM_PROCESSES:
                     self._end_unused(keep=process)
 
     def _prepare_another(self) -> None:
         """Start another process while one is used, so that the check of another project need not wait for it."""
         with self._lock, suppress(OSError):  # the check itself will report it
-            if self._waiting.needs_another_process and self._unused:
+            if self._unused and not self._stopping:
                 self._unused[-1].prepare()
 
     def _end_unused(self, *, keep: CheckProcess | None = None) -> None:
@@ -142,6 +149,8 @@ class SpecCheckRunner:
         seconds = time.monotonic() - began
         if self._stopping:
             raise CheckFailed("The worker is stopping; try again.")
+        if seconds >= SLOW_SECONDS:
+            self._prepare_another()
         if seconds >= WAITED_SHARE * request.limit_seconds and self._waiting.others_wait(request.project):
             raise CheckFailed(
                 f"The check was ended after {seconds:.0f} s, because checks of other projects were waiting; try again."

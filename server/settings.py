@@ -202,6 +202,12 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     claim_seconds: float = Field(
         default=10, gt=0, description="time for a worker to claim a dispatched job before it is dispatched again"
     )
+    prepare_seconds: float = Field(
+        default=600,
+        gt=0,
+        allow_inf_nan=False,
+        description="time for the workers of a job on several hosts to fetch their inputs before the start is repeated",
+    )
     openai_models: Annotated[str, AfterValidator(_base_models)] = Field(
         default="",
         description="base models of every project under /openai/v1, as a JSON object of names and model sources",

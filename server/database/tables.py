@@ -1,5 +1,5 @@
 """The tables, one class each; those of keys, projects and sessions are in `access_tables`, of webhooks in
-`webhook_tables`.
+`webhook_tables`, and of attempts on several workers in `placements`.
 
 The migrations create exactly these (a test compares them). Times are UTC. JSON columns contain dumps of the
 contract's models, so no table repeats their fields.
@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -214,7 +215,11 @@ class JobCountRow(Table):
 
 
 class AttemptRow(Table):
-    """One attempt to run a job; ``stored_line`` is the number of its last stored journal line."""
+    """One attempt to run a job; ``stored_line`` is the number of its last stored journal line.
+
+    An attempt on several nodes has a `PlacementRow` for each. ``worker`` is the worker of node 0, and nothing runs
+    while ``is_preparing``.
+    """
 
     __tablename__ = "attempts"
 
@@ -230,6 +235,8 @@ class AttemptRow(Table):
     stored_line: Mapped[int] = mapped_column(default=0)
     ran_seconds: Mapped[float | None] = mapped_column(Double)  # only if the job has a time limit; see `time_limits`
     device_kind: Mapped[str | None]  # null until the run has reported it
+    num_nodes: Mapped[int] = mapped_column(default=1, server_default="1")
+    is_preparing: Mapped[bool] = mapped_column(default=False, server_default=false())
 
 
 class EventRow(Table):

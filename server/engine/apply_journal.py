@@ -20,9 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.checkpoints import protected_checkpoints, record_checkpoint
 from server.database.events import EventBatch, warn
+from server.database.placements import PlacementRow, placements_of
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import end_attempt
+from server.engine.nodes.ends import report_end
+from server.engine.nodes.journals import apply_line
 from server.settings import ServerSettings
 from zeta_core.contract.job.events import (
     JOURNAL_LINE,
@@ -71,14 +74,17 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     attempt = await session.get(AttemptRow, (batch.job_id, batch.attempt)) if job else None
     if job is None or attempt is None:
         return AppliedBatch(_ack(batch, 0, fenced=True), 0, False)
-    if attempt.worker != batch.worker:
+    placement = await _placement(session, attempt, batch.worker)
+    if placement is None and attempt.worker != batch.worker:
         return AppliedBatch(_ack(batch, 0, fenced=True), 0, False, holder=attempt.worker)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
         return AppliedBatch(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+    if placement is not None and placement.node_rank:
+        return await _apply_node_batch(session, job, placement, batch)
     protected = set[str]()
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
         protected = await protected_checkpoints(session, job)
-    appending = _Appending(session, job, attempt, max_events, protected)
+    appending = _Appending(session, job, attempt, max_events, protected, placement)
     stored_line, had_first_step = attempt.stored_line, attempt.first_step is not None
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != stored_line + 1:
@@ -95,6 +101,24 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     return AppliedBatch(
         ack, num_applied, ended, has_first_step=has_first_step, is_first_step=has_first_step and not had_first_step
     )
+
+
+async def _placement(session: AsyncSession, attempt: AttemptRow, worker: str) -> PlacementRow | None:
+    """The worker's node of an attempt on several workers."""
+    placements = await placements_of(session, attempt.job_id, attempt.attempt) if attempt.num_nodes > 1 else []
+    return next((row for row in placements if row.worker == worker), None)
+
+
+async def _apply_node_batch(
+    session: AsyncSession, job: JobRow, placement: PlacementRow, batch: JournalBatch
+) -> AppliedBatch:
+    """Apply the lines of a node after node 0."""
+    before = placement.stored_line
+    for number, raw in enumerate(batch.lines, batch.first_line):
+        if number == placement.stored_line + 1 and placement.last_line is None:
+            await apply_line(session, job, placement, parse_line(raw), number=number)
+    stored_line, ended = placement.stored_line, job.status != JobStatus.RUNNING
+    return AppliedBatch(_ack(batch, stored_line, fenced=False), stored_line - before, ended, has_first_step=True)
 
 
 def parse_line(raw: dict[str, Any]) -> JournalLine:
@@ -136,10 +160,17 @@ class _Appending:
     """
 
     def __init__(
-        self, session: AsyncSession, job: JobRow, attempt: AttemptRow, max_events: int, protected: Collection[str]
+        self,
+        session: AsyncSession,
+        job: JobRow,
+        attempt: AttemptRow,
+        max_events: int,
+        protected: Collection[str],
+        placement: PlacementRow | None,
     ) -> None:
+        """``placement`` is that of node 0 if the attempt has several nodes."""
         self._session, self._job, self._attempt = session, job, attempt
-        self._max_events, self._protected = max_events, protected
+        self._max_events, self._protected, self._placement = max_events, protected, placement
         self._events = EventBatch(job)
         self._progress: dict[str, Any] = {}
         self._first_step, self._last_step = attempt.first_step, attempt.last_step
@@ -159,7 +190,10 @@ class _Appending:
         match line:
             case StatusLine() if line.status != JobStatus.RUNNING:
                 await self.store()
-                await end_attempt(self._session, job, line, line=number)
+                if self._placement is None:
+                    await end_attempt(self._session, job, line, line=number)
+                else:
+                    await report_end(self._session, job, self._placement, line, number)
                 return  # `change_status` has appended the event
             case StatusLine():
                 if line.resolved_spec is not None:

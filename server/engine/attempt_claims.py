@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow
 from server.database.transitions import StatusChange, change_status, lock_job
+from server.engine.nodes.starts import claim_node
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer
@@ -15,13 +16,16 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     """Grant the claim, in this transaction, if the job was dispatched to this worker and this is its next attempt.
 
     A repeated claim of the same worker process is granted again, because the first answer may have been lost. Any other
-    claim is denied with a reason.
+    claim is denied with a reason. An attempt on several workers runs since its dispatch; each worker claims its node.
     """
     job = await lock_job(session, claim.job_id)
     if job is None:
         return _denied(claim, "the job does not exist")
     if job.status == JobStatus.RUNNING and job.attempt == claim.attempt:
         running = await session.get(AttemptRow, (job.id, claim.attempt))
+        if running and running.num_nodes > 1:
+            refusal = await claim_node(session, running, claim)
+            return _granted(claim) if refusal is None else _denied(claim, refusal)
         if running and (running.worker, running.incarnation) == (claim.worker, claim.incarnation):
             return _granted(claim)
         return _denied(claim, "the attempt was started by another process")

@@ -1,4 +1,4 @@
-"""A live worker in a scheduling pass: which of its slots suit a job, and how many the job needs there."""
+"""A live worker in a scheduling pass: which of its slots suit a job, how many the job needs, and which it gets."""
 
 from __future__ import annotations
 
@@ -128,6 +128,57 @@ class Candidate:
         """Hold back these free slots, so that jobs further back in the queue don't get them."""
         self.take(slots)
         self.is_reserved, self.num_reserved = True, len(slots)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The worker and the slots that a job gets, and how many of the slots it uses as GPUs: all or none.
+
+    ``other_nodes`` are the further workers of a job that needs several, in the order of their node ranks.
+    """
+
+    candidate: Candidate
+    slots: list[int]
+    gpus: int
+    other_nodes: tuple[Placement, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Placement, ...]:
+        """Each worker by node rank; this one is node 0."""
+        return self, *self.other_nodes
+
+    @property
+    def total_gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    def take(self) -> None:
+        """Take the slots from all candidates, because the job is dispatched to them."""
+        for node in self.nodes:
+            node.candidate.take(node.slots)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A worker that is large enough for the job, with the slots that suit it."""
+
+    candidate: Candidate
+    group: SlotGroup
+
+    @property
+    def worker(self) -> str:
+        return self.candidate.heartbeat.worker
+
+    @property
+    def free(self) -> list[int]:
+        return self.group.free(self.candidate.free_background if self.group.is_background else self.candidate.free)
+
+    @property
+    def num_missing(self) -> int:
+        """The number of slots that must become free before the job can start."""
+        return self.group.needed - len(self.free)
+
+    def placement(self, other_nodes: tuple[Placement, ...] = ()) -> Placement:
+        return Placement(self.candidate, self.free[: self.group.needed], self.group.gpus, other_nodes)
 
 
 def _names(text: str) -> frozenset[str]:

@@ -17,6 +17,7 @@
 | failed: `time_limit`                                       | failed, with a checkpoint to resume from              |
 | lost worker                                                | queued, up to `MAX_LOST_WORKERS` consecutive ones;    |
 |                                                            |   not a failure                                       |
+| several workers that were not all ready                    | queued after a back-off; not a failure                |
 
 A job has an ``error`` only if it has ended with it. The failure of an earlier attempt is recorded in the attempt's last
 event, in its ``reason``, and in a warning.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import takewhile
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -39,11 +41,12 @@ from server.database.events import warn
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status
 from zeta_core.contract.job.events import StatusLine, WarningLine, utc_now
-from zeta_core.contract.job.job import JobError
-from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, StatusReason
+from zeta_core.contract.job.job import JobError, WaitingReason
+from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, StatusReason, WaitingCode
 
 MAX_LOST_WORKERS = 10
 MAX_BACKOFF_SECONDS = 300.0
+MAX_COUNTED = 10  # attempts in a row that could not start; the back-off has reached its maximum long before
 # Failures that another attempt may avoid. The user's errors (data, model, a loss that isn't finite) are not among them.
 # An out-of-memory error is retried once, because another process may have used the memory.
 RETRIED = frozenset(
@@ -70,8 +73,11 @@ def backoff_seconds(failures: int) -> float:
     return 0.0 if failures <= 1 else min(MAX_BACKOFF_SECONDS, 5.0 * 4.0 ** (failures - 2))
 
 
-async def end_attempt(session: AsyncSession, job: JobRow, last: StatusLine, *, line: int) -> None:
-    """Apply the last line of the running attempt's journal, with the number ``line``; ``job`` is locked."""
+async def end_attempt(session: AsyncSession, job: JobRow, last: StatusLine, *, line: int | None) -> None:
+    """Apply the last line of the running attempt's journal, with the number ``line``; ``job`` is locked.
+
+    ``line`` is ``None`` if the line is not that of the journal whose events are stored.
+    """
     assert last.status != JobStatus.RUNNING, "this status doesn't end an attempt"
     match last.status:
         case JobStatus.FAILED:
@@ -98,7 +104,32 @@ async def lose_worker(session: AsyncSession, job: JobRow, *, message: str) -> No
     await _requeue(session, job, retry)
 
 
-async def _end_unrequested_pause(session: AsyncSession, job: JobRow, last: StatusLine, line: int) -> None:
+async def give_up_start(session: AsyncSession, job: JobRow, attempt: AttemptRow, *, message: str) -> None:
+    """End the running attempt, whose workers were not all ready to start; ``job`` is locked.
+
+    It is not a failure of the job. The next attempt starts after a back-off, which grows with each one in a row that
+    could not start.
+    """
+    attempt.ran_seconds = 0.0  # nothing ran
+    reason = StatusReason.NODES_NOT_READY
+    number = 1 + await _num_given_up(session, job, reason)
+    retry = StatusChange(JobStatus.QUEUED, StatusReason.RETRYING, attempt_reason=reason, message=message)
+    await _requeue(session, job, retry, delay_seconds=backoff_seconds(number + 1))
+    if job.status == JobStatus.QUEUED and job.not_before is not None:
+        code, until = WaitingCode.RETRY_BACKOFF, job.not_before.isoformat()
+        text = f"{message} The next attempt starts after a delay."
+        waiting = WaitingReason(code=code, message=text, since=utc_now(), details={"until": until})
+        job.waiting_reason = waiting.model_dump(mode="json")
+
+
+async def _num_given_up(session: AsyncSession, job: JobRow, reason: StatusReason) -> int:
+    """How many attempts in a row before the running one ended for this reason."""
+    query = select(AttemptRow.reason).where(AttemptRow.job_id == job.id, AttemptRow.attempt < job.attempt)
+    earlier = await session.scalars(query.order_by(AttemptRow.attempt.desc()).limit(MAX_COUNTED))
+    return sum(1 for _ in takewhile(lambda other: other == reason, earlier))
+
+
+async def _end_unrequested_pause(session: AsyncSession, job: JobRow, last: StatusLine, line: int | None) -> None:
     """End an attempt that paused without a request: the disk is full, or the pause was withdrawn or replaced."""
     if last.reason == StatusReason.DISK_FULL and job.requested_action is None:
         await _apply(session, job, StatusChange(JobStatus.PAUSED, last.reason, message=last.message, line=line))
@@ -107,7 +138,7 @@ async def _end_unrequested_pause(session: AsyncSession, job: JobRow, last: Statu
     await _requeue(session, job, StatusChange(JobStatus.QUEUED, StatusReason.RESUMED, attempt_reason=ended, line=line))
 
 
-async def _end_failed(session: AsyncSession, job: JobRow, last: StatusLine, line: int) -> None:
+async def _end_failed(session: AsyncSession, job: JobRow, last: StatusLine, line: int | None) -> None:
     reason = last.reason or StatusReason.TRAIN_ERROR
     error = last.error or JobError(code=reason, message=last.message or REASON_SENTENCES[reason])
     job.failures += 1
@@ -138,8 +169,13 @@ async def _is_retried(session: AsyncSession, job: JobRow, reason: StatusReason, 
     return reason != StatusReason.OUT_OF_MEMORY or not await _ran_out_of_memory_before(session, job)
 
 
-async def _requeue(session: AsyncSession, job: JobRow, change: StatusChange) -> None:
-    """Queue the job for its next attempt, unless the user has requested something else or no time is left."""
+async def _requeue(
+    session: AsyncSession, job: JobRow, change: StatusChange, *, delay_seconds: float | None = None
+) -> None:
+    """Queue the job for its next attempt, unless the user has requested something else or no time is left.
+
+    ``delay_seconds`` is the time before that attempt, by default the back-off after the job's failures.
+    """
     ended = change.attempt_reason or change.reason
     if job.requested_action is not None:
         to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
@@ -151,7 +187,8 @@ async def _requeue(session: AsyncSession, job: JobRow, change: StatusChange) -> 
         failure = StatusChange(JobStatus.FAILED, limit, attempt_reason=ended, error=error, line=change.line)
         await _apply(session, job, failure)
         return
-    delay = backoff_seconds(job.failures) if change.reason == StatusReason.RETRYING and job.failures else 0.0
+    is_retry = change.reason == StatusReason.RETRYING and job.failures
+    delay = delay_seconds if delay_seconds is not None else backoff_seconds(job.failures) if is_retry else 0.0
     job.not_before = utc_now() + timedelta(seconds=delay) if delay else None
     await _apply(session, job, change)
 

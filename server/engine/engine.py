@@ -31,6 +31,7 @@ from server.engine.job_traces import JobTraces
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import STOP_SECONDS, BackgroundLoops, Pace
 from server.engine.message_consumer import MessageConsumer
+from server.engine.nodes.monitor import NodeMonitor
 from server.engine.redis_claim import RedisClaim
 from server.engine.redis_client import DroppedMessages, connect, remove_wrong_type, send_to_worker
 from server.engine.scheduler import Scheduler
@@ -98,6 +99,17 @@ class Engine:
             self.wake,
             lease=settings.lease_seconds,
         )
+        self._node_monitor = NodeMonitor(
+            database,
+            self._workers,
+            self.secrets,
+            self._send_to_worker,
+            self.event_signal,
+            self.wake,
+            lease=settings.lease_seconds,
+            claim_seconds=settings.claim_seconds,
+            prepare_seconds=settings.prepare_seconds,
+        )
         self.spec_checks = SpecChecks(
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
         )
@@ -139,6 +151,7 @@ class Engine:
         self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
         self.loops.start("job counts", partial(merge_counts, self.database), Pace(idle_seconds=MERGE_SECONDS))
+        self.loops.start("nodes", self._node_monitor.one_pass, JOB_PACE)
         for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
         self.loops.start("answers", self._read_answers, Pace(idle_seconds=HEARTBEAT_SECONDS))
@@ -165,7 +178,7 @@ class Engine:
     def wake(self) -> None:
         """Process the queue and the running jobs now, because a job was cancelled, paused or resumed."""
         self._scheduler.queue_changed()
-        self.loops.wake("scheduler", *self._monitor.passes())
+        self.loops.wake("scheduler", "nodes", *self._monitor.passes())
 
     def wake_scheduler(self) -> None:
         """Process the queue now, because a job was queued with the reason of `waiting_reason_of`."""

@@ -1,11 +1,7 @@
 """Monitors running jobs: repeats stop requests until they take effect, and ends attempts whose worker is lost.
 
-An attempt is lost when its live worker no longer lists it (the worker was restarted without finding the run, or
-gave up), when its worker has been silent for ``lease_seconds`` while Redis was reachable, or when its worker's secret
-was revoked. Only a worker process that
-runs in the same folder knows whether an attempt is gone. A worker with the same name in another folder (another disk or
-machine) may have replaced one whose run still continues, so in that case only the lease counts. If a worker still lists
-an attempt that has ended, it receives a fenced acknowledgement and kills the run.
+`lost_attempts` defines when an attempt is lost. Attempts on several workers are monitored by `nodes.monitor`. If a
+worker still lists an attempt that has ended, it receives a fenced acknowledgement and kills the run.
 """
 
 from __future__ import annotations
@@ -18,17 +14,20 @@ from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
 from server.database.draining import drained_workers
+from server.database.placements import unreleased_placements
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine.endings import lose_worker
 from server.engine.event_signal import EventSignal
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
+from server.engine.lost_attempts import UNLISTED_SECONDS, ClaimedAttempt, LostAttempts
 from server.engine.save_requests import due_save_requests
-from server.engine.stop_requests import RUNNING, StopRequests
+from server.engine.stop_requests import RUNNING, Nodes, StopRequests
 from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -38,11 +37,8 @@ from zeta_core.contract.wire.messages import (
     JournalAck,
     SaveRequest,
     StopRequest,
-    parse_folder_id,
 )
 
-# A worker lists an attempt once it has the dispatch, but up to two heartbeats (2 s apart) may still be in transit.
-UNLISTED_SECONDS = 5.0
 # Without this pause, a job whose checkpoint doesn't fit would restart continuously on a disk that counts as free.
 DISK_PAUSE_SECONDS = 10.0
 DISK_MESSAGE = "Disk space is available again."
@@ -70,9 +66,8 @@ class JobMonitor:
         self._event_signal = event_signal
         self._slot_freed = slot_freed
         self._stop_requests = StopRequests(database)
-        self._lease_seconds = lease
-        self._unlisted_since: dict[tuple[str, int], float] = {}  # monotonic
-        self._stale_since: dict[tuple[str, str, int], float] = {}
+        self._lost = LostAttempts(workers, secrets, lease=lease)
+        self._stale_since: dict[tuple[str, str, int], float] = {}  # monotonic
 
     def passes(self) -> dict[str, Pass]:
         """The passes by name. Each runs in its own loop, so that a failure in one does not affect the others."""
@@ -86,13 +81,13 @@ class JobMonitor:
     async def _send_stop_requests(self) -> None:
         if not self._workers.is_connected:
             return
-        running, drained = await self._read()
+        running, nodes, drained = await self._read()
 
         async def send(due: tuple[str, StopRequest | SaveRequest]) -> None:
             await self._send_to_worker(*due)
 
-        stops = await self._stop_requests.due(running, drained)
-        saves = [due for due in due_save_requests(running) if self._can_save(due[0])]
+        stops = await self._stop_requests.due(running, nodes, drained)
+        saves = [due for due in due_save_requests(running, nodes) if self._can_save(due[0])]
         raise_first(await try_each([*stops, *saves], send))
 
     def _can_save(self, worker: str) -> bool:
@@ -103,15 +98,17 @@ class JobMonitor:
     async def _resume_paused_by_disk(self) -> None:
         if not self._workers.is_connected:
             return
-        _, drained = await self._read()
+        _, _, drained = await self._read()
         if any(self._takes_jobs(beat) and beat.worker not in drained for beat in self._workers.workers()):
             for job_id in await resume_paused_by_disk(self._database):
                 self._event_signal.notify(job_id)
                 self._slot_freed()
 
-    async def _read(self) -> tuple[Sequence[Any], Collection[str]]:
+    async def _read(self) -> tuple[Sequence[Any], Nodes, Collection[str]]:
+        """The running attempts, the workers of those on several, and the drained workers."""
         async with self._database.read() as session:
-            return (await session.execute(RUNNING)).all(), await drained_workers(session)
+            running = (await session.execute(RUNNING)).all()
+            return running, await _read_nodes(session), await drained_workers(session)
 
     def _takes_jobs(self, beat: Heartbeat) -> bool:
         return self._workers.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
@@ -119,41 +116,19 @@ class JobMonitor:
     async def _find_lost(self) -> None:
         if not self._workers.is_connected:
             return
-        running, _ = await self._read()
-        now = time.monotonic()
-        unlisted: dict[tuple[str, int], float] = {}
+        running, _, _ = await self._read()
+        claimed = {
+            ClaimedAttempt(row.id, row.attempt, row.worker, row.incarnation) for row in running if row.num_nodes == 1
+        }
 
-        async def check(row: Any) -> None:
-            key = (row.id, row.attempt)
-            message: str | None = None
-            folder = parse_folder_id(row.incarnation)
-            silent = self._workers.silent_seconds(row.worker, folder)
-            if self._secrets.is_revoked(row.worker):
-                message = f"Worker {row.worker} was revoked."
-            elif silent > self._lease_seconds:
-                message = f"Lost contact with worker {row.worker} {silent:.0f} s ago."
-            elif self._would_list(row.worker, folder) and not self._lists(row.worker, key):
-                unlisted[key] = self._unlisted_since.get(key, now)
-                if now - unlisted[key] > UNLISTED_SECONDS:
-                    message = f"Worker {row.worker} no longer runs this attempt."
-            if message is not None:
-                await self._lose(row.id, row.attempt, message)
-                if self._secrets.is_revoked(row.worker):
-                    ended = JournalAck(job_id=row.id, attempt=row.attempt, stored_line=0, fenced=True)
-                    await self._send_to_worker(row.worker, ended)
+        async def end(lost: tuple[ClaimedAttempt, str]) -> None:
+            attempt, message = lost
+            await self._lose(attempt.job_id, attempt.attempt, message)
+            if self._secrets.is_revoked(attempt.worker):
+                ended = JournalAck(job_id=attempt.job_id, attempt=attempt.attempt, stored_line=0, fenced=True)
+                await self._send_to_worker(attempt.worker, ended)
 
-        failure = await try_each(running, check)
-        self._unlisted_since = unlisted
-        raise_first(failure)
-
-    def _would_list(self, worker: str, folder: str | None) -> bool:
-        """Whether the worker is alive and runs in this folder, so that it would list the attempt."""
-        beat = self._workers.get(worker) if self._workers.is_alive(worker) else None
-        return beat is not None and (folder is None or parse_folder_id(beat.incarnation) in (folder, None))
-
-    def _lists(self, worker: str, key: tuple[str, int]) -> bool:
-        beat = self._workers.get(worker)
-        return beat is not None and any((slot.job_id, slot.attempt) == key for slot in beat.all_slots)
+        raise_first(await try_each(self._lost.find(claimed).items(), end))
 
     async def _lose(self, job_id: str, attempt: int, message: str) -> None:
         async with self._database.write() as session:
@@ -192,6 +167,7 @@ class JobMonitor:
                 (job_id, attempt): line
                 for job_id, attempt, line in await session.execute(_LINES.where(AttemptRow.job_id.in_(ids)))
             }
+            nodes = await _read_nodes(session)
         now = time.monotonic()
         stale: dict[tuple[str, str, int], float] = {}
         for key in listed:
@@ -199,7 +175,7 @@ class JobMonitor:
             job = jobs.get(job_id)
             current = (
                 job is not None
-                and job.worker == worker
+                and worker in nodes.get((job_id, attempt), (job.worker,))
                 and (
                     (job.status == JobStatus.RUNNING and job.attempt == attempt)
                     or (job.status == JobStatus.QUEUED and job.attempt + 1 == attempt)
@@ -217,6 +193,13 @@ class JobMonitor:
 
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)
 _LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line)
+
+
+async def _read_nodes(session: AsyncSession) -> Nodes:
+    nodes: dict[tuple[str, int], list[str]] = {}
+    for row in await unreleased_placements(session):
+        nodes.setdefault((row.job_id, row.attempt), []).append(row.worker)
+    return nodes
 
 
 async def resume_paused_by_disk(database: Database) -> list[str]:

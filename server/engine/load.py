@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database.placements import unreleased_placements
 from server.database.projects import limits_by_project
 from server.database.tables import JobRow
 from server.engine.candidate import Wait
@@ -19,18 +20,34 @@ from zeta_core.contract.job.status import JobStatus, WaitingCode
 
 @dataclass
 class Load:
-    """Occupied slots by worker, and the jobs and GPUs by project; ``own_limits`` are those that were set."""
+    """Occupied slots by worker, and the jobs and GPUs by project; ``own_limits`` are those that were set.
+
+    ``placements`` are the workers, by job, of its running attempt or an earlier one that are not released, if the
+    attempt has several nodes.
+    """
 
     default_limits: ProjectLimits
     own_limits: Mapping[str, Mapping[str, Any]]
     slots: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     jobs: Counter[str] = field(default_factory=Counter[str])
     gpus: Counter[str] = field(default_factory=Counter[str])
+    placements: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
     def add(self, project: str, gpus: int) -> None:
         """Count a job that starts."""
         self.jobs[project] += 1
         self.gpus[project] += gpus
+
+    def ending_wait(self, job_id: str) -> Wait | None:
+        """Why a queued job waits for the workers of its last attempt, or ``None``."""
+        workers = self.placements.get(job_id)
+        if not workers:
+            return None
+        message = (
+            f"The last attempt has not ended yet on {' and '.join(workers)}; the next one starts when it has, or when "
+            "the server has lost contact with them."
+        )
+        return Wait(WaitingCode.ENDING, (("workers", ", ".join(workers)),), message)
 
     def quota_wait(self, project: str, gpus: int) -> Wait | None:
         """The limit of the project that makes a job with this many GPUs wait, or ``None``."""
@@ -54,13 +71,17 @@ class Load:
 
 async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Load:
     load = Load(default_limits, await limits_by_project(session))
-    gpus_column = JobRow.resolved_spec_json["resources"]["gpus"].as_integer()
+    resources = JobRow.resolved_spec_json["resources"]
+    gpus_column, nodes_column = resources["gpus"].as_integer(), resources["nodes"].as_integer()
     rows = await session.execute(
-        select(JobRow.project, JobRow.worker, JobRow.slots, gpus_column).where(
+        select(JobRow.project, JobRow.worker, JobRow.slots, gpus_column, nodes_column).where(
             JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
         )
     )
-    for project, worker, slots, gpus in rows:
+    for project, worker, slots, gpus, nodes in rows:
         load.slots.setdefault(str(worker), set()).update(slots or [])
-        load.add(project, gpus or 0)
+        load.add(project, (gpus or 0) * (nodes or 1))
+    for placement in await unreleased_placements(session):
+        load.slots.setdefault(placement.worker, set()).update(placement.slots)
+        load.placements.setdefault(placement.job_id, []).append(placement.worker)
     return load

@@ -26,6 +26,7 @@ from server.engine.apply_journal import apply_batch
 from server.engine.attempt_claims import answer_claim
 from server.engine.event_signal import EventSignal
 from server.engine.job_traces import JobTraces
+from server.engine.nodes.starts import answer_prepared
 from server.engine.redis_client import DroppedMessages, remove_wrong_type, send_to_worker
 from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import store_result
@@ -150,14 +151,14 @@ class MessageConsumer:
 
     async def _handle(self, message_id: bytes, fields: dict[bytes, bytes]) -> None:
         """Apply one message and reply. It stays in the stream only while the database is unavailable."""
-        reply: tuple[str, BaseModel] | None = None
+        replies: list[tuple[str, BaseModel]] = []
         try:
             sender, message = await self._messages.read_once(
                 self._redis, FROM_WORKER, message_id, fields, channel=SERVER_STREAM
             )
             if message.worker != sender:
                 raise BadSender(f"worker {sender} sent a {message.kind} in the name of worker {message.worker!r}")
-            reply = await self._apply(message)
+            replies = await self._apply(message)
         except BadMessage as error:
             self._dropped.invalid("stream", error)
         except RedisUnavailable:
@@ -179,8 +180,7 @@ class MessageConsumer:
                 error,
             )
         with calling_redis():
-            if reply is not None:
-                worker, answer = reply
+            for worker, answer in replies:
                 await send_to_worker(self._redis, answer, self._secrets.key_for_sending(worker))
             await self._remove(message_id)
             if message_id == LAST_STREAM_ID:
@@ -204,21 +204,24 @@ class MessageConsumer:
         await self._redis.xack(SERVER_STREAM, SERVER_GROUP, message_id)
         await self._redis.xdel(SERVER_STREAM, message_id)
 
-    async def _apply(self, message: FromWorker) -> tuple[str, BaseModel] | None:
-        """Apply a message in its own transaction; returns the receiving worker and the reply, if any."""
+    async def _apply(self, message: FromWorker) -> list[tuple[str, BaseModel]]:
+        """Apply a message in its own transaction; returns the replies with the workers that receive them."""
         match message:
             case Claim():
-                return await self._claim(message)
+                return [await self._claim(message)]
             case Prepared():
-                raise BadSender(f"worker {message.worker} is not one of several nodes of {message.job_id}")
+                async with self._database.write() as session:
+                    replies = await answer_prepared(session, message)
+                self._event_signal.notify(message.job_id)
+                return replies
             case JournalBatch():
-                return await self._batch(message)
+                return [await self._batch(message)]
             case CheckResult():
                 async with self._database.write() as session:
                     is_expected = await store_result(session, message)
                 if not is_expected:
                     raise BadSender(f"worker {message.worker} sent the result of a check that it was not asked for")
-                return None
+                return []
 
     async def _claim(self, claim: Claim) -> tuple[str, BaseModel]:
         async with self._database.write() as session:

@@ -7,44 +7,18 @@ the queue. So a waiting job of this size reserves the free slots of one worker (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from server.engine.candidate import Candidate, SlotGroup, Wait
+from server.engine.candidate import Candidate, Option, Placement, SlotGroup, Wait
+from server.engine.node_placement import choose_nodes, nodes_to_reserve
 from server.engine.requirements import Requirements
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import WaitingCode
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.wire.messages import GPUS_VERSION, KINDS_VERSION, TIME_LIMIT_VERSION
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The worker and the slots that a job gets, and how many of the slots it uses as GPUs: all or none."""
-
-    candidate: Candidate
-    slots: list[int]
-    gpus: int
-
-
-@dataclass(frozen=True)
-class _Option:
-    """A worker that is large enough for the job, with the slots that suit it."""
-
-    candidate: Candidate
-    group: SlotGroup
-
-    @property
-    def free(self) -> list[int]:
-        return self.group.free(self.candidate.free_background if self.group.is_background else self.candidate.free)
-
-    @property
-    def num_missing(self) -> int:
-        """The number of slots that must become free before the job can start."""
-        return self.group.needed - len(self.free)
+from zeta_core.contract.wire.messages import GPUS_VERSION, KINDS_VERSION, NODES_VERSION, TIME_LIMIT_VERSION
 
 
 def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | Wait:
-    """The best worker for a job and the slots to use, or the reason why the job waits.
+    """The best worker, or workers, for a job and the slots to use, or the reason why the job waits.
 
     Free slots of ``needs.device_kind`` are preferred; among equals, the worker with the most free slots wins.
     ``resources.exact`` rules out every other kind.
@@ -52,12 +26,14 @@ def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | 
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return options
+    if needs.resources.nodes > 1:
+        return choose_nodes(options, needs)
     fitting = [option for option in options if option.num_missing <= 0]
     if fitting:
         best = max(
             fitting, key=lambda fit: (_has_kind(fit.group, needs.device_kind), len(fit.candidate.free), len(fit.free))
         )
-        return Placement(best.candidate, best.free[: best.group.needed], best.group.gpus)
+        return best.placement()
     return _wait_for_slots(candidates, options, needs)
 
 
@@ -70,6 +46,11 @@ def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return False
+    if needs.resources.nodes > 1:
+        nodes = nodes_to_reserve(options, needs)
+        for option in nodes:
+            option.candidate.reserve(option.free)
+        return any(option.candidate.num_reserved for option in nodes)
     wide = [option for option in options if option.group.needed > 1 and not option.candidate.is_reserved]
     if not wide:
         return False
@@ -79,12 +60,12 @@ def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
     return bool(slots)
 
 
-def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> list[_Option] | Wait:
+def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> list[Option] | Wait:
     """The workers on which the job could start now or later, or the reason why there is none."""
     resources, device_kind = needs.resources, needs.device_kind
     if not candidates:
         return Wait(WaitingCode.NO_WORKER)
-    suitable = [_Option(candidate, group) for candidate in candidates for group in _groups(candidate, needs)]
+    suitable = [Option(candidate, group) for candidate in candidates for group in _groups(candidate, needs)]
     options = [option for option in suitable if option.group.is_large_enough]
     if not options:
         return _no_background_slot(candidates) if needs.is_background else _never_fits(candidates, suitable, resources)
@@ -112,10 +93,11 @@ def _groups(candidate: Candidate, needs: Requirements) -> list[SlotGroup]:
     return [candidate.background_group()] if needs.is_background else candidate.groups(needs.resources)
 
 
-def _version(option: _Option, needs: Requirements) -> int:
+def _version(option: Option, needs: Requirements) -> int:
     """The oldest version of a worker that can run the job."""
     version = TIME_LIMIT_VERSION if needs.timed else 0
     version = max(version, KINDS_VERSION if needs.kind is not JobKind.TRAINING else 0)
+    version = max(version, NODES_VERSION if needs.resources.nodes > 1 else 0)
     return max(version, GPUS_VERSION if option.group.gpus > 1 else 0)
 
 
@@ -123,7 +105,7 @@ def _has_kind(group: SlotGroup, device_kind: str | None) -> bool:
     return device_kind is not None and group.device_kind == device_kind
 
 
-def _is_exact(option: _Option, device_kind: str | None) -> bool:
+def _is_exact(option: Option, device_kind: str | None) -> bool:
     """Whether a job with ``resources.exact`` may run there. Its first attempt may, if the worker reports its kinds."""
     return option.candidate.reports_kinds() if device_kind is None else _has_kind(option.group, device_kind)
 
@@ -131,7 +113,7 @@ def _is_exact(option: _Option, device_kind: str | None) -> bool:
 # --- Why a job waits --------------------------------------------------------------------------------------------------
 
 
-def _wait_for_slots(candidates: Sequence[Candidate], options: Sequence[_Option], needs: Requirements) -> Wait:
+def _wait_for_slots(candidates: Sequence[Candidate], options: Sequence[Option], needs: Requirements) -> Wait:
     """The reason if all suitable workers lack free slots now."""
     if needs.resources.exact and needs.device_kind is not None and any(candidate.free for candidate in candidates):
         return _wait_for_kind(WaitingCode.RESOURCES, needs.device_kind, "all such workers are busy")
@@ -155,7 +137,7 @@ def _wait_for_slots(candidates: Sequence[Candidate], options: Sequence[_Option],
     return Wait(WaitingCode.RESOURCES, details, message)
 
 
-def _all_busy(options: Sequence[_Option]) -> Wait:
+def _all_busy(options: Sequence[Option]) -> Wait:
     num_reserved = sum(option.candidate.num_reserved for option in options)
     if not num_reserved:
         return Wait(WaitingCode.WORKERS_BUSY)
@@ -174,7 +156,7 @@ def _no_background_slot(candidates: Sequence[Candidate]) -> Wait:
     return Wait(WaitingCode.NEVER_FITS, (), message)
 
 
-def _never_fits(candidates: Sequence[Candidate], suitable: Sequence[_Option], resources: Resources) -> Wait:
+def _never_fits(candidates: Sequence[Candidate], suitable: Sequence[Option], resources: Resources) -> Wait:
     """The reason if no connected worker has enough suitable slots, with the number on the largest one."""
     if not any(candidate.has_labels(resources) for candidate in candidates):
         labels = ", ".join(f"{name}={value}" for name, value in resources.labels.items())
@@ -198,7 +180,7 @@ def _never_fits(candidates: Sequence[Candidate], suitable: Sequence[_Option], re
     return Wait(WaitingCode.NEVER_FITS, (("gpus", resources.gpus), ("largest", largest)), message)
 
 
-def _no_worker_of_kind(options: Sequence[_Option], device_kind: str | None) -> Wait:
+def _no_worker_of_kind(options: Sequence[Option], device_kind: str | None) -> Wait:
     if device_kind is None or not any(option.candidate.reports_kinds() for option in options):
         return Wait(WaitingCode.WORKER_TOO_OLD)
     return _wait_for_kind(WaitingCode.NEVER_FITS, device_kind, "no connected worker has this kind")

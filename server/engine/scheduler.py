@@ -19,27 +19,23 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, literal_column, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.checkpoints import checkpoint_to_resume
 from server.database.connections import Database
 from server.database.draining import drained_workers
-from server.database.model_bases import names_of_bases
 from server.database.projects import hub_access
 from server.database.tables import JobRow
 from server.database.transitions import lock_job
-from server.engine.candidate import Candidate, Wait
+from server.engine.candidate import Candidate, Placement, Wait
+from server.engine.dispatches import record_dispatch, waiting_reason
 from server.engine.endings import MAX_BACKOFF_SECONDS
 from server.engine.known_workers import KnownWorkers
 from server.engine.load import Load, read_load
 from server.engine.loops import raise_first, try_each
-from server.engine.placement import Placement, choose, reserve
+from server.engine.placement import choose, reserve
 from server.engine.requirements import Requirements, requirements, requirements_of
 from zeta_core.contract.access import NO_LIMITS, ProjectLimits
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.job.job import WaitingReason
-from zeta_core.contract.job.kind import BACKGROUND_KINDS, JobKind
+from zeta_core.contract.job.kind import BACKGROUND_KINDS
 from zeta_core.contract.job.status import WAITING_SENTENCES, JobStatus, WaitingCode
-from zeta_core.contract.spec.resolved_spec import ResolvedResources, ResolvedSpec
-from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, Dispatch, Heartbeat
 from zeta_core.system.redis_access import RedisUnavailable
 
@@ -86,12 +82,14 @@ class Scheduler:
     def explain(self, job: JobRow) -> dict[str, Any] | None:
         """The waiting reason of a job that is being queued; ``None`` if the next pass will probably place it."""
         if not self._workers.is_connected:
-            return _reason(_REDIS_UNREACHABLE if self._workers.was_read else Wait(WaitingCode.NO_WORKER), utc_now())
+            return waiting_reason(
+                _REDIS_UNREACHABLE if self._workers.was_read else Wait(WaitingCode.NO_WORKER), utc_now()
+            )
         candidates = [beat for beat in self._candidates if self._workers.is_alive(beat.heartbeat.worker)]
         if not candidates and any(self._workers.is_alive(beat.worker) for beat in self._workers.workers()):
             return None  # a pass will consider these workers
         choice = choose(candidates, requirements_of(job))
-        return _reason(choice, utc_now()) if isinstance(choice, Wait) else None
+        return waiting_reason(choice, utc_now()) if isinstance(choice, Wait) else None
 
     async def one_pass(self) -> None:
         """Withdraw unclaimed dispatches, then schedule the queue in order.
@@ -160,7 +158,10 @@ class Scheduler:
                 return
             # A time beyond the longest back-off means that the clock was set back; ignore it.
             if row.not_before is not None and 0 < (row.not_before - now).total_seconds() <= MAX_BACKOFF_SECONDS:
-                waits.append((row, Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),))))
+                waits.append((row, _backoff_wait(row)))
+                return
+            if (ending := load.ending_wait(row.id)) is not None:
+                waits.append((row, ending))
                 return
             needs = _requirements(row)
             choice = known_waits.get(needs) or choose(candidates, needs)
@@ -168,16 +169,16 @@ class Scheduler:
                 known_waits[needs] = choice
                 waits.append((row, choice))
                 gpus = needs.resources.gpus if isinstance(needs.resources.gpus, int) else 1
-                if load.quota_wait(row.project, gpus) is None and reserve(candidates, needs):
+                if load.quota_wait(row.project, gpus * needs.resources.nodes) is None and reserve(candidates, needs):
                     known_waits.clear()
                 return
-            quota_wait = load.quota_wait(row.project, choice.gpus)
+            quota_wait = load.quota_wait(row.project, choice.total_gpus)
             if quota_wait is not None:
                 waits.append((row, quota_wait))
                 return
-            load.add(row.project, choice.gpus)
+            load.add(row.project, choice.total_gpus)
             known_waits.clear()
-            choice.candidate.take(choice.slots)
+            choice.take()
             await self._dispatch(row.id, row.attempt, choice)
 
         failure = await try_each(page, consider)
@@ -210,7 +211,6 @@ class Scheduler:
 
     async def _dispatch(self, job_id: str, attempt: int, placement: Placement) -> None:
         """Commit the dispatch, then send it. Do nothing if another server has dispatched the job already."""
-        beat, slots = placement.candidate.heartbeat, placement.slots
         async with self._database.write() as session:
             if not self._database.is_sqlite:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEDULING_LOCK})
@@ -218,41 +218,28 @@ class Scheduler:
             if job is None or job.status != JobStatus.QUEUED or job.worker is not None or job.attempt != attempt:
                 return
             load = await read_load(session, self._default_limits)
-            is_taken = load.slots.get(beat.worker, set()).intersection(slots)
-            if is_taken or load.quota_wait(job.project, placement.gpus) is not None:
+            is_taken = any(
+                load.slots.get(node.candidate.heartbeat.worker, set()).intersection(node.slots)
+                for node in placement.nodes
+            )
+            if is_taken or load.ending_wait(job_id) or load.quota_wait(job.project, placement.total_gpus):
                 return
-            now = utc_now()
-            job.worker, job.slots, job.dispatched_at = beat.worker, list(slots), now
-            job.waiting_reason = _reason(Wait(WaitingCode.HANDING_OVER, (("worker", beat.worker),)), now)
-            resources = Resources.model_validate({**(job.spec.get("resources") or {}), "gpus": placement.gpus})
-            assert resources.num_processes is not None, "the number of GPUs is known"
-            granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
-            job.resolved_spec = job.resolved_spec.updated(granted)
-            message = Dispatch(
-                job_kind=JobKind(job.kind),
-                job_id=job.id,
-                attempt=job.attempt + 1,
-                worker=beat.worker,
-                slots=slots,
-                project=job.project,
-                spec=_spec_to_dispatch(job),
-                resolved_spec=job.resolved_spec,
-                processes=resources.num_processes,
-                hub=await hub_access(session, job.project, self._default_limits),
-                resume_from=await checkpoint_to_resume(session, job),
-                bases=await names_of_bases(session, job.project, job.resolved_spec.model, job.spec.get("base")),
-            )
-        try:
-            await self._send(message)
-        except RedisUnavailable as error:
-            logger.warning(
-                "Could not send %s to worker %s (%s); the job stays queued.",
-                job_id,
-                beat.worker,
-                error,
-                extra={"action": "dispatch", "job_id": job_id, "attempt": message.attempt},
-            )
-            await self._withdraw(job_id, now)
+            hub = await hub_access(session, job.project, self._default_limits)
+            messages = await record_dispatch(session, job, placement, hub)
+            dispatched_at = job.dispatched_at
+            assert dispatched_at is not None, f"{job_id} was just dispatched"
+        for message in messages:
+            try:
+                await self._send(message)
+            except RedisUnavailable as error:
+                logger.warning(
+                    "Could not send %s to worker %s (%s); it is dispatched again.",
+                    job_id,
+                    message.worker,
+                    error,
+                    extra={"action": "dispatch", "job_id": job_id, "attempt": message.attempt},
+                )
+                await self._withdraw(job_id, dispatched_at)
 
     async def _explain(self, waits: list[tuple[Queued, Wait]]) -> None:
         """Store the waiting reasons that changed; ``since`` is when the current reason began."""
@@ -270,7 +257,7 @@ class Scheduler:
                     await session.execute(
                         update(JobRow)
                         .where(chunk, JobRow.status == JobStatus.QUEUED, JobRow.worker.is_(None))
-                        .values(waiting_reason=_reason(wait, now))
+                        .values(waiting_reason=waiting_reason(wait, now))
                     )
 
 
@@ -329,6 +316,13 @@ async def _of_priority(
     return (await session.execute(query)).all()
 
 
+def _backoff_wait(row: Queued) -> Wait:
+    """The wait of a job after a failure; a reason that was stored with the end of the attempt is kept."""
+    stored: dict[str, Any] = row.waiting_reason or {}
+    message = stored.get("message") if stored.get("code") == WaitingCode.RETRY_BACKOFF else None
+    return Wait(WaitingCode.RETRY_BACKOFF, (("until", row.not_before.isoformat()),), message)
+
+
 def _has_free_slot(candidates: Sequence[Candidate]) -> bool:
     return any(candidate.free and candidate.unavailable is None for candidate in candidates)
 
@@ -370,28 +364,3 @@ def _free_slots(beat: Heartbeat, taken: set[int]) -> list[int]:
     """The slots without a job; those whose served models would be ended come last."""
     free = [slot for slot in beat.slots if slot.job_id is None and slot.slot not in taken]
     return [slot.slot for slot in sorted(free, key=lambda slot: len(slot.served))]
-
-
-def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
-    """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
-
-    Only the scheduler uses the other fields of ``resources``, and older workers reject unknown fields. ``notify`` may
-    contain addresses that are confidential.
-    """
-    resolved = job.resolved_spec
-    assert resolved.resources is not None
-    if JobKind(job.kind) in BACKGROUND_KINDS:
-        return {**job.spec, "model": resolved.model}
-    resources = {name: getattr(resolved.resources, name) for name in ("gpus", "nodes", "processes")}
-    spec = {**job.spec, "resources": resources}
-    spec.pop("notify", None)
-    return spec if resolved.job_model is None else {**spec, "model": resolved.model}
-
-
-def _reason(wait: Wait, since: datetime) -> dict[str, Any]:
-    return WaitingReason(
-        code=wait.code,
-        message=wait.message or WAITING_SENTENCES[wait.code],
-        since=since,
-        details=dict(wait.details),
-    ).model_dump(mode="json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,12 @@ from server.database import time_limits
 from server.database.connections import Database
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.job.status import JobStatus, StopAction
 from zeta_core.contract.wire.messages import StopRequest
 
 RECORD_SECONDS = 10.0  # the interval of recording running times; a killed server loses at most this much
 Running = Any  # a row of `RUNNING`
+Nodes = Mapping[tuple[str, int], Sequence[str]]  # the workers of an attempt on several, by job and attempt
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,10 @@ RUNNING = (
         AttemptRow.incarnation,
         AttemptRow.started_at,
         AttemptRow.ran_seconds,
+        AttemptRow.num_nodes,
     )
     .join(AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt))
-    .where(JobRow.status == JobStatus.RUNNING)
+    .where(JobRow.status == JobStatus.RUNNING, AttemptRow.is_preparing.is_(False))
 )
 
 
@@ -60,20 +62,29 @@ class StopRequests:
         self._clock = clock
         self._timers: dict[tuple[str, int], _Timer] = {}
 
-    async def due(self, running: Sequence[Running], drained: Collection[str]) -> list[tuple[str, StopRequest]]:
-        """All stop requests to send now, with their workers; a user's request takes precedence."""
+    async def due(
+        self, running: Sequence[Running], nodes: Nodes, drained: Collection[str]
+    ) -> list[tuple[str, StopRequest]]:
+        """All stop requests to send now, with their workers; a user's request takes precedence.
+
+        All nodes of an attempt get the same request.
+        """
         out_of_time = await self._out_of_time(running)
         requests: list[tuple[str, StopRequest]] = []
         for row in running:
             key = (row.id, row.attempt)
+            workers = nodes.get(key, (row.worker,))
+            action: StopAction
             if row.requested_action is not None:
-                requests.append(
-                    (row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action=row.requested_action))
-                )
+                action = row.requested_action
             elif key in out_of_time:
-                requests.append((row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action="time_limit")))
-            elif row.worker in drained:
-                requests.append((row.worker, StopRequest(job_id=row.id, attempt=row.attempt, action="hand_back")))
+                action = "time_limit"
+            elif any(worker in drained for worker in workers):
+                action = "hand_back"
+            else:
+                continue
+            request = StopRequest(job_id=row.id, attempt=row.attempt, action=action)
+            requests += [(worker, request) for worker in workers]
         return requests
 
     async def _out_of_time(self, running: Sequence[Running]) -> set[tuple[str, int]]:

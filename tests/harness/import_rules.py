@@ -88,6 +88,7 @@ PACKAGES = (
         internal=frozenset(
             {
                 "server.database.access_tables",
+                "server.database.placements",
                 "server.database.receipt_tables",
                 "server.database.tables",
                 "server.database.webhook_tables",

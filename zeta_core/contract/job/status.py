@@ -46,6 +46,7 @@ class StatusReason(StrEnum):
     PROCESS_KILLED = "process_killed"
     STALLED = "stalled"
     NODE_LOST = "node_lost"
+    NODES_NOT_READY = "nodes_not_ready"
     PAUSED_BY_USER = "paused_by_user"
     RESUMED = "resumed"
     HANDED_BACK = "handed_back"
@@ -70,6 +71,7 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.PROCESS_KILLED: "The training process was killed by a signal.",
     StatusReason.STALLED: "The run completed no step for much longer than usual; its log shows where it stalled.",
     StatusReason.NODE_LOST: "One of the job's hosts stopped responding to the others.",
+    StatusReason.NODES_NOT_READY: "Not all workers of the job were ready in time.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` continues it.",
     StatusReason.RESUMED: "The job was resumed.",
     StatusReason.HANDED_BACK: "The worker handed the job back: it is stopping, drained, or lost contact with the "
@@ -91,6 +93,7 @@ class WaitingCode(StrEnum):
     DISK = "disk"
     WORKER_TOO_OLD = "worker_too_old"
     HANDING_OVER = "handing_over"
+    ENDING = "ending"
 
 
 WAITING_SENTENCES: dict[WaitingCode, str] = {
@@ -105,6 +108,7 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.DISK: "The disk is nearly full; the job continues when space is free.",
     WaitingCode.WORKER_TOO_OLD: "The connected workers run a version that is too old for this job; upgrade them.",
     WaitingCode.HANDING_OVER: "The job was dispatched to a worker, which is starting it.",
+    WaitingCode.ENDING: "A worker has not ended the last attempt yet; the next one starts when it has.",
 }
 
 RequestedAction = Literal["cancel", "pause"]

@@ -49,11 +49,16 @@ class Resources(StrictModel):
         return hash(self.model_dump_json())  # a dictionary of labels has no hash
 
     @property
-    def num_processes(self) -> int | None:
-        """The processes of a run: its world size; ``None`` if ``gpus`` is "all" and the job has no worker yet."""
+    def processes_per_node(self) -> int | None:
+        """The processes of a run on each machine; ``None`` if ``gpus`` is "all" and the job has no worker yet."""
         if self.processes is not None:
             return self.processes
-        return None if self.gpus == "all" else max(1, self.gpus or 0) * self.nodes
+        return None if self.gpus == "all" else max(1, self.gpus or 0)
+
+    @property
+    def num_processes(self) -> int | None:
+        """The processes of a run: its world size; ``None`` if ``gpus`` is "all" and the job has no worker yet."""
+        return None if self.processes_per_node is None else self.processes_per_node * self.nodes
 
     @property
     def requires_gpus(self) -> bool:

@@ -1,0 +1,89 @@
+"""Chooses the workers of a job that needs several nodes, or explains why it waits.
+
+Every node is a worker of its own with the same number of slots of the same device kind. While a worker is missing, the
+job holds back the free slots of as many workers as it needs (`nodes_to_reserve`), so that smaller jobs further back in
+the queue don't take each slot as soon as it is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.engine.candidate import Option, Placement, Wait
+from server.engine.requirements import Requirements
+from zeta_core.contract.job.status import WaitingCode
+
+
+def choose_nodes(options: Sequence[Option], needs: Requirements) -> Placement | Wait:
+    """The workers by node rank, or the reason why the job waits.
+
+    ``options`` are available workers that are large enough, some of them with several kinds of GPU. The kind
+    ``needs.device_kind`` is preferred; among equals, the workers with the most free slots win.
+    """
+    num_nodes = needs.resources.nodes
+    complete: list[list[Option]] = []
+    for kind in _by_kind(options):
+        fitting = [option for option in kind if option.num_missing <= 0]
+        if len(fitting) >= num_nodes:
+            most_free = sorted(fitting, key=lambda option: (-len(option.candidate.free), option.worker))
+            complete.append(most_free[:num_nodes])
+    if not complete:
+        return _wait(options, needs)
+    chosen = max(complete, key=lambda nodes: (_has_kind(nodes, needs), sum(len(node.candidate.free) for node in nodes)))
+    first, *others = sorted(chosen, key=lambda option: option.worker)
+    return first.placement(tuple(option.placement() for option in others))
+
+
+def nodes_to_reserve(options: Sequence[Option], needs: Requirements) -> list[Option]:
+    """The workers to reserve for a waiting job: of one kind, not reserved yet, with the fewest missing slots."""
+    num_nodes = needs.resources.nodes
+    complete: list[list[Option]] = []
+    for kind in _by_kind(options):
+        unreserved = [option for option in kind if not option.candidate.is_reserved]
+        if len(unreserved) >= num_nodes:
+            unreserved.sort(key=lambda option: (option.num_missing, option.worker))
+            complete.append(unreserved[:num_nodes])
+    return min(complete, key=_num_missing, default=[])
+
+
+def _by_kind(options: Sequence[Option]) -> list[list[Option]]:
+    """The workers of each device kind, each with its group of this kind that has the most free slots."""
+    kinds: dict[tuple[str | None, int], dict[str, Option]] = {}
+    for option in options:
+        workers = kinds.setdefault((option.group.device_kind, option.group.gpus), {})
+        other = workers.get(option.worker)
+        if other is None or option.num_missing < other.num_missing:
+            workers[option.worker] = option
+    return [list(workers.values()) for workers in kinds.values()]
+
+
+def _has_kind(nodes: Sequence[Option], needs: Requirements) -> bool:
+    return needs.device_kind is not None and nodes[0].group.device_kind == needs.device_kind
+
+
+def _num_missing(nodes: Sequence[Option]) -> int:
+    return sum(max(0, node.num_missing) for node in nodes)
+
+
+def _wait(options: Sequence[Option], needs: Requirements) -> Wait:
+    num_nodes = needs.resources.nodes
+    best = max(_by_kind(options), key=lambda kind: (len(kind) >= num_nodes, _num_ready(kind), len(kind)))
+    needed, unit = best[0].group.needed, "GPU" if best[0].group.gpus else "slot"
+    units = unit if needed == 1 else f"{unit}s"
+    if len(best) < num_nodes:
+        message = (
+            f"The job needs {num_nodes} workers with {needed} {units} of the same kind each, and {len(best)} of "
+            f"{num_nodes} such workers accept jobs; connect more workers, or request fewer nodes."
+        )
+        return Wait(WaitingCode.NEVER_FITS, (("nodes", num_nodes), ("connected", len(best))), message)
+    num_ready = _num_ready(best)
+    missing = ", ".join(f"{option.worker} ({len(option.free)} free)" for option in best if option.num_missing > 0)
+    message = (
+        f"{num_ready} of {num_nodes} workers with {needed} free {units}; the job starts when more are free. "
+        f"Busy: {missing}."
+    )
+    return Wait(WaitingCode.RESOURCES, (("nodes", num_nodes), ("ready", num_ready)), message)
+
+
+def _num_ready(kind: Sequence[Option]) -> int:
+    return sum(option.num_missing <= 0 for option in kind)

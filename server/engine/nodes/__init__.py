@@ -1,0 +1,1 @@
+"""Attempts on several workers, the nodes of the attempt: how they start together and end together."""

@@ -18,10 +18,10 @@ from server.database.placements import PlacementRow, PlacementState, placements_
 from server.database.tables import JobRow
 from server.engine.endings import end_attempt, lose_worker
 from zeta_core.contract.job.events import StatusLine, utc_now
-from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.job.status import JobStatus, StatusReason
 
 END_SECONDS = 10.0  # for the other nodes to notice that one has ended, and to report why they end
-NODE_LOST = "node_lost"  # the code of an error that another node caused by leaving
+NODE_LOST = StatusReason.NODE_LOST  # the code of an error that another node caused by leaving
 
 
 async def report_end(session: AsyncSession, job: JobRow, placement: PlacementRow, last: StatusLine, line: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from zeta_core.contract.wire.signatures import (
 from zeta_core.system.settings import FleetSettings
 
 MEBIBYTE = 2**20
+_PORTS = re.compile(r"(\d{1,5})(?:\s*-\s*(\d{1,5}))?")
 _NAME = re.compile(WORKER_NAME_PATTERN)
 
 
@@ -35,6 +37,15 @@ class WorkerSettings(FleetSettings):
     worker_name: str = Field(default_factory=_default_name)
     worker_slots: int | None = Field(
         default=None, ge=1, le=1024, description="number of concurrent jobs; default: one per visible GPU, or 1"
+    )
+    worker_address: str | None = Field(
+        default=None,
+        description="IP address at which the other workers reach this one, for jobs on several workers; default: that "
+        "of the route to Redis",
+    )
+    ports: str | None = Field(
+        default=None,
+        description="port or range, such as 29400-29499, for the rendezvous of jobs on several workers; default: any",
     )
     background_slots: int = Field(
         default=1, ge=0, le=64, description="number of concurrent jobs that need no GPU, such as exports; 0: none"
@@ -132,6 +143,29 @@ class WorkerSettings(FleetSettings):
             raise ValueError(f"ZETA_WORKER_SECRET is the secret of worker {own.worker!r}; use that name, or unset it")
         return value
 
+    @field_validator("worker_address")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            address = ip_address(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not an IP address, such as 10.0.0.5") from error
+        if address.is_unspecified:
+            raise ValueError(f"{value!r} is not the address of one interface")
+        return str(address)
+
+    @field_validator("ports")
+    @classmethod
+    def _ports(cls, value: str | None) -> str | None:
+        if value is not None:
+            found = _PORTS.fullmatch(value.strip())
+            first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+            if not 1 <= first <= last <= 65535:
+                raise ValueError(f"{value!r} is not a port or a range of ports, such as 29400-29499")
+        return value
+
     @field_validator("worker_labels", mode="before")
     @classmethod
     def _labels(cls, value: Any) -> Any:
@@ -165,6 +199,12 @@ class WorkerSettings(FleetSettings):
     def worker_key(self) -> WorkerKey:
         """The key that signs all messages between the server and this worker."""
         return parse_individual_secret(self.worker_secret) or derive_key(self.worker_secret, self.worker_name)
+
+    @property
+    def port_numbers(self) -> range:
+        """The ports for a rendezvous; only 0, which means any, if they are not restricted."""
+        found = None if self.ports is None else _PORTS.fullmatch(self.ports.strip())
+        return range(1) if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
 
     @property
     def root(self) -> Path:

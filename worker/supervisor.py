@@ -44,6 +44,7 @@ from zeta_core.contract.wire.messages import (
     CheckRequest,
     ClaimAnswer,
     Dispatch,
+    Go,
     JournalAck,
     SaveRequest,
     SecretRejected,
@@ -240,7 +241,7 @@ class Supervisor:
                 self._serving.take(message, unavailable)
             case AnswerControl():
                 self._serving.control(message)
-            case ClaimAnswer() | JournalAck() | StopRequest() | SaveRequest():
+            case ClaimAnswer() | Go() | JournalAck() | StopRequest() | SaveRequest():
                 self._attempts.deliver(message)
             case SecretRejected():
                 self._stop_rejected(message)

@@ -28,6 +28,10 @@ def test_names_labels_and_lists_are_parsed() -> None:
     assert settings.job_env == ("WANDB_API_KEY", "NCCL_DEBUG")
     assert settings.root == Path("/srv/zeta/workers/rack-1.gpu_7")
     assert settings.artifacts == Path("/srv/zeta/artifacts")
+    assert list(read(ZETA_PORTS="29400-29402").port_numbers) == [29400, 29401, 29402]
+    assert list(read(ZETA_PORTS="29400").port_numbers) == [29400]
+    assert list(read().port_numbers) == [0]
+    assert read(ZETA_WORKER_ADDRESS="fd00:0::5").worker_address == "fd00::5"
     assert read(ZETA_ARTIFACTS_URL="file:///mnt/a%20b").artifacts == Path("/mnt/a b")
 
 
@@ -46,6 +50,11 @@ def test_the_default_name_is_a_valid_form_of_the_host_name() -> None:
         ("ZETA_ARTIFACTS_URL", "s3://bucket"),
         ("ZETA_ARTIFACTS_URL", "relative/folder"),
         ("ZETA_STOP_GRACE_SECONDS", "-1"),
+        ("ZETA_WORKER_ADDRESS", "worker-2"),
+        ("ZETA_WORKER_ADDRESS", "0.0.0.0"),
+        ("ZETA_PORTS", "29400-"),
+        ("ZETA_PORTS", "29499-29400"),
+        ("ZETA_PORTS", "70000"),
     ],
 )
 def test_an_invalid_setting_is_reported_by_its_name(variable: str, value: str) -> None:

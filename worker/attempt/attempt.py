@@ -1,7 +1,9 @@
 """One attempt on this worker, from its claim until its last line is stored: a state machine driven by the supervisor.
 
-    claiming -> preparing -> running -> publishing -> over
-                                (denied, or claim unanswered: over)
+    claiming -> preparing -> [prepared ->] running -> publishing -> over
+                                            (denied, or claim unanswered: over)
+
+An attempt on several workers is prepared until all of them are, and the server lets it start.
 
 Nothing starts without a grant. A fenced attempt, which the server considers over, is killed immediately and
 publishes nothing more. No step blocks; the executor's threads transfer the files.
@@ -19,6 +21,7 @@ from pydantic import BaseModel
 from worker.artifacts.store import BrokenCheckpoint
 from worker.attempt.final_line import final_line, launch_failure_line
 from worker.attempt.monitor import RunMonitor
+from worker.attempt.node_start import NodeStart
 from worker.attempt.output import AttemptOutput
 from worker.attempt.preparation import Preparation
 from worker.attempt.resources import WorkerResources
@@ -32,7 +35,8 @@ from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
-from zeta_core.contract.wire.run_directory import SAVE_FILE, RunFile, SaveFile, run_directory
+from zeta_core.contract.wire.node_group import NodeGroup
+from zeta_core.contract.wire.run_directory import RUN_FILE, SAVE_FILE, RunFile, SaveFile, run_directory
 from zeta_core.system.durable_files import write_atomically
 
 CLAIM_REPEAT_SECONDS = 1.0
@@ -45,6 +49,7 @@ logger = logging.getLogger(__name__)
 class Phase(Enum):
     CLAIMING = "claiming"
     PREPARING = "preparing"
+    PREPARED = "prepared"  # one of several nodes, which waits for the others
     RUNNING = "running"
     PUBLISHING = "publishing"
     OVER = "over"
@@ -54,7 +59,7 @@ class ClaimRequests:
     """Repeats an attempt's claim until it is answered."""
 
     def __init__(self, claim: Claim) -> None:
-        self._claim = claim
+        self.claim = claim
         self._started_at = time.monotonic()
         self._sent_at = float("-inf")
 
@@ -68,7 +73,7 @@ class ClaimRequests:
         if now - self._sent_at < CLAIM_REPEAT_SECONDS:
             return []
         self._sent_at = now
-        return [self._claim]
+        return [self.claim]
 
 
 class LocalAttempt:
@@ -101,6 +106,7 @@ class LocalAttempt:
             )
         )
         self._preparation: Preparation | None = None
+        self._node_start: NodeStart | None = None  # of one of several nodes that is prepared
         self._tree = ProcessTree(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
         self._monitor = RunMonitor(
             self._tree, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
@@ -141,7 +147,7 @@ class LocalAttempt:
     def is_starting(self) -> bool:
         """Whether it has not made its first step yet."""
         is_loading = self.phase == Phase.RUNNING and not self._output.journal.has_steps
-        return self.phase in (Phase.CLAIMING, Phase.PREPARING) or is_loading
+        return self.phase in (Phase.CLAIMING, Phase.PREPARING, Phase.PREPARED) or is_loading
 
     @property
     def expects_change(self) -> bool:
@@ -162,7 +168,7 @@ class LocalAttempt:
         if self._output.publisher.is_done and self.phase != Phase.OVER:
             self._leave()
             return []
-        if self._output.publisher.is_fenced and self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.PUBLISHING):
+        if self._output.publisher.is_fenced and self.phase not in (Phase.CLAIMING, Phase.OVER):
             self._end_fenced()
             return []
         match self.phase:
@@ -171,6 +177,8 @@ class LocalAttempt:
             case Phase.PREPARING:
                 self._start_when_prepared()
                 return []
+            case Phase.PREPARED:
+                return self._wait_for_other_nodes()
             case Phase.RUNNING:
                 self._supervise_run()
             case Phase.PUBLISHING:
@@ -195,6 +203,16 @@ class LocalAttempt:
         self._preparation = Preparation(
             executor, self._run_file, self.directory, store, resume=self._resume_from, confine=self._confine
         )
+        self.phase = Phase.PREPARING
+
+    def start_node(self, group: NodeGroup, incarnation: str) -> None:
+        """Start the run: all its nodes are prepared."""
+        if self._node_start is None or self.phase != Phase.PREPARED or incarnation != self._resources.incarnation:
+            return
+        file = self.directory / RUN_FILE
+        self._run_file = RunFile.model_validate_json(file.read_bytes()).model_copy(update={"node_group": group})
+        write_atomically(file, self._run_file.model_dump_json(indent=2).encode())
+        self._node_start.release_port()
         self.phase = Phase.PREPARING
 
     def acknowledge(self, ack: JournalAck) -> None:
@@ -258,6 +276,12 @@ class LocalAttempt:
             return
         error = self._preparation.error()
         if error is None and self._tree.stop_action is None:
+            if self._run_file.num_nodes > 1 and self._run_file.node_group is None:
+                self._node_start = NodeStart(
+                    self._resources.executor, self._resources.settings, self._claim.claim, self._run_file.node_rank
+                )
+                self.phase = Phase.PREPARED
+                return
             if self._tree.processes.kill_earlier_attempts(self._resources.settings.home):
                 return
             try:
@@ -267,18 +291,36 @@ class LocalAttempt:
             except OSError as not_started:
                 error = not_started
         if error is not None:
-            if not isinstance(error, OSError | BrokenCheckpoint):
-                raise error
-            logger.error(
-                "The training process could not be started: %s",
-                error,
-                extra={"action": "launch", "job_id": self.job_id, "attempt": self.attempt},
-            )
-            if not self.directory.is_dir():
-                # No journal can be written; the server notices that the worker no longer lists the attempt.
-                self.phase = Phase.OVER
-                return
-            self._launch_failure = launch_failure_line(error)
+            self._fail_to_start(error)
+        else:
+            self.phase = Phase.RUNNING
+
+    def _wait_for_other_nodes(self) -> list[BaseModel]:
+        """Report that this node is prepared, until `start_node` or a stop request."""
+        assert self._node_start is not None
+        if self._tree.stop_action is not None:
+            self._node_start.release_port()
+            self.phase = Phase.RUNNING  # nothing was started; the last line follows from the stop request
+            return []
+        error = self._node_start.error()
+        if error is not None:
+            self._fail_to_start(error)
+            return []
+        return self._node_start.due()
+
+    def _fail_to_start(self, error: BaseException) -> None:
+        if not isinstance(error, OSError | BrokenCheckpoint):
+            raise error
+        logger.error(
+            "The training process could not be started: %s",
+            error,
+            extra={"action": "launch", "job_id": self.job_id, "attempt": self.attempt},
+        )
+        if not self.directory.is_dir():
+            # No journal can be written; the server notices that the worker no longer lists the attempt.
+            self.phase = Phase.OVER
+            return
+        self._launch_failure = launch_failure_line(error)
         self.phase = Phase.RUNNING
 
     def _command(self) -> Sequence[str]:
@@ -310,6 +352,7 @@ class LocalAttempt:
         threads = self._run_file.resolved_spec.threads
         if (
             len(self.slots) > 1
+            or self._run_file.num_nodes > 1
             or threads not in (None, self._resources.threads)
             or self._run_file.spec.get("use_deepspeed")
             or self._run_file.kind is not JobKind.TRAINING
@@ -343,5 +386,7 @@ class LocalAttempt:
             self._leave()
 
     def _leave(self) -> None:
+        if self._node_start is not None:
+            self._node_start.release_port()
         self._output.remove_local_files()
         self.phase = Phase.OVER

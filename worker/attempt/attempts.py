@@ -17,7 +17,7 @@ from worker.machine.disk import DiskSpace
 from worker.machine.gpu_health import GpuHealth
 from worker.threads import Outage
 from zeta_core.contract.job.responses import DeviceReport
-from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, SaveRequest, StopRequest
+from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, Go, JournalAck, SaveRequest, StopRequest
 
 RETRY_SECONDS = 2.0  # before an attempt that failed to advance is stepped again
 
@@ -127,7 +127,7 @@ class Attempts:
         problems = (self._problem(by_number[number]) for number in message.slots)
         return next((problem for problem in problems if problem is not None), None)
 
-    def deliver(self, message: ClaimAnswer | JournalAck | StopRequest | SaveRequest) -> None:
+    def deliver(self, message: ClaimAnswer | Go | JournalAck | StopRequest | SaveRequest) -> None:
         """Pass a message on to its attempt, if this worker has it."""
         attempt = self._attempts.get((message.job_id, message.attempt))
         if attempt is None:
@@ -135,6 +135,8 @@ class Attempts:
         match message:
             case ClaimAnswer():
                 attempt.handle_answer(message)
+            case Go(group=group, incarnation=incarnation):
+                attempt.start_node(group, incarnation)
             case JournalAck():
                 attempt.acknowledge(message)
             case StopRequest(action=action):

@@ -55,7 +55,11 @@ class AttemptOutput:
             save_total_limit=num_kept_checkpoints(run_file.spec, run_file.resolved_spec),
         )
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
-        log = JobLog(directory / LOG_FILE, store.root / log_key(job_id, attempt), max_bytes=settings.log_max_bytes)
+        log = JobLog(
+            directory / LOG_FILE,
+            store.root / log_key(job_id, attempt, run_file.node_rank),
+            max_bytes=settings.log_max_bytes,
+        )
         self._archive = OutputUploads(store, executor, job_id, self._folder, log)
         self.publisher = Publisher(
             self.journal, self._uploads, job_id=job_id, attempt=attempt, worker=settings.worker_name
@@ -83,7 +87,8 @@ class AttemptOutput:
         """All processes have exited: complete the files in the store, then let the last line be published."""
         if not self.publisher.has_only_the_end_left:
             return
-        succeeded = self.journal.last_status == JobStatus.SUCCEEDED
+        # Only node 0 has written checkpoints; the others may have a copy of the one that they resumed from.
+        succeeded = self.journal.last_status == JobStatus.SUCCEEDED and self._run_file.node_rank == 0
         # A run that was never started has no log, and must not wait for a hanging store.
         if not was_started or self._archive.complete(succeeded=succeeded, keep=self._uploads.keep):
             self.publisher.release_end()

@@ -2,7 +2,8 @@
 
 ``run.json`` is written atomically and last, so a directory left by a worker that was killed earlier isn't mistaken for
 a run. Checkpoints in the output directory that aren't in the store are removed, and so are checkpoints in the store
-that are newer than the one to resume from: their attempt ended before the server had recorded them.
+that are newer than the one to resume from: their attempt ended before the server had recorded them. With several nodes,
+node 0 removes those, and every node fetches a copy of the checkpoint to resume from.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def prepare(
     is_own = resume is not None and job_id == run_file.job_id and NAME_PATTERN.match(name) is not None
     _clear_output(output, store, run_file.job_id, keep=name if is_own else None, check_cancelled=check_cancelled)
     resume_from: Path | None = None
-    store.remove_newer_checkpoints(run_file.job_id, name if is_own else None, check_cancelled)
+    if run_file.node_rank == 0:
+        store.remove_newer_checkpoints(run_file.job_id, name if is_own else None, check_cancelled)
     if is_own:
         resume_from = output / name
         store.fetch_checkpoint(job_id, name, resume_from, check_cancelled)

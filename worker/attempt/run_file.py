@@ -43,6 +43,8 @@ def new_run_file(message: Dispatch, settings: WorkerSettings) -> RunFile:
         hub_access=hub,
         bases=message.bases,
         processes=message.processes,
+        num_nodes=message.num_nodes,
+        node_rank=message.node_rank,
         slots=message.slots,
         self_stop_seconds=settings.self_stop_seconds,
         end_seconds=settings.end_seconds,

@@ -28,7 +28,7 @@ PASSED = (
     *KERNEL_VARIABLES,
 )
 _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")  # as huggingface_hub reads them
-PASSED_PREFIXES = ("LC_", "NCCL_", "TORCH_NCCL_", "TORCH_FR_")
+PASSED_PREFIXES = ("LC_", "GLOO_", "NCCL_", "TORCH_NCCL_", "TORCH_FR_")
 FLIGHT_RECORDER_ENTRIES = 2000  # collective operations that each rank keeps, to be written if one of them hangs
 OOM_SCORE_ADJUSTMENT = 500  # of 1000: as if it used an additional half of the machine's memory
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

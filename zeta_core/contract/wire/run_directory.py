@@ -132,7 +132,9 @@ class RunFile(BaseModel):
     bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
     cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
     processes: int = 1  # of this node
-    node_group: NodeGroup | None = None  # of a run on several hosts; each of them has a run directory of its own
+    num_nodes: int = 1  # hosts; each of them has a run directory of its own
+    node_rank: int = 0
+    node_group: NodeGroup | None = None  # of a run on several hosts; known when all of them are prepared
     slots: list[int] = []  # the worker's slots, for a worker that adopts this run after its own restart
     is_opened: bool = False  # the job's folder in the store exists; older workers created it on first use
     resume_from: str | None = None  # a checkpoint directory, or an output directory (its newest valid checkpoint)

@@ -168,9 +168,9 @@ class ArtifactFolder:
         assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
         return self._path(upload_key(upload_id))
 
-    def log_path(self, job_id: str, attempt: int) -> Path:
+    def log_path(self, job_id: str, attempt: int, node_rank: int = 0) -> Path:
         assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
-        return self._path(log_key(job_id, attempt))
+        return self._path(log_key(job_id, attempt, node_rank))
 
     def remove_job(self, job_id: str) -> None:
         """Remove everything that a job stored; harmless when repeated. Raises `OSError`."""

@@ -106,10 +106,10 @@ async def _start_attempt(session: AsyncSession, job: JobRow, nodes: Sequence[Pla
 
 
 def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
-    """The submitted spec with the checkpoint that ``latest`` resolved to and the number of GPUs.
+    """The submitted spec with the checkpoint that ``latest`` resolved to and the numbers of GPUs and nodes.
 
-    Only the scheduler uses the other fields of ``resources``, and older workers reject unknown fields. ``notify`` may
-    contain addresses that are confidential.
+    Only the scheduler uses ``elastic`` and the other fields of ``resources``, and older workers reject unknown fields.
+    ``notify`` may contain addresses that are confidential.
     """
     resolved = job.resolved_spec
     assert resolved.resources is not None
@@ -117,7 +117,8 @@ def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
         return {**job.spec, "model": resolved.model}
     resources = {name: getattr(resolved.resources, name) for name in ("gpus", "nodes", "processes")}
     spec = {**job.spec, "resources": resources}
-    spec.pop("notify", None)
+    for name in ("notify", "elastic"):
+        spec.pop(name, None)
     return spec if resolved.job_model is None else {**spec, "model": resolved.model}
 
 

@@ -14,13 +14,12 @@ from server.engine.requirements import Requirements
 from zeta_core.contract.job.status import WaitingCode
 
 
-def choose_nodes(options: Sequence[Option], needs: Requirements) -> Placement | Wait:
-    """The workers by node rank, or the reason why the job waits.
+def choose_nodes(options: Sequence[Option], needs: Requirements, num_nodes: int) -> Placement | Wait:
+    """This number of workers by node rank, or the reason why the job waits.
 
     ``options`` are available workers that are large enough, some of them with several kinds of GPU. The kind
     ``needs.device_kind`` is preferred; among equals, the workers with the most free slots win.
     """
-    num_nodes = needs.resources.nodes
     complete: list[list[Option]] = []
     for kind in _by_kind(options):
         fitting = [option for option in kind if option.num_missing <= 0]
@@ -28,15 +27,14 @@ def choose_nodes(options: Sequence[Option], needs: Requirements) -> Placement | 
             most_free = sorted(fitting, key=lambda option: (-len(option.candidate.free), option.worker))
             complete.append(most_free[:num_nodes])
     if not complete:
-        return _wait(options, needs)
+        return _wait(options, num_nodes)
     chosen = max(complete, key=lambda nodes: (_has_kind(nodes, needs), sum(len(node.candidate.free) for node in nodes)))
     first, *others = sorted(chosen, key=lambda option: option.worker)
     return first.placement(tuple(option.placement() for option in others))
 
 
-def nodes_to_reserve(options: Sequence[Option], needs: Requirements) -> list[Option]:
+def nodes_to_reserve(options: Sequence[Option], num_nodes: int) -> list[Option]:
     """The workers to reserve for a waiting job: of one kind, not reserved yet, with the fewest missing slots."""
-    num_nodes = needs.resources.nodes
     complete: list[list[Option]] = []
     for kind in _by_kind(options):
         unreserved = [option for option in kind if not option.candidate.is_reserved]
@@ -65,8 +63,8 @@ def _num_missing(nodes: Sequence[Option]) -> int:
     return sum(max(0, node.num_missing) for node in nodes)
 
 
-def _wait(options: Sequence[Option], needs: Requirements) -> Wait:
-    num_nodes = needs.resources.nodes
+def _wait(options: Sequence[Option], num_nodes: int) -> Wait:
+    """The reason if fewer workers than this number are ready."""
     best = max(_by_kind(options), key=lambda kind: (len(kind) >= num_nodes, _num_ready(kind), len(kind)))
     needed, unit = best[0].group.needed, "GPU" if best[0].group.gpus else "slot"
     units = unit if needed == 1 else f"{unit}s"

@@ -26,8 +26,16 @@ def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | 
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return options
-    if needs.resources.nodes > 1:
-        return choose_nodes(options, needs)
+    choices = [_choose_number(candidates, options, needs, number) for number in needs.node_counts]
+    return next((choice for choice in choices if isinstance(choice, Placement)), choices[-1])
+
+
+def _choose_number(
+    candidates: Sequence[Candidate], options: Sequence[Option], needs: Requirements, num_nodes: int
+) -> Placement | Wait:
+    """As `choose`, for this number of workers among those that are available and large enough."""
+    if num_nodes > 1:
+        return choose_nodes(options, needs, num_nodes)
     fitting = [option for option in options if option.num_missing <= 0]
     if fitting:
         best = max(
@@ -46,8 +54,8 @@ def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return False
-    if needs.resources.nodes > 1:
-        nodes = nodes_to_reserve(options, needs)
+    if min(needs.node_counts) > 1:
+        nodes = nodes_to_reserve(options, min(needs.node_counts))
         for option in nodes:
             option.candidate.reserve(option.free)
         return any(option.candidate.num_reserved for option in nodes)
@@ -97,7 +105,7 @@ def _version(option: Option, needs: Requirements) -> int:
     """The oldest version of a worker that can run the job."""
     version = TIME_LIMIT_VERSION if needs.timed else 0
     version = max(version, KINDS_VERSION if needs.kind is not JobKind.TRAINING else 0)
-    version = max(version, NODES_VERSION if needs.resources.nodes > 1 else 0)
+    version = max(version, NODES_VERSION if max(needs.node_counts) > 1 else 0)
     return max(version, GPUS_VERSION if option.group.gpus > 1 else 0)
 
 

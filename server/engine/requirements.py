@@ -8,13 +8,14 @@ from typing import Any
 
 from server.database.tables import JobRow
 from zeta_core.contract.job.kind import BACKGROUND_KINDS, JobKind
-from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.resources import Elastic, Resources, node_counts
 
 
 @dataclass(frozen=True)
 class Requirements:
     """Jobs with equal requirements fit on the same workers.
 
+    ``node_counts`` are the numbers of workers on which the job may run together, in the order of preference.
     ``threads`` is the minimum number of cores for each process. ``timed`` means that the job has a time limit, which
     older workers can't enforce. ``device_kind`` is the kind of device that computed the job so far.
     """
@@ -24,6 +25,7 @@ class Requirements:
     timed: bool = False
     device_kind: str | None = None
     kind: JobKind = JobKind.TRAINING
+    node_counts: tuple[int, ...] = (1,)
 
     @property
     def is_background(self) -> bool:
@@ -43,6 +45,8 @@ def requirements_of(job: JobRow) -> Requirements:
         device_kind=resolved.get("device_kind"),
         time_limit=spec.get("time_limit_seconds"),
         resumed=spec.get("resume_from_checkpoint"),
+        elastic=spec.get("elastic"),
+        global_batch_size=resolved.get("global_batch_size"),
     )
 
 
@@ -56,6 +60,8 @@ def requirements(
     device_kind: Any,
     time_limit: Any,
     resumed: Any,
+    elastic: Any = None,
+    global_batch_size: Any = None,
 ) -> Requirements:
     """The requirements of a job with these fields in its spec and its resolved spec, after this many attempts."""
     job_kind = JobKind(kind or JobKind.TRAINING)
@@ -68,7 +74,10 @@ def requirements(
     # doesn't wait for cores: if its thread count differs, it gets the warning `threads_changed`.
     if attempt and not fixed.gpus and resumed is None and isinstance(resolved_threads, int):
         threads = resolved_threads
-    return Requirements(fixed, threads, time_limit is not None, known_kind, job_kind)
+    counts = [fixed.nodes]
+    if attempt and elastic is not None and isinstance(global_batch_size, int):
+        counts = node_counts(fixed, Elastic.model_validate(elastic), global_batch_size) or counts
+    return Requirements(fixed, threads, time_limit is not None, known_kind, job_kind, tuple(counts))
 
 
 def _fixed_resources(

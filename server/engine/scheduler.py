@@ -169,7 +169,7 @@ class Scheduler:
                 known_waits[needs] = choice
                 waits.append((row, choice))
                 gpus = needs.resources.gpus if isinstance(needs.resources.gpus, int) else 1
-                if load.quota_wait(row.project, gpus * needs.resources.nodes) is None and reserve(candidates, needs):
+                if load.quota_wait(row.project, gpus * min(needs.node_counts)) is None and reserve(candidates, needs):
                     known_waits.clear()
                 return
             quota_wait = load.quota_wait(row.project, choice.total_gpus)
@@ -278,6 +278,8 @@ _COLUMNS = select(
     JobRow.resolved_spec_json["device_kind"].label("device_kind"),
     JobRow.spec["time_limit_seconds"].label("time_limit"),
     JobRow.spec["resume_from_checkpoint"].label("resumed"),
+    JobRow.spec["elastic"].label("elastic"),
+    JobRow.resolved_spec_json["global_batch_size"].label("global_batch_size"),
 ).where(JobRow.status == JobStatus.QUEUED)
 _WAITING = _COLUMNS.where(JobRow.worker.is_(None)).order_by(JobRow.created_at, JobRow.id)
 # Written as in the condition of the index of the other kinds, which has few entries.
@@ -344,6 +346,8 @@ def _requirements(row: Queued) -> Requirements:
         device_kind=row.device_kind,
         time_limit=row.time_limit,
         resumed=row.resumed,
+        elastic=row.elastic,
+        global_batch_size=row.global_batch_size,
     )
 
 

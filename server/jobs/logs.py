@@ -1,5 +1,7 @@
 """A job's full log: the output of all attempts in order, each preceded by a header line.
 
+An attempt on several workers has a log for each node, in the order of their ranks.
+
 The worker appends the log to the artifact store. It is read in chunks, so its size doesn't matter.
 
 Proxies cut idle connections, so a followed log without output sends keep-alives: a carriage return every 15 seconds,
@@ -12,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import select
 
+from server.database.placements import PlacementRow
 from server.database.tables import AttemptRow, JobRow
 from server.jobs.event_stream import IsDisconnected
 from server.service import Service
@@ -33,6 +36,8 @@ KEEP_ALIVE = b"\r"
 
 @dataclass(frozen=True)
 class LoggedAttempt:
+    """The log of an attempt, or of one node of it; ``number`` counts them in their order, from 1."""
+
     number: int
     header: bytes
     path: Path
@@ -45,6 +50,8 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
         job = await session.get(JobRow, job_id)
         query = select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt)
         rows = list(await session.scalars(query))
+        several = PlacementRow.job_id == job_id
+        nodes = list(await session.scalars(select(PlacementRow).where(several).order_by(PlacementRow.node_rank)))
     has_ended = job is None or JobStatus(job.status) in ENDED
     if attempt is not None:
         rows = [row for row in rows if row.attempt == attempt]
@@ -55,13 +62,21 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
                 param="attempt",
             )
         has_ended = has_ended or rows[0].finished_at is not None
-    return [_logged(service, row) for row in rows], has_ended
+    logs = [(row, rank, worker) for row in rows for rank, worker in _nodes_of(row, nodes)]
+    return [_logged(service, number, *log) for number, log in enumerate(logs, start=1)], has_ended
 
 
-def _logged(service: Service, row: AttemptRow) -> LoggedAttempt:
-    header = f"=== attempt {row.attempt} on {row.worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
-    path = service.store.log_path(row.job_id, row.attempt)
-    return LoggedAttempt(row.attempt, header.encode(), path, row.finished_at is not None)
+def _nodes_of(row: AttemptRow, nodes: Sequence[PlacementRow]) -> list[tuple[int, str]]:
+    """The rank and worker of each node; an attempt on one worker has node 0 only."""
+    several = [(node.node_rank, node.worker) for node in nodes if node.attempt == row.attempt]
+    return several or [(0, row.worker)]
+
+
+def _logged(service: Service, number: int, row: AttemptRow, rank: int, worker: str) -> LoggedAttempt:
+    node = f", node {rank}" if row.num_nodes > 1 else ""
+    header = f"=== attempt {row.attempt}{node} on {worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
+    path = service.store.log_path(row.job_id, row.attempt, rank)
+    return LoggedAttempt(number, header.encode(), path, row.finished_at is not None)
 
 
 @dataclass(frozen=True)

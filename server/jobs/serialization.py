@@ -9,9 +9,10 @@ from sqlalchemy import Text, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
+from server.database.placements import placements_of
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
-from zeta_core.contract.job.job import Attempt, Job
+from zeta_core.contract.job.job import Attempt, Job, Node
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.secret_texts import masked_values
 
@@ -32,7 +33,10 @@ async def to_jobs(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
     if started:
         attempt_rows = select(AttemptRow).where(AttemptRow.job_id.in_(started)).order_by(AttemptRow.attempt)
         for attempt in await session.scalars(attempt_rows):
-            attempts[attempt.job_id].append(Attempt.model_validate(attempt, from_attributes=True))
+            several = await placements_of(session, attempt.job_id, attempt.attempt) if attempt.num_nodes > 1 else []
+            nodes = [Node.model_validate(node, from_attributes=True) for node in several]
+            loaded = Attempt.model_validate(attempt, from_attributes=True)
+            attempts[attempt.job_id].append(loaded.model_copy(update={"nodes": nodes}) if nodes else loaded)
         names = select(CheckpointRow.job_id, CheckpointRow.name).where(CheckpointRow.job_id.in_(started))
         for job_id, name in (await session.execute(names)).tuples():
             checkpoints[job_id].add(name)

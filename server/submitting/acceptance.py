@@ -24,6 +24,7 @@ from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS, AnySpec, resolve
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
+from zeta_core.contract.spec.resources import elastic_faults
 from zeta_core.contract.spec.validation import MAX_DETAILS, error_from_details, parse
 
 
@@ -82,6 +83,10 @@ async def accept(session: AsyncSession, service: Service, caller: Caller, spec: 
         files = (await session.get_one(JobRow, spec.model.job)).resolved_spec.files
     spec = await resolve_latest(session, spec)
     resolved = resolve(spec).model_copy(update={"files": files})
+    if isinstance(spec, JobSpec):
+        faults = list(elastic_faults(spec.resources, spec.elastic, resolved.global_batch_size))
+        if faults:
+            raise error_from_details(faults)
     if isinstance(spec, JobSpec) and spec.resume_from_checkpoint is not None:
         await check_exact_resume(session, spec)
         device_kind = await find_device_kind(session, spec.resume_from_checkpoint)

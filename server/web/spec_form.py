@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Speed and memory": (
         *("mixed_precision", "use_activation_checkpointing", "use_fsdp", "use_deepspeed", "compile"),
         *("resources.gpus", "resources.nodes", "resources.processes", "resources.exact"),
+        *("elastic.min_nodes", "elastic.max_nodes"),
     ),
     "Job": (
         *("priority", "max_retries", "time_limit_seconds", "metadata", "notify", "output_dir"),

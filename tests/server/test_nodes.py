@@ -12,7 +12,7 @@ from server.engine.nodes import ends
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, progress, status
 from tests.harness.waiting import wait_until
-from tests.server.stepped_scheduler import SteppedScheduler, waiting_code
+from tests.server.stepped_scheduler import SteppedScheduler, change, waiting_code
 from zeta_core.contract.wire.messages import NODES_VERSION, Go, JournalAck, Prepared, StopRequest
 
 NODES = {"model": "m", "resources": {"nodes": 2, "processes": 2}}
@@ -141,6 +141,24 @@ def test_a_job_on_more_workers_than_are_connected_says_how_many_are_missing(idle
     assert stepped.step() == []
     message = (idle_fleet.job(job_id).waiting_reason or {})["message"]
     assert "needs 3 workers with 1 slot of the same kind each, and 2 of 3 such workers accept jobs" in message
+
+
+def test_an_elastic_job_continues_on_another_number_of_workers(idle_fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(idle_fleet)
+    elastic = {"min_nodes": 1, "max_nodes": 4}
+    spec = {"model": "m", "resources": {"nodes": 2}, "elastic": elastic, "global_batch_size": 8}
+    job_id = idle_fleet.submit(spec=spec)  # also its resolved spec
+    stepped.update_workers(
+        a=1, b={"slots": 1, "running": [("job_other", 1)]}, c={"slots": 1, "running": [("job_x", 1)]}
+    )
+    assert stepped.step() == []  # the first attempt uses resources.nodes
+    change(idle_fleet, job_id, attempt=1)
+    assert stepped.step() == [(job_id, "a")]
+    assert (stepped.sent[-1].num_nodes, "elastic" in stepped.sent[-1].spec) == (1, False)
+    change(idle_fleet, job_id, attempt=2, worker=None, slots=None, dispatched_at=None)
+    stepped.update_workers(a=1, b=1, c=1)
+    assert stepped.step() == [(job_id, "a"), (job_id, "b")]  # 3 does not divide the global batch
+    assert stepped.sent[-1].spec["resources"]["nodes"] == 2
 
 
 def test_nodes_start_together_and_the_job_succeeds_when_all_have_ended(fleet: SmallFleet, workers: Workers) -> None:

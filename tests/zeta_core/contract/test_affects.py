@@ -18,7 +18,7 @@ def test_every_field_declares_its_effects() -> None:
 def test_a_resumed_job_may_change_only_its_length_split_and_organisation() -> None:
     changeable = {"batch_size", "gradient_accumulate_every", "max_steps", "epochs", "checkpointing_steps"}
     changeable |= {"save_total_limit", "report_to", "wandb", "entity_name", "output_dir", "resume_from_checkpoint"}
-    changeable |= {"resources", "priority", "max_retries", "time_limit_seconds", "metadata", "notify"}
+    changeable |= {"resources", "elastic", "priority", "max_retries", "time_limit_seconds", "metadata", "notify"}
     assert JobSpec.model_fields.keys() - set(FIXED_ON_RESUME) == changeable
 
 

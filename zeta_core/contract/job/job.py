@@ -27,9 +27,19 @@ class WaitingReason(_JobModel):
     details: dict[str, JsonValue] = {}
 
 
+class Node(_JobModel):
+    """One of the workers of an attempt on several."""
+
+    node_rank: int
+    worker: str
+    state: str = Field(description="dispatched, claimed (fetches its inputs), prepared, running or released")
+    address: str | None = Field(default=None, description="where the other nodes reach it; null until it is prepared")
+
+
 class Attempt(_JobModel):
     attempt: int
-    worker: str
+    worker: str = Field(description="the worker; with several, that of node 0")
+    nodes: list[Node] = Field(default=[], description="the workers of an attempt on several, by node rank")
     device_kind: str | None = Field(default=None, description="determines the kernels; null until the run begins")
     started_at: datetime
     finished_at: datetime | None = None

@@ -18,6 +18,8 @@ def faults(options: BaseModel) -> list[ErrorDetail]:
     nodes = getattr(resources, "nodes", 1)
     if nodes > 1:
         details.append(_detail("resources.nodes", nodes, "use 1"))
+    if (elastic := getattr(options, "elastic", None)) is not None:
+        details.append(_detail("elastic", elastic.model_dump(), "omit it"))
     return details
 
 

@@ -21,7 +21,7 @@ from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import fault_in_a_job
 from zeta_core.contract.spec.notify import Notify
 from zeta_core.contract.spec.options import OptionFields
-from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.resources import Elastic, Resources
 from zeta_core.contract.spec.resources import faults as resource_faults
 from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
@@ -55,6 +55,11 @@ class JobSpec(TrainerOptions):
     )
     resources: Annotated[Resources, Affects()] = Field(
         default=Resources(), description="what the job needs from a worker"
+    )
+    elastic: Annotated[Elastic | None, Affects()] = Field(
+        default=None,
+        description="the numbers of machines on which later attempts may continue, as {'min_nodes': ..., 'max_nodes': "
+        "...}; unset: always resources.nodes",
     )
     priority: Annotated[int, Affects()] = Field(
         default=0, ge=-100, le=100, description="jobs with a higher priority start first"

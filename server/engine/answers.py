@@ -239,7 +239,9 @@ class Answers:
         deadline = time.monotonic() + FREEING_SECONDS
         while True:
             candidates = await self._candidates()
-            serving = [beat for beat in candidates if _serves(beat, weights)]
+            serving = [beat for beat in candidates if _serves(beat, weights)] or [
+                beat for beat in candidates if _has_base(beat, weights)
+            ]
             free = [beat for beat in candidates if _free_slots(beat)]
             if serving or free:
                 return serving[0] if serving else max(free, key=_free_capacity)
@@ -285,6 +287,15 @@ def _free_slots(beat: Heartbeat) -> list[DeviceReport]:
 def _serves(beat: Heartbeat, weights: ServedWeights) -> bool:
     return any(
         served.model == weights.name and served.project == weights.project
+        for slot in _free_slots(beat)
+        for served in slot.served
+    )
+
+
+def _has_base(beat: Heartbeat, weights: ServedWeights) -> bool:
+    """Whether a process of the worker holds the base of an adapter, so it only has to load the adapter."""
+    return weights.base is not None and any(
+        served.base == weights.base and served.project == weights.project
         for slot in _free_slots(beat)
         for served in slot.served
     )

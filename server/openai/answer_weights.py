@@ -14,6 +14,7 @@ from server.database.model_bases import names_of_bases
 from server.database.tables import JobRow
 from server.jobs.queries import find_training
 from server.openai.model_names import ANY_DATASET, BaseModelName, resolve_model
+from server.openai.shared_bases import shared_base
 from server.service import Service
 from server.submitting.references import check_references
 from zeta_core.contract.errors import InvalidRequest, NotFound
@@ -59,13 +60,15 @@ async def _find_weights(service: Service, caller: Caller, name: str) -> ServedWe
             code="cannot_answer",
             param="model",
         )
+    quantize = _quantize(job) if stored.manifest.format == "adapter" else None
     return ServedWeights(
         name=f"{job.id}/{checkpoint}",
         project=job.project,
         model={"job": job.id, "checkpoint": checkpoint},
         fingerprint=hashlib.sha256(stored.manifest_bytes).hexdigest(),
         has_manifest=True,
-        quantize=_quantize(job) if stored.manifest.format == "adapter" else None,
+        quantize=quantize,
+        base=await asyncio.to_thread(shared_base, service.store, stored, quantize),
         files=job.resolved_spec.files,
         hub=caller.limits.hub_access,
     )

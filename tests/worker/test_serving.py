@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
@@ -62,6 +63,30 @@ class Worker:
         source: Any = {"job": job, "checkpoint": "final"}
         return ServedWeights(name=f"{job}/final", project="default", model=source, fingerprint="f" * 64)
 
+    def adapters(self, number: int) -> list[ServedWeights]:
+        """Stored adapters of one base."""
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        base = self.checkpoint()
+        found: list[ServedWeights] = []
+        for seed in range(number):
+            job = new_id("job")
+            folder = self.artifacts / checkpoint_key(job, "final")
+            model: Any = llama()
+            model.generation_config.eos_token_id = 383
+            torch.manual_seed(seed)
+            config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+            adapted = get_peft_model(model, config)
+            assert isinstance(adapted, PeftModel)
+            adapted.peft_config["default"].base_model_name_or_path = base.name
+            adapted.save_pretrained(str(folder))
+            model.generation_config.save_pretrained(folder)
+            byte_tokenizer(CHATML).save_pretrained(folder)
+            source: Any = {"job": job, "checkpoint": "final"}
+            update = {"name": f"{job}/final", "model": source, "fingerprint": str(seed) * 64, "base": "the same"}
+            found.append(base.model_copy(update=update))
+        return found
+
     def ask(self, weights: ServedWeights, *, used: frozenset[int] = frozenset(), max_tokens: int = 5) -> str:
         request_id = new_id("run")
         options = AnswerOptions(max_tokens=max_tokens, temperature=0.0)
@@ -79,6 +104,10 @@ class Worker:
         self.models.control(AnswerControl(request_id=request_id, received=received, consumed=received))
         found = [part for part in self.parts if part.request_id == request_id and part.is_last]
         return found[0] if found else None
+
+    def text(self, request_id: str) -> str:
+        parts = {part.number: part for part in self.parts if part.request_id == request_id and part.number}
+        return "".join(piece.text for _, part in sorted(parts.items()) for piece in part.pieces)
 
     def answer(self, request_id: str) -> AnswerPart:
         found = wait_until(lambda: self.last(request_id), LOAD_SECONDS, "the answer")
@@ -118,6 +147,37 @@ def test_a_model_is_loaded_once_and_ended_for_a_job(worker: Worker) -> None:
     failure = worker.answer(worker.ask(weights, used=frozenset({0}))).failure
     assert failure is not None
     assert failure.code == "no_capacity"
+
+
+@pytest.mark.slow
+def test_adapters_of_one_base_share_a_process(worker: Worker, tmp_path: Path) -> None:
+    first, second, unfit = worker.adapters(3)
+    folder = worker.artifacts / checkpoint_key(unfit.name.partition("/")[0], "final")
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 8', '"r": 4'))
+    texts = {}
+    for weights in (first, second, first):
+        answer = worker.answer(worker.ask(weights, max_tokens=20))
+        assert answer.failure is None
+        texts.setdefault(weights.name, set()).add(worker.text(answer.request_id))
+    assert all(len(found) == 1 for found in texts.values())
+    assert texts[first.name] != texts[second.name]
+    assert len(worker.processes()) == 1
+    reports = worker.models.reports(0)
+    assert [(report.model, report.base) for report in reports] == [(first.name, "the same"), (second.name, "the same")]
+
+    failure = worker.answer(worker.ask(unfit)).failure
+    assert failure is not None
+    assert failure.message == f"{unfit.name} needs a process of its own; send the request again."
+    assert worker.answer(worker.ask(second)).failure is None
+    failure = worker.answer(worker.ask(unfit)).failure  # a process of its own reports that the files are damaged
+    assert failure is not None
+    assert failure.code == "model_failed"
+    assert "cannot be added to" in failure.message
+    assert worker.answer(worker.ask(first)).failure is None
+
+    other_project = second.model_copy(update={"project": "other"})
+    assert not other_project.shares_base(first)
 
 
 @pytest.mark.slow

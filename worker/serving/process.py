@@ -23,13 +23,9 @@ from zeta_core.contract.wire.answers import (
     MAX_LINE_BYTES,
     SERVE_FILE,
     SOCKET_FILE,
-    Alive,
-    Cancel,
-    Generate,
-    Generated,
-    LoadFailed,
-    Ready,
+    FromServing,
     ServeFile,
+    ToServing,
 )
 
 ARGUMENT = "serve"
@@ -40,7 +36,6 @@ POLL_SECONDS = 0.02
 MAX_PATH_BYTES = 100  # of a socket; the limit is 104 or 108
 
 logger = logging.getLogger(__name__)
-Message = Ready | Alive | LoadFailed | Generated
 
 
 class ServingProcess:
@@ -53,10 +48,11 @@ class ServingProcess:
         command: Sequence[str],
         environment: Mapping[str, str],
         devices: Sequence[str],
-        on_message: Callable[[Message], None],
+        on_message: Callable[[FromServing], None],
     ) -> None:
         """Start it in ``directory``, which exists. Raises `OSError`."""
         self.directory = directory
+        self.file = file
         self.last_contact = time.monotonic()  # of its last message
         (directory / SERVE_FILE).write_text(file.model_dump_json(indent=2))
         self._on_message = on_message
@@ -68,8 +64,8 @@ class ServingProcess:
         self._tree.start((*command, ARGUMENT), environment)
         threading.Thread(target=self._receive, name=f"serving-{directory.name}", daemon=True).start()
 
-    def send(self, message: Generate | Cancel) -> None:
-        """Send a request, or keep it until the process is connected. A process that doesn't read is killed."""
+    def send(self, message: ToServing) -> None:
+        """Send a message, or keep it until the process is connected. A process that doesn't read is killed."""
         line = message.model_dump_json().encode() + b"\n"
         with self._lock:
             if self._socket is None:

@@ -1,20 +1,28 @@
-"""A loaded model: its serving process, its slot, and the requests that it is answering."""
+"""A loaded model: its serving process, its slot, and the requests that it is answering.
+
+If it is an adapter, further adapters of the same base are added to its process.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from worker.machine.devices import Slot
 from worker.run.memory_watch import MemoryWatch
+from worker.serving.added_adapter import AddedAdapter
 from worker.serving.outbox import Outboxes
-from worker.serving.process import Message, ServingProcess
+from worker.serving.process import ServingProcess
+from zeta_core.contract.job.responses import ServedModelReport
 from zeta_core.contract.wire.answers import (
+    AdapterFailed,
     Alive,
     AnswerRequest,
     Cancel,
     Failure,
+    FromServing,
     Generate,
     Generated,
     LoadFailed,
@@ -24,6 +32,7 @@ from zeta_core.contract.wire.answers import (
 
 LOAD_SECONDS = 1800.0  # a large model from a slow disk, or from the Hub
 MEMORY_SETTING = "ZETA_SERVE_MEMORY_BYTES"
+MAX_ADDED = 15  # adapters of one base, besides the first; each needs memory
 STALL_SECONDS = 900.0  # without a sign of life, above the time of a long prompt on a CPU
 
 logger = logging.getLogger(__name__)
@@ -37,7 +46,7 @@ class ServedModel:
         weights: ServedWeights,
         slot: Slot,
         outboxes: Outboxes,
-        start: Callable[[Callable[[Message], None]], ServingProcess],
+        start: Callable[[Callable[[FromServing], None]], ServingProcess],
         *,
         memory_limit_bytes: int | None,
         memory_share_bytes: int,
@@ -49,7 +58,10 @@ class ServedModel:
         self.is_ready = False
         self.is_ending = False  # it takes no more requests
         self._outboxes = outboxes
-        self._requests: set[str] = set()
+        self._requests: dict[str, str] = {}  # ids -> keys of the weights
+        self._added: dict[str, AddedAdapter] = {}  # by the key of its weights
+        self._rejected: set[str] = set()  # adapters that need a process of their own
+        self._failed: SimpleQueue[AdapterFailed] = SimpleQueue()  # adapters; for the supervisor's thread
         self._ending: Failure | None = None  # why its requests end
         self._process = start(self._receive)
         self._memory = MemoryWatch(
@@ -61,16 +73,49 @@ class ServedModel:
     def num_requests(self) -> int:
         return len(self._requests)
 
+    def has_loaded(self, weights: ServedWeights) -> bool:
+        return weights.key == self.weights.key or weights.key in self._added
+
+    def can_add(self, weights: ServedWeights) -> bool:
+        """Whether the weights are an adapter that can share the base of this model."""
+        return weights.shares_base(self.weights) and len(self._added) < MAX_ADDED and weights.key not in self._rejected
+
     def answer(self, request: AnswerRequest) -> None:
+        """Answer with the weights of the request: those of this model, or an adapter, which is added if necessary."""
         self.used_at = time.monotonic()
-        self._requests.add(request.request_id)
-        self._process.send(Generate(request_id=request.request_id, prompt=request.prompt, options=request.options))
+        weights, key = request.weights, request.weights.key
+        self._requests[request.request_id] = key
+        generate = Generate(request_id=request.request_id, prompt=request.prompt, options=request.options)
+        if key == self.weights.key:
+            self._process.send(generate)
+            return
+        if key not in self._added:
+            number = len(self._added) + len(self._rejected)
+            logger.info("Adding %s to the base of %s.", weights.name, self.weights.name, extra={"action": "serve"})
+            self._added[key] = AddedAdapter(weights, number, self._process, self._failed.put)
+        self._added[key].send(generate)
 
     def cancel(self, request_id: str) -> None:
         """End a request without an answer, if this model has it."""
-        if request_id in self._requests:
-            self._requests.discard(request_id)
+        key = self._requests.pop(request_id, None)
+        if key in self._added:
+            self._added[key].cancel(request_id)
+        if key is not None:
             self._process.send(Cancel(request_id=request_id))
+
+    def reports(self) -> list[ServedModelReport]:
+        """The weights that this process serves."""
+        keys = list(self._requests.values())
+        return [
+            ServedModelReport(
+                model=weights.name,
+                project=weights.project,
+                base=weights.base,
+                ready=self.is_ready,
+                requests=keys.count(weights.key),
+            )
+            for weights in (self.weights, *(added.weights for added in self._added.values()))
+        ]
 
     def end(self, failure: Failure) -> None:
         """Kill the process; its requests end with ``failure``."""
@@ -82,6 +127,7 @@ class ServedModel:
 
     def is_gone(self) -> bool:
         """Whether the process has ended; its remaining requests have then failed. Never blocks."""
+        self._reject_failed_adapters()
         self._end_if_stalled()
         self._end_if_too_large()
         if not self._process.is_gone():
@@ -93,6 +139,28 @@ class ServedModel:
         self.is_ending = True
         self._outboxes.fail(tuple(self._requests), failure)
         return True
+
+    def _reject_failed_adapters(self) -> None:
+        """Fail the requests to adapters that can't share the base. Repeated ones start a process of their own."""
+        while True:
+            try:
+                failed = self._failed.get_nowait()
+            except Empty:
+                return
+            adapter = self._added.pop(failed.key)
+            self._rejected.add(failed.key)
+            logger.warning(
+                "%s can't share the base of %s: %s",
+                adapter.weights.name,
+                self.weights.name,
+                failed.message,
+                extra={"action": "serve"},
+            )
+            message = f"{adapter.weights.name} needs a process of its own; send the request again."
+            ids = [request_id for request_id, key in list(self._requests.items()) if key == failed.key]
+            self._outboxes.fail(ids, Failure(code="process_ended", message=message))
+            for request_id in ids:
+                self._requests.pop(request_id, None)
 
     def _end_if_stalled(self) -> None:
         now = time.monotonic()
@@ -119,17 +187,19 @@ class ServedModel:
         else:
             self.end(Failure(code="model_failed", message=f"{message} The model does not fit into the memory."))
 
-    def _receive(self, message: Message) -> None:
+    def _receive(self, message: FromServing) -> None:
         match message:
             case Ready():
                 self.is_ready = True
             case LoadFailed(message=reason, can_retry=can_retry):
                 logger.warning("%s can't be served: %s", self.weights.name, reason, extra={"action": "serve"})
                 self._ending = Failure(code="process_ended" if can_retry else "model_failed", message=reason)
+            case AdapterFailed():
+                self._failed.put(message)
             case Generated():
                 self._outboxes.add(message)
                 if message.is_last:
                     self.used_at = time.monotonic()
-                    self._requests.discard(message.request_id)
+                    self._requests.pop(message.request_id, None)
             case Alive():
                 return

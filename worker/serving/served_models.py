@@ -1,5 +1,7 @@
 """The models that this worker serves: starting, sharing and ending them.
 
+Adapters of one base share a process, which holds the base once ([decision 0062](docs/decisions/0062-shared-bases.md)).
+
 Training comes first. A model uses a slot that no job uses; up to `serve_models` models share a slot. As soon as a job
 is dispatched for the slot, they are ended, and their requests fail with ``evicted``. A model that had no request for
 `serve_idle_seconds` ends as well, or earlier if another model needs its place.
@@ -22,7 +24,7 @@ from worker.run.launch import own_environment, run_environment
 from worker.run.processes import RunProcesses
 from worker.run.sandbox import Inputs, Sandboxes
 from worker.serving.outbox import Outboxes, Post
-from worker.serving.process import ATTEMPT, Message, ServingProcess
+from worker.serving.process import ATTEMPT, ServingProcess
 from worker.serving.served_model import ServedModel
 from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
@@ -32,6 +34,7 @@ from zeta_core.contract.wire.answers import (
     AnswerControl,
     AnswerRequest,
     Failure,
+    FromServing,
     ServedWeights,
     ServeFile,
     serving_directory,
@@ -129,22 +132,16 @@ class ServedModels:
 
     def reports(self, slot: int) -> list[ServedModelReport]:
         """The models in a slot."""
-        return [
-            ServedModelReport(
-                model=model.weights.name,
-                project=model.weights.project,
-                ready=model.is_ready,
-                requests=model.num_requests,
-            )
-            for model in self._models
-            if model.slot.slot == slot and not model.is_ending
-        ]
+        models = [model for model in self._models if model.slot.slot == slot and not model.is_ending]
+        return [report for model in models for report in model.reports()]
 
     def _find(self, weights: ServedWeights) -> ServedModel | Failure | None:
-        """The loaded model with these weights, or the reason why there can be none."""
+        """The model that has loaded these weights or can add them, or the reason why there can be none."""
         if self._stopped_at is not None:
             return Failure(code="no_capacity", message="The worker is stopping; send the request again.")
-        return next((model for model in self._models if model.weights.key == weights.key and not model.is_ending), None)
+        models = [model for model in self._models if not model.is_ending]
+        loaded = next((model for model in models if model.has_loaded(weights)), None)
+        return loaded or next((model for model in models if model.can_add(weights)), None)
 
     def _start(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
         slot = self._free_slot(unavailable)
@@ -189,7 +186,7 @@ class ServedModels:
         return longest.slot
 
     def _start_process(
-        self, weights: ServedWeights, slot: Slot, on_message: Callable[[Message], None]
+        self, weights: ServedWeights, slot: Slot, on_message: Callable[[FromServing], None]
     ) -> ServingProcess:
         settings, served_id = self._settings, f"serve_{secrets.token_hex(8)}"
         hub = settings.hub_access(weights.hub)

@@ -107,7 +107,7 @@ def _reference(located: LocatedModel, tokenizer: Any) -> Reference:
         model = located.build().eval()
         _require_language_model(model, located.name)
         return read_reference(model, tokenizer, None)
-    model = located.build_adapted(lambda _: None).eval()
+    model = located.build_adapted(lambda _: None).get_base_model().eval()
     _require_language_model(model, located.name)
     return read_reference(model, tokenizer, adapter_switch(model))
 

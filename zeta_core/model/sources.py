@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -40,6 +40,9 @@ from zeta_core.model.folders import (
 from zeta_core.model.gguf import is_gguf, load_gguf
 from zeta_core.model.stored_precision import stored_precision
 from zeta_core.system.model_files import InvalidModelFiles, clean_config
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -69,7 +72,7 @@ class LocatedModel:
     # The same with the values of `build`; None if its files contain weights in several precisions.
     build_exact: Callable[[], nn.Module] | None = None
     # Of an adapter: builds its base, changes it with the argument, and adds the adapter without merging it.
-    build_adapted: Callable[[Callable[[nn.Module], None]], nn.Module] | None = None
+    build_adapted: Callable[[Callable[[nn.Module], None]], PeftModel] | None = None
 
     @property
     def has_tokenizer(self) -> bool:
@@ -246,7 +249,9 @@ def _from_adapter(
         from peft import PeftModel
 
         built = base.build()
-        _resize_embeddings(built, directory)
+        rows = resized_embeddings(built, directory)
+        if rows is not None:
+            cast(Any, built).resize_token_embeddings(rows, mean_resizing=False)
         change_base(built)
         return PeftModel.from_pretrained(built, str(directory), local_files_only=True)
 
@@ -264,9 +269,11 @@ def _from_adapter(
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise InvalidModel(f"The adapter {name} cannot be merged into {base_name}: {error}") from error
 
-    def build_adapted(change_base: Callable[[nn.Module], None]) -> nn.Module:
+    def build_adapted(change_base: Callable[[nn.Module], None]) -> PeftModel:
         try:
-            return with_generation_config(adapted(change_base).get_base_model())
+            model = adapted(change_base)
+            with_generation_config(model.get_base_model())
+            return model
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise InvalidModel(f"The adapter {name} cannot be added to {base_name}: {error}") from error
 
@@ -275,8 +282,8 @@ def _from_adapter(
     )
 
 
-def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
-    """Give the base as many embeddings as the adapter has, if the adapter contains them for added tokens."""
+def resized_embeddings(base: nn.Module, adapter: Path) -> int | None:
+    """The number of embeddings in the adapter, if it contains them for added tokens, so that the base has others."""
     from safetensors import safe_open
 
     embeddings = cast(Any, base).get_input_embeddings()
@@ -284,8 +291,7 @@ def _resize_embeddings(base: nn.Module, adapter: Path) -> None:
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         names = {f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"} & set(file.keys())
         rows = {file.get_slice(saved).get_shape()[0] for saved in names} - {embeddings.num_embeddings}
-    for number in rows:
-        cast(Any, base).resize_token_embeddings(number, mean_resizing=False)
+    return rows.pop() if rows else None
 
 
 def _base_from_name(base_name: str, revision: object, locations: SourceLocations) -> object:

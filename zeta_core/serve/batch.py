@@ -48,9 +48,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def padded_tokens_with(self, max_length: int) -> int:
-        """The tokens of the cache if a sequence of this length joined, and every one reached its largest length."""
-        return (len(self.sequences) + 1) * max(max_length, *(sequence.max_length for sequence in self.sequences), 0)
+    def padded_tokens(self, *joining: int) -> int:
+        """The tokens of the cache if sequences of these lengths joined, and every one reached its largest length."""
+        lengths = [*joining, *(sequence.max_length for sequence in self.sequences)]
+        return len(lengths) * max(lengths, default=0)
 
     @torch.inference_mode()
     def add(self, sequence: SequenceState) -> torch.Tensor:

@@ -33,20 +33,34 @@ class _Answer:
 
 
 class Generation:
-    """``send`` is called with everything that is generated."""
+    """``send`` is called with everything that is generated.
 
-    def __init__(self, loaded: LoadedModel, send: Callable[[Generated], None]) -> None:
+    ``free_cache_bytes`` returns what the cache of the batch may occupy: by default, `CACHE_SHARE` of the memory.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        send: Callable[[Generated], None],
+        free_cache_bytes: Callable[[], int] | None = None,
+    ) -> None:
         self._loaded = loaded
         self._send = send
         self._batch = Batch(loaded.model, loaded.device)
         self._answers: dict[str, _Answer] = {}
         self._waiting: deque[Choice] = deque()
         self._active: list[Choice] = []  # in the order of the batch
-        self._cache_bytes = int(CACHE_SHARE * _memory_bytes(loaded.device))
+        limit = cache_limit_bytes(loaded.device)
+        self._free_cache_bytes = free_cache_bytes or (lambda: limit)
 
     @property
     def is_idle(self) -> bool:
         return not self._answers
+
+    @property
+    def cache_bytes(self) -> int:
+        """The bytes of the cache if every sequence of the batch reached its largest length."""
+        return self._batch.padded_tokens() * self._batch.bytes_per_token
 
     def add(self, request: Generate) -> None:
         """Begin to answer a request, or report why it is invalid."""
@@ -97,8 +111,8 @@ class Generation:
             return True
         if len(self._batch) >= MAX_SEQUENCES:
             return False
-        tokens = self._batch.padded_tokens_with(choice.sequence.max_length)
-        return tokens * self._batch.bytes_per_token <= self._cache_bytes
+        tokens = self._batch.padded_tokens(choice.sequence.max_length)
+        return tokens * self._batch.bytes_per_token <= self._free_cache_bytes()
 
     def _join(self, choice: Choice) -> None:
         try:
@@ -159,5 +173,7 @@ class Generation:
         self._send(Generated(request_id=request_id, is_last=True, failure=failure))
 
 
-def _memory_bytes(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory_bytes()
+def cache_limit_bytes(device: torch.device) -> int:
+    """The largest size of all caches of a process."""
+    total = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory_bytes()
+    return int(CACHE_SHARE * total)

@@ -1,8 +1,9 @@
 """Loading a model to answer: the weights of a checkpoint or of a base model, its tokenizer, and its end tokens.
 
-Weights are loaded as training loads them (`zeta_core.model.sources`): an adapter is merged into its base, and a GGUF
-file is dequantized. An adapter that was trained on a 4-bit base gets the same 4-bit base, without merging. On a GPU
-the weights keep their stored precision. On a CPU they are computed in float32, in which CPUs are fastest.
+Weights are loaded as training loads them (`zeta_core.model.sources`); a GGUF file is dequantized. An adapter is not
+merged into its base, as in transformers with the downloaded checkpoint, so several adapters can share a base. An
+adapter that was trained on a 4-bit base gets the same 4-bit base. On a GPU the weights keep their stored precision. On
+a CPU they are computed in float32, in which CPUs are fastest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -26,18 +27,25 @@ from zeta_core.model.quantization import quantize, require_bitsandbytes
 from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 DEFAULT_CONTEXT_TOKENS = 8192  # of a model without a limit
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in evaluation mode. ``ends`` are the tokens that end an answer."""
+    """A model in evaluation mode. ``ends`` are the tokens that end an answer.
+
+    ``adapted`` is the base with the adapter, to which other adapters can be added; ``None`` for a whole model.
+    """
 
     model: nn.Module
     tokenizer: Any
     device: torch.device
     ends: frozenset[int]
     context_tokens: int
+    adapted: PeftModel | None = None
 
 
 def load(file: ServeFile) -> LoadedModel:
@@ -51,12 +59,13 @@ def load(file: ServeFile) -> LoadedModel:
         bases=frozenset(file.weights.bases),
     )
     cache = Path(file.cache_dir)
-    _check_manifest(file)
+    check_manifest(file)
     located = locate_model(source, locations, cache)
     tokenizer = locate_tokenizer(None, located, locations, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = _built(located, device, quantized=file.weights.quantize is not None)
-    _check_manifest(file)  # a run may have replaced the checkpoint in the meantime
+    built = _built(located, device, quantized=file.weights.quantize is not None)
+    model, adapted = built if isinstance(built, tuple) else (built, None)
+    check_manifest(file)  # a run may have replaced the checkpoint in the meantime
     if not hasattr(model, "get_input_embeddings"):
         raise InvalidModel(f"{file.weights.name} is not a causal language model of transformers, so it can't answer.")
     rows = embedding_rows(model)
@@ -64,15 +73,18 @@ def load(file: ServeFile) -> LoadedModel:
         tokens = f"{len(tokenizer)} tokens, but the model has embeddings for {rows}"
         raise InvalidModel(f"The tokenizer of {file.weights.name} has {tokens}.")
     context_tokens = num_positions(model) or DEFAULT_CONTEXT_TOKENS
-    return LoadedModel(model.eval(), tokenizer, device, _ends(model, tokenizer), context_tokens)
+    generation_config = getattr(model, "generation_config", None)
+    ends = end_tokens(generation_config, tokenizer)
+    return LoadedModel(model.eval(), tokenizer, device, ends, context_tokens, adapted)
 
 
-def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module:
-    if quantized and located.build_adapted is not None:
-        require_bitsandbytes()
-        dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        model = located.build_adapted(lambda base: quantize(base, dtype, device))
-        return model.to(device)
+def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module | tuple[nn.Module, PeftModel]:
+    """The model, and for an adapter also the object that manages it."""
+    if located.build_adapted is not None:
+        if quantized:
+            require_bitsandbytes()
+        adapted = located.build_adapted(lambda base: _prepare_base(base, located.dtype, device, quantized=quantized))
+        return adapted.get_base_model().to(device), adapted
     if device.type == "cpu":
         return located.build().float()
     if located.build_mapped is not None:
@@ -80,16 +92,26 @@ def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> n
     return located.build().to(device, located.dtype)
 
 
-def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+def _prepare_base(base: nn.Module, dtype: torch.dtype | None, device: torch.device, *, quantized: bool) -> None:
+    """Give the base of an adapter the precision in which it answers."""
+    if quantized:
+        computed = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        quantize(base, computed, device)
+    elif device.type == "cpu":
+        base.float()
+    else:
+        base.to(device, dtype)
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens at which ``generate`` of transformers ends; the tokenizer's own if the model names none."""
-    generation: Any = getattr(model, "generation_config", None)
-    named = getattr(generation, "eos_token_id", None)
+    named = getattr(generation_config, "eos_token_id", None)
     if named is None:
         named = tokenizer.eos_token_id
     return frozenset({named} if isinstance(named, int) else cast("list[int]", named or []))
 
 
-def _check_manifest(file: ServeFile) -> None:
+def check_manifest(file: ServeFile) -> None:
     """Raise `WeightsReplaced` unless the checkpoint is the one that was requested."""
     model = file.weights.model
     if not file.weights.has_manifest or not isinstance(model, Mapping):

@@ -28,12 +28,15 @@ from zeta_core.contract.wire.answers import (
     SERVE_FILE,
     SOCKET_FILE,
     TO_SERVING,
+    AdapterFailed,
+    AddAdapter,
     Alive,
     Cancel,
     Generate,
     LoadFailed,
     Ready,
     ServeFile,
+    ToServing,
 )
 from zeta_core.contract.wire.run_directory import LOCK_FILE, STACKS_SIGNAL
 from zeta_core.failures import WeightsReplaced, explain
@@ -41,7 +44,7 @@ from zeta_core.report.library_noise import hide_library_noise, without_progress_
 from zeta_core.system import sandbox
 
 if TYPE_CHECKING:
-    from zeta_core.serve.generation import Generation
+    from zeta_core.serve.generations import Generations
 
 CONNECT_SECONDS = 120.0
 ALIVE_SECONDS = 1.0
@@ -51,7 +54,7 @@ class WorkerConnection:
     """The connection to the worker. A thread receives requests; the process exits when the connection is closed."""
 
     def __init__(self, connected: socket.socket) -> None:
-        self.requests: SimpleQueue[Generate | Cancel] = SimpleQueue()
+        self.requests: SimpleQueue[ToServing] = SimpleQueue()
         self._socket = connected
         self._alive_at = 0.0  # monotonic
         threading.Thread(target=self._receive, name="requests", daemon=True).start()
@@ -106,7 +109,7 @@ def main(run_dir: Path) -> int:
     worker = WorkerConnection.accept()
     try:
         file = ServeFile.model_validate_json(Path(SERVE_FILE).read_bytes())
-        from zeta_core.serve.generation import Generation  # takes seconds, during which requests may arrive
+        from zeta_core.serve.generations import Generations  # takes seconds, during which requests may arrive
         from zeta_core.serve.loading import load
 
         with without_progress_bars():
@@ -117,20 +120,33 @@ def main(run_dir: Path) -> int:
         worker.send(LoadFailed(message=explanation.message, can_retry=isinstance(error, WeightsReplaced)))
         return 1
     worker.send(Ready(context_tokens=loaded.context_tokens))
-    generation = Generation(loaded, worker.send)
+    generations = Generations(loaded, worker.send)
     while True:
-        _take_requests(worker, generation)
+        _take_requests(worker, generations)
         worker.send_alive()
-        generation.step()
+        generations.step()
 
 
-def _take_requests(worker: WorkerConnection, generation: Generation) -> None:
+def _take_requests(worker: WorkerConnection, generations: Generations) -> None:
     """Take all requests that have arrived; wait for one, for up to `ALIVE_SECONDS`, if there is nothing to compute."""
     with contextlib.suppress(Empty):
-        request = worker.requests.get(timeout=ALIVE_SECONDS) if generation.is_idle else worker.requests.get_nowait()
+        request = worker.requests.get(timeout=ALIVE_SECONDS) if generations.is_idle else worker.requests.get_nowait()
         while True:
-            if isinstance(request, Generate):
-                generation.add(request)
-            else:
-                generation.cancel(request.request_id)
+            match request:
+                case Generate():
+                    generations.add(request)
+                case Cancel():
+                    generations.cancel(request.request_id)
+                case AddAdapter():
+                    _add_adapter(worker, generations, request)
             request = worker.requests.get_nowait()
+
+
+def _add_adapter(worker: WorkerConnection, generations: Generations, added: AddAdapter) -> None:
+    try:
+        with without_progress_bars():
+            generations.add_adapter(added)
+    except Exception as error:  # noqa: BLE001 - peft rejects adapters with many kinds of errors
+        traceback.print_exception(error, file=sys.stderr)
+        message = explain(error)[1].message
+        worker.send(AdapterFailed(key=added.key, message=message.splitlines()[0]))

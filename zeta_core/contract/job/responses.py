@@ -44,11 +44,13 @@ class FileUse(_Response):
 class ServedModelReport(_Response):
     """A model that a worker has loaded to answer requests. ``ready`` is false while it is being loaded.
 
-    ``requests`` is the number of requests that it is answering.
+    ``requests`` is the number of requests that it is answering. Adapters with an equal ``base``, which is a hash, are
+    served by one process that holds their base once.
     """
 
     model: str
     project: str
+    base: str | None = None
     ready: bool
     requests: int = 0
 

@@ -4,8 +4,8 @@
 |-------------------------------|---------------------------|------------------------------------------------------|
 | stream `worker_stream(name)`  | server -> worker          | `AnswerRequest`, `AnswerControl`                     |
 | stream `answer_stream(id)`    | worker -> server          | `AnswerPart`; each server process has its own stream |
-| socket `SOCKET_FILE`          | worker -> serving process | `Generate`, `Cancel`, one JSON object per line       |
-| socket `SOCKET_FILE`          | serving process -> worker | `Ready`, `Alive`, `Generated`, `LoadFailed`          |
+| socket `SOCKET_FILE`          | worker -> serving process | `Generate`, `Cancel`, `AddAdapter`, one JSON per line |
+| socket `SOCKET_FILE`          | serving process -> worker | `Ready`, `Alive`, `Generated`, `LoadFailed`, ...     |
 
 The server never connects to a worker. It repeats a request until the worker's first part arrives, and acknowledges
 parts by their number. A worker sends at most `MAX_AHEAD` parts of a request more than the client has taken, collects
@@ -62,7 +62,8 @@ class ServedWeights(_Message):
     ``name`` is shown to users, such as ``job_.../final``. ``model`` is the source as in a job's spec. ``fingerprint``
     is the SHA-256 of the checkpoint's manifest, or of the source of a base model. ``files`` are the records of uploaded
     files that the model refers to. ``quantize`` is that of the job's adapter. ``hub`` is what the project may read from
-    the Hub.
+    the Hub. ``base`` is equal for adapters that can share a base in memory: a hash of its content and of the tokenizer;
+    ``None`` for weights that can't.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ServedWeights(_Message):
     fingerprint: str
     has_manifest: bool = False  # the fingerprint is that of a manifest
     quantize: Literal["nf4"] | None = None
+    base: str | None = None
     files: dict[str, UploadedFile] = {}
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
@@ -82,6 +84,10 @@ class ServedWeights(_Message):
         A private model on the Hub, which was loaded for one project, does not answer another one.
         """
         return f"{self.name}@{self.fingerprint}@{self.hub}"
+
+    def shares_base(self, other: ServedWeights) -> bool:
+        """Whether one process can serve both. Projects share nothing, because a process runs in a project's sandbox."""
+        return self.base is not None and (self.base, self.project, self.hub) == (other.base, other.project, other.hub)
 
 
 class AnswerOptions(_Message):
@@ -189,8 +195,19 @@ class ServeFile(_Message):
     hub: bool = True
 
 
+class AddAdapter(_Message):
+    """Load another adapter of the loaded base. ``file`` names an artifact store that contains its checkpoint."""
+
+    type: Literal["add_adapter"] = "add_adapter"
+    key: str
+    file: ServeFile
+
+
 class Generate(_Message):
+    """``adapter`` is the key of an `AddAdapter`, or ``None`` for the weights that were loaded first."""
+
     type: Literal["generate"] = "generate"
+    adapter: str | None = None
     request_id: str
     prompt: Prompt
     options: AnswerOptions
@@ -222,6 +239,14 @@ class LoadFailed(_Message):
     can_retry: bool = False
 
 
+class AdapterFailed(_Message):
+    """The adapter can't be added to the loaded base. It may still answer from a process of its own."""
+
+    type: Literal["adapter_failed"] = "adapter_failed"
+    key: str
+    message: str
+
+
 class Generated(_Message):
     type: Literal["generated"] = "generated"
     request_id: str
@@ -231,7 +256,7 @@ class Generated(_Message):
     failure: Failure | None = None
 
 
-TO_SERVING: TypeAdapter[Generate | Cancel] = TypeAdapter(Annotated[Generate | Cancel, Field(discriminator="type")])
-FROM_SERVING: TypeAdapter[Ready | Alive | LoadFailed | Generated] = TypeAdapter(
-    Annotated[Ready | Alive | LoadFailed | Generated, Field(discriminator="type")]
-)
+ToServing = Generate | Cancel | AddAdapter
+FromServing = Ready | Alive | LoadFailed | AdapterFailed | Generated
+TO_SERVING: TypeAdapter[ToServing] = TypeAdapter(Annotated[ToServing, Field(discriminator="type")])
+FROM_SERVING: TypeAdapter[FromServing] = TypeAdapter(Annotated[FromServing, Field(discriminator="type")])

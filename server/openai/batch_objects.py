@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from server.openai.batch_results import BatchResults
 from server.openai.result_file_ids import batch_file_ids
-from zeta_core.contract.job.job import Job, JobResult, WaitingReason
-from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.job.job import Job, WaitingReason
+from zeta_core.contract.job.status import ENDED, JobStatus, StatusReason
 from zeta_core.contract.openai.batch_files import BatchEndpoint
 from zeta_core.contract.spec.batch_spec import BatchSpec
 
@@ -93,10 +94,10 @@ class Batch(_Object):
     zeta: NativeBatchState
 
 
-def to_batch(job: Job) -> Batch:
-    """The batch of a job of this kind."""
+def to_batch(job: Job, results: BatchResults | None) -> Batch:
+    """The batch of a job of this kind; ``results`` are those of an ended one."""
     spec = BatchSpec.model_validate(job.spec)
-    output, errors = batch_file_ids(job)
+    output, errors = batch_file_ids(job.id, results)
     finished = _unix(job.finished_at)
     error = None if job.error is None else BatchError(code=job.error.code, message=job.error.message)
     return Batch(
@@ -114,8 +115,8 @@ def to_batch(job: Job) -> Batch:
         completed_at=finished if job.status == JobStatus.SUCCEEDED else None,
         failed_at=finished if job.status == JobStatus.FAILED else None,
         cancelled_at=finished if job.status == JobStatus.CANCELLED else None,
-        request_counts=_counts(job, spec),
-        usage=_usage(job.result),
+        request_counts=_counts(job, spec, results),
+        usage=_usage(results),
         metadata=dict(job.metadata),
         zeta=NativeBatchState(
             status=job.status,
@@ -142,23 +143,25 @@ def _status(job: Job) -> BatchStatus:
             return "in_progress" if job.attempt else "validating"
 
 
-def _counts(job: Job, spec: BatchSpec) -> RequestCounts:
-    progress: dict[str, Any] = dict(job.progress or {})
-    failed = int(progress.get("num_failed") or 0)
-    completed = int(progress.get("step") or 0) - failed
-    if job.result is not None and job.result.num_answered is not None:
-        completed, failed = job.result.num_answered, job.result.num_failed or 0
+def _counts(job: Job, spec: BatchSpec, results: BatchResults | None) -> RequestCounts:
+    """The requests in the files of an ended batch, or those that a batch has answered so far."""
+    if job.status in ENDED:
+        results = results or BatchResults()
+        completed, failed = results.num_answered, results.num_failed
+    else:
+        progress: dict[str, Any] = dict(job.progress or {})
+        failed = int(progress.get("num_failed") or 0)
+        completed = int(progress.get("step") or 0) - failed
     return RequestCounts(total=spec.num_requests, completed=completed, failed=failed)
 
 
-def _usage(result: JobResult | None) -> BatchUsage | None:
-    if result is None or result.prompt_tokens is None:
+def _usage(results: BatchResults | None) -> BatchUsage | None:
+    if results is None:
         return None
-    output_tokens = result.completion_tokens or 0
     return BatchUsage(
-        input_tokens=result.prompt_tokens,
-        output_tokens=output_tokens,
-        total_tokens=result.prompt_tokens + output_tokens,
+        input_tokens=results.prompt_tokens,
+        output_tokens=results.completion_tokens,
+        total_tokens=results.prompt_tokens + results.completion_tokens,
     )
 
 

@@ -21,6 +21,7 @@ from server.jobs.queries import JobQuery, find_job, matching_jobs, newest_jobs
 from server.jobs.serialization import to_job, to_jobs
 from server.openai.answer_weights import find_weights
 from server.openai.batch_objects import Batch, to_batch
+from server.openai.batch_results import stored_results
 from server.openai.lists import NamedEndsList
 from server.openai.repeated_requests import RepeatedRequests
 from server.service import Service
@@ -124,7 +125,9 @@ async def list_batches(service: Service, caller: Caller, query: BatchListQuery) 
     matching = matching_jobs(caller.project, JobQuery(kind=JobKind.BATCH))
     async with service.database.read() as session:
         rows, has_more = await newest_jobs(session, service, caller, matching, query)
-        data = [to_batch(job) for job in await to_jobs(session, rows)]
+        jobs = await to_jobs(session, rows)
+        results = await stored_results(session, jobs)
+    data = [to_batch(job, results.get(job.id)) for job in jobs]
     return NamedEndsList(
         data=data,
         has_more=has_more,
@@ -142,7 +145,8 @@ async def get_batch(service: Service, caller: Caller, batch_id: str) -> Batch:
                 f"{batch_id} is a job of kind {row.kind}, not a batch; see it with `zeta job {batch_id}`.",
                 code="not_a_batch",
             )
-        return to_batch(await to_job(session, row))
+        job = await to_job(session, row)
+        return to_batch(job, (await stored_results(session, [job])).get(batch_id))
 
 
 async def cancel_batch(service: Service, caller: Caller, batch_id: str) -> Batch:

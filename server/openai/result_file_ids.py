@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from server.openai.batch_results import BatchResults
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import JobKind
@@ -36,21 +37,24 @@ def parse_result_file_id(text: str) -> ResultFileId | None:
     return ResultFileId(_KINDS[match.group(1)], f"job_{match.group(2)}")
 
 
-def result_file_ids(job: Job) -> list[str]:
-    """The result files of an ended job: none if it was never started, and no model without a final checkpoint."""
+def result_file_ids(job: Job, results: BatchResults | None = None) -> list[str]:
+    """The result files of an ended job: none if it was never started, and no model without a final checkpoint.
+
+    ``results`` are those of a batch.
+    """
     if job.kind is JobKind.BATCH:
-        return [file_id for file_id in batch_file_ids(job) if file_id is not None]
+        return [file_id for file_id in batch_file_ids(job.id, results) if file_id is not None]
     if job.kind is not JobKind.TRAINING:
         return []
-    results = [ResultFileId("metrics", job.id)] if job.attempt else []
+    found = [ResultFileId("metrics", job.id)] if job.attempt else []
     if job.final_checkpoint is not None:
-        results.append(ResultFileId("model", job.id))
-    return [result.text for result in results]
+        found.append(ResultFileId("model", job.id))
+    return [result.text for result in found]
 
 
-def batch_file_ids(job: Job) -> tuple[str | None, str | None]:
-    """The output file and the error file of a completed batch; ``None`` for one that would be empty."""
-    if job.final_checkpoint is None or job.result is None:
+def batch_file_ids(batch_id: str, results: BatchResults | None) -> tuple[str | None, str | None]:
+    """The output file and the error file of an ended batch; ``None`` for one that would be empty."""
+    if results is None:
         return None, None
-    output = ResultFileId("output", job.id).text if job.result.num_answered else None
-    return output, ResultFileId("errors", job.id).text if job.result.num_failed else None
+    output = ResultFileId("output", batch_id).text if results.num_answered else None
+    return output, ResultFileId("errors", batch_id).text if results.num_failed else None

@@ -14,12 +14,14 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.checkpoints import LATEST
 from server.database.tables import JobRow
 from server.http.downloads import Content
 from server.jobs import checkpoints
 from server.jobs.queries import find_job
 from server.jobs.serialization import to_job
 from server.jobs.training_curves import SERIES, read_curves
+from server.openai.batch_results import stored_results
 from server.openai.file_objects import BATCH_RESULTS, RESULTS, FileObject
 from server.openai.result_file_ids import ResultFileId, parse_result_file_id, result_file_ids
 from server.service import Service
@@ -75,7 +77,10 @@ async def _require(service: Service, caller: Caller, result: ResultFileId) -> Jo
 
 
 async def _ids(session: AsyncSession, job: JobRow) -> list[str]:
-    return result_file_ids(await to_job(session, job)) if job.status in ENDED else []
+    if job.status not in ENDED:
+        return []
+    found = await to_job(session, job)
+    return result_file_ids(found, (await stored_results(session, [found])).get(job.id))
 
 
 async def _content(service: Service, caller: Caller, job: JobRow, result: ResultFileId) -> Content:
@@ -83,7 +88,7 @@ async def _content(service: Service, caller: Caller, job: JobRow, result: Result
         stored = await checkpoints.find_checkpoint(service, caller, job.id, FINAL_CHECKPOINT)
         return checkpoints.archive_content(stored, job.id, include=None, state=False)
     if result.kind in ("output", "errors"):
-        stored = await checkpoints.find_checkpoint(service, caller, job.id, FINAL_CHECKPOINT)
+        stored = await checkpoints.find_checkpoint(service, caller, job.id, LATEST)
         name = OUTPUT_FILE if result.kind == "output" else ERROR_FILE
         return replace(checkpoints.file_content(stored, name), filename=f"{job.id}-{name}")
     text = metrics_csv(await read_curves(service, job.id, None)).encode()

@@ -217,6 +217,27 @@ def test_a_job_takes_the_device_of_a_served_model(
     http.post(f"/v1/jobs/{submitted}/cancel").raise_for_status()
 
 
+@pytest.mark.slow
+def test_adapters_of_one_base_are_served_by_one_process(
+    service: Service, http: httpx.Client, client: OpenAI, job: str
+) -> None:
+    adapters = [chat_job(service, model={"job": job}, lora={"r": 4}, seed=seed, learning_rate=0.05) for seed in (1, 2)]
+
+    def ask(adapter: str) -> str:
+        answer = client.completions.create(model=adapter, prompt="a", max_tokens=40, temperature=0)
+        return answer.choices[0].text
+
+    def served() -> list[dict[str, Any]]:
+        return [model for model in served_models(http) if model["model"].partition("/")[0] in adapters]
+
+    alone = [ask(adapter) for adapter in adapters]
+    wait_until(lambda: len(served()) == 2, 10, "both adapters to be shown")
+    assert served()[0]["base"] == served()[1]["base"] is not None
+    assert len(serving_processes(service)) == len(served_models(http)) - 1
+    with ThreadPoolExecutor(4) as executor:
+        assert list(executor.map(ask, [*adapters, *adapters])) == alone * 2
+
+
 def checkpoints(http: httpx.Client, job_id: str) -> list[str]:
     """The names, newest first."""
     return [

@@ -112,3 +112,23 @@ def test_a_batch_continues_after_a_pause_and_a_kill(service: Service, client: Op
         assert usage["completion_tokens"] == 10 + 12 * number or reason == "stop"
     assert batch.request_counts.to_dict() == {"total": 60, "completed": 60, "failed": 0}
     assert batch.usage.output_tokens == sum(usage["completion_tokens"] for usage in usages)
+
+
+def test_a_cancelled_batch_keeps_what_it_has_answered(service: Service, client: OpenAI, http: httpx.Client) -> None:
+    job = chat_job(service)
+    bodies = [{"model": job, "prompt": "a", "temperature": 0, "max_tokens": 5 + 40 * number} for number in range(60)]
+    batch_id = create(client, "/v1/completions", bodies).id
+
+    def num_done() -> int:
+        counts = client.batches.retrieve(batch_id).request_counts
+        return 0 if counts is None else counts.completed
+
+    wait_until(lambda: num_done() > 3, 120, "some requests to be answered")
+    client.batches.cancel(batch_id)
+    assert wait_for_end(http, batch_id)["status"] == "cancelled"
+    batch = strictly(client.batches.retrieve(batch_id))
+    output = lines_of(client, batch.output_file_id)
+    assert batch.request_counts is not None
+    assert 3 < len(output) == batch.request_counts.completed < 60
+    assert batch.request_counts.failed == 0
+    assert [line["response"]["status_code"] for line in output] == [200] * len(output)

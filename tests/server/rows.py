@@ -156,7 +156,14 @@ class Rows:
         _run(self._log_events(job_id, messages))
 
     def checkpoint(
-        self, job_id: str, name: str, step: int, files: Mapping[str, tuple[FileRole, bytes]], *, num_bytes: int = 0
+        self,
+        job_id: str,
+        name: str,
+        step: int,
+        files: Mapping[str, tuple[FileRole, bytes]],
+        *,
+        num_bytes: int = 0,
+        metrics: dict[str, float] | None = None,
     ) -> dict[str, bytes]:
         """Store a checkpoint; returns the bytes of its files and its manifest, by path."""
         directory = self.settings.artifacts / checkpoint_key(job_id, name)
@@ -170,7 +177,7 @@ class Rows:
             run_id="run", name=name, format="huggingface", step=step, tokens=step, created_at=CREATED_AT, files=entries
         )
         (directory / "manifest.json").write_text(manifest.model_dump_json())
-        common: dict[str, Any] = {"job_id": job_id, "name": name, "step": step, "attempt": 1, "metrics": {}}
+        common: dict[str, Any] = {"job_id": job_id, "name": name, "step": step, "attempt": 1, "metrics": metrics or {}}
         row = CheckpointRow(**common, bytes=num_bytes, created_at=CREATED_AT)
         _run(self._add(row))
         return {

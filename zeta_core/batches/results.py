@@ -1,14 +1,13 @@
 """The results of a batch while it runs: one line for each answered request, in the order in which they ended.
 
-A checkpoint ``step-N`` contains the first N results, so the next attempt answers only the other requests. ``final``
-contains the output file and the error file, in the order of the requests. Of an attempt that was
-killed, only the results up to its last checkpoint count, so no request is lost, and none has two results.
+A checkpoint contains the output file and the error file, in the order of the requests. ``step-N`` has N results, and
+`ROWS_FILE` lists their requests, so the next attempt answers only the others. ``final`` has all of them. Of an attempt
+that was killed, only the results up to its last checkpoint count, so no request is lost, and none has two results.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.openai.batch_files import ERROR_FILE, OUTPUT_FILE
 
-RESULTS_FILE = "results.jsonl"  # in the run directory and in `step-N`
+RESULTS_FILE = "results.jsonl"  # in the run directory: the results in the order in which they ended
+ROWS_FILE = "rows.jsonl"  # in `step-N`: one line for each result, in the order of the requests
 
 
 class Counts(BaseModel):
@@ -69,22 +69,28 @@ class Results:
 
     def load(self, checkpoint: Path) -> None:
         """Continue with the results of an earlier attempt."""
-        with (checkpoint / RESULTS_FILE).open("rb") as file:
-            for entry in file:
-                head = json.loads(entry.partition(b"\t")[0])
-                prompt_tokens, completion_tokens = head["tokens"]
-                self._append(head["row"], entry, head["failed"], prompt_tokens, completion_tokens)
+        rows, output, errors = (checkpoint / name for name in (ROWS_FILE, OUTPUT_FILE, ERROR_FILE))
+        with rows.open("rb") as heads, output.open("rb") as answers, errors.open("rb") as failures:
+            for head in heads:
+                read = json.loads(head)
+                line = (failures if read["failed"] else answers).readline()
+                self._append(read["row"], head.rstrip() + b"\t" + line, read["failed"], *read["tokens"])
 
     def write_partial(self, folder: Path) -> None:
         """Write the results into the folder of a checkpoint ``step-N``. Raises `OSError`."""
-        self._file.flush()
-        shutil.copyfile(self._path, folder / RESULTS_FILE)
+        with (folder / ROWS_FILE).open("wb") as rows:
+            self._write(folder, rows)
 
     def write_final(self, folder: Path) -> None:
-        """Write the output file and the error file into the folder of the checkpoint ``final``. Raises `OSError`."""
+        """Write the results into the folder of the checkpoint ``final``. Raises `OSError`."""
+        self._write(folder, None)
+
+    def _write(self, folder: Path, rows: BinaryIO | None) -> None:
         with (folder / OUTPUT_FILE).open("wb") as output, (folder / ERROR_FILE).open("wb") as errors:
-            for position, line in self._sorted_lines():
+            for position, head, line in self._sorted_entries():
                 (errors if position.is_failure else output).write(line)
+                if rows is not None:
+                    rows.write(head + b"\n")
 
     def _append(self, row: int, entry: bytes, is_failure: bool, prompt_tokens: int, completion_tokens: int) -> None:
         start = self._file.tell()
@@ -98,9 +104,11 @@ class Results:
             completion_tokens=counts.completion_tokens + completion_tokens,
         )
 
-    def _sorted_lines(self) -> Iterator[tuple[_Position, bytes]]:
+    def _sorted_entries(self) -> Iterator[tuple[_Position, bytes, bytes]]:
+        """The position, the head and the line of each result, in the order of the requests."""
         self._file.flush()
         with self._path.open("rb") as file:
             for _, position in sorted(self._positions.items()):
                 file.seek(position.start)
-                yield position, file.read(position.num_bytes).partition(b"\t")[2]
+                head, _, line = file.read(position.num_bytes).partition(b"\t")
+                yield position, head, line

@@ -71,7 +71,7 @@ class BatchRun:
             action = self._answer_waiting(stop)
             if action is None:
                 self._save(FINAL_CHECKPOINT, self._results.write_final)
-            elif action != "cancel":
+            else:  # also if the batch was cancelled: its answers are kept
                 self._save_partial()
             return action
 

@@ -1,7 +1,7 @@
 """Answering requests to all models of a process: adapters of one base, or one whole model.
 
-Each adapter has a batch of its own, and the base computes one step for each batch in turn. So an answer has the same
-numbers whether other adapters answer at the same time or not.
+Each adapter has a batch of its own, and the base computes `TURN_STEPS` steps for each batch in turn. So an answer has
+the same numbers whether other adapters answer at the same time or not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from zeta_core.serve.adapters import SharedBase
 from zeta_core.serve.generation import Generation, cache_limit_bytes
 from zeta_core.serve.loading import LoadedModel
 
+TURN_STEPS = 4  # because activating another adapter may take half as long as a step of a small model
+
 
 class Generations:
     """``send`` is called with everything that is generated."""
@@ -22,6 +24,8 @@ class Generations:
         self._base = SharedBase(loaded)
         self._cache_bytes = cache_limit_bytes(loaded.device)
         self._by_adapter: dict[str | None, Generation] = {}
+        self._turn: str | None = None  # the adapter whose steps are computed
+        self._steps_left = TURN_STEPS
         self._insert(None, loaded)
 
     @property
@@ -44,11 +48,19 @@ class Generations:
             generation.cancel(request_id)
 
     def step(self) -> None:
-        """Compute the next token of every request."""
-        for key, generation in self._by_adapter.items():
-            if not generation.is_idle:
-                self._base.activate(key)
-                generation.step()
+        """Compute the next token of every request to one adapter."""
+        if self._steps_left <= 0 or self._by_adapter[self._turn].is_idle:
+            self._turn = self._next_turn()
+            self._steps_left = TURN_STEPS
+        self._steps_left -= 1
+        self._base.activate(self._turn)
+        self._by_adapter[self._turn].step()
+
+    def _next_turn(self) -> str | None:
+        """The next adapter with requests; the same one if no other has any."""
+        keys = list(self._by_adapter)
+        after = keys.index(self._turn) + 1
+        return next((key for key in (*keys[after:], *keys[:after]) if not self._by_adapter[key].is_idle), self._turn)
 
     def _insert(self, key: str | None, loaded: LoadedModel) -> None:
         def free_cache_bytes() -> int:

@@ -158,6 +158,31 @@ def test_a_completed_batch_has_an_output_and_an_error_file(client: OpenAI, model
         client.files.delete(done.output_file_id)
 
 
+def test_a_cancelled_batch_has_the_answers_until_then(client: OpenAI, model: str, rows: Rows) -> None:
+    batch = create(client, model)
+    rows.attempt(batch.id, to=JobStatus.CANCELLED, reason=StatusReason.CANCELLED_BY_USER)
+    rows.change(batch.id, progress={"phase": "answering", "step": 3, "total_steps": 3, "num_failed": 1})
+    nothing = strictly(client.batches.retrieve(batch.id))
+    assert (nothing.status, nothing.output_file_id, nothing.usage) == ("cancelled", None, None)
+    assert nothing.request_counts is not None
+    assert nothing.request_counts.to_dict() == {"total": 3, "completed": 0, "failed": 0}
+
+    files: Any = {"output.jsonl": ("results", b'{"a": 1}\n'), "errors.jsonl": ("results", b'{"e": 1}\n')}
+    metrics = {"num_answered": 1.0, "num_failed": 1.0, "prompt_tokens": 20.0, "completion_tokens": 5.0}
+    rows.checkpoint(batch.id, "step-1", 1, {**files, "errors.jsonl": ("results", b"")}, metrics={"num_answered": 1.0})
+    rows.checkpoint(batch.id, "step-2", 2, files, metrics=metrics)
+    cancelled = strictly(client.batches.retrieve(batch.id))
+    assert cancelled.request_counts is not None
+    assert cancelled.request_counts.to_dict() == {"total": 3, "completed": 1, "failed": 1}
+    assert cancelled.usage is not None
+    assert cancelled.usage.total_tokens == 25
+    assert cancelled.output_file_id is not None
+    assert cancelled.error_file_id is not None
+    assert client.files.content(cancelled.output_file_id).text == '{"a": 1}\n'
+    assert strictly(client.files.retrieve(cancelled.error_file_id)).bytes == 9
+    assert client.batches.list(limit=1).data[0].output_file_id == cancelled.output_file_id
+
+
 def test_a_failed_batch_has_its_error(client: OpenAI, model: str, rows: Rows) -> None:
     batch = create(client, model)
     rows.attempt(batch.id, to=JobStatus.FAILED, reason=StatusReason.INVALID_MODEL)

@@ -79,8 +79,8 @@ class Batch:
         stored = list_checkpoints(self.output)
         return run, run.answer(stored[0].directory if stored else None, stop)
 
-    def results(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.output / "final" / name).read_text().splitlines()]
+    def results(self, name: str, checkpoint: str = "final") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.output / checkpoint / name).read_text().splitlines()]
 
 
 @pytest.fixture
@@ -144,9 +144,15 @@ def test_an_attempt_continues_after_the_requests_of_the_earlier_one(
     assert texts[0] == texts[1]
 
 
-def test_a_cancelled_batch_saves_nothing(tmp_path: Path, loaded: LoadedModel) -> None:
-    batch = Batch(tmp_path, loaded, [request(number) for number in range(9)])
+def test_a_cancelled_batch_keeps_its_results(tmp_path: Path, loaded: LoadedModel) -> None:
+    lines = [request(0, max_tokens=5000), *(request(number, max_tokens=2 + 5 * number) for number in range(1, 9))]
+    batch = Batch(tmp_path, loaded, lines)
     steps = count()
-    _, action = batch.attempt(lambda: "cancel" if next(steps) >= 10 else None)
+    run, action = batch.attempt(lambda: "cancel" if next(steps) >= 25 else None)
     assert action == "cancel"
-    assert list_checkpoints(batch.output) == []
+    [checkpoint] = list_checkpoints(batch.output)
+    answered, failed = (batch.results(name, checkpoint.manifest.name) for name in ("output.jsonl", "errors.jsonl"))
+    assert [line["custom_id"] for line in failed] == ["request-0"]
+    assert [line["custom_id"] for line in answered] == [f"request-{number + 1}" for number in range(len(answered))]
+    assert 0 < len(answered) < 8
+    assert len(answered) == run.result.num_answered == checkpoint.manifest.metrics["num_answered"]

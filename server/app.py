@@ -20,6 +20,7 @@ from server.openai.errors import error_response_of, register_routing_errors
 from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
 from server.openai.uploads import CompletionRequest, UploadRequest
+from server.openai.webhook_endpoints import EndpointChange, EndpointTest, NewEndpoint, SecretRotation
 from server.routes import (
     access,
     checkpoints,
@@ -35,6 +36,7 @@ from server.routes import (
     openai_files,
     openai_fine_tuning,
     openai_models,
+    openai_webhooks,
     operations,
     sweeps,
     webhooks,
@@ -69,6 +71,7 @@ BODIES = (
     *(NewKey, KeyRotation, NewProject, ProjectChange),
     *(FineTuningRequest, UploadRequest, CompletionRequest, NewBatch, NewModelName),
     *(ChatParameters, TextParameters, NewWebhook, WebhookChange),
+    *(NewEndpoint, EndpointChange, SecretRotation, EndpointTest),
     *(NewWorkerSecret, WorkerSecretRotation),
 )
 LINES = (
@@ -112,7 +115,9 @@ def create_app(service: Service) -> FastAPI:
     register_routing_errors(app)
     of_jobs = (jobs, sweeps, job_output, checkpoints, evaluations, exports)
     modules = (*of_jobs, files, workers, access, login_links, model_names, webhooks, operations)
-    openai_modules = (openai_answers, openai_batches, openai_files, openai_fine_tuning, openai_models)
+    openai_modules = (
+        *(openai_answers, openai_batches, openai_files, openai_fine_tuning, openai_models, openai_webhooks),
+    )
     routers = (*(module.router for module in (*modules, *openai_modules)), *PAGE_ROUTERS)
     for router in routers:
         app.include_router(router)

@@ -6,6 +6,7 @@ server signs with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from zeta_core.contract.errors import Conflict, InvalidRequest
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.responses import DeletedObject, Page
+from zeta_core.contract.openai.webhook_events import OPENAI_FORMAT
 from zeta_core.contract.spec.validation import error_from_details, invalid_value
 from zeta_core.contract.webhooks import (
     MAX_WEBHOOKS,
@@ -46,16 +48,37 @@ _MAX_BODY_BYTES = 16 * 1024  # of a job with long metadata
 
 async def create_webhook(service: Service, caller: Caller, request: NewWebhook) -> CreatedWebhook:
     """Create a webhook. Raises `InvalidRequest` for a URL that is not allowed, `Conflict` at `MAX_WEBHOOKS`."""
-    _require_allowed(service.settings, request.url, request.format)
+    row = await insert_webhook(
+        service,
+        caller,
+        url=request.url,
+        name=request.name,
+        chosen_format=request.format,
+        events=request.events,
+    )
+    return CreatedWebhook(**_fields(row), secret=row.secret)
+
+
+async def insert_webhook(
+    service: Service,
+    caller: Caller,
+    *,
+    url: str,
+    name: str | None,
+    chosen_format: str | None,
+    events: Sequence[str],
+) -> WebhookRow:
+    """Store a new webhook, whose events have the names of its format. Raises as `create_webhook`."""
+    require_allowed(service.settings, url, chosen_format)
     webhook_id, created_at = new_id_at("webhook")
     row = WebhookRow(
         id=webhook_id,
         project=caller.project,
         created_by=caller.key_id,
-        name=request.name,
-        url=request.url,
-        format=format_of(request.url, request.format),
-        events=sorted(set(request.events)),
+        name=name,
+        url=url,
+        format=format_of(url, chosen_format),
+        events=sorted(set(events)),
         secret=new_secret(),
         enabled=True,
         created_at=created_at,
@@ -69,7 +92,7 @@ async def create_webhook(service: Service, caller: Caller, request: NewWebhook) 
             )
         session.add(row)
         session.add(caller.audit_row("webhook.create", row.id, project=row.project))
-    return CreatedWebhook(**_fields(row), secret=row.secret)
+    return row
 
 
 async def list_webhooks(service: Service, caller: Caller, page_query: PageQuery) -> Page[Webhook]:
@@ -94,11 +117,18 @@ async def change_webhook(service: Service, caller: Caller, webhook_id: str, requ
     given = request.model_fields_set
     async with service.database.write() as session:
         row = await find_webhook(session, caller, webhook_id, lock=True)
+        if row.format == OPENAI_FORMAT and {"format", "events"} & given:
+            raise InvalidRequest(
+                f"{webhook_id} receives OpenAI's events in OpenAI's format; change its event_types with POST "
+                f"/openai/v1/webhook_endpoints/{webhook_id}, or create another webhook.",
+                code="openai_webhook",
+                param="format" if "format" in given else "events",
+            )
         if {"url", "format"} & given:
             url = request.url or row.url
             current = None if request.url is not None or row.format == "email" else row.format
             chosen = request.format or current
-            _require_allowed(service.settings, url, request.format)
+            require_allowed(service.settings, url, request.format)
             row.url, row.format = url, format_of(url, chosen)
         if request.events is not None:
             row.events = sorted(set(request.events))
@@ -203,7 +233,8 @@ async def _delivery_page(session: AsyncSession, caller: Caller, query: Any, page
     return page([_to_delivery(row) for row in rows], has_more, lambda delivery: delivery.id)
 
 
-def _require_allowed(settings: ServerSettings, url: str, chosen_format: str | None) -> None:
+def require_allowed(settings: ServerSettings, url: str, chosen_format: str | None) -> None:
+    """Raise `InvalidRequest` unless messages can be sent to ``url`` in this format."""
     fault = url_fault(settings, url, chosen_format)
     if fault is not None:
         raise error_from_details([invalid_value("url", url, fault)], InvalidRequest)

@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.tables import JobRow
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from zeta_core.contract.identifiers import is_id, new_id_at
+from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.openai.webhook_events import OPENAI_FORMAT, event_body, openai_event
 from zeta_core.contract.webhooks import DEFAULT_EVENTS, JobEvent, email_of, message_format
 
 
@@ -36,7 +38,9 @@ async def announce(
     if receivers:
         data = {**_job_data(job), "message": message}
         for receiver in receivers:
-            session.add(new_delivery(receiver, event, data, project=job.project, at=at, job_id=job.id))
+            name = openai_event(JobKind(job.kind), event) if receiver.format == OPENAI_FORMAT else event
+            if name is not None:
+                session.add(new_delivery(receiver, name, data, project=job.project, at=at, job_id=job.id))
 
 
 async def announce_disabled(session: AsyncSession, webhook: WebhookRow, *, at: datetime) -> None:
@@ -53,6 +57,9 @@ def new_delivery(
 ) -> DeliveryRow:
     """The row of a message that is to be sent at once."""
     delivery_id, created_at = new_id_at("delivery")
+    body: dict[str, Any] = {"type": event, "timestamp": at.isoformat(), "data": dict(data)}
+    if receiver.format == OPENAI_FORMAT:
+        body = event_body(delivery_id, event, str(data.get("id", delivery_id)), at)
     return DeliveryRow(
         id=delivery_id,
         project=project,
@@ -61,7 +68,7 @@ def new_delivery(
         event=event,
         url=receiver.url,
         format=receiver.format,
-        body={"type": event, "timestamp": at.isoformat(), "data": dict(data)},
+        body=body,
         status="pending",
         attempts=0,
         created_at=created_at,
@@ -77,8 +84,9 @@ async def _receivers(session: AsyncSession, job: JobRow, event: JobEvent) -> lis
     formats = {str(entry["to"]): entry.get("format") for entry in named}
     receivers: list[Receiver] = []
     for webhook in await _enabled_webhooks(session, job.project):
-        if event in webhook.events or webhook.id in formats:
-            chosen = formats.get(webhook.id) if webhook.format != "email" else None
+        name = openai_event(JobKind(job.kind), event) if webhook.format == OPENAI_FORMAT else event
+        if name in webhook.events or webhook.id in formats:
+            chosen = formats.get(webhook.id) if webhook.format not in ("email", OPENAI_FORMAT) else None
             receivers.append(Receiver(webhook.url, chosen or webhook.format, webhook.id))
     for url, chosen in formats.items():
         if not is_id(url, "webhook"):
@@ -87,7 +95,7 @@ async def _receivers(session: AsyncSession, job: JobRow, event: JobEvent) -> lis
 
 
 def format_of(url: str, chosen: Any) -> str:
-    """The format of messages to a URL: email, json or slack."""
+    """The format of messages to a URL: email, json, slack or openai."""
     return "email" if email_of(url) is not None else message_format(url, chosen)
 
 

@@ -80,6 +80,13 @@ SCOPES: Mapping[str, Scope] = {
     "GET /metrics": Scope.METRICS,
     "POST /openai/v1/chat/completions": Scope.READ,  # `read` also allows downloading the weights
     "POST /openai/v1/completions": Scope.READ,
+    "GET /openai/v1/webhook_endpoints": Scope.SUBMIT,
+    "POST /openai/v1/webhook_endpoints": Scope.SUBMIT,
+    "GET /openai/v1/webhook_endpoints/{webhook_endpoint_id}": Scope.SUBMIT,
+    "POST /openai/v1/webhook_endpoints/{webhook_endpoint_id}": Scope.SUBMIT,
+    "DELETE /openai/v1/webhook_endpoints/{webhook_endpoint_id}": Scope.SUBMIT,
+    "POST /openai/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": Scope.SUBMIT,
+    "POST /openai/v1/webhook_endpoints/{webhook_endpoint_id}/test": Scope.SUBMIT,
     "GET /openai/v1/batches": Scope.READ,
     "POST /openai/v1/batches": Scope.SUBMIT,
     "GET /openai/v1/batches/{batch_id}": Scope.READ,

@@ -28,6 +28,11 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/jobs/{job_id}/evaluations": {"json": {"file": "file_000000000000000000000000"}},
     "POST /v1/projects": {"json": {"name": "another"}},
     "POST /v1/webhooks": {"json": {"url": "https://example.org/hook"}},
+    "POST /openai/v1/webhook_endpoints": {
+        "json": {"url": "https://example.org/hook", "name": "n", "event_types": ["batch.failed"]}
+    },
+    "POST /openai/v1/webhook_endpoints/{webhook_endpoint_id}": {"json": {"name": "n"}},
+    "POST /openai/v1/webhook_endpoints/{webhook_endpoint_id}/test": {"json": {"event_type": "batch.failed"}},
     "POST /openai/v1/files": {"files": FILE["files"], "data": {"purpose": "fine-tune"}},
     "POST /openai/v1/uploads": {"json": {"bytes": 1, "filename": "a.txt", "mime_type": "", "purpose": "fine-tune"}},
     "POST /openai/v1/uploads/{upload_id}/parts": {"files": {"data": ("a", b"a")}},
@@ -66,7 +71,7 @@ class Objects:
 
     def url(self, path: str) -> str:
         same_names = {"model": self.job_id, "batch_id": self.job_id, "checkpoint": f"{self.job_id}/final"}
-        same_names["permission_id"] = "permission"
+        same_names |= {"permission_id": "permission", "webhook_endpoint_id": self.webhook_id}
         for name, value in {**vars(self), **same_names}.items():
             path = path.replace(f"{{{name}}}", value)
         assert "{" not in path, f"{path} has a parameter that this test doesn't know; add it to Objects"
@@ -140,6 +145,7 @@ def test_a_read_key_can_write_nothing_and_reads_nothing_confidential(server: Ser
         *("GET /v1/files/{file_id}/content", "GET /openai/v1/files/{file_id}/content", "GET /v1/webhooks"),
         *("GET /v1/webhooks/{webhook_id}", "GET /v1/webhooks/{webhook_id}/deliveries"),
         "GET /v1/jobs/{job_id}/deliveries",
+        *("GET /openai/v1/webhook_endpoints", "GET /openai/v1/webhook_endpoints/{webhook_endpoint_id}"),
     }
     admin_reads = [name for name, scope in SCOPES.items() if scope == Scope.ADMIN and name.startswith("GET")]
     assert set(refused) == {*writes, *admin_reads, *confidential, "GET /metrics"}

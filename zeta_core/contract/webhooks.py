@@ -134,7 +134,7 @@ class Webhook(_Response):
     name: str | None = None
     url: str
     events: list[str]
-    format: str = Field(description="json, slack or email")
+    format: str = Field(description="json, slack, email or openai")
     enabled: bool
     disabled_reason: str | None = Field(default=None, description="why the service disabled it")
     failing_since: datetime | None = Field(default=None, description="the first failure after the last success")

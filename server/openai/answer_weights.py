@@ -99,7 +99,8 @@ async def _base_of_job(service: Service, caller: Caller, job_id: str) -> ServedW
     async with service.database.write() as session:  # the check locks the rows that it reads
         files = await check_references(session, service, caller, spec)
     weights = _base_weights(f"{job.id}/{BASE}", job.project, model)
-    return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access})
+    quantize = _quantize(job)  # a base that was trained in 4 bits may not fit into the memory otherwise
+    return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access, "quantize": quantize})
 
 
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:

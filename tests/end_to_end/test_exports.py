@@ -1,6 +1,8 @@
 """Exports of a LoRA checkpoint: a merged model, an adapter and GGUF files, compared with it and downloaded."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.harness.real_model import smollm2
-from tests.harness.service import Service
+from tests.harness.service import Service, processes_of_job
+from tests.harness.waiting import wait_until
 from zeta import Client
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.kind import JobKind
@@ -118,3 +121,37 @@ def test_exports_that_make_no_sense_are_refused(client: Client, adapter_job: str
         assert refused.value.param == param
     with pytest.raises(ZetaError, match="no checkpoint"):
         client.export(adapter_job, "merged", checkpoint="step-999")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * TIMEOUT_SECONDS)
+def test_an_interrupted_export_shows_no_half_files_and_starts_again(
+    client: Client, adapter_job: str, tmp_path: Path
+) -> None:
+    def started() -> Any:
+        job = client.export(adapter_job, "merged", type="f16")
+        wait_until(lambda: processes_of_job(job.id), 120, "the export to start")
+        return job
+
+    killed = started()
+    for process_id in processes_of_job(killed.id):
+        os.kill(process_id, signal.SIGKILL)
+    assert client.checkpoints(killed.id) == []
+    assert killed.wait(timeout_seconds=TIMEOUT_SECONDS).status == "succeeded"
+    assert len(client.job(killed.id).attempts) == 2
+    client.download(killed.id, directory=tmp_path)  # compares every file with the manifest
+    assert json.loads((tmp_path / "certificate.json").read_text())["token_agreement"] >= 0.95
+
+    paused = started()
+    paused.pause()
+    wait_until(lambda: client.job(paused.id).status == "paused", 60, "the export to pause")
+    assert client.checkpoints(paused.id) == []
+    paused.resume()
+    assert paused.wait(timeout_seconds=TIMEOUT_SECONDS).status == "succeeded"
+
+    cancelled = started()
+    cancelled.cancel()
+    assert cancelled.wait(timeout_seconds=TIMEOUT_SECONDS).status == "cancelled"
+    assert client.checkpoints(cancelled.id) == []
+    with pytest.raises(ZetaError, match="no checkpoint"):
+        client.download(cancelled.id, directory=tmp_path / "cancelled")

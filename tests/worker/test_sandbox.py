@@ -170,6 +170,22 @@ def test_compiled_extensions_are_copied_into_a_cache_but_never_through_a_link(
     assert not list(sandboxes.settings.root.glob(".extensions-*"))
 
 
+def test_the_operators_environment_for_gguf_is_readable(tmp_path: Path) -> None:
+    def readable(python: Path) -> set[str]:
+        sandboxes = Sandboxes(worker_settings(tmp_path, gguf_python=python), SandboxSupport(landlock=7))
+        sandboxes.prepare(tmp_path, inputs=Inputs(), project="p", hub=HubAccess.OFF)
+        return set(SandboxFile.model_validate_json((tmp_path / SANDBOX_FILE).read_bytes()).readable)
+
+    python, interpreter = (tmp_path / name / "bin" / "python" for name in ("gguf", "installed"))
+    for file in (python, interpreter):
+        file.parent.mkdir(parents=True)
+    interpreter.touch()
+    python.symlink_to(interpreter)
+    assert {str(tmp_path / "gguf"), str(tmp_path / "installed")} <= readable(python)
+    (tmp_path / "bin").mkdir()
+    assert str(tmp_path) not in readable(tmp_path / "bin" / "python"), "it contains the home of the service"
+
+
 def test_settings_of_the_sandbox_are_checked() -> None:
     for variable, value in (("ZETA_SANDBOX", "yes"), ("ZETA_SANDBOX_READ", "relative/folder")):
         with pytest.raises(InvalidSettings, match=variable):

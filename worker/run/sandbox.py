@@ -308,6 +308,9 @@ def _libraries(settings: WorkerSettings) -> list[str]:
     if packages is not None:
         paths.append(str(Path(packages, "zeta_core")))
     paths += [str(path) for path in settings.sandbox_read]
+    if settings.gguf_python is not None:  # ENVIRONMENT/bin/python, and the installation that it belongs to
+        environments = [path.parent.parent for path in (settings.gguf_python, settings.gguf_python.resolve())]
+        paths += [str(path) for path in environments if not settings.home.is_relative_to(path)]
     return list(dict.fromkeys([*_SYSTEM, *(path for path in paths if path.startswith("/") and path != "/")]))
 
 

@@ -1,8 +1,8 @@
 """Measuring models on the documents of a file, which are read, rendered and masked as in the training of the job.
 
 The models are loaded one after the other, as for answers (`zeta_core.serve.loading`): on a CPU they are computed in
-float32, and on a GPU in the precision of their weights. All of them get the same tokens: those of the checkpoint's
-tokenizer.
+float32, and on a GPU in the precision of their weights. The base of an adapter that was trained on it in 4 bits is
+quantized as well. All of them get the same tokens: those of the checkpoint's tokenizer.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ class EvaluationRun:
             project="",
             model=base,
             fingerprint=hashlib.sha256(json.dumps(base, sort_keys=True).encode()).hexdigest(),
+            quantize=self._spec.quantize,
             files=self._file.resolved_spec.files,
         )
 

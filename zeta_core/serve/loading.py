@@ -80,11 +80,15 @@ def load(file: ServeFile) -> LoadedModel:
 
 def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module | tuple[nn.Module, PeftModel]:
     """The model, and for an adapter also the object that manages it."""
+    if quantized:
+        require_bitsandbytes()
     if located.build_adapted is not None:
-        if quantized:
-            require_bitsandbytes()
         adapted = located.build_adapted(lambda base: _prepare_base(base, located.dtype, device, quantized=quantized))
         return adapted.get_base_model().to(device), adapted
+    if quantized:
+        model = located.build()
+        _prepare_base(model, located.dtype, device, quantized=True)
+        return model.to(device)
     if device.type == "cpu":
         return located.build().float()
     if located.build_mapped is not None:

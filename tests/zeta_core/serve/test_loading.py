@@ -48,6 +48,9 @@ def test_an_adapter_of_a_quantized_base_is_served_on_it(store: Store) -> None:
     layers = [part for part in loaded.model.modules() if isinstance(part, Linear4bit)]
     assert len(layers) == 14
     assert any("lora" in name for name, _ in loaded.model.named_parameters())
+    base = store.load(store.base, quantize="nf4").model
+    assert sum(isinstance(part, Linear4bit) for part in base.modules()) == 14
+    assert (logits(base) - logits(loaded.model)).norm() > 0
     precise = store.load(adapter, has_manifest=True).model
     error = (logits(loaded.model) - logits(precise)).norm() / logits(precise).norm()
     assert 0 < error < 0.3  # that of nf4

@@ -31,7 +31,9 @@ def refused(server: ServerProcess, path: str, **body: object) -> dict[str, str]:
     [
         ("logit_bias", {"5": 1}),
         ("response_format", {"type": "json_object"}),
-        ("tool_choice", "auto"),
+        ("tool_choice", "required"),
+        ("store", True),
+        ("parallel_tool_calls", False),
         ("user", "me"),
         ("temperature", 2.5),
         ("top_p", -0.1),

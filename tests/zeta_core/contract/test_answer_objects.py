@@ -1,7 +1,10 @@
 """The chunks and whole objects that are built from the pieces of an answer."""
 
+import pytest
+
+from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.openai.answer_objects import AnswerObject
-from zeta_core.contract.openai.answer_parameters import chat_query
+from zeta_core.contract.openai.answer_parameters import chat_query, text_query
 from zeta_core.contract.wire.answers import Piece, TokenLogprob
 
 
@@ -24,3 +27,21 @@ def test_a_token_without_text_of_its_own_keeps_its_log_probability_in_a_stream()
         "logprobs": None,
         "finish_reason": None,
     }
+
+
+def test_parameters_without_effect_are_accepted_with_their_default() -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    neutral = {
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+        "store": False,
+        "logit_bias": {},
+    }
+    assert chat_query({"model": "m", "messages": messages, **neutral}) == chat_query(
+        {"model": "m", "messages": messages}
+    )
+    plain = text_query({"model": "m", "prompt": "Hi"})
+    assert text_query({"model": "m", "prompt": ["Hi"], "echo": False, "best_of": 1}) == plain
+    with pytest.raises(InvalidRequest, match="prompt has 2 texts; send one request for each"):
+        text_query({"model": "m", "prompt": ["a", "b"]})

@@ -1,6 +1,7 @@
 """The parameters of ``/chat/completions`` and ``/completions``: validating them, and the request that they describe.
 
-Unknown parameters, and those that have no effect here, are rejected by name.
+Unknown parameters, and those that have no effect here, are rejected by name. Libraries send some parameters with the
+value that OpenAI documents as their default; such values are accepted, because they ask for nothing.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class Tool(StrictModel):
     function: Function
 
 
+class TextFormat(StrictModel):
+    type: Literal["text"]
+
+
 class _Parameters(StrictModel):
     """The parameters that both routes have."""
 
@@ -78,6 +83,7 @@ class _Parameters(StrictModel):
     frequency_penalty: Penalty | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None  # only the default
 
 
 class ChatParameters(_Parameters):
@@ -88,13 +94,20 @@ class ChatParameters(_Parameters):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = None
+    # Only the defaults of these:
+    tool_choice: Literal["auto"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    response_format: TextFormat | None = None
+    store: Literal[False] | None = None
 
 
 class TextParameters(_Parameters):
     """The body of ``/completions``."""
 
-    prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str | list[int] | list[str]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TEXT_LOGPROBS)
+    echo: Literal[False] | None = None  # only the default
+    best_of: Literal[1] | None = None  # only the default
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,8 @@ def text_query(body: Any) -> AnswerQuery:
     parameters = parse(TextParameters, body, error_class=InvalidRequest)
     text = parameters.prompt
     if isinstance(text, list) and text and isinstance(text[0], str):
+        if len(text) > 1:
+            raise InvalidRequest(f"prompt has {len(text)} texts; send one request for each.", param="prompt")
         [text] = text
     prompt = Prompt(text=cast("str | list[int]", text))
     has_logprobs = parameters.logprobs is not None

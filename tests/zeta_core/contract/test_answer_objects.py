@@ -29,6 +29,15 @@ def test_a_token_without_text_of_its_own_keeps_its_log_probability_in_a_stream()
     }
 
 
+def test_only_a_message_with_tool_calls_may_have_no_content() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    chat_query({"model": "m", "messages": [{"role": "user", "content": "Hi"}, answer]})
+    with pytest.raises(InvalidRequest, match=r"messages\.1\.content is null") as caught:
+        chat_query({"model": "m", "messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": None}]})
+    assert caught.value.param == "messages.1.content"
+
+
 def test_parameters_without_effect_are_accepted_with_their_default() -> None:
     messages = [{"role": "user", "content": "Hi"}]
     neutral = {

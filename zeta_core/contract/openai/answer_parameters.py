@@ -131,6 +131,12 @@ def chat_query(body: Any) -> AnswerQuery:
         )
     if parameters.top_logprobs is not None and not parameters.logprobs:
         raise InvalidRequest("top_logprobs is set, but logprobs is not true; set it.", param="top_logprobs")
+    for number, message in enumerate(parameters.messages):
+        if message.content is None and not message.tool_calls:
+            raise InvalidRequest(
+                f"messages.{number}.content is null; only a message with tool_calls may have no content.",
+                param=f"messages.{number}.content",
+            )
     tools = [tool.model_dump(exclude_none=True) for tool in parameters.tools or []]
     prompt = Prompt(messages=[_rendered(message) for message in parameters.messages], tools=tools or None)
     max_tokens = parameters.max_completion_tokens or parameters.max_tokens

@@ -83,7 +83,13 @@ class Worker:
             model.generation_config.save_pretrained(folder)
             byte_tokenizer(CHATML).save_pretrained(folder)
             source: Any = {"job": job, "checkpoint": "final"}
-            update = {"name": f"{job}/final", "model": source, "fingerprint": str(seed) * 64, "base": "the same"}
+            update = {
+                "name": f"{job}/final",
+                "model": source,
+                "fingerprint": str(seed) * 64,
+                "base": "the same",
+                "bases": [base.name],
+            }
             found.append(base.model_copy(update=update))
         return found
 

@@ -62,5 +62,6 @@ class Store:
             fingerprint = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
         source: Any = self.source(folder)
         weights: dict[str, Any] = {"name": folder.name, "project": "p", "model": source, "fingerprint": fingerprint}
+        weights["bases"] = [f"{self.base.parent.parent.name}/{self.base.name}"]
         served = ServedWeights.model_validate({**weights, **fields})
         return ServeFile(weights=served, artifacts_root=str(self.root), cache_dir=str(self.cache))

@@ -3,8 +3,8 @@
 Guarantees: a checkpoint directory is published by one rename, after all its files and its manifest were flushed to
 disk. ``checkpoint.pt`` and manifests are replaced atomically. Old checkpoints are deleted only after a newer one is
 published. If a process is killed at any time, all published checkpoints remain complete. This requires a file system
-whose rename and fsync conform to POSIX. All ranks share ``output_dir``, but only the first rank writes to it. Before a
-checkpoint is read, the sizes and hashes of all its files are compared with the manifest.
+whose rename and fsync conform to POSIX. The ranks of a node share ``output_dir``, and only the first rank publishes
+checkpoints. Before a checkpoint is read, the sizes and hashes of all its files are compared with the manifest.
 """
 
 from __future__ import annotations

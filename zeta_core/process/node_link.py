@@ -171,6 +171,8 @@ class NodeLink:
         Other nodes' lines name their node.
         """
         ends = {self._group.node_rank: line}
+        if self.lost == 0:
+            return [line]  # the store is on that node
         # In a thread, because a call blocks if node 0 is suspended.
         thread = threading.Thread(target=self._exchange_ends, args=(ends,), name="node-ends", daemon=True)
         thread.start()

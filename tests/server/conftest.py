@@ -1,13 +1,18 @@
 """Fixtures: one server for all tests of a file that neither stop nor break it."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from migrations.upgrade import upgrade
+from server.database.connections import Database
 from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
 from tests.server.server_process import ServerProcess, running_server
+from zeta_core.system.database_url import sqlite_url
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +36,18 @@ def http(server: ServerProcess) -> Iterator[httpx.Client]:
 def database_url(request: pytest.FixtureRequest) -> str | None:
     """The URL of a PostgreSQL database; ``None`` is SQLite in the home of the test."""
     return str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
+
+
+@pytest.fixture
+async def database(database_url: str | None, tmp_path: Path) -> AsyncIterator[Database]:
+    """An open database of either kind with the current schema, for tests of functions that need no server."""
+    url = database_url or sqlite_url(tmp_path / "zeta.db")
+    await asyncio.to_thread(upgrade, url)
+    database = Database(url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

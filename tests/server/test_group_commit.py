@@ -1,7 +1,7 @@
 """Concurrent submissions share transactions; a failing one doesn't affect the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from migrations.upgrade import upgrade
 from server.auth import Keys
 from server.database.access_tables import KeyRow
 from server.database.connections import Database
@@ -19,22 +18,6 @@ from server.submitting.group_commit import MAX_ITEMS, GroupCommit
 from tests.server.server_process import SPEC, ServerProcess, error_of, running_server
 from zeta_core.contract.errors import AuthenticationFailed, InvalidRequest
 from zeta_core.contract.job.events import utc_now
-from zeta_core.system.database_url import sqlite_url
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    is_sqlite = request.param == "sqlite"
-    url = sqlite_url(tmp_path / "zeta.db") if is_sqlite else str(request.getfixturevalue("postgres_url"))
-    upgrade(url)
-    database = Database(url)
-    yield database
-    await database.close()
 
 
 class Drains:

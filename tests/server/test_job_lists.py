@@ -3,10 +3,9 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.job_counts import jobs_by_project, merge_counts, queued_by_priority
 from server.database.pagination import Matches, PageQuery, newest_first
@@ -24,26 +22,10 @@ from server.jobs.serialization import to_jobs
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
-from zeta_core.system.database_url import sqlite_url
 
 NUM_JOBS = 3000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STATUSES = (JobStatus.SUCCEEDED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.QUEUED, JobStatus.RUNNING)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    is_sqlite = request.param == "sqlite"
-    url = sqlite_url(tmp_path / "zeta.db") if is_sqlite else str(request.getfixturevalue("postgres_url"))
-    await asyncio.to_thread(upgrade, url)
-    database = Database(url)
-    yield database
-    await database.close()
 
 
 def job(number: int, **values: Any) -> dict[str, Any]:

@@ -177,11 +177,6 @@ def test_a_database_of_a_newer_version_is_reported_and_left_alone(database_url: 
     assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.parametrize("name", ["run?lr=1", "feature%2Fx", "100%", "a b#c", "Übung", "x" * 200])
 def test_a_home_with_special_characters_contains_its_database(tmp_path: Path, name: str) -> None:
     settings = DatabaseSettings(home=tmp_path / name)

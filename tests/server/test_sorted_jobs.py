@@ -1,15 +1,11 @@
 """The list of jobs in other orders: every page continues where the previous one ended, whatever has changed since."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, text, update
 
-from migrations.upgrade import upgrade
 from server.database.connections import Database
 from server.database.tables import JobRow
 from server.jobs.sorting import JobOrder, SortedPage, SortPlace, parse_place, read_place, sorted_jobs
@@ -18,26 +14,15 @@ from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.order import JOB_SORTS, SORT_FIELDS, SortField
 from zeta_core.contract.job.status import JobStatus
-from zeta_core.system.database_url import sqlite_url
 
 NUM_JOBS = 60
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    is_sqlite = request.param == "sqlite"
-    url = sqlite_url(tmp_path / "zeta.db") if is_sqlite else str(request.getfixturevalue("postgres_url"))
-    await asyncio.to_thread(upgrade, url)
-    database = Database(url)
+async def database(database: Database) -> Database:
     async with database.write() as session:
         await session.execute(insert(JobRow), [job(number, **progress_of(number)) for number in range(NUM_JOBS)])
-    yield database
-    await database.close()
+    return database
 
 
 def progress_of(number: int) -> dict[str, Any]:

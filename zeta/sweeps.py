@@ -14,6 +14,7 @@ from zeta.errors import parse_response
 from zeta.pagination import read_pages
 from zeta.request_parts import creation_headers, json_body, path_segment
 from zeta.transport import HttpTransport
+from zeta_core.contract.job.halving import Halving
 from zeta_core.contract.job.sweep import Sweep, SweepResult
 
 if TYPE_CHECKING:
@@ -37,19 +38,24 @@ class Sweeps:
         *,
         random: int | None = None,
         seed: int | None = None,
+        halving: Halving | Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         on_upload: Callable[[str], None] = lambda _: None,
     ) -> SweepResult:
         """Create a job for each combination of ``grid``, which lists the values of fields by their dotted names.
 
-        With ``random``, only that many combinations are created, chosen with ``seed``. The spec and the grid may name
-        local files. Raises `InvalidRequest` naming the first invalid combination; then no job is created.
+        With ``random``, only that many combinations are created, chosen with ``seed``. With ``halving``, such as
+        ``{"steps": 100, "factor": 2}``, the jobs are compared at step 100, 200, 400 …, and only the better half
+        continues. The spec and the grid may name local files. Raises `InvalidRequest` naming the first invalid
+        combination; then no job is created.
         """
         values = {
             name: [self._read_spec({name: value}, on_upload)[name] for value in listed] for name, listed in grid.items()
         }
         body: dict[str, Any] = {"spec": self._read_spec(spec, on_upload), "grid": values}
-        body |= {name: value for name, value in (("random", random), ("seed", seed)) if value is not None}
+        compared = halving.model_dump() if isinstance(halving, Halving) else halving
+        options = {"random": random, "seed": seed, "halving": compared}
+        body |= {name: value for name, value in options.items() if value is not None}
         response = self._transport.request(
             "POST", "/v1/sweeps", content=json_body(body), headers=creation_headers(idempotency_key)
         )

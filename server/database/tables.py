@@ -177,6 +177,12 @@ class SweepRow(Table):
     __table_args__ = (
         Index("ix_sweeps_project_created_at_id", "project", "created_at", "id"),
         UniqueConstraint("project", "created_by", "idempotency_key"),
+        Index(
+            "ix_sweeps_next_comparison",
+            "next_comparison",
+            sqlite_where=text("next_comparison IS NOT NULL"),
+            postgresql_where=text("next_comparison IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -185,6 +191,7 @@ class SweepRow(Table):
     created_at: Mapped[datetime]
     request: Mapped[dict[str, Any]]
     idempotency_key: Mapped[str | None]
+    next_comparison: Mapped[int | None]  # its number from 0, with successive halving; null after the last one
 
 
 class JobMetadataRow(Table):

@@ -177,5 +177,6 @@ async def _next_start(session: AsyncSession, job: JobRow) -> str:
 
 
 def _paused_reason(reason: StatusReason | None, since: datetime) -> dict[str, Any]:
-    code = WaitingCode.DISK if reason == StatusReason.DISK_FULL else WaitingCode.PAUSED
+    codes = {StatusReason.DISK_FULL: WaitingCode.DISK, StatusReason.WAITS_FOR_SWEEP: WaitingCode.SWEEP}
+    code = WaitingCode.PAUSED if reason is None else codes.get(reason, WaitingCode.PAUSED)
     return WaitingReason(code=code, message=WAITING_SENTENCES[code], since=since).model_dump(mode="json")

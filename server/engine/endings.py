@@ -3,7 +3,7 @@
 | end of the attempt                                         | the job is then                                       |
 |------------------------------------------------------------|-------------------------------------------------------|
 | succeeded, cancelled                                       | succeeded, cancelled                                  |
-| paused, as requested                                       | paused; queued if the pause was withdrawn             |
+| paused, as requested by the user or for its sweep          | paused; queued if the pause was withdrawn             |
 | paused: `disk_full`                                        | paused until a worker has space; not a failure        |
 | queued: handed back                                        | queued immediately; not a failure                     |
 | failed: `train_error`, `process_killed`, `launch_failed`,  | queued, up to `max_retries` consecutive failures      |
@@ -22,9 +22,9 @@
 A job has an ``error`` only if it has ended with it. The failure of an earlier attempt is recorded in the attempt's last
 event, in its ``reason``, and in a warning.
 
-``failures`` and ``lost_workers`` count consecutive failures and lost workers; a new checkpoint resets both. A user's
-request (cancel, pause) takes precedence over a retry and over a failure. There is no retry once the job has used up its
-``time_limit_seconds``.
+``failures`` and ``lost_workers`` count consecutive failures and lost workers; a new checkpoint resets both. A request
+(cancel, pause, wait for the sweep) takes precedence over a retry and over a failure. There is no retry once the job has
+used up its ``time_limit_seconds``.
 """
 
 from __future__ import annotations
@@ -61,11 +61,7 @@ RETRIED = frozenset(
 )
 # Codes of errors in the spec, with which every attempt would fail.
 SPEC_ERRORS = frozenset({"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request"})
-_REASONS: dict[JobStatus, StatusReason] = {
-    JobStatus.SUCCEEDED: StatusReason.COMPLETED,
-    JobStatus.CANCELLED: StatusReason.CANCELLED_BY_USER,
-    JobStatus.PAUSED: StatusReason.PAUSED_BY_USER,
-}
+_PAUSES = ("pause", "wait_for_sweep")
 
 
 def backoff_seconds(failures: int) -> float:
@@ -85,11 +81,11 @@ async def end_attempt(session: AsyncSession, job: JobRow, last: StatusLine, *, l
         case JobStatus.QUEUED:
             reason = last.reason or StatusReason.HANDED_BACK
             await _requeue(session, job, StatusChange(last.status, reason, message=last.message, line=line))
-        case JobStatus.PAUSED if job.requested_action != "pause":
+        case JobStatus.PAUSED if job.requested_action not in _PAUSES:
             await _end_unrequested_pause(session, job, last, line)
         case _:
             result = last.result if last.status == JobStatus.SUCCEEDED else None
-            await _apply(session, job, StatusChange(last.status, _REASONS[last.status], result=result, line=line))
+            await _apply(session, job, StatusChange(last.status, _reason(job, last.status), result=result, line=line))
 
 
 async def lose_worker(session: AsyncSession, job: JobRow, *, message: str) -> None:
@@ -129,6 +125,19 @@ async def _num_given_up(session: AsyncSession, job: JobRow, reason: StatusReason
     return sum(1 for _ in takewhile(lambda other: other == reason, earlier))
 
 
+def _reason(job: JobRow, to: JobStatus) -> StatusReason:
+    """The reason of a status that a run reports or a request determines."""
+    match to:
+        case JobStatus.SUCCEEDED:
+            return StatusReason.COMPLETED
+        case JobStatus.CANCELLED:
+            return StatusReason.CANCELLED_BY_USER
+        case _:
+            assert to == JobStatus.PAUSED, f"{to} has several reasons"
+            is_for_sweep = job.requested_action == "wait_for_sweep"
+            return StatusReason.WAITS_FOR_SWEEP if is_for_sweep else StatusReason.PAUSED_BY_USER
+
+
 async def _end_unrequested_pause(session: AsyncSession, job: JobRow, last: StatusLine, line: int | None) -> None:
     """End an attempt that paused without a request: the disk is full, or the pause was withdrawn or replaced."""
     if last.reason == StatusReason.DISK_FULL and job.requested_action is None:
@@ -143,7 +152,7 @@ async def _end_failed(session: AsyncSession, job: JobRow, last: StatusLine, line
     error = last.error or JobError(code=reason, message=last.message or REASON_SENTENCES[reason])
     job.failures += 1
     stops = job.requested_action == "cancel" or (
-        job.requested_action == "pause" and reason != StatusReason.TIME_LIMIT  # there is no time left to resume it
+        job.requested_action in _PAUSES and reason != StatusReason.TIME_LIMIT  # there is no time left to resume it
     )
     failure = StatusChange(JobStatus.FAILED, reason, message=last.message, error=error, line=line)
     if not stops and reason == StatusReason.DISK_FULL and job.failures <= job.max_retries:
@@ -179,7 +188,7 @@ async def _requeue(
     ended = change.attempt_reason or change.reason
     if job.requested_action is not None:
         to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
-        await _apply(session, job, StatusChange(to, _REASONS[to], attempt_reason=ended, line=change.line))
+        await _apply(session, job, StatusChange(to, _reason(job, to), attempt_reason=ended, line=change.line))
         return
     if await time_limits.is_used_up(session, job):
         limit = StatusReason.TIME_LIMIT

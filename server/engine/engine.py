@@ -26,6 +26,7 @@ from server.engine.answers import KEEP_ALIVE_PACE_SECONDS, Answers
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
 from server.engine.event_signal import EventSignal
+from server.engine.halving import SweepHalving
 from server.engine.job_monitor import JobMonitor
 from server.engine.job_traces import JobTraces
 from server.engine.known_workers import KnownWorkers
@@ -110,6 +111,7 @@ class Engine:
             claim_seconds=settings.claim_seconds,
             prepare_seconds=settings.prepare_seconds,
         )
+        self._halving = SweepHalving(database, self.event_signal, self.wake)
         self.spec_checks = SpecChecks(
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
         )
@@ -150,6 +152,7 @@ class Engine:
         self.loops.start("messages", self._read_messages, Pace())
         self.loops.start("heartbeats", self._read_heartbeats, Pace(idle_seconds=HEARTBEAT_SECONDS))
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
+        self.loops.start("sweeps", self._halving.one_pass, JOB_PACE)
         self.loops.start("job counts", partial(merge_counts, self.database), Pace(idle_seconds=MERGE_SECONDS))
         self.loops.start("nodes", self._node_monitor.one_pass, JOB_PACE)
         for name, one_pass in self._monitor.passes().items():

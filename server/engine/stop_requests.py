@@ -76,7 +76,7 @@ class StopRequests:
             workers = nodes.get(key, (row.worker,))
             action: StopAction
             if row.requested_action is not None:
-                action = row.requested_action
+                action = "cancel" if row.requested_action == "cancel" else "pause"
             elif key in out_of_time:
                 action = "time_limit"
             elif any(worker in drained for worker in workers):

@@ -22,7 +22,7 @@ from zeta_core.contract.errors import Conflict
 from zeta_core.contract.job.commands import COMMAND_TABLE, Accepted, Command, Effect, job_situation
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import KINDS, JobKind
-from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.job.status import REQUESTED_ACTIONS, JobStatus, StatusReason
 from zeta_core.contract.wire.messages import SAVE_VERSION
 
 
@@ -48,7 +48,7 @@ def require_accepted(row: JobRow, command: Command) -> Accepted:
     """The effect of the command in the job's current situation. Raises `Conflict` if the command is rejected."""
     reason = StatusReason(row.status_reason) if row.status_reason else None
     action = row.requested_action
-    assert action in (None, "cancel", "pause"), f"{row.id} has the unknown request {action!r}"
+    assert action in (None, *REQUESTED_ACTIONS), f"{row.id} has the unknown request {action!r}"
     if command == "checkpoint" and not KINDS[JobKind(row.kind)].saves_checkpoints:
         raise Conflict(
             f"Job {row.id} is a job of kind {row.kind}; only a training can save a checkpoint.", code="not_a_training"

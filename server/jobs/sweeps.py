@@ -17,6 +17,7 @@ from server.jobs.commands import apply_to_row
 from server.service import Service
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.identifiers import is_id
+from zeta_core.contract.job.halving import Halving
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.contract.job.sweep import Settings, Sweep, SweepJob, SweepResult
@@ -93,6 +94,9 @@ async def _find(session: AsyncSession, caller: Caller, sweep_id: str) -> SweepRo
 
 
 def _summary(row: SweepRow, counts: dict[JobStatus, int]) -> Sweep:
+    requested = row.request.get("halving")
+    halving = None if requested is None else Halving.model_validate(requested)
+    step = None if halving is None or row.next_comparison is None else halving.step_of(row.next_comparison)
     return Sweep(
         id=row.id,
         project=row.project,
@@ -100,6 +104,8 @@ def _summary(row: SweepRow, counts: dict[JobStatus, int]) -> Sweep:
         created_at=row.created_at,
         fields=list(row.request["grid"]),
         num_jobs=counts,
+        halving=halving,
+        next_comparison_step=step,
     )
 
 

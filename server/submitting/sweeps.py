@@ -43,7 +43,8 @@ async def create_sweep(
     await check_stored_bytes(service, caller)
     try:
         async with service.database.write() as session:
-            result = await _insert(session, service, caller, body, jobs, idempotency_key)
+            first_comparison = None if request.halving is None else 0
+            result = await _insert(session, service, caller, body, jobs, idempotency_key, first_comparison)
     except IntegrityError:  # another request with the same key was faster
         assert idempotency_key is not None, "only the idempotency key is unique"
         created = await _find_created(service, caller, body, idempotency_key)
@@ -71,7 +72,13 @@ async def _read_job(service: Service, caller: Caller, request: SweepRequest, set
 
 
 async def _insert(
-    session: AsyncSession, service: Service, caller: Caller, body: Any, jobs: list[_Job], idempotency_key: str | None
+    session: AsyncSession,
+    service: Service,
+    caller: Caller,
+    body: Any,
+    jobs: list[_Job],
+    idempotency_key: str | None,
+    first_comparison: int | None,
 ) -> SweepResult:
     sweep_id, created_at = new_id_at("sweep")
     sweep = SweepRow(
@@ -81,6 +88,7 @@ async def _insert(
         created_at=created_at,
         request=body,
         idempotency_key=idempotency_key,
+        next_comparison=first_comparison,
     )
     session.add(sweep)
     await session.flush()

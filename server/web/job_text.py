@@ -102,7 +102,7 @@ class JobView:
         """The status, and what is requested of a running job."""
         action = self.job.requested_action
         if self.job.status == JobStatus.RUNNING and action is not None:
-            return "pausing" if action == "pause" else "cancelling"
+            return "cancelling" if action == "cancel" else "pausing"
         return str(self.job.status)
 
     @property

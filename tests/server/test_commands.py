@@ -38,13 +38,16 @@ def job_in(rows: Rows, situation: Situation, **spec: Any) -> str:
             rows.attempt(job_id, to=JobStatus.CANCELLED)
         case Situation.RUNNING:
             rows.attempt(job_id)
-        case Situation.PAUSING | Situation.CANCELLING:
+        case Situation.PAUSING | Situation.CANCELLING | Situation.PAUSING_FOR_SWEEP:
+            actions = {Situation.PAUSING: "pause", Situation.CANCELLING: "cancel"}
             rows.attempt(job_id)
-            rows.change(job_id, requested_action="pause" if situation == Situation.PAUSING else "cancel")
+            rows.change(job_id, requested_action=actions.get(situation, "wait_for_sweep"))
         case Situation.PAUSED:
             rows.attempt(job_id, to=JobStatus.PAUSED, reason=StatusReason.PAUSED_BY_USER)
         case Situation.PAUSED_FOR_DISK:
             rows.attempt(job_id, to=JobStatus.PAUSED, reason=StatusReason.DISK_FULL)
+        case Situation.PAUSED_FOR_SWEEP:
+            rows.attempt(job_id, to=JobStatus.PAUSED, reason=StatusReason.WAITS_FOR_SWEEP)
         case Situation.SUCCEEDED | Situation.FAILED:
             rows.attempt(job_id, to=JobStatus(situation.value))
     return job_id
@@ -67,6 +70,12 @@ LEFT: dict[Situation, dict[str, tuple[str, str | None, str | None, str | None]]]
         "resume": ("running", None, None, None),
         "checkpoint": ("running", None, "pause", None),
     },
+    Situation.PAUSING_FOR_SWEEP: {
+        "cancel": ("running", None, "cancel", None),
+        "pause": ("running", None, "pause", None),
+        "checkpoint": ("running", None, "wait_for_sweep", None),
+    },
+    Situation.PAUSED_FOR_SWEEP: {"cancel": CANCELLED},
     Situation.CANCELLING: {"cancel": ("running", None, "cancel", None)},
     Situation.PAUSED: {"cancel": CANCELLED, "resume": QUEUED},
     Situation.PAUSED_FOR_DISK: {"cancel": CANCELLED, "pause": PAUSED, "resume": QUEUED},

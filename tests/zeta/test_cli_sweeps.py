@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.service import Service
-from tests.zeta.conftest import TINY_JOB
+from tests.harness.waiting import wait_until
+from tests.zeta.conftest import ENDLESS_JOB, TINY_JOB
 from zeta.client import Client
 from zeta.spec_file import read_grid
 from zeta_core.contract.errors import InvalidRequest
@@ -34,6 +35,28 @@ def test_a_sweep_is_submitted_followed_and_shown_with_its_best_job(service: Serv
     assert f"{sweep_id}  learning_rate  2 succeeded" in service.command("sweeps").stdout
     ended = service.command("cancel", sweep_id)
     assert (ended.returncode, "have ended" in ended.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_successive_halving_continues_the_better_of_two_real_runs(
+    service: Service, client: Client, tmp_path: Path
+) -> None:
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps({**ENDLESS_JOB, "warmup_steps": 0}))
+    submitted = service.command("sweep", str(spec), "--grid", "learning_rate=1e-9,1e-2", "--halving", "20")
+    assert submitted.returncode == 0, submitted.stderr
+    sweep_id = submitted.stdout.split()[0]
+    worse, better = (job.id for job in client.sweeps.get(sweep_id).jobs)
+    assert client.wait(worse, timeout_seconds=240).status_reason == "eliminated"
+    wait_until(lambda: client.job(better).status == "running", 60, "the better job to continue")
+    assert [attempt.reason for attempt in client.job(better).attempts] == ["waits_for_sweep", None]
+    assert client.metrics(worse).step[-1] >= 20
+    assert client.checkpoints(worse), "the checkpoint of its pause is kept"
+    shown = service.command("sweeps", sweep_id).stdout
+    assert "cancelled (eliminated)" in shown
+    assert "compared at step" not in shown, "one job is left"
+    client.sweeps.cancel(sweep_id)
+    client.wait(better, timeout_seconds=60)
 
 
 def test_cancel_with_the_id_of_a_sweep_cancels_its_jobs(service: Service, client: Client, endless_job: object) -> None:
@@ -72,5 +95,9 @@ def test_a_grid_is_read_as_lists_of_yaml_values() -> None:
 def test_a_sweep_without_a_grid_is_rejected(service: Service) -> None:
     done = service.command("sweep", "--model", "org/name", "--data", "python-docs")
     assert (done.returncode, "--grid" in done.stderr) == (2, True)
+    factor = service.command(
+        "sweep", "--model", "org/name", "--data", "python-docs", "--grid", "seed=1,2", "--halving-factor", "3"
+    )
+    assert (factor.returncode, "--halving-factor needs --halving" in factor.stderr) == (2, True)
     done = service.command("sweeps", "--follow")
     assert (done.returncode, "--follow needs the id" in done.stderr) == (2, True)

@@ -13,9 +13,10 @@ from zeta.cli.submit import Data, Lora, Model, Settings, SpecFile, read_fields
 
 if TYPE_CHECKING:
     from zeta.client import Client
-    from zeta_core.contract.job.sweep import Sweep, SweepResult
+    from zeta_core.contract.job.sweep import Sweep, SweepJob, SweepResult
 
 REFRESH_SECONDS = 2.0
+_HALVING_REASONS = ("waits_for_sweep", "eliminated")
 
 
 @app.command(rich_help_panel=JOBS)
@@ -35,21 +36,43 @@ def sweep(
         int | None, typer.Option(min=1, metavar="N", help="Create only N combinations, chosen at random.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed of the random choice.")] = None,
+    halving: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Compare the jobs at this step, at twice as many, …; only the best continue."
+        ),
+    ] = None,
+    halving_factor: Annotated[
+        int | None,
+        typer.Option(min=2, max=10, metavar="N", help="With --halving, one job of N continues.  [default: 2]"),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job for each combination of values. All jobs are created, or none."""
+    """Submit a job for each combination of values. All jobs are created, or none.
+
+    With --halving 100, each job is paused at step 100. Then the better half continues, the others are cancelled
+    (eliminated), and the jobs that are left are compared at step 200, 400 and so on.
+    """
     from zeta.cli.output import notice, print_json
     from zeta.client import Client
     from zeta.spec_file import read_grid
     from zeta_core.contract.errors import InvalidRequest
+    from zeta_core.contract.job.halving import Halving
 
     if not grid:
         raise InvalidRequest("No grid was given; list the values of a field with --grid learning_rate=1e-4,3e-4.")
+    if halving is None and halving_factor is not None:
+        raise InvalidRequest("--halving-factor needs --halving STEPS.", param="--halving-factor")
     fields = read_fields(spec, model, data, lora, settings or [])
     with Client() as client:
         created = client.sweeps.create(
-            fields, read_grid(grid), random=random, seed=seed, on_upload=partial(notice, as_json=as_json)
+            fields,
+            read_grid(grid),
+            random=random,
+            seed=seed,
+            halving=None if halving is None else Halving(steps=halving, factor=halving_factor or 2),
+            on_upload=partial(notice, as_json=as_json),
         )
         if as_json:
             print_json(created)
@@ -139,7 +162,7 @@ def result_lines(result: SweepResult, width: int | None = None) -> list[str]:
         (
             job.id,
             *(value if isinstance(value, str) else json.dumps(value) for value in job.settings.values()),
-            job.status,
+            _status_cell(job),
             None if job.step is None else f"{job.step}/{job.total_steps}" if job.total_steps else str(job.step),
             None if job.loss is None else f"{job.loss:.4f}",
             None if job.eval_loss is None else f"{job.eval_loss:.4f}",
@@ -150,10 +173,17 @@ def result_lines(result: SweepResult, width: int | None = None) -> list[str]:
     if not rows:
         return [f"All jobs of {result.id} have been deleted."]
     lines = table_lines(columns, rows, width or terminal_size().columns)
+    if result.next_comparison_step is not None:
+        lines.append(f"The jobs are compared at step {result.next_comparison_step}.")
     if result.best is not None:
         name = "held-out loss" if result.metric == "eval_loss" else "loss"
         lines.append(f"{result.best} has the lowest {name}. Download it: zeta download {result.best}")
     return lines
+
+
+def _status_cell(job: SweepJob) -> str:
+    """The status, and whether the job waits for a comparison or was eliminated by one."""
+    return f"{job.status} ({job.status_reason})" if job.status_reason in _HALVING_REASONS else str(job.status)
 
 
 def _print_list(listed: list[Sweep]) -> None:

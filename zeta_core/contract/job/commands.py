@@ -37,9 +37,11 @@ class Situation(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     PAUSING = "running, pause requested"
+    PAUSING_FOR_SWEEP = "running, wait for its sweep requested"
     CANCELLING = "running, cancel requested"
     PAUSED = "paused"
     PAUSED_FOR_DISK = "paused until the disk has space"
+    PAUSED_FOR_SWEEP = "paused until its sweep compares its jobs"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -84,6 +86,11 @@ _NOT_RUNNING = Rejected(
 )
 _NOT_ENDED = Rejected("job_not_ended", "Job {id} is {status}; cancel it first, or wait until it has ended.")
 _CANCELLING = Rejected("cancel_under_way", "Job {id} is being cancelled; `zeta rerun {id}` submits it again.")
+_WAITS_FOR_SWEEP = Rejected(
+    "waits_for_sweep",
+    "Job {id} waits until the other jobs of its sweep have trained as many steps, and then continues or is eliminated; "
+    "to train it now, submit it again with `zeta rerun {id} --from latest`.",
+)
 _ALREADY_PAUSED = Rejected("job_paused", "Job {id} is already paused; `zeta resume {id}` continues it.")
 
 
@@ -141,6 +148,14 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
+    Situation.PAUSING_FOR_SWEEP: {
+        "cancel": _accepted(Effect.REQUEST_CANCEL),
+        "pause": _accepted(Effect.REQUEST_PAUSE),
+        "resume": _WAITS_FOR_SWEEP,
+        "checkpoint": _accepted(Effect.REQUEST_SAVE),
+        "delete": _NOT_ENDED,
+        "rerun": _RERUN,
+    },
     Situation.CANCELLING: {
         "cancel": _accepted(Effect.NOTHING),
         "pause": _CANCELLING,
@@ -165,6 +180,14 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
         "delete": _NOT_ENDED,
         "rerun": _RERUN,
     },
+    Situation.PAUSED_FOR_SWEEP: {
+        "cancel": _accepted(Effect.CANCEL),
+        "pause": _WAITS_FOR_SWEEP,
+        "resume": _WAITS_FOR_SWEEP,
+        "checkpoint": _NOT_RUNNING,
+        "delete": _NOT_ENDED,
+        "rerun": _RERUN,
+    },
     Situation.SUCCEEDED: _ENDED_JOB,
     Situation.FAILED: _ENDED_JOB,
     Situation.CANCELLED: _ENDED_JOB,
@@ -173,6 +196,7 @@ COMMAND_TABLE: dict[Situation, dict[Command, Accepted | Rejected]] = {
 _WHILE_RUNNING: dict[RequestedAction | None, Situation] = {
     None: Situation.RUNNING,
     "pause": Situation.PAUSING,
+    "wait_for_sweep": Situation.PAUSING_FOR_SWEEP,
     "cancel": Situation.CANCELLING,
 }
 
@@ -185,6 +209,8 @@ def job_situation(
         return _WHILE_RUNNING[requested_action]
     if status == JobStatus.PAUSED and reason == StatusReason.DISK_FULL:
         return Situation.PAUSED_FOR_DISK
+    if status == JobStatus.PAUSED and reason == StatusReason.WAITS_FOR_SWEEP:
+        return Situation.PAUSED_FOR_SWEEP
     return Situation(status.value)
 
 

@@ -47,7 +47,9 @@ class StatusReason(StrEnum):
     STALLED = "stalled"
     NODE_LOST = "node_lost"
     NODES_NOT_READY = "nodes_not_ready"
+    ELIMINATED = "eliminated"
     PAUSED_BY_USER = "paused_by_user"
+    WAITS_FOR_SWEEP = "waits_for_sweep"
     RESUMED = "resumed"
     HANDED_BACK = "handed_back"
     RETRYING = "retrying"
@@ -72,6 +74,10 @@ REASON_SENTENCES: dict[StatusReason, str] = {
     StatusReason.STALLED: "The run completed no step for much longer than usual; its log shows where it stalled.",
     StatusReason.NODE_LOST: "One of the job's hosts stopped responding to the others.",
     StatusReason.NODES_NOT_READY: "Not all workers of the job were ready in time.",
+    StatusReason.ELIMINATED: "Other jobs of its sweep had a lower loss after the same number of steps; its checkpoints "
+    "are kept.",
+    StatusReason.WAITS_FOR_SWEEP: "The job waits until the other jobs of its sweep have trained as many steps; then it "
+    "continues or is eliminated.",
     StatusReason.PAUSED_BY_USER: "The job was paused on request; `zeta resume` continues it.",
     StatusReason.RESUMED: "The job was resumed.",
     StatusReason.HANDED_BACK: "The worker handed the job back: it is stopping, drained, or lost contact with the "
@@ -90,6 +96,7 @@ class WaitingCode(StrEnum):
     QUOTA = "quota"
     RETRY_BACKOFF = "retry_backoff"
     PAUSED = "paused"
+    SWEEP = "sweep"
     DISK = "disk"
     WORKER_TOO_OLD = "worker_too_old"
     HANDING_OVER = "handing_over"
@@ -105,13 +112,17 @@ WAITING_SENTENCES: dict[WaitingCode, str] = {
     WaitingCode.QUOTA: "The project is at one of its limits; the job starts when its other jobs use less.",
     WaitingCode.RETRY_BACKOFF: "The last attempt failed; the next one starts after a delay.",
     WaitingCode.PAUSED: "The job is paused; `zeta resume` queues it again.",
+    WaitingCode.SWEEP: "The job waits until the other jobs of its sweep have trained as many steps; then it continues "
+    "or is eliminated.",
     WaitingCode.DISK: "The disk is nearly full; the job continues when space is free.",
     WaitingCode.WORKER_TOO_OLD: "The connected workers run a version that is too old for this job; upgrade them.",
     WaitingCode.HANDING_OVER: "The job was dispatched to a worker, which is starting it.",
     WaitingCode.ENDING: "A worker has not ended the last attempt yet; the next one starts when it has.",
 }
 
-RequestedAction = Literal["cancel", "pause"]
+# A job that is to wait for its sweep is paused by the server (`server.engine.halving`).
+RequestedAction = Literal["cancel", "pause", "wait_for_sweep"]
+REQUESTED_ACTIONS: tuple[RequestedAction, ...] = get_args(RequestedAction)
 
 # The reasons for stopping a run, least urgent first; a more urgent one replaces an earlier one. The run saves a
 # checkpoint first, except for `cancel`, and for `disk` if there is no space. A run whose disk is full stops itself with

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from zeta_core.contract.errors import ErrorDetail
+from zeta_core.contract.job.halving import Halving
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.spec.validation import ModelWithRules
 
@@ -36,6 +37,9 @@ class SweepRequest(ModelWithRules):
         default=None, ge=1, le=MAX_JOBS, description="create only this many of the grid's combinations"
     )
     seed: int | None = Field(default=None, ge=0, lt=2**53, description="the seed of the random choice; default 0")
+    halving: Halving | None = Field(
+        default=None, description="successive halving: compare the jobs early, and continue only the best ones"
+    )
 
     @property
     def num_combinations(self) -> int:
@@ -51,6 +55,8 @@ class SweepRequest(ModelWithRules):
         if self.random is None and self.seed is not None:
             message = f"seed is {self.seed}, but nothing is chosen at random; remove it, or set random."
             faults.append(_fault("seed", message))
+        if self.halving is not None:
+            faults += self._halving_faults(self.halving)
         if faults:
             return faults
         if self.random is None and total > MAX_JOBS:
@@ -61,6 +67,16 @@ class SweepRequest(ModelWithRules):
             return [_fault("random", message)]
         if total > MAX_COMBINATIONS:
             return [_fault("grid", f"The grid has more than {MAX_COMBINATIONS:,} combinations; remove some values.")]
+        return []
+
+    def _halving_faults(self, halving: Halving) -> list[ErrorDetail]:
+        if min(self.num_combinations, self.random or MAX_JOBS) < 2:
+            return [_fault("halving", "The sweep has one job, and halving compares several; remove halving.")]
+        listed = self.grid.get("max_steps", [self.spec.get("max_steps")])
+        limits = [steps for steps in listed if isinstance(steps, int)]
+        if limits and max(limits) <= halving.steps:
+            end = f"the jobs end after max_steps={max(limits)}; choose a smaller number"
+            return [_fault("halving.steps", f"halving.steps is {halving.steps}, but {end}.")]
         return []
 
     def combinations(self) -> list[Settings]:
@@ -138,6 +154,10 @@ class Sweep(BaseModel):
     fields: list[str] = Field(description="the dotted names of the fields that differ between the jobs")
     num_jobs: dict[JobStatus, int] = Field(
         description="the number of jobs with each status; statuses without jobs are missing"
+    )
+    halving: Halving | None = Field(default=None, description="successive halving, if the sweep uses it")
+    next_comparison_step: int | None = Field(
+        default=None, description="the step at which the jobs are compared next; null if no comparison is left"
     )
 
 

@@ -15,6 +15,7 @@ from server.web import (
     login,
     new_job,
     sweeps_page,
+    webhooks_page,
     workers_page,
 )
 from server.web.assets import load_assets
@@ -36,6 +37,6 @@ async def read_asset(digest: str, name: str) -> Response:
 
 _MODULES = (
     *(login, job_list, job_page, compare, new_job, data_preview),
-    *(sweeps_page, files_page, limits_page, workers_page, access_pages),
+    *(sweeps_page, files_page, limits_page, workers_page, webhooks_page, access_pages),
 )
 ROUTERS: tuple[PageRouter, ...] = (assets, *(module.router for module in _MODULES))

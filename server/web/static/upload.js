@@ -1,6 +1,7 @@
 // The place for uploads on a page: chosen or dropped files, their progress, and uploads that were interrupted.
 import { showMessage } from "./app.js";
 import { ResumableUpload, discard, storedBytes, unfinishedUploads } from "./resumable_upload.js";
+import { archiveOf } from "./tar.js";
 
 const zone = document.getElementById("dropzone");
 const input = document.getElementById("upload-file");
@@ -72,7 +73,8 @@ async function upload(file) {
   }
 }
 
-async function uploadAll(files) {
+async function uploadAll(chosen) {
+  const files = chosen.map((file) => (/\.gguf$/i.test(file.name) && !select ? archiveOf(file) : file));
   const tooLarge = files.find((file) => file.size > Number(maxBytes));
   if (tooLarge) return showMessage(`${tooLarge.name} is larger than ${size(Number(maxBytes))}, the limit for uploads.`);
   showInterrupted(files);

@@ -24,6 +24,7 @@ class Jobs:
     failed: str
     queued: str
     file: str  # the id of an uploaded data file
+    webhook: str
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def jobs(rows: Rows, server: ServerProcess) -> Jobs:
         uploaded = http.post(
             "/v1/files", files={"file": ("rows.jsonl", b'{"text": "a"}\n')}, data={"purpose": "dataset"}
         )
-    return Jobs(running, succeeded, failed, queued, uploaded.raise_for_status().json()["id"])
+        webhook = http.post("/v1/webhooks", json={"url": "https://hooks.example.org/x"}).raise_for_status()
+    ids = (uploaded.raise_for_status().json()["id"], webhook.json()["id"])
+    return Jobs(running, succeeded, failed, queued, *ids)
 
 
 ERROR: dict[str, Any] = {

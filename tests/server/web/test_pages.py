@@ -22,7 +22,15 @@ def paths(jobs: Jobs) -> list[str]:
     """One address of every page."""
     tabs = ("", "/log", "/events", "/checkpoints", "/chat", "/data", "/settings")
     others = ["/new", f"/new?edit={jobs.queued}", "/files", "/workers", "/keys", "/projects", "/audit"]
-    others += [f"/files/{jobs.file}/rows", "/limits", "/sweeps", "/sweeps/new", f"/sweeps/new?job={jobs.succeeded}"]
+    others += [
+        "/webhooks",
+        f"/webhooks/{jobs.webhook}",
+        f"/files/{jobs.file}/rows",
+        "/limits",
+        "/sweeps",
+        "/sweeps/new",
+        f"/sweeps/new?job={jobs.succeeded}",
+    ]
     others.append(f"/compare?job={jobs.running}&job={jobs.succeeded}")
     of_jobs = [f"/jobs/{job_id}{tab}" for job_id in (jobs.running, jobs.succeeded) for tab in tabs]
     return [

@@ -23,7 +23,7 @@ _PHASES = {
     "evaluating": "evaluating",
     "saving": "saving a checkpoint",
 }
-_TABS = ("overview", "log", "events", "checkpoints", "chat", "data", "settings")
+_TABS = ("overview", "log", "events", "checkpoints", "samples", "chat", "data", "settings")
 _TABS_OF_OTHER_KINDS = ("overview", "log", "events", "checkpoints", "settings")
 
 

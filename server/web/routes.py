@@ -14,6 +14,7 @@ from server.web import (
     limits_page,
     login,
     new_job,
+    samples_page,
     sweeps_page,
     webhooks_page,
     workers_page,
@@ -36,7 +37,7 @@ async def read_asset(digest: str, name: str) -> Response:
 
 
 _MODULES = (
-    *(login, job_list, job_page, compare, new_job, data_preview),
+    *(login, job_list, job_page, samples_page, compare, new_job, data_preview),
     *(sweeps_page, files_page, limits_page, workers_page, webhooks_page, access_pages),
 )
 ROUTERS: tuple[PageRouter, ...] = (assets, *(module.router for module in _MODULES))

@@ -24,7 +24,7 @@ from server.settings import ServerSettings
 from tests.server.server_process import SPEC
 from zeta_core.contract.identifiers import new_id, new_id_at
 from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
-from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.events import EventType, utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -82,7 +82,11 @@ class Rows:
 
     def progress(self, job_id: str, progress: Sequence[Mapping[str, Any]]) -> None:
         """Store further progress of the running attempt."""
-        _run(self._progress(job_id, progress))
+        _run(self._append(job_id, "progress", progress))
+
+    def samples(self, job_id: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Store sample texts of the running attempt: ``step``, ``prompt`` and ``text``."""
+        _run(self._append(job_id, "sample", samples))
 
     def requeue(self, job_id: str, reason: StatusReason) -> None:
         """End the running attempt; the job continues with another one."""
@@ -153,7 +157,7 @@ class Rows:
 
     def log_events(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
-        _run(self._log_events(job_id, messages))
+        _run(self._append(job_id, "log", [{"level": "info", "message": message} for message in messages]))
 
     def checkpoint(
         self,
@@ -279,18 +283,18 @@ class Rows:
         await database.close()
         return found is not None
 
-    async def _progress(self, job_id: str, progress: Sequence[Mapping[str, Any]]) -> None:
+    async def _append(self, job_id: str, type: EventType, events_fields: Sequence[Mapping[str, Any]]) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
             job = await lock_job(session, job_id)
             assert job is not None
-            for fields in progress:
+            for fields in events_fields:
                 await events.append(
                     session,
                     job,
                     attempt=job.attempt,
                     line=None,
-                    type="progress",
+                    type=type,
                     created_at=utc_now(),
                     fields=dict(fields),
                 )
@@ -326,18 +330,6 @@ class Rows:
             assert job is not None
             ended = StatusChange(to, reason)
             assert await change_status(session, job, ended, expect={JobStatus.RUNNING}, attempt=job.attempt)
-        await database.close()
-
-    async def _log_events(self, job_id: str, messages: Sequence[str]) -> None:
-        database = Database(self.settings.database)
-        async with database.write() as session:
-            job = await lock_job(session, job_id)
-            assert job is not None
-            for message in messages:
-                fields = {"level": "info", "message": message}
-                await events.append(
-                    session, job, attempt=job.attempt, line=None, type="log", created_at=utc_now(), fields=fields
-                )
         await database.close()
 
 

@@ -13,9 +13,11 @@ export async function request(path, options = {}) {
     if (error.name !== "AbortError") connection.lost();
     throw error;
   }
-  if (response.status === 401) connection.ended();
+  const isLoginPage = response.redirected && new URL(response.url).pathname === `${root}/login`;
+  if (response.status === 401 || isLoginPage) connection.ended();
   else if (response.status >= 502) connection.lost();
   else connection.works();
+  if (isLoginPage) throw new Error("Your session has ended.");
   if (!response.ok) throw new Error(await sentence(response));
   return response;
 }
@@ -92,6 +94,9 @@ for (const element of document.querySelectorAll("[data-refresh-seconds]")) {
   setInterval(() => refresh(document.getElementById(id)), 1000 * seconds);
   document.addEventListener("visibilitychange", () => refresh(document.getElementById(id)));
 }
+
+// On narrow screens, the current one of many links may be outside the visible part of its row.
+for (const link of document.querySelectorAll("nav [aria-current]")) link.scrollIntoView({ block: "nearest", inline: "nearest" });
 
 /** A duration in its largest units, like the filter of the templates. */
 export function duration(seconds) {

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser
 
 from tests.harness.browser import BrowserUnavailable, running_browser
 from tests.harness.gpus import count_gpus
+from tests.harness.npm_packages import NpmUnavailable
+from tests.harness.page_inspector import PageInspector
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
 from tests.harness.valkey import ValkeyServer
 
@@ -47,6 +49,16 @@ def chromium() -> Iterator[Browser]:
         with running_browser() as browser:
             yield browser
     except BrowserUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def inspector(pytestconfig: pytest.Config) -> PageInspector:
+    """Checks pages with axe-core; skips the test if it can't be downloaded."""
+    assert pytestconfig.cache is not None
+    try:
+        return PageInspector(pytestconfig.cache.mkdir("npm"))
+    except NpmUnavailable as reason:
         pytest.skip(str(reason))
 
 

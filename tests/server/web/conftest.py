@@ -1,4 +1,4 @@
-"""Fixtures: a browser for all tests of this folder, a project with jobs in every state, and the checker axe."""
+"""Fixtures: a browser for all tests of this folder, and a project with jobs in every state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
-from tests.harness.browser import AXE, AXE_INTEGRITY, Visitor, visiting
-from tests.harness.npm_packages import NpmUnavailable, npm_package
+from tests.harness.browser import Visitor, visiting
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -84,14 +83,3 @@ def visit(chromium: Browser, server: ServerProcess) -> Iterator[Callable[..., Vi
         yield open_window
         for visitor in visitors:
             visitor.check()
-
-
-@pytest.fixture(scope="session")
-def axe(pytestconfig: pytest.Config) -> str:
-    """The script of axe-core, which checks the accessibility of a page."""
-    assert pytestconfig.cache is not None
-    try:
-        package = npm_package(**AXE, integrity=AXE_INTEGRITY, cache=pytestconfig.cache.mkdir("npm"))
-    except NpmUnavailable as reason:
-        pytest.skip(str(reason))
-    return (package / "axe.min.js").read_text()

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
 from tests.harness.browser import Visitor
+from tests.harness.page_inspector import PageInspector, save_picture
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
 from tests.server.web.conftest import Jobs, curve
@@ -20,7 +20,7 @@ Visit = Callable[..., Visitor]
 
 def paths(jobs: Jobs) -> list[str]:
     """One address of every page."""
-    tabs = ("", "/log", "/events", "/checkpoints", "/chat", "/data", "/settings")
+    tabs = ("", "/log", "/events", "/checkpoints", "/samples", "/chat", "/data", "/settings")
     others = ["/new", f"/new?edit={jobs.queued}", "/files", "/workers", "/keys", "/projects", "/audit"]
     others += [
         "/webhooks",
@@ -46,38 +46,34 @@ def paths(jobs: Jobs) -> list[str]:
     ]
 
 
-def findings(visitor: Visitor, axe: str) -> list[str]:
-    """The serious and critical findings of axe on the current page."""
-    visitor.page.evaluate(axe)
-    result: dict[str, Any] = visitor.page.evaluate("axe.run({resultTypes: ['violations']})")
-    return [
-        f"{violation['id']} ({node['target']}): {node['failureSummary']}"
-        for violation in result["violations"]
-        if violation["impact"] in ("serious", "critical")
-        for node in violation["nodes"]
-    ]
+def named(path: str, jobs: Jobs) -> str:
+    """The address with the states of the jobs instead of their ids."""
+    for state, job_id in (("running", jobs.running), ("succeeded", jobs.succeeded), ("failed", jobs.failed)):
+        path = path.replace(job_id, state)
+    return path.replace(jobs.queued, "queued")
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
-def test_no_page_has_a_serious_finding_of_axe(visit: Visit, jobs: Jobs, axe: str, color_scheme: str) -> None:
+def test_no_page_has_a_serious_finding_of_axe(
+    visit: Visit, jobs: Jobs, inspector: PageInspector, color_scheme: str
+) -> None:
     visitor = visit(color_scheme=color_scheme, bypass_csp=True)
     for path in paths(jobs):
         visitor.open(path)
         visitor.page.wait_for_load_state("networkidle" if path == "/" else "load")
-        assert findings(visitor, axe) == [], path
+        inspector.inspect(visitor, f"{color_scheme}:{named(path, jobs)}")
     visitor.page.context.clear_cookies()
     visitor.open("/login")
-    assert findings(visitor, axe) == []
+    inspector.inspect(visitor, f"{color_scheme}:login")
     visitor.faults = [fault for fault in visitor.faults if "404" not in fault]  # of the page that does not exist
 
 
-@pytest.mark.extended
 def test_no_page_scrolls_sideways_on_a_phone(visit: Visit, jobs: Jobs) -> None:
     visitor = visit(viewport={"width": 360, "height": 740})
     for path in paths(jobs)[:-1]:
         visitor.open(path)
         width = visitor.page.evaluate("document.documentElement.scrollWidth")
+        save_picture(visitor, f"narrow:{named(path, jobs)}")
         assert width <= 360, path
 
 
@@ -188,6 +184,24 @@ def test_the_log_is_searched(visit: Visit, jobs: Jobs) -> None:
     expect(log.locator("mark")).to_have_text(["WARNING"])
     visitor.page.check("text=Only matching lines")
     expect(log).to_have_text("WARNING three\n")
+
+
+def test_all_sample_texts_are_shown_by_prompt(visit: Visit, rows: Rows, jobs: Jobs) -> None:
+    samples = [
+        {"step": step, "prompt": prompt, "text": f"answer to {prompt} at {step}"}
+        for step in range(1, 121)
+        for prompt in ("one", "two")
+    ]
+    rows.samples(jobs.running, samples)
+    page = visit().page
+    page.goto(page.url + f"jobs/{jobs.running}")
+    expect(page.locator("#sample-list blockquote")).to_have_count(6)
+    page.get_by_role("link", name="All sample texts").click()
+    expect(page.locator("h2.prompt")).to_have_text(["two", "one"])
+    first = page.locator("section", has=page.get_by_role("heading", name="one")).locator("tbody tr")
+    expect(first.first).to_have_text(re.compile(r"^120\s*2\s*answer to one at 120$"))
+    page.get_by_role("link", name="Earlier samples").click()
+    expect(first).to_have_count(20)
 
 
 def test_the_settings_show_where_each_value_comes_from(visit: Visit, jobs: Jobs) -> None:

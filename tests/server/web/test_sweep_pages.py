@@ -9,10 +9,10 @@ from playwright.sync_api import expect
 
 from server.web.spec_yaml import write_yaml
 from tests.harness.browser import Visitor
+from tests.harness.page_inspector import PageInspector
 from tests.server.rows import Rows
 from tests.server.server_process import SPEC
 from tests.server.web.conftest import curve
-from tests.server.web.test_pages import findings
 from zeta_core.contract.job.status import JobStatus
 
 Visit = Callable[..., Visitor]
@@ -87,10 +87,10 @@ def test_the_best_job_is_first_and_the_jobs_are_compared(
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_the_page_of_a_sweep_is_accessible_and_fits_a_phone(
-    visit: Visit, axe: str, sweep_id: str, color_scheme: str
+    visit: Visit, inspector: PageInspector, sweep_id: str, color_scheme: str
 ) -> None:
     visitor = visit(color_scheme=color_scheme, bypass_csp=True, viewport={"width": 360, "height": 740})
     for path in ("/sweeps", f"/sweeps/{sweep_id}"):
         visitor.open(path)
-        assert findings(visitor, axe) == [], path
+        inspector.inspect(visitor, f"{color_scheme}:{path.replace(sweep_id, 'sweep')}")
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360, path

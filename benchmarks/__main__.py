@@ -14,6 +14,7 @@ from benchmarks import (
     checkpoint_blocking,
     command_line,
     concurrent_answers,
+    dashboard,
     data_wait,
     evaluation,
     event_storage,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "first-step": job_start.measure_first_step,
     "recovery": job_start.measure_recovery,
     "concurrent-answers": concurrent_answers.measure,
+    "dashboard": dashboard.measure,
 }
 
 

@@ -33,6 +33,8 @@ XAxis = Literal["step", "tokens", "seconds"]
 DEFAULT_POINTS = 2000
 MAX_KEPT_POINTS = 4_000_000  # in all jobs; a point takes 16 bytes
 MAX_KEPT_JOBS = 1000  # with or without points
+MAX_KEPT_REDUCTIONS = 8  # of a job with a long curve, for its viewers, who see the same ranges
+LONG_CURVE = 20_000  # points
 _BATCH = 2000
 
 
@@ -76,6 +78,17 @@ class Restart:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class ChartQuery:
+    """The curves to draw: their names, the x axis, and the range on it; ``None`` is the whole curve."""
+
+    names: tuple[str, ...] = SERIES
+    x: XAxis = "step"
+    first: float | None = None
+    last: float | None = None
+    max_points: int = DEFAULT_POINTS
+
+
 @dataclass
 class JobPoints:
     """All points of one job up to the event ``last_seq``."""
@@ -86,6 +99,9 @@ class JobPoints:
     attempt: int = 0
     origin: datetime | None = None  # the time of the first progress event
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reductions: dict[ChartQuery, dict[str, dict[str, Any]]] = field(
+        default_factory=dict[ChartQuery, dict[str, dict[str, Any]]]
+    )
 
     @property
     def num_points(self) -> int:
@@ -119,17 +135,6 @@ class JobPoints:
             seconds.put(step, start + (end - start) * number / len(steps))
 
 
-@dataclass(frozen=True)
-class ChartQuery:
-    """The curves to draw: their names, the x axis, and the range on it; ``None`` is the whole curve."""
-
-    names: tuple[str, ...] = SERIES
-    x: XAxis = "step"
-    first: float | None = None
-    last: float | None = None
-    max_points: int = DEFAULT_POINTS
-
-
 class ChartPoints:
     """The points of the jobs that were requested recently."""
 
@@ -153,7 +158,7 @@ class ChartPoints:
         self._jobs.move_to_end(job_id)
         async with points.lock:
             await self._update(job_id, points, last_seq)
-            curves = await asyncio.to_thread(reduced_curves, points, query)
+            curves = await self._reduce(points, query)
         self._forget_oldest()
         seconds = points.curves["seconds"]
         return {
@@ -175,6 +180,18 @@ class ChartPoints:
             ],
         }
 
+    async def _reduce(self, points: JobPoints, query: ChartQuery) -> dict[str, dict[str, Any]]:
+        """The reduced curves; those of a long curve are kept until it grows."""
+        kept = points.reductions.get(query)
+        if kept is not None:
+            return kept
+        curves = await asyncio.to_thread(reduced_curves, points, query)
+        if points.num_points > LONG_CURVE:
+            if len(points.reductions) >= MAX_KEPT_REDUCTIONS:
+                del points.reductions[next(iter(points.reductions))]
+            points.reductions[query] = curves
+        return curves
+
     async def _update(self, job_id: str, points: JobPoints, last_seq: int) -> None:
         """Read the progress events up to ``last_seq`` that `points` doesn't contain yet."""
         columns = (EventRow.seq, EventRow.attempt, EventRow.created_at, EventRow.fields)
@@ -183,6 +200,8 @@ class ChartPoints:
             between = query.where(EventRow.seq > points.last_seq, EventRow.seq <= last_seq)
             async with self._service.database.read() as session:
                 rows = (await session.execute(between.order_by(EventRow.seq).limit(_BATCH))).tuples().all()
+            if rows:
+                points.reductions.clear()
             for _seq, attempt, created_at, fields in rows:
                 points.add(attempt, created_at, fields)
             points.last_seq = rows[-1][0] if len(rows) == _BATCH else last_seq

@@ -277,6 +277,18 @@ def test_bytes_after_the_end_of_an_arrow_stream_are_rejected(tmp_path: Path) -> 
         tokens_of(tmp_path / "a.arrow")
 
 
+def test_a_parquet_file_must_contain_the_bytes_that_its_metadata_claims(tmp_path: Path) -> None:
+    """Only its data is shortened, so its metadata is intact, and claims more bytes than the file has."""
+    texts = pa.array([f"text {number}" * 50 for number in range(100)])
+    pq.write_table(  # pyright: ignore[reportUnknownMemberType]
+        pa.table({"text": texts}), tmp_path / "a.parquet", compression="none", use_dictionary=False
+    )
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:1000] + whole[-2000:])
+    with pytest.raises(InvalidData, match=r"row group 0 claims \d+ bytes from byte 4 on for 'text'"):
+        tokens_of(tmp_path / "a.parquet")
+
+
 def test_a_parquet_schema_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [["one"]]}), tmp_path / "a.parquet")  # pyright: ignore[reportUnknownMemberType]
     damaged = (tmp_path / "a.parquet").read_bytes().replace(b"element", b"\xfflement")

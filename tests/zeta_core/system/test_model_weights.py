@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.harness.model_archives import PICKLE, model_files, safetensors_file
 from tests.harness.model_checks import check_upload, rejection
+from zeta_core.system.model_files.gguf import TENSOR_TYPES
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,85 @@ def test_safetensors_of_every_dtype_are_accepted(tmp_path: Path, dtype: str) -> 
     assert library.deserialize(content)[0][1]["dtype"] == dtype, "and the library agrees"
 
 
-def test_a_gguf_file_must_start_with_its_signature(tmp_path: Path) -> None:
-    check_upload(tmp_path, {"model.gguf": b"GGUF" + b"\0" * 20})
-    assert "model.gguf is not a GGUF file" in rejection(tmp_path, {"model.gguf": PICKLE})
+def number(value: int, form: str = "<Q") -> bytes:
+    return struct.pack(form, value)
+
+
+def text(value: str) -> bytes:
+    return number(len(value)) + value.encode()
+
+
+def gguf_file(metadata: bytes = b"", described: bytes = b"", data: int = 0, **counts: int) -> bytes:
+    """A GGUF file with this metadata and these descriptions of tensors; by default, it counts one of each given."""
+    num_tensors, num_values = counts.get("tensors", int(bool(described))), counts.get("values", int(bool(metadata)))
+    head = b"GGUF" + number(counts.get("version", 3), "<I") + number(num_tensors) + number(num_values)
+    content = head + metadata + described
+    return content + b"\0" * (-len(content) % 32 + data)
+
+
+def value(kind: int, content: bytes, key: str = "a") -> bytes:
+    return text(key) + number(kind, "<I") + content
+
+
+def tensor(shape: Sequence[int] = (32, 2), kind: int = 0, offset: int = 0) -> bytes:
+    dimensions = number(len(shape), "<I") + b"".join(map(number, shape))
+    return text("x") + dimensions + number(kind, "<I") + number(offset)
+
+
+HUGE = 1 << 60
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (PICKLE, "is not a GGUF file"),
+        (b"GGUF", "but only 0 are left"),
+        (gguf_file(version=1), "has version 1"),
+        (gguf_file(version=3 << 24), "only versions 2 and 3 (little-endian)"),
+        (gguf_file(tensors=HUGE), "more than any model has"),
+        (gguf_file(values=HUGE), "more than any model has"),
+        (gguf_file(values=9), "it is truncated or damaged"),
+        (gguf_file(number(HUGE)), "has a key of 1152921504606846976 bytes"),
+        (gguf_file(value(77, b"")), "of the unknown type 77"),
+        (gguf_file(value(8, number(HUGE))), "claims 1152921504606846976 bytes for its string"),
+        (gguf_file(value(9, number(4, "<I") + number(HUGE))), "bytes for its values"),
+        (gguf_file(value(9, number(8, "<I") + number(HUGE))), "bytes for its values"),
+        (gguf_file(value(9, (number(9, "<I") + number(1)) * 9)), "of the unknown type 9"),
+        (gguf_file(value(4, number(12, "<I"), "general.alignment")), "not a power of two"),
+        (gguf_file(value(8, text("x"), "general.alignment")), "not a power of two"),
+        (gguf_file(b"", tensor((32,) * 5)), "with 5 dimensions"),
+        (gguf_file(b"", tensor(kind=77), 256), "of type 77, which is not supported"),
+        (gguf_file(b"", tensor((31,), kind=8), 256), "which is not a multiple of 32"),
+        (gguf_file(b"", tensor(offset=8), 256), "at byte 8, which is not a multiple of 32"),
+        (gguf_file(b"", tensor(offset=HUGE), 256), "but its header describes"),
+        (gguf_file(b"", tensor((HUGE, HUGE)), 256), "but its header describes"),
+        (gguf_file(b"", tensor(), 255), "it is truncated or damaged"),
+    ],
+)
+def test_a_gguf_file_must_contain_what_its_header_describes(tmp_path: Path, content: bytes, expected: str) -> None:
+    message = rejection(tmp_path, {"model.gguf": content})
+    assert expected in message, message
+
+
+def test_gguf_files_of_the_library_are_accepted_with_every_type_of_values_and_tensors(tmp_path: Path) -> None:
+    from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFWriter
+
+    assert {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()} == TENSOR_TYPES, "as in the newest library"
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_custom_alignment(64)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", ""])
+    writer.add_array("scores", [0.5, 1.5])
+    writer.add_bool("b", True)
+    writer.add_uint64("c", 1 << 40)
+    for number_of_tensor, kind in enumerate(GGML_QUANT_SIZES):
+        block, size = GGML_QUANT_SIZES[kind]
+        raw = np.zeros((3, size * (256 // block)), dtype=np.uint8)
+        writer.add_tensor(f"x{number_of_tensor}", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    content = (tmp_path / "model.gguf").read_bytes()
+    assert len(GGUFReader(tmp_path / "model.gguf").tensors) == len(GGML_QUANT_SIZES)
+    check_upload(tmp_path, {"model.gguf": content})
+    assert "truncated" in rejection(tmp_path, {"model.gguf": content[:-300]})

@@ -72,6 +72,7 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
         chosen, unread = _chosen(file.schema_arrow, name, choose)
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
+            _require_inside(group, path.stat().st_size, index)
             each = max(1, group.total_byte_size // max(1, group.num_rows))
             batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
             for batch in file.iter_batches(
@@ -80,6 +81,23 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
                 yield batch.select(chosen), unread  # the name of a column may be the beginning of another one
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "parquet") from error
+
+
+def _require_inside(group: Any, num_bytes: int, index: int) -> None:
+    """Raise `ValueError` unless the columns of a row group lie within the file, according to its metadata."""
+    if group.num_rows < 0 or group.total_byte_size < 0:
+        raise ValueError(f"row group {index} claims {group.num_rows} rows in {group.total_byte_size} bytes")
+    for number in range(group.num_columns):
+        column = group.column(number)
+        begin = column.data_page_offset
+        if column.has_dictionary_page and column.dictionary_page_offset is not None:
+            begin = min(begin, column.dictionary_page_offset)
+        size = column.total_compressed_size
+        if begin < 0 or size < 0 or begin + size > num_bytes or column.num_values < 0:
+            raise ValueError(
+                f"row group {index} claims {size} bytes from byte {begin} on for {column.path_in_schema!r}, but the "
+                f"file has {num_bytes}"
+            )
 
 
 def arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:

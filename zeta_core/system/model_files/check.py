@@ -27,6 +27,7 @@ from zeta_core.contract.model_json.values import (
     names_a_file,
 )
 from zeta_core.system.model_files.files import ArchiveFiles, ModelFiles
+from zeta_core.system.model_files.gguf import check_gguf_header
 from zeta_core.system.model_files.safetensors import check_header
 
 INDEX = "model.safetensors.index.json"
@@ -186,8 +187,7 @@ def check_weights(files: ModelFiles, name: str) -> None:
     """Raise `InvalidModelFiles` for weights whose format does not match their name, such as a pickle."""
     with files.open(name) as stream:
         if PurePosixPath(name).suffix.lower() == ".gguf":
-            if stream.read(4) != b"GGUF":
-                raise InvalidModelFiles(f"{files.name}: {name} is not a GGUF file; save the model again.")
+            check_gguf_header(stream, files.sizes[name], f"{files.name}: {name}")
         else:
             check_header(stream, files.sizes[name], f"{files.name}: {name}")
 

@@ -28,7 +28,7 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && { command -v "$$python"; break; }; done)
 endif
 
-.PHONY: docs help setup demo serve test test-ci test-all chaos bench gpu check format pins clean distclean
+.PHONY: docs help setup demo serve test test-ci test-all chaos bench gpu check format audit pins clean distclean
 
 help:
 	@echo 'make setup      create .venv with everything that the other targets need, and .venv/bin/zeta'
@@ -40,6 +40,7 @@ help:
 	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
 	@echo 'make bench      compare the speed with other libraries (about 8 minutes); QUESTION=throughput for one benchmark'
 	@echo 'make gpu        run the GPU tests, compare the speed on one GPU, and write docs/gpu.md (at most 8 minutes)'
+	@echo 'make audit      compare the pins with known vulnerabilities, which needs access to pypi.org'
 	@echo 'make pins       write constraints.txt from .venv, after an upgrade that passed the tests'
 	@echo 'make clean      remove caches; make distclean also removes .venv'
 
@@ -83,6 +84,9 @@ docs: setup
 format: setup
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+audit: setup
+	@$(BIN)/python -m tests.harness.audit
 
 pins: setup
 	@{ sed '/^# ---/q' constraints.txt; \

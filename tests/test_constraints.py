@@ -11,6 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.harness.audit import unreachable
+from tests.harness.ports import free_loopback_port
+
 ROOT = Path(__file__).parents[1]
 # Dependencies of CUDA builds of torch, which pin them; the CPU build has none of them.
 FOLLOWS_FROM_TORCH = re.compile(r"(nvidia-(?!ml-py)|cuda-|triton).*")
@@ -85,3 +88,9 @@ def test_all_combines_the_extras_that_need_no_compiler() -> None:
 
 def test_dependency_ranges_have_no_upper_bounds() -> None:
     assert [str(requirement) for requirement in declared() if re.search(r"==|~=|<", str(requirement.specifier))] == []
+
+
+def test_an_audit_without_access_to_the_api_says_so() -> None:
+    reason = unreachable(f"http://127.0.0.1:{free_loopback_port()}/pypi/Jinja2/3.1.6/json")
+    assert reason is not None
+    assert "is unreachable" in reason

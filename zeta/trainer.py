@@ -15,10 +15,9 @@ from typing import Any, cast
 
 from zeta.local_files import expanded, template_text
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.contract.spec import availability
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import NamedModel
-from zeta_core.contract.spec.validation import error_from_details, parse, shown
+from zeta_core.contract.spec.validation import parse, shown
 from zeta_core.system.data_folder import Split
 
 DEFAULT_OUTPUT_DIR = "zeta_output"
@@ -117,8 +116,6 @@ def Trainer(
     if isinstance(more.get("lora"), bool):
         more["lora"] = {} if more["lora"] else None
     options = parse(TrainerOptions, _set_options({**documented, **more}))
-    if faults := availability.faults(options):
-        raise error_from_details(faults)
     directory = _directory(DEFAULT_OUTPUT_DIR if output_dir is None else output_dir)
     return _train(options, model, tokenizer, directory, notes)
 

@@ -91,7 +91,7 @@ async def find_earlier(
         workers[job_id].add(worker)
     for job in sorted(comparable, key=lambda job: job.seconds, reverse=True):
         on_gpus, resources = (job.resolved.device or "").startswith("cuda"), job.resolved.resources
-        num_slots = (resources and resources.num_processes) or 1
+        num_slots = (resources and resources.processes_per_node) or 1
         devices = {
             _device(beats[name], num_slots, on_gpus=on_gpus) if name in beats else None for name in workers[job.id]
         }

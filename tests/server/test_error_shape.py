@@ -120,18 +120,18 @@ def test_every_invalid_field_is_reported_with_value_and_cure(http: httpx.Client)
         "output_dir": "../elsewhere",
         "resume_from_checkpoint": "/etc/passwd",
         "gradient_accumulation_steps": 2,
-        "resources": {"nodes": 2},
+        "resources": {"nodes": 2, "gpus": "all"},
     }
     response = http.post("/v1/jobs", json=spec)
     error = error_of(response)
     assert response.status_code == 422
     details = {detail["param"]: detail for detail in error["details"]}
     named = {"batch_size", "seq_len", "output_dir", "resume_from_checkpoint", "gradient_accumulation_steps"}
-    assert named | {"resources.nodes"} <= details.keys()
+    assert named | {"resources.gpus"} <= details.keys()
     assert "-1" in details["batch_size"]["message"]
     assert "64" in details["seq_len"]["message"]
     assert details["gradient_accumulation_steps"]["suggestion"] == "gradient_accumulate_every"
-    assert details["resources.nodes"]["code"] == "not_available_yet"
+    assert "every node needs the same number of GPUs" in details["resources.gpus"]["message"]
 
 
 @pytest.mark.parametrize(

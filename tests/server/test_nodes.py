@@ -158,7 +158,7 @@ def test_an_elastic_job_continues_on_another_number_of_workers(idle_fleet: Small
     change(idle_fleet, job_id, attempt=2, worker=None, slots=None, dispatched_at=None)
     stepped.update_workers(a=1, b=1, c=1)
     assert stepped.step() == [(job_id, "a"), (job_id, "b")]  # 3 does not divide the global batch
-    assert stepped.sent[-1].spec["resources"]["nodes"] == 2
+    assert stepped.sent[-1].spec["resources"] == {"gpus": 0, "nodes": 2, "processes": None}
 
 
 def test_nodes_start_together_and_the_job_succeeds_when_all_have_ended(fleet: SmallFleet, workers: Workers) -> None:

@@ -148,6 +148,7 @@ class Sandboxes:
             outputs=[Path(run_file.output_dir)],
             devices=devices,
             processes=run_file.processes,
+            has_other_nodes=run_file.num_nodes > 1,
             environments=self._environments(run_file),
             hub=run_file.hub_access if run_file.hub else HubAccess.OFF,
         )
@@ -167,11 +168,13 @@ class Sandboxes:
         processes: int = 1,
         may_remove: bool = False,
         environments: Sequence[Path] = (),
+        has_other_nodes: bool = False,
     ) -> None:
         """Write the sandbox file of ``directory``, and create the private folders that it names. Raises `OSError`.
 
-        ``environments`` are folders in which the process may install packages. ``may_remove``: it may also remove files
-        directly in the directory, which contains no lock.
+        ``environments`` are folders in which the process may install packages. ``has_other_nodes``: it communicates
+        with processes on other workers. ``may_remove``: it may also remove files directly in the directory, which
+        contains no lock.
         """
         if self.support is None:
             return
@@ -181,7 +184,8 @@ class Sandboxes:
         for folder in (home, temporary):
             folder.mkdir(parents=True, exist_ok=True)
         os.utime(home, follow_symlinks=False)  # the cache evicts the least recently used entries
-        network = bool(environments) or hub != HubAccess.OFF or self._has_tracker or not self.support.namespaces
+        keeps_network = bool(environments) or has_other_nodes or hub != HubAccess.OFF or self._has_tracker
+        network = keeps_network or not self.support.namespaces
         hub_home = hub_folder(own_environment(), hub)
         downloads = [hub_home / name for name in _HUB_FOLDERS] if hub != HubAccess.OFF else []
         for folder in downloads:
@@ -205,7 +209,7 @@ class Sandboxes:
             lock=None if may_remove else str(directory / LOCK_FILE),
             namespaces=self.support.namespaces,
             network=network,
-            unix_sockets=processes > 1,
+            unix_sockets=processes > 1 or has_other_nodes,
             variables=variables,
         )
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())

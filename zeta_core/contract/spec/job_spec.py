@@ -16,7 +16,7 @@ from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_json.config import clean_config
 from zeta_core.contract.model_json.faults import InvalidModelFiles, JsonLocation
-from zeta_core.contract.spec import availability, option_rules
+from zeta_core.contract.spec import option_rules
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.deepspeed import fault_in_a_job
 from zeta_core.contract.spec.notify import Notify
@@ -40,7 +40,7 @@ class TrainerOptions(OptionFields, ModelWithRules):
     """
 
     def faults(self) -> list[ErrorDetail]:
-        return [*option_rules.faults(self), *availability.faults(self)]
+        return list(option_rules.faults(self))
 
 
 class JobSpec(TrainerOptions):
@@ -92,6 +92,9 @@ class JobSpec(TrainerOptions):
             if not is_id(job_id, "job") or (name and not NAME_PATTERN.match(name)):
                 fix = "it is not a job's checkpoint; use 'job_...' or 'job_.../step-N'"
                 yield invalid_value("resume_from_checkpoint", self.resume_from_checkpoint, fix)
+        if self.elastic is not None and self.use_deepspeed:
+            fix = "a run with DeepSpeed continues only on the same number of processes; omit elastic, or use use_fsdp"
+            yield invalid_value("elastic", self.elastic.model_dump(), fix)
         fix = fault_in_a_job(self.use_deepspeed)
         if fix is not None:
             yield invalid_value("use_deepspeed", self.use_deepspeed, fix)

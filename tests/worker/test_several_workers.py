@@ -1,0 +1,88 @@
+"""A job on two real workers with different addresses: it trains together, ends together, and resumes."""
+
+import os
+import signal
+import subprocess
+from typing import Any
+
+import psutil
+import pytest
+
+from server.database.placements import unreleased_placements
+from tests.end_to_end.specs import tiny_job
+from tests.harness.fleet import SmallFleet
+from tests.harness.service import processes_of_job
+from tests.harness.waiting import wait_until
+from zeta_core.contract.wire.run_directory import log_key
+
+ADDRESSES = {"a": "127.0.0.2", "b": "127.0.0.3"}
+
+
+def start_workers(fleet: SmallFleet) -> dict[str, "subprocess.Popen[bytes]"]:
+    return {name: start_worker(fleet, name) for name in ADDRESSES}
+
+
+def start_worker(fleet: SmallFleet, name: str) -> "subprocess.Popen[bytes]":
+    return fleet.start_worker(
+        name, small=False, ZETA_WORKER_ADDRESS=ADDRESSES[name], ZETA_WORKER_SLOTS="2", ZETA_WARM_START="no"
+    )
+
+
+def two_by_two(**fields: Any) -> dict[str, Any]:
+    """A job of two nodes with two processes each."""
+    return tiny_job(**{"resources": {"nodes": 2, "processes": 2}, "batch_size": 1, **fields})
+
+
+def num_unreleased(fleet: SmallFleet) -> int:
+    async def read() -> int:
+        async with fleet.database.read() as session:
+            return len(await unreleased_placements(session))
+
+    return fleet.loop.run(read())
+
+
+def check_nothing_remains(fleet: SmallFleet, job_id: str) -> None:
+    wait_until(lambda: num_unreleased(fleet) == 0, 60, "all slots to be released")
+    wait_until(lambda: not processes_of_job(job_id), 30, "all processes to end")
+
+
+def send_to_a_process(job_id: str, worker: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send a signal to the newest of the job's processes below this worker, which is one of the training processes."""
+    below = {process.pid for process in psutil.Process(worker.pid).children(recursive=True)}
+    os.kill(max(pid for pid in processes_of_job(job_id) if pid in below), number)
+
+
+@pytest.mark.timeout(300)
+def test_a_job_trains_on_two_workers_that_start_and_end_together(fleet: SmallFleet) -> None:
+    start_workers(fleet)
+    job_id = fleet.submit(spec=two_by_two(max_steps=4))
+    job = fleet.wait_for_status(job_id, "succeeded", 240)
+    assert job.resolved_spec["world_size"] == 4
+    assert "final" in fleet.checkpoints(job_id)
+    assert (fleet.settings.artifacts / log_key(job_id, 1)).is_file()
+    check_nothing_remains(fleet, job_id)
+    fleet.check_events(job_id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_on_two_workers_survives_killed_and_frozen_processes_and_a_restarted_server(fleet: SmallFleet) -> None:
+    workers = start_workers(fleet)
+    job_id = fleet.submit(spec=two_by_two(max_steps=1_000_000, checkpointing_steps=20))
+    fleet.wait_for_step(job_id, 30, 240)
+    send_to_a_process(job_id, workers["b"], signal.SIGKILL)
+    wait_until(lambda: fleet.job(job_id).attempt == 2, 120, "the second attempt")
+    first = fleet.attempts(job_id)[0]
+    wait_until(lambda: fleet.attempts(job_id)[1].first_step is not None, 240, "its first step")
+    assert 0 < (fleet.attempts(job_id)[1].first_step or 0) <= (first.last_step or 0) + 1
+
+    fleet.stop_engine()
+    send_to_a_process(job_id, workers["b"], signal.SIGSTOP)
+    fleet.start_engine()
+    wait_until(lambda: fleet.job(job_id).attempt == 3, 240, "the third attempt")
+    wait_until(lambda: fleet.attempts(job_id)[2].first_step is not None, 240, "its first step")
+
+    fleet.request(job_id, "pause")
+    fleet.wait_for_status(job_id, "paused", 120)
+    assert fleet.job(job_id).status_reason == "paused_by_user"
+    check_nothing_remains(fleet, job_id)

@@ -24,7 +24,12 @@ def start_workers(fleet: SmallFleet) -> dict[str, "subprocess.Popen[bytes]"]:
 
 def start_worker(fleet: SmallFleet, name: str) -> "subprocess.Popen[bytes]":
     return fleet.start_worker(
-        name, small=False, ZETA_WORKER_ADDRESS=ADDRESSES[name], ZETA_WORKER_SLOTS="2", ZETA_WARM_START="no"
+        name,
+        small=False,
+        ZETA_WORKER_ADDRESS=ADDRESSES[name],
+        ZETA_WORKER_SLOTS="2",
+        ZETA_WARM_START="no",
+        ZETA_STALL_MIN_SECONDS="20",  # after the first steps
     )
 
 

@@ -57,6 +57,7 @@ def send_to_a_process(job_id: str, worker: "subprocess.Popen[bytes]", number: in
     os.kill(max(pid for pid in processes_of_job(job_id) if pid in below), number)
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_a_job_trains_on_two_workers_that_start_and_end_together(fleet: SmallFleet) -> None:
     start_workers(fleet)

@@ -28,6 +28,7 @@ from zeta_core.contract.job.responses import Curves, DeletedObject, FilePurpose,
 from zeta_core.contract.job.status import ENDED, JobStatus
 
 if TYPE_CHECKING:
+    from zeta.async_webhooks import AsyncWebhooks
     from zeta.download import Download
     from zeta_core.contract.job.checkpoint import Manifest
     from zeta_core.contract.job.comparison import Comparison
@@ -67,6 +68,13 @@ class AsyncClient:
 
     def close(self) -> None:
         self._client.close()
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        """Managing the webhooks of the project."""
+        from zeta.async_webhooks import AsyncWebhooks
+
+        return AsyncWebhooks(self._client.webhooks)
 
     async def submit(self, spec: JobSpec | Mapping[str, Any], *, idempotency_key: str | None = None) -> AsyncJob:
         """Create a job. A mapping may name local files and folders, which are uploaded first."""
@@ -148,6 +156,32 @@ class AsyncClient:
             idempotency_key=idempotency_key,
         )
         return self._own(created)
+
+    async def export(
+        self,
+        job_id: str,
+        to: str,
+        *,
+        type: str | None = None,
+        checkpoint: str = "final",
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> AsyncJob:
+        """Create a job that exports a checkpoint; see `Client.export`."""
+        created = await asyncio.to_thread(
+            self._client.export,
+            job_id,
+            to,
+            type=type,
+            checkpoint=checkpoint,
+            idempotency_key=idempotency_key,
+            **fields,
+        )
+        return self._own(created)
+
+    async def exports(self, job_id: str, *, limit: int | None = 20) -> list[AsyncJob]:
+        """List the exports of a job, newest first."""
+        return [self._own(job) for job in await asyncio.to_thread(self._client.exports, job_id, limit=limit)]
 
     async def delete(self, job_id: str) -> DeletedObject:
         return await asyncio.to_thread(self._client.delete, job_id)

@@ -78,9 +78,14 @@ def test_a_batch_gives_the_answers_of_single_requests(service: Service, client: 
     assert (service.home / "downloaded" / "output.jsonl").read_text().count("\n") == 2
 
 
-def test_a_batch_continues_after_a_pause_and_a_kill(service: Service, client: OpenAI, http: httpx.Client) -> None:
+def slow_job(service: Service) -> str:
+    """A succeeded job with a slow model, whose greedy continuations rarely end because it has learned nothing."""
     shape = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "max_position_embeddings": CONTEXT}
-    job = run(service, tiny_job(model={"config": {**TINY_LLAMA, **shape}}, max_steps=1, learning_rate=1e-9))
+    return run(service, tiny_job(model={"config": {**TINY_LLAMA, **shape}}, max_steps=1, learning_rate=1e-9))
+
+
+def test_a_batch_continues_after_a_pause_and_a_kill(service: Service, client: OpenAI, http: httpx.Client) -> None:
+    job = slow_job(service)
     bodies = [
         {"model": job, "prompt": f"{number}", "temperature": 0, "max_tokens": 10 + 12 * number} for number in range(60)
     ]
@@ -115,8 +120,10 @@ def test_a_batch_continues_after_a_pause_and_a_kill(service: Service, client: Op
 
 
 def test_a_cancelled_batch_keeps_what_it_has_answered(service: Service, client: OpenAI, http: httpx.Client) -> None:
-    job = chat_job(service)
-    bodies = [{"model": job, "prompt": "a", "temperature": 0, "max_tokens": 5 + 40 * number} for number in range(60)]
+    job = slow_job(service)
+    bodies = [
+        {"model": job, "prompt": f"{number}", "temperature": 0, "max_tokens": 10 + 40 * number} for number in range(60)
+    ]
     batch_id = create(client, "/v1/completions", bodies).id
 
     def num_done() -> int:

@@ -153,5 +153,5 @@ def test_an_interrupted_export_shows_no_half_files_and_starts_again(
     cancelled.cancel()
     assert cancelled.wait(timeout_seconds=TIMEOUT_SECONDS).status == "cancelled"
     assert client.checkpoints(cancelled.id) == []
-    with pytest.raises(ZetaError, match="no checkpoint"):
+    with pytest.raises(ZetaError, match="before it saved a checkpoint"):
         client.download(cancelled.id, directory=tmp_path / "cancelled")

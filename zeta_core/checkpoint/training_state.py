@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from zeta_core.checkpoint.row_file import Rows
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, DocumentLosses
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
+WEIGHTS_FILE = "weights.safetensors"  # the trained weights, unless the exported files contain them exactly
 CONSTANT_TENSORS_FILE = "fixed.safetensors"
 MAX_EXPONENT = 700.0  # of a perplexity that a float can represent
 
@@ -65,7 +67,7 @@ def perplexity(loss: float) -> float:
 class Snapshot:
     """A run's state in memory. It is independent of the running training after ``complete`` has been called."""
 
-    weights: Tensors
+    weights: Tensors  # of a sharded model: the rows of this rank, which ``rows`` describes
     aliases: dict[str, str]  # alias of a tied weight -> its name in ``weights``
     optimizer: Tensors
     optimizer_values: dict[str, Any]
@@ -73,6 +75,7 @@ class Snapshot:
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     complete: Callable[[], None] = field(default=lambda: None)  # `Staging.finish`
     document_losses: DocumentLosses | None = None
+    rows: Mapping[str, Rows] | None = None  # None: ``weights`` are whole, on the first rank
 
 
 # --- Optimizer --------------------------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ def write_training_state(folder: Path, snapshot: Snapshot, plan: Mapping[str, An
     """
     folder.mkdir(exist_ok=True)
     if weights:
-        save_file(weights, folder / "weights.safetensors")
+        save_file(weights, folder / WEIGHTS_FILE)
     (folder / "random.json").write_text(json.dumps(snapshot.random))
     content = {"plan": plan, "progress": asdict(snapshot.progress), "optimizer_values": snapshot.optimizer_values}
     (folder / "state.json").write_text(json.dumps(content, indent=1))

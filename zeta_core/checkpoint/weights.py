@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zeta_core.checkpoint.staging import Tensors
+from zeta_core.checkpoint.training_state import WEIGHTS_FILE
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
@@ -81,7 +82,7 @@ def load_weights(module: nn.Module, directory: Path, names: Collection[str], *, 
 
 def read_weights(directory: Path) -> Tensors:
     """The weights in training precision: the master copy, or the exported files if they are identical."""
-    master = directory / TRAINING_STATE_NAME / "weights.safetensors"
+    master = directory / TRAINING_STATE_NAME / WEIGHTS_FILE
     files = [master] if master.is_file() else sorted(directory.glob("model*.safetensors"))
     weights: Tensors = {}
     for file in files:

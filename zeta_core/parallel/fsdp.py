@@ -1,8 +1,9 @@
 """FSDP2: every process keeps a shard of each parameter, its gradient and its optimizer state.
 
 Torch's ``fully_shard`` is applied to each repeated block and then to the rest (embedding, head and last norm are one
-group, so tied weights stay tied). A single process is allowed. Each rank writes its shard of the optimizer's state to
-one safetensors file, whose header contains the first row of each shard; any number of ranks can read the files.
+group, so tied weights stay tied). A single process is allowed. All ranks write their rows of the weights into one file
+(`checkpoint.row_file`). Each rank writes its shard of the optimizer's state to a safetensors file of its own, whose
+header contains the first row of each shard; any number of ranks can read the files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from zeta_core.checkpoint.row_file import Rows
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
@@ -169,18 +172,38 @@ class FullySharded(Replicated):
     # --- state ---
 
     def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
-        """The whole weights, gathered one at a time; only the first rank keeps them."""
+        """Copies of this rank's rows of the weights; those that are not sharded are on the first rank only.
+
+        On several nodes, which share no files, the first rank gets the whole weights, gathered one at a time.
+        """
+        state = {name: tensor for name, tensor in self.module.state_dict().items() if name in names}
+        if self.processes.num_nodes > 1:
+            self._staged = None
+            return self._gathered(staging, state)
+        self._staged: dict[str, Rows] | None = {
+            name: Rows(_rows(t) if isinstance(t, DTensor) else 0, tuple(t.shape), t.dtype, None)
+            for name, t in state.items()
+        }
+        local = {name: t.to_local() for name, t in state.items() if isinstance(t, DTensor)}
+        if self.processes.is_main:
+            local |= {name: t for name, t in state.items() if not isinstance(t, DTensor)}
+        return staging.copy("model/", local)
+
+    def _gathered(self, staging: Staging, state: dict[str, torch.Tensor]) -> Tensors:
         staged: Tensors = {}
-        for name, tensor in self.module.state_dict().items():
-            if name not in names:
-                continue
+        for name, tensor in state.items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self.processes.is_main:
                 staged |= staging.copy("model/", {name: whole})
         return staged
 
+    def staged_rows(self, weights: Tensors) -> dict[str, Rows] | None:
+        if self._staged is None:
+            return None
+        return {name: replace(rows, values=weights.get(name)) for name, rows in self._staged.items()}
+
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
-        """Do nothing, because whole weights exist only while a save gathers them."""
+        """Do nothing: the first save allocates its buffers, which have the size of a shard."""
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         tensors, values = optimizer_tensors(self.optimizer, self.module)

@@ -25,6 +25,7 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.nn.parallel import DistributedDataParallel
 
+from zeta_core.checkpoint.row_file import Rows
 from zeta_core.checkpoint.staging import Staging, Tensors, times_written
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors, restore_optimizer
 from zeta_core.environment import ProcessRank
@@ -337,6 +338,10 @@ class Replicated:
         staged = staging.copy("model/", {name: t for name, t in weights.items() if name not in parameters})
         later = staging.copy_later("model/", {name: t for name, t in weights.items() if name in parameters})
         return {name: later[name] if name in later else staged[name] for name in weights}
+
+    def staged_rows(self, weights: Tensors) -> dict[str, Rows] | None:
+        """The rows of this rank in ``weights``, which `stage_weights` returned; None if they are whole."""
+        return None
 
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         """Copies of this rank's part of the optimizer's state: tensors, and other values."""

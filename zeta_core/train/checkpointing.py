@@ -119,7 +119,8 @@ class Checkpointer:
         engine, saved = self._engine, self._saved
         self._newest_weights = saved.of(names)
         base = {name: tensor for name, tensor in saved.base_weights.items() if name in self._newest_weights}
-        weights = {**engine.stage_weights(self._staging, self._newest_weights - base.keys()), **base}
+        weights = engine.stage_weights(self._staging, self._newest_weights - base.keys())
+        rows = engine.staged_rows(weights)
         tensors, values = engine.stage_optimizer(self._staging)
         if engine.device.type == "cuda":
             torch.cuda.synchronize()
@@ -127,7 +128,7 @@ class Checkpointer:
         progress = replace(self._progress)
         losses = self.document_losses
         return Snapshot(
-            weights,
+            {**weights, **base},
             saved.aliases,
             tensors,
             values,
@@ -135,6 +136,7 @@ class Checkpointer:
             progress,
             self._staging.finish,
             document_losses=losses if losses is not None and losses.step == progress.step else None,
+            rows=rows,
         )
 
     def finish(self, stopped: StopAction | None, *, steps_trained: int) -> Path | None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.checkpoint_files import Checkpoint
+from zeta_core.checkpoint.shared_weights import SharedWeights
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import CONSTANT_TENSORS_FILE, Snapshot, write_training_state
 from zeta_core.checkpoint.weights import SavedWeights, is_exported_exactly
@@ -101,8 +102,9 @@ class CheckpointSaver:
         assert self._pending is None, "wait for the previous save"
         part = self._output_dir / self._processes.from_main(lambda: self._begin(names[0], snapshot)).name
         self._processes.on_other_nodes(lambda: self._begin(names[0], snapshot))
+        shared = self._shared_weights(part, snapshot)
         self._engine.write_now(part / TRAINING_STATE_NAME)
-        self._pending = self._thread.submit(self._write, part, names, snapshot, metrics, plan, request)
+        self._pending = self._thread.submit(self._write, part, names, snapshot, shared, metrics, plan, request)
 
     def save_copy(self, name: str) -> None:
         """Save the newest checkpoint under another name, as an independent copy if there is enough space."""
@@ -136,12 +138,25 @@ class CheckpointSaver:
                 hint="Free up disk space; the run then continues from its newest checkpoint.",
             )
         (part / TRAINING_STATE_NAME).mkdir()
+        if (shared := self._shared_weights(part, snapshot)) is not None:
+            shared.create()
         return part
 
+    def _shared_weights(self, part: Path, snapshot: Snapshot) -> SharedWeights | None:
+        """The files of the weights of a sharded model, in ``part``; None if the first rank has the whole weights."""
+        if snapshot.rows is None:
+            return None
+        dtype = self._export.dtype if self._export.format == "huggingface" else None
+        return SharedWeights(part / TRAINING_STATE_NAME, snapshot.rows, dtype)
+
     def _bytes_needed(self, snapshot: Snapshot) -> int:
-        """The size of the previous checkpoint, or that of the tensors to write if that is larger."""
+        """The size of the previous checkpoint, or that of the tensors to write if that is larger.
+
+        The weights of a sharded model are written twice: by all ranks, and exported.
+        """
         shards = self._processes.world_size if self._engine.writes_shards else 1
-        tensors = sum(tensor.nbytes for tensor in snapshot.weights.values())
+        copies = 1 if snapshot.rows is None else 2 * shards
+        tensors = copies * sum(tensor.nbytes for tensor in snapshot.weights.values())
         tensors += shards * sum(tensor.nbytes for tensor in snapshot.optimizer.values())
         return max(tensors, 0 if self.newest is None else self.newest.size_bytes) + SMALL_FILES_BYTES
 
@@ -150,22 +165,26 @@ class CheckpointSaver:
         part: Path,
         names: Sequence[str],
         snapshot: Snapshot,
+        shared: SharedWeights | None,
         metrics: dict[str, float],
         plan: dict[str, Any],
         request: int | None,
     ) -> Checkpoint | None:
         snapshot.complete()
         if self._processes.is_main or self._group is not None:
-            self._write_shard(part / TRAINING_STATE_NAME, snapshot)
+            self._write_shard(part / TRAINING_STATE_NAME, snapshot, shared)
         if self._processes.num_nodes > 1 and self._processes.is_first_of_node:
             collect_files(part / TRAINING_STATE_NAME, self._processes, self._group)
             if not self._processes.is_main:
                 shutil.rmtree(part)
         if not self._processes.is_main:
             return None
-        self._export.write(part, snapshot.weights, snapshot.aliases)
-        trained = {name: t for name, t in snapshot.weights.items() if name in self._saved.names}
+        weights = snapshot.weights if shared is None else shared.trained()
+        self._export.write(part, weights if shared is None else shared.exported(), snapshot.aliases)
+        trained = {name: t for name, t in weights.items() if name in self._saved.names}
         if is_exported_exactly(part, trained):
+            trained = {}
+        if shared is not None and shared.keep(trained):
             trained = {}
         write_training_state(part / TRAINING_STATE_NAME, snapshot, plan, trained)
         if self.constant_tensors:
@@ -193,10 +212,12 @@ class CheckpointSaver:
         self._copy_best()
         return written
 
-    def _write_shard(self, folder: Path, snapshot: Snapshot) -> None:
+    def _write_shard(self, folder: Path, snapshot: Snapshot, shared: SharedWeights | None) -> None:
         """Write this rank's shard of the state, and wait for all ranks. Raises the error of any rank."""
         own_error: Exception | None = None
         try:
+            if shared is not None:
+                shared.write()
             self._engine.write_shard(folder, snapshot.optimizer)
         except Exception as error:  # noqa: BLE001 - sent to every rank, then raised
             own_error = error

@@ -1,6 +1,7 @@
-"""Loads a model directory with FSDP2 and measures the memory of each rank, then trains a small model and resumes it.
+"""Measures the memory of each rank while FSDP2 loads and saves a model, then trains a small model and resumes it.
 
-``loading_script.py RESULT_FILE LARGE SMALL``: the two model directories.
+``loading_script.py RESULT_FILE LARGE SMALL``: the two model directories. If the folder of the result contains a run of
+an earlier launch, the script only resumes that.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from zeta import Trainer
+from zeta_core.checkpoint.shared_weights import SharedWeights
+from zeta_core.checkpoint.staging import Staging
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank, home
@@ -81,12 +85,26 @@ def loaded(directory: str, processes: Processes) -> Generator[Measured]:
     engine.close()
 
 
+def save(engine: FullySharded, folder: Path) -> int:
+    """The additional memory of this rank for writing the weights, and for exporting them on the first rank."""
+    peak = Peak()
+    weights = engine.stage_weights(Staging(), engine.module.state_dict().keys())
+    rows = engine.staged_rows(weights)
+    assert rows is not None
+    shared = SharedWeights(folder, rows, torch.bfloat16)
+    engine.processes.from_main(shared.create)
+    shared.write()
+    engine.processes.gather(None)
+    if engine.processes.is_main:
+        save_file(shared.exported(), folder / "exported.safetensors")
+    return peak.end()
+
+
 def train(model: str, folder: Path, steps: int, **options: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "seq_len": 32,
         "learning_rate": 1e-2,
         "seed": 42,
-        "batch_size": 3,
         "lr_scheduler": "constant",
         **options,
     }
@@ -97,17 +115,23 @@ def train(model: str, folder: Path, steps: int, **options: Any) -> dict[str, Any
 def main(result_file: str, large: str, small: str) -> None:
     rank = ProcessRank.from_environment()
     processes = Processes(rank, need_group=True)
-    with loaded(small, processes):
-        pass  # imports the libraries
-    with loaded(large, processes) as engine:
-        memory = processes.gather({"peak": engine.used, "shard": num_bytes(engine.module.parameters())})
     folder = Path(result_file).parent
-    split = {"use_fsdp": True, "gradient_accumulate_every": 4 // rank.world_size}
-    first = train(small, folder, 2, **split)
-    resumed = train(small, folder, 4, **split, resume_from_checkpoint=folder / "run")
+    split = {"use_fsdp": True, "batch_size": 12 // rank.world_size, "gradient_accumulate_every": 1}
+    found: dict[str, Any] = {}
+    if (folder / "run").exists():
+        found["resumed"] = train(small, folder, 6, **split, resume_from_checkpoint=folder / "run")
+    else:
+        with loaded(small, processes):
+            pass  # imports the libraries
+        with loaded(large, processes) as engine:
+            shard = num_bytes(engine.module.parameters())
+            measured = {"shard": shard, "loading": engine.used, "saving": save(engine, folder)}
+            found["memory"] = processes.gather(measured)
+        train(small, folder, 2, **split)
+        found["resumed"] = train(small, folder, 4, **split, resume_from_checkpoint=folder / "run")
     processes.close()
     if rank.is_main:
-        Path(result_file).write_text(json.dumps({"memory": memory, "first": first, "resumed": resumed}))
+        Path(result_file).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

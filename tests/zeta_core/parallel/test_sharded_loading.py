@@ -1,4 +1,4 @@
-"""Loading a model under FSDP2: each process holds its own part of the weights only, and they are the same weights."""
+"""Loading and saving under FSDP2: each process holds its own part of the weights only, and the results are the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.zeta_core.models import LLAMA_CONFIG, llama
 from tests.zeta_core.parallel.test_parallel import environment
@@ -36,22 +37,43 @@ def load(folder: Path, processes: int, large: Path, small: Path) -> dict[str, An
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_each_process_loads_only_its_shard(tmp_path: Path, processes: int) -> None:
+def test_each_process_loads_and_saves_only_its_shard(tmp_path: Path, processes: int) -> None:
     large = save(tmp_path / "large", hidden_size=1024, intermediate_size=2816, num_hidden_layers=5)
     small = save(tmp_path / "small", **LLAMA_CONFIG)
     found = load(tmp_path, processes, large, small)
     stored_bytes = (large / "model.safetensors").stat().st_size  # in bfloat16, with a header
     assert sum(rank["shard"] for rank in found["memory"]) == pytest.approx(2 * stored_bytes, rel=0.01)
     for rank in found["memory"]:
-        assert rank["peak"] <= 1.2 * rank["shard"] + LARGEST_TENSOR_BYTES + NOISE_BYTES
-    options: dict[str, Any] = {"seq_len": 32, "learning_rate": 1e-2, "seed": 42, "lr_scheduler": "constant"}
-    alone = Trainer(
-        model=str(small),
-        output_dir=tmp_path / "alone",
-        max_steps=4,
+        for use in ("loading", "saving"):
+            assert rank[use] <= 1.2 * rank["shard"] + LARGEST_TENSOR_BYTES + NOISE_BYTES, use
+    assert found["resumed"] == {"steps_trained": 2, "loss": pytest.approx(loss_alone(small, tmp_path, 4), abs=1e-5)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_of_two_processes_continues_on_three(tmp_path: Path) -> None:
+    small = save(tmp_path / "small", **LLAMA_CONFIG)
+    load(tmp_path, 2, small, small)
+    final = tmp_path / "run" / "final"
+    trained = load_file(final / "training_state" / "weights.safetensors")  # all processes wrote it
+    exported = load_file(final / "model.safetensors")
+    assert exported.keys() == trained.keys()
+    assert all(torch.equal(exported[name], tensor.bfloat16()) for name, tensor in trained.items())
+    resumed = load(tmp_path, 3, small, small)["resumed"]
+    assert resumed == {"steps_trained": 2, "loss": pytest.approx(loss_alone(small, tmp_path, 6), abs=1e-5)}
+
+
+def loss_alone(model: Path, folder: Path, steps: int) -> float | None:
+    """The loss of the same run in one process, without sharding."""
+    result = Trainer(
+        model=str(model),
+        output_dir=folder / "alone",
+        max_steps=steps,
         batch_size=3,
         gradient_accumulate_every=4,
-        **options,
+        seq_len=32,
+        learning_rate=1e-2,
+        seed=42,
+        lr_scheduler="constant",
     )
-    assert found["resumed"]["steps_trained"] == 2
-    assert found["resumed"]["loss"] == pytest.approx(alone.train_loss, abs=1e-5)
+    return result.train_loss

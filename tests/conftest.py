@@ -15,11 +15,12 @@ from tests.harness.gpus import count_gpus
 from tests.harness.npm_packages import NpmUnavailable
 from tests.harness.page_inspector import PageInspector
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
+from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.valkey import ValkeyServer
 
 # Settings of the developer's shell that would change the behaviour of the code under test or the servers it uses.
 FOREIGN = (
-    *("ZETA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "WANDB_", "MLFLOW_", "TORCH_LOGS"),
+    *("ZETA_", "AWS_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "ACCELERATE_", "WANDB_", "MLFLOW_", "TORCH_LOGS"),
     *("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "CUBLAS_WORKSPACE_CONFIG"),
 )
 PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "FTP_PROXY"})
@@ -60,6 +61,16 @@ def inspector(pytestconfig: pytest.Config) -> PageInspector:
         return PageInspector(pytestconfig.cache.mkdir("npm"))
     except NpmUnavailable as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
+    """The S3 server of the session. Tests use buckets of their own."""
+    server = SeaweedServer(tmp_path_factory.mktemp("seaweedfs"))
+    server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.system.artifact_location import BucketLocation, parse_location
 from zeta_core.system.database_url import DatabaseAddress
 from zeta_core.system.redis_access import RedisAddress
 
@@ -135,7 +135,15 @@ class FleetSettings(Settings):
     """
 
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
-    artifacts_url: str | None = Field(default=None, description="default: a folder in ZETA_HOME")
+    artifacts_url: str | None = Field(
+        default=None,
+        description="a folder that the server and the workers share, or s3://bucket/prefix; default: a folder in "
+        "ZETA_HOME",
+    )
+    s3_checksums: Literal["when_supported", "when_required"] = Field(
+        default="when_supported",
+        description="when_required: for a store that does not support the checksums of S3",
+    )
     worker_secret: str = Field(min_length=1, description="key that signs all messages between them")
     data_root: Path | None = Field(default=None, description="folder that {'path': ...} may read; default: none")
     hub: str = Field(default="off", description="on, off, or allowed owners, separated by commas")
@@ -178,26 +186,19 @@ class FleetSettings(Settings):
     @classmethod
     def _artifacts_url(cls, value: str | None) -> str | None:
         if value is not None:
-            _folder(value)
+            parse_location(value)
         return value
 
     @property
+    def artifacts_location(self) -> Path | BucketLocation:
+        """The artifact store: a folder, or a bucket."""
+        return parse_location(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
+
+    @property
     def artifacts(self) -> Path:
-        """The folder of the artifact store."""
-        return _folder(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
-
-
-def _folder(url: str) -> Path:
-    """The folder of ``ZETA_ARTIFACTS_URL``, a path or a ``file://`` URL. Raises `ValueError` for anything else."""
-    scheme = url.partition("://")[0] if "://" in url else "file"
-    if scheme == "s3":
-        raise ValueError("object storage is not supported yet; use a folder that the server and the workers share")
-    if scheme != "file":
-        raise ValueError(f"{scheme}:// is not supported; use a folder that the server and the workers share")
-    path = Path(unquote(urlsplit(url).path) if "://" in url else url).expanduser()
-    if not path.is_absolute():
-        raise ValueError("it must be an absolute path, or file:// and an absolute path")
-    return path
+        """The folder in which programs on this machine read artifacts: the store, or the copies of objects."""
+        location = self.artifacts_location
+        return location if isinstance(location, Path) else self.home / "artifact-copies"
 
 
 def _first_line(variable: str, file: Path) -> str:

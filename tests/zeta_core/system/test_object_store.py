@@ -1,0 +1,145 @@
+"""The artifact store in a bucket of a real S3 server."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from threading import Thread
+
+import pytest
+
+from tests.harness.children import start_child
+from tests.harness.seaweedfs import SeaweedServer
+from tests.harness.waiting import wait_until
+from zeta_core.contract.errors import InvalidSettings
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.wire.run_directory import checkpoint_key, file_key, job_key, log_key
+from zeta_core.system.artifact_location import BucketLocation
+from zeta_core.system.artifact_store import BrokenCheckpoint
+from zeta_core.system.artifact_store.bucket import BucketStore
+from zeta_core.system.artifact_store.object_upload import PART_BYTES, unfinished_uploads
+
+JOB = "job_01k00000000000000000000000"
+
+
+@pytest.fixture
+def bucket(object_store: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    return object_store.new_bucket()
+
+
+@pytest.fixture
+def store(bucket: str, tmp_path: Path) -> BucketStore:
+    return BucketStore(tmp_path / "copies", BucketLocation(bucket, "zeta/"))
+
+
+def write_checkpoint(folder: Path, name: str, step: int, **contents: bytes) -> Path:
+    directory = folder / name
+    directory.mkdir(parents=True, exist_ok=True)
+    files: list[ManifestFile] = []
+    for path, content in contents.items():
+        (directory / path).write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        files.append(ManifestFile(path=path, size=len(content), sha256=digest, role="weights"))
+    manifest = Manifest(
+        run_id="r", name=name, format="module", step=step, tokens=1, created_at=datetime.now(UTC), files=files
+    )
+    (directory / "manifest.json").write_text(manifest.model_dump_json())
+    return directory
+
+
+def test_a_checkpoint_is_stored_replaced_fetched_and_removed(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
+) -> None:
+    store.open_job(JOB)
+    first = write_checkpoint(tmp_path, "best", 1, weights=b"1" * 1000)
+    store.put_checkpoint(JOB, "best", first)
+    stored = store.checkpoint(JOB, "best")
+    assert stored is not None
+    with store.open(stored.key / "weights") as file:
+        file.seek(990)
+        assert file.read() == b"1" * 10
+    store.fetch_checkpoint(JOB, "best", tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "manifest.json").read_bytes() == stored.manifest_bytes
+    second = write_checkpoint(tmp_path, "best", 2, weights=b"2" * 1000)
+    store.put_checkpoint(JOB, "best", second)
+    store.put_checkpoint(JOB, "best", second)
+    assert (store.local(checkpoint_key(JOB, "best")) / "weights").read_bytes() == b"2" * 1000
+    assert len(object_store.keys(bucket)) == 3, "the mark of the job, the manifest and the new weights"
+    assert store.checkpoint_names(JOB) == ["best"]
+    store.remove_job(JOB)
+    assert object_store.keys(bucket) == []
+    assert store.is_deleted(JOB)
+    with pytest.raises(BrokenCheckpoint, match="was deleted"):
+        store.put_checkpoint(JOB, "best", second)
+
+
+def test_a_damaged_object_is_not_used(store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path) -> None:
+    store.open_job(JOB)
+    store.put_checkpoint(JOB, "final", write_checkpoint(tmp_path, "final", 1, weights=b"good"))
+    (key,) = [key for key in object_store.keys(bucket) if key.endswith("/weights")]
+    object_store.client().put_object(Bucket=bucket, Key=key, Body=b"evil")
+    with pytest.raises(BrokenCheckpoint, match="does not match its SHA-256"):
+        store.fetch_checkpoint(JOB, "final", tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_wrong_credentials_and_a_missing_bucket_are_reported(
+    store: BucketStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.check_access()
+    missing = BucketStore(tmp_path, BucketLocation("no-such-bucket", ""))
+    with pytest.raises(InvalidSettings, match=r"ZETA_ARTIFACTS_URL is 's3://no-such-bucket'"):
+        missing.check_access()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InvalidSettings, match="SignatureDoesNotMatch"):
+        BucketStore(tmp_path, BucketLocation(bucket, "")).check_access()
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InvalidSettings, match="AWS_ACCESS_KEY_ID"):
+        BucketStore(tmp_path, BucketLocation(bucket, "")).check_access()
+
+
+UPLOADER = """
+import sys
+from pathlib import Path, PurePosixPath
+from zeta_core.system.artifact_location import BucketLocation
+from zeta_core.system.artifact_store.bucket import BucketStore
+store = BucketStore(Path(sys.argv[1]), BucketLocation(sys.argv[2], "zeta/"))
+store.upload(Path(sys.argv[3]), PurePosixPath(sys.argv[4]), sys.argv[5])
+"""
+
+
+def test_a_killed_upload_continues_with_the_stored_parts(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
+) -> None:
+    content = os.urandom(7 * PART_BYTES + 5)
+    source = tmp_path / "source"
+    source.write_bytes(content)
+    key = file_key(new_id("file"))
+    sha256 = hashlib.sha256(content).hexdigest()
+    command = [sys.executable, "-c", UPLOADER, str(tmp_path), bucket, str(source), str(key), sha256]
+    uploader = start_child(command, log_file=tmp_path / "log", stop_signal=signal.SIGKILL)
+    client = object_store.client()
+
+    def num_parts() -> int:
+        uploads = unfinished_uploads(client, bucket, "")
+        if not uploads:
+            return 0
+        listed = client.list_parts(Bucket=bucket, Key=uploads[0]["Key"], UploadId=uploads[0]["UploadId"])
+        return len(listed.get("Parts", []))
+
+    wait_until(lambda: num_parts() >= 1, 30, "some parts to be stored")
+    uploader.kill()
+    uploader.wait()
+    (before,) = unfinished_uploads(client, bucket, "")
+    kept = num_parts()
+    assert 1 <= kept < 8, (tmp_path / "log").read_text()
+    store.upload(source, key, sha256)
+    assert unfinished_uploads(client, bucket, "") == []
+    assert store.local(key).read_bytes() == content
+    assert before["Key"] == f"zeta/{key}"

@@ -9,17 +9,16 @@ All functions block; call them in a thread.
 from __future__ import annotations
 
 import logging
-import os
 import socket
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings
-from zeta_core.system.durable_files import write_durably
+from zeta_core.system.artifact_store import ArtifactStore
 
-OWNER_FILE = "service.json"
+OWNER_KEY = PurePosixPath("service.json")
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +33,14 @@ class StoreOwner(BaseModel):
     home: str
 
 
-def claim_store(settings: ServerSettings, service: str) -> None:
+def claim_store(settings: ServerSettings, store: ArtifactStore, service: str) -> None:
     """Make this service the owner of a store that has none. Raises `InvalidSettings` if another service owns it."""
-    root = settings.artifacts
-    file = root / OWNER_FILE
-    owner = _read(file)
+    owner = _read(store)
     if owner is not None and owner.service == service:
         return
-    if owner is not None and not _is_in(root, settings.home) and settings.artifacts_take_over != owner.service:
+    if owner is not None and not _is_in(settings) and settings.artifacts_take_over != owner.service:
         raise InvalidSettings(
-            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which belongs to service {owner.service} (last started on "
+            f"ZETA_ARTIFACTS_URL is {str(store)!r}, which belongs to service {owner.service} (last started on "
             f"{owner.host} in {owner.home}). This service ({service}) has a different database, or a copy of that one. "
             "Give it its own store, or, if it replaces the other service permanently, start it once with "
             f"ZETA_ARTIFACTS_TAKE_OVER={owner.service}.",
@@ -53,36 +50,39 @@ def claim_store(settings: ServerSettings, service: str) -> None:
     if owner is not None:
         logger.warning(
             "Took over the artifact store %s from service %s; its owner is now this service (%s).",
-            root,
+            store,
             owner.service,
             service,
             extra={"action": "store_taken_over"},
         )
     new_owner = StoreOwner(service=service, host=socket.gethostname(), home=str(settings.home))
-    part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        write_durably(file, f"{new_owner.model_dump_json(indent=2)}\n".encode(), part=part)
+        store.write(OWNER_KEY, f"{new_owner.model_dump_json(indent=2)}\n".encode(), replace=owner is not None)
+    except FileExistsError:  # another server has claimed it in the meantime
+        claim_store(settings, store, service)
     except OSError as error:
         raise InvalidSettings(
-            f"ZETA_ARTIFACTS_URL is {str(root)!r}, which cannot be written ({error.strerror}); make it writable, or "
-            "use another folder.",
+            f"ZETA_ARTIFACTS_URL is {str(store)!r}, which cannot be written ({error.strerror}); make it writable, or "
+            "use another one.",
             param="ZETA_ARTIFACTS_URL",
         ) from error
 
 
-def _read(file: Path) -> StoreOwner | None:
+def _read(store: ArtifactStore) -> StoreOwner | None:
     try:
-        return StoreOwner.model_validate_json(file.read_bytes())
+        with store.open(OWNER_KEY) as file:
+            return StoreOwner.model_validate_json(file.read())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
         raise InvalidSettings(
-            f"Cannot read {file}, which names the owner of the artifact store ({type(error).__name__}); "
+            f"Cannot read {OWNER_KEY} in the artifact store {store} ({type(error).__name__}), which names its owner; "
             "restore it, or remove it if no other service uses this store.",
             param="ZETA_ARTIFACTS_URL",
         ) from error
 
 
-def _is_in(root: Path, home: Path) -> bool:
+def _is_in(settings: ServerSettings) -> bool:
     """Whether the store is inside the home. A link to a store elsewhere doesn't count: copies of the home share it."""
-    return root.resolve().is_relative_to(home.resolve())
+    root, home = settings.artifacts_location, settings.home
+    return isinstance(root, Path) and root.resolve().is_relative_to(home.resolve())

@@ -1,10 +1,9 @@
-"""The artifact store: a folder shared by the server and the workers, with the layout of `contract.wire.run_directory`.
+"""The server's use of the artifact store: uploads, and reading what jobs have stored.
 
-Guarantees: an upload is flushed to disk and then appears under its key by one rename, or not at all. A temporary file
-is locked while it is written, so cleaning up after a crash never removes one that is in use. Uploads always leave
-`min_free_bytes` of the disk free for the database and the workers. Keys are built only from validated ids, names and
-manifest paths, so no client input can refer to a file outside the folder. There is no protection against other programs
-that change files in the folder.
+Guarantees: an upload is flushed to disk, or in the bucket, before it appears under its key, at once or not at all. A
+temporary file is locked while it is written, so cleaning up after a crash never removes one that is in use. Uploads
+always leave `min_free_bytes` of the disk free for the database and the workers. Keys are built only from validated ids,
+names and manifest paths, so no client input can refer to anything else in the store.
 
 All functions block; call them in a thread.
 """
@@ -14,47 +13,37 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import logging
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
-
-from pydantic import ValidationError
+from typing import BinaryIO, cast
 
 from server.settings import ServerSettings
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.job.checkpoint import NAME_PATTERN, Manifest
-from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, file_key, job_key, log_key, upload_key
-from zeta_core.system.durable_files import rename_durably
+from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.wire.run_directory import file_key, log_key, upload_key
+from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint, StoredCheckpoint
 
 logger = logging.getLogger(__name__)
 
-INCOMING = "incoming"  # unfinished uploads, on the same file system as the stored files
+INCOMING = "incoming"  # unfinished uploads, on the same file system as the files of a folder
+BUFFER_BYTES = 1 << 20
 _YOUNG_SECONDS = 60.0  # a temporary file younger than this may not be locked yet
 
 
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """A complete checkpoint: its parsed manifest, the manifest's bytes, and its directory."""
-
-    manifest: Manifest
-    manifest_bytes: bytes
-    directory: Path
-
-
 class IncomingFile:
-    """An unfinished upload: `write` its bytes, then `commit` or `discard` it. Hashes while writing."""
+    """An unfinished upload: `write` its bytes, then `upload` and `commit` it, or `discard` it. Hashes while writing."""
 
-    def __init__(self, file: BinaryIO, path: Path, min_free_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, path: Path, store: ArtifactStore, min_free_bytes: int) -> None:
         self.path = path
         self._file = file
+        self._store = store
         self._min_free_bytes = min_free_bytes
         self._sha256 = hashlib.sha256()
         self.num_bytes = 0
@@ -77,17 +66,17 @@ class IncomingFile:
         """The hex digest of the bytes written so far."""
         return self._sha256.hexdigest()
 
-    def flush(self) -> None:
-        """Flush the bytes to the disk, which takes long for a large file. Raises `Unavailable`."""
+    def upload(self, key: PurePosixPath) -> None:
+        """Bring the bytes to the store, which takes long for a large file. Raises `Unavailable`."""
         try:
-            os.fsync(self._file.fileno())
+            self._store.upload(self.path, key, self.sha256)
         except OSError as error:
             raise _storage_error(error) from error
 
-    def commit(self, target: Path) -> None:
-        """Rename the flushed file to ``target``. Raises `Unavailable`."""
+    def commit(self, key: PurePosixPath) -> None:
+        """Make the uploaded bytes visible under their key. Raises `Unavailable`."""
         try:
-            rename_durably(self.path, target)
+            self._store.commit(self.path, key)
         except OSError as error:
             raise _storage_error(error) from error
         self._file.close()
@@ -98,22 +87,24 @@ class IncomingFile:
         self._file.close()
 
 
-class ArtifactFolder:
-    """Locates files in the store, and opens and removes its unfinished uploads."""
+class Artifacts:
+    """Reads and removes what is in the store, and opens unfinished uploads, which are files on this machine."""
 
-    def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
-        self.root = root
+    def __init__(self, store: ArtifactStore, *, min_free_bytes: int = 0) -> None:
+        self.store = store
+        self.root = store.root
         self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
         """Create the folders and remove unfinished uploads of a killed server. Raises `InvalidSettings`."""
         try:
+            self.store.check_access()
             for name in (INCOMING, "files", "jobs", "uploads"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidSettings(
-                f"ZETA_ARTIFACTS_URL is {str(self.root)!r}, which cannot be written ({error.strerror}); make it "
-                "writable, or use another folder.",
+                f"ZETA_ARTIFACTS_URL is {str(self.store)!r}, which cannot be used ({error.strerror}); make it "
+                "available and writable, or use another one.",
                 param="ZETA_ARTIFACTS_URL",
             ) from error
         for path in (self.root / INCOMING).iterdir():
@@ -131,7 +122,7 @@ class ArtifactFolder:
             raise _storage_error(error) from error
         file = os.fdopen(handle, "wb", buffering=0)
         assert _lock(file), f"the new temporary file {name} is locked by another process"
-        return IncomingFile(file, Path(name), self._min_free_bytes)
+        return IncomingFile(file, Path(name), self.store, self._min_free_bytes)
 
     def incoming_bytes(self, project: str, excluded: Collection[Path]) -> int:
         """The size of the project's unfinished uploads except ``excluded``; removes those of a killed server."""
@@ -147,56 +138,67 @@ class ArtifactFolder:
                 continue  # it was finished or removed in the meantime
         return num_bytes
 
-    def file_path(self, file_id: str) -> Path:
-        """The path of an uploaded file's bytes."""
-        assert is_id(file_id, "file"), f"{file_id!r} is not a file id"
-        return self._path(file_key(file_id))
+    def open_file(self, file_id: str) -> BinaryIO:
+        """The bytes of an uploaded file, buffered. Raises `OSError`."""
+        return self._open(stored_file_key(file_id))
 
-    def part_path(self, upload_id: str, part_id: str) -> Path:
-        """The path of the bytes of an upload's part, whose folder exists from now on."""
-        assert is_id(part_id, "part"), f"{part_id!r} is not a part's id"
-        folder = self._upload_folder(upload_id)
-        folder.mkdir(exist_ok=True)
-        return folder / part_id
+    def open_part(self, upload_id: str, part_id: str) -> BinaryIO:
+        """The bytes of an upload's part, buffered. Raises `OSError`."""
+        return self._open(part_key(upload_id, part_id))
+
+    def remove(self, key: PurePosixPath) -> None:
+        """Remove a file; harmless when repeated. Raises `OSError`."""
+        self.store.remove(key)
 
     def remove_parts(self, upload_id: str) -> None:
         """Remove the parts of an upload; harmless when repeated. Raises `OSError`."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._upload_folder(upload_id))
-
-    def _upload_folder(self, upload_id: str) -> Path:
         assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
-        return self._path(upload_key(upload_id))
-
-    def log_path(self, job_id: str, attempt: int, node_rank: int = 0) -> Path:
-        assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
-        return self._path(log_key(job_id, attempt, node_rank))
+        self.store.remove(upload_key(upload_id))
 
     def remove_job(self, job_id: str) -> None:
         """Remove everything that a job stored; harmless when repeated. Raises `OSError`."""
         assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._path(job_key(job_id)))
+        self.store.remove_job(job_id)
 
     def checkpoint(self, job_id: str, name: str) -> StoredCheckpoint | None:
-        """A job's checkpoint, or ``None`` if it doesn't exist. Raises `Unavailable` for a damaged manifest."""
+        """A job's checkpoint, or ``None`` if it doesn't exist.
+
+        Raises `Unavailable` for a damaged manifest, and if the store fails.
+        """
         assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
         assert NAME_PATTERN.match(name), f"{name!r} is not a checkpoint name"
-        directory = self._path(checkpoint_key(job_id, name))
         try:
-            content = (directory / MANIFEST_NAME).read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError as error:
+            return self.store.checkpoint(job_id, name)
+        except BrokenCheckpoint as error:
             raise Unavailable(
                 f"The manifest of checkpoint {name!r} of {job_id} is damaged; use another one."
             ) from error
-        return StoredCheckpoint(manifest, content, directory)
+        except OSError as error:
+            raise Unavailable(
+                f"The artifact store does not respond ({error.strerror}); try again later.", code="storage_unavailable"
+            ) from error
 
-    def _path(self, key: PurePosixPath) -> Path:
-        return self.root.joinpath(*key.parts)
+    def _open(self, key: PurePosixPath) -> BinaryIO:
+        return io.BufferedReader(cast(io.RawIOBase, self.store.open(key)), BUFFER_BYTES)
+
+
+def stored_file_key(file_id: str) -> PurePosixPath:
+    """The key of an uploaded file's bytes."""
+    assert is_id(file_id, "file"), f"{file_id!r} is not a file id"
+    return file_key(file_id)
+
+
+def part_key(upload_id: str, part_id: str) -> PurePosixPath:
+    """The key of the bytes of an upload's part."""
+    assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
+    assert is_id(part_id, "part"), f"{part_id!r} is not a part's id"
+    return upload_key(upload_id) / part_id
+
+
+def attempt_log_key(job_id: str, attempt: int, node_rank: int = 0) -> PurePosixPath:
+    """The key of the log of an attempt, or of one node of it."""
+    assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
+    return log_key(job_id, attempt, node_rank)
 
 
 def _incoming_prefix(project: str) -> str:

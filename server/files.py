@@ -8,6 +8,7 @@ from fastapi import Request
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.artifacts import stored_file_key
 from server.auth import Caller
 from server.database.pagination import Matches, PageQuery, newest_first, page, storable
 from server.database.tables import FileRow, JobRow
@@ -29,7 +30,7 @@ async def upload(service: Service, caller: Caller, request: Request, rules: Form
     announced = int(length) - MAX_FORM_BYTES if length.isdigit() and len(length) <= 18 else 0
     max_bytes = max_upload_bytes(service, caller)
     check_length(length, max_bytes)
-    await asyncio.to_thread(service.store.require_free, max(0, announced))
+    await asyncio.to_thread(service.artifacts.require_free, max(0, announced))
     quota_bytes = caller.limits.max_stored_bytes
     async with service.uploads.open(caller.project, max(0, announced), quota_bytes=quota_bytes) as opened:
         fields = await receive(request, service.uploads, opened, service.settings, rules or FormRules(), max_bytes)
@@ -73,7 +74,7 @@ async def get_file(service: Service, caller: Caller, file_id: str) -> StoredFile
 
 async def content(service: Service, caller: Caller, file_id: str) -> Content:
     file = await get_file(service, caller, file_id)
-    part = FilePart(service.store.file_path(file.id), file.bytes)
+    part = FilePart(service.artifacts.store, stored_file_key(file.id), file.bytes)
     return Content((part,), file.sha256, "application/octet-stream", file.filename)
 
 
@@ -95,8 +96,7 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
             )
         await session.delete(row)
         session.add(caller.audit_row("file.delete", file_id, project=row.project))
-    path = service.store.file_path(file_id)
-    await asyncio.to_thread(path.unlink, missing_ok=True)
+    await asyncio.to_thread(service.artifacts.remove, stored_file_key(file_id))
     return DeletedObject(id=file_id, object="file")
 
 

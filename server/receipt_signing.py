@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import ArtifactFolder, StoredCheckpoint
+from server.artifacts import Artifacts
 from server.database.checkpoints import checkpoints_newest_first
 from server.database.connections import Database
 from server.database.receipt_tables import ReceiptKeyRow, ReceiptRow
@@ -42,6 +42,7 @@ from zeta_core.contract.receipt import (
 )
 from zeta_core.contract.secret_texts import masked_values
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
+from zeta_core.system.artifact_store import StoredCheckpoint
 from zeta_core.system.distribution import version
 
 if TYPE_CHECKING:
@@ -54,19 +55,19 @@ _KEY_NUMBER = 1
 logger = logging.getLogger(__name__)
 
 
-async def sign_receipts(database: Database, store: ArtifactFolder) -> None:
+async def sign_receipts(database: Database, artifacts: Artifacts) -> None:
     """Sign the receipts of jobs that have ended since the last pass."""
     unsigned = select(ReceiptRow.job_id).where(ReceiptRow.signed_at.is_(None)).order_by(ReceiptRow.created_at)
     async with database.read() as session:
         ids = list(await session.scalars(unsigned.limit(MAX_JOBS)))
     for job_id in ids:
-        await try_to_sign(database, store, job_id)
+        await try_to_sign(database, artifacts, job_id)
 
 
-async def try_to_sign(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:
+async def try_to_sign(database: Database, artifacts: Artifacts, job_id: str) -> Receipt | None:
     """Sign and store the receipt of an ended job; ``None`` if it has no checkpoint, was deleted, or can't be signed."""
     try:
-        return await _sign_receipt(database, store, job_id)
+        return await _sign_receipt(database, artifacts, job_id)
     except Unavailable as error:  # a damaged manifest
         logger.warning("No receipt for %s: %s", job_id, error.message, extra={"action": "receipt"})
     except (AssertionError, ValueError):  # of what a worker reported; the receipts of other jobs must not wait
@@ -74,7 +75,7 @@ async def try_to_sign(database: Database, store: ArtifactFolder, job_id: str) ->
     return await _store(database, job_id, None)
 
 
-async def _sign_receipt(database: Database, store: ArtifactFolder, job_id: str) -> Receipt | None:
+async def _sign_receipt(database: Database, artifacts: Artifacts, job_id: str) -> Receipt | None:
     """Sign and store the receipt of an ended job; ``None`` if it has no checkpoint or was deleted."""
     async with database.read() as session:
         job = await session.get(JobRow, job_id)
@@ -83,11 +84,13 @@ async def _sign_receipt(database: Database, store: ArtifactFolder, job_id: str) 
         attempts = [_to_attempt(row) for row in rows]
     if job is None:
         return None
-    stored = await asyncio.to_thread(store.checkpoint, job_id, name) if name is not None else None
+    stored = await asyncio.to_thread(artifacts.checkpoint, job_id, name) if name is not None else None
     envelope = None
     if stored is not None:
         base = job.resolved_spec.job_model
-        base_stored = await asyncio.to_thread(store.checkpoint, base.job, base.checkpoint) if base is not None else None
+        base_stored = None
+        if base is not None:
+            base_stored = await asyncio.to_thread(artifacts.checkpoint, base.job, base.checkpoint)
         statement = _statement(job, attempts, stored, base_stored)
         envelope = _sign(await private_key(database), statement_bytes(statement))
     return await _store(database, job_id, envelope)

@@ -28,7 +28,7 @@ async def get_receipt(service: Service, caller: Caller, job_id: str) -> Receipt:
             code="job_not_ended",
         )
     if row is None or row.signed_at is None:
-        envelope = await try_to_sign(service.database, service.store, job_id)
+        envelope = await try_to_sign(service.database, service.artifacts, job_id)
     else:
         envelope = None if row.envelope is None else Receipt.model_validate(row.envelope)
     if envelope is None and checkpoint is not None:

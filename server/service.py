@@ -10,7 +10,7 @@ from functools import partial
 
 from server import receipt_signing
 from server.artifact_ownership import claim_store
-from server.artifacts import ArtifactFolder
+from server.artifacts import Artifacts
 from server.auth import RECORDING_SECONDS, Caller, Keys, register_admin_key
 from server.database.connections import Database
 from server.database.schema import require_schema
@@ -28,6 +28,7 @@ from server.settings import ServerSettings
 from server.tracing import Tracing
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
 from server.uploads.quota import OpenUploads
+from zeta_core.system.artifact_store import open_store
 from zeta_core.system.home_folder import require_protected
 
 
@@ -56,7 +57,7 @@ class Stopping:
 class Service:
     settings: ServerSettings
     database: Database
-    store: ArtifactFolder
+    artifacts: Artifacts
     engine: Engine
     uploads: OpenUploads
     keys: Keys
@@ -86,20 +87,20 @@ async def open_service(settings: ServerSettings, tracing: Tracing | None = None)
     database = Database(settings.database)
     try:
         await require_schema(database)
-        store = ArtifactFolder(settings.artifacts, min_free_bytes=settings.server_min_free_bytes)
+        artifacts = Artifacts(open_store(settings), min_free_bytes=settings.server_min_free_bytes)
         service = await identify_service(database)
-        await asyncio.to_thread(store.prepare)
+        await asyncio.to_thread(artifacts.prepare)
         engine = Engine(database, settings, service, tracing)
         await engine.claim()  # first, so that a server that refuses to start changes neither store nor admin key
         try:
-            await asyncio.to_thread(claim_store, settings, service)
+            await asyncio.to_thread(claim_store, settings, artifacts.store, service)
             await register_admin_key(database, settings.api_key)
             engine.start()
-            deletions = partial(finish_deletions, database, store)
+            deletions = partial(finish_deletions, database, artifacts)
             engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
-            expiry = partial(remove_expired, database, store)
+            expiry = partial(remove_expired, database, artifacts)
             engine.loops.start("uploads", expiry, Pace(idle_seconds=EXPIRY_SECONDS), limit_seconds=None)
-            uploads = OpenUploads(database, store)
+            uploads = OpenUploads(database, artifacts)
             keys = Keys(database, default_limits=settings.project_limits)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
             sessions = Sessions(database, keys, service)
@@ -109,10 +110,10 @@ async def open_service(settings: ServerSettings, tracing: Tracing | None = None)
             engine.loops.start("notifications", messages.one_pass, Pace(idle_seconds=notifier.IDLE_SECONDS))
             waits = partial(long_waits.announce_long_waits, database, settings.webhook_wait_seconds)
             engine.loops.start("long waits", waits, Pace(idle_seconds=long_waits.PACE_SECONDS))
-            signing = partial(receipt_signing.sign_receipts, database, store)
+            signing = partial(receipt_signing.sign_receipts, database, artifacts)
             engine.loops.start("receipts", signing, Pace(idle_seconds=receipt_signing.PACE_SECONDS))
             try:
-                yield Service(settings, database, store, engine, uploads, keys, sessions, streams, rates, tracing)
+                yield Service(settings, database, artifacts, engine, uploads, keys, sessions, streams, rates, tracing)
             finally:
                 await messages.stop()
         finally:

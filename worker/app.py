@@ -17,6 +17,7 @@ from worker.supervisor import Supervisor
 from worker.threads import GuardLimits
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.wire.messages import new_incarnation
+from zeta_core.system.artifact_store import open_store
 from zeta_core.system.distribution import version
 from zeta_core.system.file_identity import FileIdentity
 from zeta_core.system.home_folder import require_protected
@@ -73,6 +74,7 @@ def _run(command: Sequence[str], limits: GuardLimits) -> int:
         lock, folder_id = _lock_name(settings)
         try:
             incarnation = new_incarnation(folder_id)
+            _check_store(settings)
             return Supervisor(
                 settings, incarnation, version=version(), command=command, limits=limits, sandbox=_sandbox(settings)
             ).run()
@@ -81,6 +83,15 @@ def _run(command: Sequence[str], limits: GuardLimits) -> int:
     except InvalidSettings as error:
         print(error.message, file=sys.stderr)
         return EX_USAGE
+
+
+def _check_store(settings: WorkerSettings) -> None:
+    """Raise `InvalidSettings` if the artifact store refuses access; an outage only delays jobs."""
+    store = open_store(settings)
+    try:
+        store.check_access()
+    except OSError as error:
+        logger.warning("The artifact store %s does not respond: %s", store, error, extra={"action": "store"})
 
 
 def _sandbox(settings: WorkerSettings) -> SandboxSupport | None:

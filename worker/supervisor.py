@@ -21,7 +21,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from worker.artifacts.cleanup import Cleanup
-from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempts import Attempts
 from worker.attempt.resources import WorkerResources
 from worker.checks.runner import SpecCheckRunner
@@ -50,6 +49,7 @@ from zeta_core.contract.wire.messages import (
     SecretRejected,
     StopRequest,
 )
+from zeta_core.system.artifact_store import open_store
 from zeta_core.system.device_kind import cpu_kind
 from zeta_core.system.sandbox import SandboxSupport
 
@@ -79,7 +79,7 @@ class Supervisor:
         self._rejection: InvalidSettings | None = None  # why the server accepts no message of this worker
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="store")
-        store = ArtifactStore(settings.artifacts)
+        store = open_store(settings)
         slots = find_slots(settings, own_environment())
         self._num_slots = len(slots)
         self._warm_start = WarmStart.of_worker(settings, slots, command)
@@ -100,9 +100,14 @@ class Supervisor:
             resources, slots, background_slots(settings, slots), self._disk, self._gpu_health, self._link.post
         )
         self._checks = SpecCheckRunner(
-            settings, command, slots, lambda result: self._link.post(("check", result.check_id), result), sandboxes
+            settings,
+            command,
+            slots,
+            lambda result: self._link.post(("check", result.check_id), result),
+            store,
+            sandboxes,
         )
-        self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post, sandboxes)
+        self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post, store, sandboxes)
         self._dispatches: dict[str, Dispatch] = {}  # by job: those that wait for served models to leave their slots
         self._cleanup = Cleanup(settings.root, store, self._executor, cache_max_bytes=settings.cache_max_bytes)
         self._heartbeat = HeartbeatSender(
@@ -236,9 +241,7 @@ class Supervisor:
                 self._dispatches[message.job_id] = message
                 self._accept_dispatches()
             case AnswerRequest():
-                dispatched = {slot for dispatch in self._dispatches.values() for slot in dispatch.slots}
-                unavailable = self._attempts.used_slots | self._attempts.unusable_slots | dispatched
-                self._serving.take(message, unavailable)
+                self._serving.take(message, self._slots_of_jobs)
             case AnswerControl():
                 self._serving.control(message)
             case ClaimAnswer() | Go() | JournalAck() | StopRequest() | SaveRequest():
@@ -271,9 +274,15 @@ class Supervisor:
                 last_contact = self._heartbeat.last_contact
                 self._attempts.accept(message, is_stopping=self._stopping, last_contact=last_contact)
 
+    @property
+    def _slots_of_jobs(self) -> set[int]:
+        """The slots that can't serve models now."""
+        dispatched = {slot for dispatch in self._dispatches.values() for slot in dispatch.slots}
+        return self._attempts.used_slots | self._attempts.unusable_slots | dispatched
+
     def _step_serving(self) -> None:
         self._accept_dispatches()
-        self._serving.step()
+        self._serving.step(self._slots_of_jobs)
 
     def _step_warm_start(self) -> None:
         if self._warm_start is not None:

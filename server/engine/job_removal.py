@@ -12,7 +12,7 @@ import logging
 
 from sqlalchemy import delete, select
 
-from server.artifacts import ArtifactFolder
+from server.artifacts import Artifacts
 from server.database.connections import Database
 from server.database.tables import EventRow, JobRow
 from server.engine.loops import raise_first, try_each
@@ -23,10 +23,10 @@ CHUNK_EVENTS = 5000  # removed per transaction, so that other writers don't wait
 logger = logging.getLogger(__name__)
 
 
-async def remove_deleted(database: Database, store: ArtifactFolder, job_id: str) -> None:
+async def remove_deleted(database: Database, artifacts: Artifacts, job_id: str) -> None:
     """Remove a marked job's artifacts, then its rows. A disk error is logged, and the removal is retried later."""
     try:
-        await asyncio.to_thread(store.remove_job, job_id)
+        await asyncio.to_thread(artifacts.remove_job, job_id)
     except OSError as error:
         logger.warning("The artifacts of the deleted job %s cannot be removed now: %s", job_id, error)
         return
@@ -40,12 +40,12 @@ async def remove_deleted(database: Database, store: ArtifactFolder, job_id: str)
     logger.info("Deleted %s.", job_id, extra={"action": "delete", "job_id": job_id})
 
 
-async def finish_deletions(database: Database, store: ArtifactFolder) -> None:
+async def finish_deletions(database: Database, artifacts: Artifacts) -> None:
     """Finish all interrupted deletions."""
     async with database.read() as session:
         left = list(await session.scalars(select(JobRow.id).where(JobRow.deleted_at.is_not(None))))
 
     async def finish(job_id: str) -> None:
-        await remove_deleted(database, store, job_id)
+        await remove_deleted(database, artifacts, job_id)
 
     raise_first(await try_each(left, finish))

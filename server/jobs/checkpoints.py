@@ -15,7 +15,6 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import StoredCheckpoint
 from server.auth import Caller
 from server.database.checkpoints import LATEST, checkpoints_newest_first
 from server.database.tables import CheckpointRow
@@ -28,6 +27,7 @@ from zeta_core.contract.job.responses import Page
 from zeta_core.contract.job.status import ENDED, JobStatus
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
+from zeta_core.system.artifact_store import StoredCheckpoint
 
 _BLOCK_BYTES = 512  # of a .tar
 _MEDIA_TYPES = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/plain; charset=utf-8"}
@@ -55,7 +55,7 @@ async def list_checkpoints(
                 f"after is {shown(after)}, which is not a checkpoint of {job_id}; use the last_id of an earlier page.",
                 param="after",
             )
-    checkpoints = await asyncio.to_thread(lambda: [service.store.checkpoint(job_id, name) for name in rest[:limit]])
+    checkpoints = await asyncio.to_thread(lambda: [service.artifacts.checkpoint(job_id, name) for name in rest[:limit]])
     data = [checkpoint.manifest for checkpoint in checkpoints if checkpoint is not None]
     return Page(
         data=data,
@@ -72,7 +72,7 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
         status = (await find_job(session, caller, job_id)).status
         newest = await session.scalar(checkpoints_newest_first(job_id).limit(1))
         stored_name = newest if name == LATEST else await _stored_name(session, job_id, name)
-    stored = await asyncio.to_thread(service.store.checkpoint, job_id, stored_name) if stored_name else None
+    stored = await asyncio.to_thread(service.artifacts.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
         raise NotFound(_missing(job_id, name, status, has_any=newest is not None), code="checkpoint_not_found")
     return stored
@@ -100,11 +100,15 @@ def file_content(stored: StoredCheckpoint, path: str) -> Content:
         if file.path == path:
             name = path.rpartition("/")[2]
             media_type = _MEDIA_TYPES.get(name[name.rfind(".") :], "application/octet-stream")
-            return Content((FilePart(stored.directory / path, file.size),), file.sha256, media_type, name)
+            return Content((_part(stored, file),), file.sha256, media_type, name)
     listed = ", ".join(file.path for file in stored.manifest.files[:20])
     raise NotFound(
         f"Checkpoint {stored.manifest.name!r} has no file {shown(path)}; it has {listed}.", code="file_not_found"
     )
+
+
+def _part(stored: StoredCheckpoint, file: ManifestFile) -> FilePart:
+    return FilePart(stored.store, stored.key / file.path, file.size)
 
 
 def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, state: bool) -> Content:
@@ -128,7 +132,7 @@ def archive_content(stored: StoredCheckpoint, job_id: str, include: str | None, 
         )
     parts: list[Part] = []
     for file in selected:
-        parts += _member(file.path, file.size, manifest.created_at, FilePart(stored.directory / file.path, file.size))
+        parts += _member(file.path, file.size, manifest.created_at, _part(stored, file))
     if with_manifest:
         content = stored.manifest_bytes
         parts += _member(MANIFEST_NAME, len(content), manifest.created_at, content)

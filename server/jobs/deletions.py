@@ -29,7 +29,7 @@ async def delete(service: Service, caller: Caller, job_id: str) -> DeletedObject
         row.deleted_at = utc_now()
         session.add(caller.audit_row("job.delete", row.id, project=row.project))
         await session.execute(delete_rows(IdempotencyRow).where(IdempotencyRow.job_id == job_id))
-    await remove_deleted(service.database, service.store, job_id)
+    await remove_deleted(service.database, service.artifacts, job_id)
     return DeletedObject(id=job_id, object="job")
 
 

@@ -16,16 +16,18 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from sqlalchemy import select
 
+from server.artifacts import attempt_log_key
 from server.database.placements import PlacementRow
 from server.database.tables import AttemptRow, JobRow
 from server.jobs.event_stream import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job.status import ENDED, JobStatus
+from zeta_core.system.artifact_store import ArtifactStore
 
 CHUNK_BYTES = 1 << 18
 POLL_SECONDS = 0.5  # polling interval of a followed log
@@ -40,7 +42,8 @@ class LoggedAttempt:
 
     number: int
     header: bytes
-    path: Path
+    store: ArtifactStore
+    key: PurePosixPath
     is_over: bool
 
 
@@ -75,8 +78,8 @@ def _nodes_of(row: AttemptRow, nodes: Sequence[PlacementRow]) -> list[tuple[int,
 def _logged(service: Service, number: int, row: AttemptRow, rank: int, worker: str) -> LoggedAttempt:
     node = f", node {rank}" if row.num_nodes > 1 else ""
     header = f"=== attempt {row.attempt}{node} on {worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
-    path = service.store.log_path(row.job_id, row.attempt, rank)
-    return LoggedAttempt(number, header.encode(), path, row.finished_at is not None)
+    key = attempt_log_key(row.job_id, row.attempt, rank)
+    return LoggedAttempt(number, header.encode(), service.artifacts.store, key, row.finished_at is not None)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ async def read(
                     yield head
                 between = b""
                 start = starts.get(logged.number, 0)
-                offset = start + skip.jump(await asyncio.to_thread(_size, logged.path) - start)
+                offset = start + skip.jump(await asyncio.to_thread(_size, logged) - start)
                 while True:
-                    chunk = await asyncio.to_thread(_read, logged.path, offset)
+                    chunk = await asyncio.to_thread(_read, logged, offset)
                     if chunk:
                         offset += len(chunk)
                         between = b"" if chunk.endswith(b"\n") else b"\n"
@@ -185,16 +188,13 @@ class _Idle:
         return True
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # nothing was written yet
-        return 0
+def _size(logged: LoggedAttempt) -> int:
+    return logged.store.size(logged.key) or 0  # nothing may have been written yet
 
 
-def _read(path: Path, offset: int) -> bytes:
+def _read(logged: LoggedAttempt, offset: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with logged.store.open(logged.key) as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
     except FileNotFoundError:  # nothing was written yet
@@ -205,17 +205,17 @@ def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
     """The offset of the last ``lines`` lines by attempt; earlier attempts are omitted."""
     starts: dict[int, int] = {}
     for logged in reversed(attempts):
-        starts[logged.number], num_lines = _last_lines(logged.path, lines)
+        starts[logged.number], num_lines = _last_lines(logged, lines)
         lines -= num_lines
         if lines <= 0:
             break
     return starts
 
 
-def _last_lines(path: Path, lines: int) -> tuple[int, int]:
+def _last_lines(logged: LoggedAttempt, lines: int) -> tuple[int, int]:
     """The offset at which the last ``lines`` lines of a file begin, and how many lines there are."""
     try:
-        file = path.open("rb")
+        file = logged.store.open(logged.key)
     except FileNotFoundError:
         return 0, 0
     with file:

@@ -47,7 +47,7 @@ async def _find_weights(service: Service, caller: Caller, name: str) -> ServedWe
     if isinstance(found, BaseModelName):
         return await _named_base(service, caller, found)
     job, checkpoint = found.job, found.checkpoint
-    stored = await asyncio.to_thread(service.store.checkpoint, job.id, checkpoint)
+    stored = await asyncio.to_thread(service.artifacts.checkpoint, job.id, checkpoint)
     if stored is None:
         raise NotFound(
             f"Checkpoint {checkpoint} of {job.id} was removed in the meantime; send the request again.",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 from sqlalchemy import select
 
+from server.artifacts import Artifacts
 from server.auth import Caller
 from server.database.pagination import PageQuery
 from server.database.tables import FileRow, JobRow
@@ -69,8 +69,8 @@ class Batches:
 
     async def _create(self, caller: Caller, body: Any, idempotency_key: str) -> str:
         request = parse(NewBatch, body, error_class=InvalidRequest)
-        path = await self._input_path(caller, request.input_file_id)
-        read = await asyncio.to_thread(_read_file, path, request.endpoint)
+        await self._check_input(caller, request.input_file_id)
+        read = await asyncio.to_thread(_read_file, self._service.artifacts, request.input_file_id, request.endpoint)
         if read.faults:
             raise error_from_details(read.faults, InvalidRequest)
         name = read.requests[0].query.model
@@ -89,7 +89,8 @@ class Batches:
         job, _ = await self._submissions.submit(caller, spec, idempotency_key, Origin(kind=JobKind.BATCH))
         return job.id
 
-    async def _input_path(self, caller: Caller, file_id: str) -> Path:
+    async def _check_input(self, caller: Caller, file_id: str) -> None:
+        """Raise `InvalidRequest` if this can't be the input of a batch."""
         row: FileRow | None = None
         if is_id(file_id, "file"):
             async with self._service.database.read() as session:
@@ -117,7 +118,6 @@ class Batches:
                 code="file_too_large",
                 param="input_file_id",
             )
-        return self._service.store.file_path(file_id)
 
 
 async def list_batches(service: Service, caller: Caller, query: BatchListQuery) -> NamedEndsList[Batch]:
@@ -156,6 +156,6 @@ async def cancel_batch(service: Service, caller: Caller, batch_id: str) -> Batch
     return await get_batch(service, caller, batch_id)
 
 
-def _read_file(path: Path, endpoint: BatchEndpoint) -> InputFile:
-    with path.open("rb") as lines:
+def _read_file(artifacts: Artifacts, file_id: str, endpoint: BatchEndpoint) -> InputFile:
+    with artifacts.open_file(file_id) as lines:
         return read_input(lines, endpoint)

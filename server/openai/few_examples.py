@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from itertools import islice
 
-from server.artifacts import ArtifactFolder
+from server.artifacts import Artifacts
 from server.database.tables import FileRow
 from zeta_core.contract.data_files.file_types import LINE_SUFFIXES, FileType, file_type
 from zeta_core.contract.job.events import WarningLine
@@ -14,12 +14,12 @@ from zeta_core.contract.job.events import WarningLine
 MIN_EXAMPLES = 10
 
 
-async def few_examples_warning(store: ArtifactFolder, files: Sequence[FileRow]) -> WarningLine | None:
+async def few_examples_warning(artifacts: Artifacts, files: Sequence[FileRow]) -> WarningLine | None:
     """The warning if the first file, which is the training file, is uncompressed JSON Lines with too few rows."""
     training = files[0]
     if file_type(training.filename) not in [FileType(suffix) for suffix in LINE_SUFFIXES]:
         return None
-    num_rows = await asyncio.to_thread(_count_rows, store, training.id)
+    num_rows = await asyncio.to_thread(_count_rows, artifacts, training.id)
     if num_rows >= MIN_EXAMPLES:
         return None
     rows = "1 example" if num_rows == 1 else f"{num_rows} examples"
@@ -30,7 +30,7 @@ async def few_examples_warning(store: ArtifactFolder, files: Sequence[FileRow]) 
     )
 
 
-def _count_rows(store: ArtifactFolder, file_id: str) -> int:
+def _count_rows(artifacts: Artifacts, file_id: str) -> int:
     """The number of lines with content, at most `MIN_EXAMPLES`."""
-    with store.file_path(file_id).open("rb") as file:
+    with artifacts.open_file(file_id) as file:
         return sum(1 for _ in islice((line for line in file if line.strip()), MIN_EXAMPLES))

@@ -46,7 +46,7 @@ class FineTuning:
         translation, files = await self._translate(caller, request)
         try:
             await estimate.validate(self._service, caller, translation.spec)
-            warning = await few_examples_warning(self._service.store, files)
+            warning = await few_examples_warning(self._service.artifacts, files)
             origin = Origin(
                 openai_request={"model": request.model, "base_learning_rate": translation.base_learning_rate},
                 warnings=[warning] if warning is not None else [],

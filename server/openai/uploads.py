@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import ArtifactFolder, IncomingFile
+from server.artifacts import Artifacts, IncomingFile
 from server.auth import Caller
 from server.database.tables import FileRow, UploadPartRow, UploadRow
 from server.files import max_upload_bytes
@@ -165,7 +165,7 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
     async with service.uploads.open(caller.project, 0, quota_bytes=caller.limits.max_stored_bytes) as opened:
         ids = [part.id for part in parts]
         try:
-            md5, beginning = await asyncio.to_thread(_concatenate, service.store, upload_id, ids, opened.incoming)
+            md5, beginning = await asyncio.to_thread(_concatenate, service.artifacts, upload_id, ids, opened.incoming)
         except FileNotFoundError as error:
             raise await _parts_removed(service, caller, upload_id) from error
         if request.md5 is not None and request.md5.lower() != md5:
@@ -197,7 +197,7 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
 
         entry = caller.audit_row("file.upload", file_id, project=file.project)
         await service.uploads.store(opened, file, entry, finish)
-    await asyncio.to_thread(service.store.remove_parts, upload_id)
+    await asyncio.to_thread(service.artifacts.remove_parts, upload_id)
     row.status = "completed"
     return _to_upload(row, file)
 
@@ -210,7 +210,7 @@ async def cancel(service: Service, caller: Caller, upload_id: str, *, is_retry: 
             _require_pending(row)
         row.status = "cancelled"
         await session.execute(delete(UploadPartRow).where(UploadPartRow.upload_id == upload_id))
-    await asyncio.to_thread(service.store.remove_parts, upload_id)
+    await asyncio.to_thread(service.artifacts.remove_parts, upload_id)
     return _to_upload(row)
 
 
@@ -233,7 +233,6 @@ def _require_pending(row: UploadRow) -> None:
 
 async def _parts_removed(service: Service, caller: Caller, upload_id: str) -> Conflict | Unavailable:
     """The error for parts that disappeared, because another request has ended the upload. Raises `NotFound`."""
-    await asyncio.to_thread(service.store.remove_parts, upload_id)  # locating a part has created their folder again
     async with service.database.read() as session:
         row = await _find(session, caller, upload_id)
     try:
@@ -268,7 +267,7 @@ def _listed_parts(by_id: dict[str, UploadPartRow], part_ids: Sequence[str]) -> l
 
 
 def _concatenate(
-    store: ArtifactFolder, upload_id: str, part_ids: Sequence[str], incoming: IncomingFile
+    artifacts: Artifacts, upload_id: str, part_ids: Sequence[str], incoming: IncomingFile
 ) -> tuple[str, bytes]:
     """Copy the parts to ``incoming``. Returns the MD5 in hex and the first bytes.
 
@@ -276,7 +275,7 @@ def _concatenate(
     """
     md5, beginning = hashlib.md5(usedforsecurity=False), b""
     for part_id in part_ids:
-        with store.part_path(upload_id, part_id).open("rb") as part:
+        with artifacts.open_part(upload_id, part_id) as part:
             while chunk := part.read(_CHUNK_BYTES):
                 md5.update(chunk)
                 beginning += chunk[: max(0, FIRST_BYTES - len(beginning))]

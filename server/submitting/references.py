@@ -222,7 +222,7 @@ async def check_training_state(service: Service, caller: Caller, spec: JobSpec) 
         job = await session.get(JobRow, job_id)
         exists = job is not None and job.project == caller.project and job.deleted_at is None
         row = exists and await session.get(CheckpointRow, (job_id, name))
-    stored = await asyncio.to_thread(service.store.checkpoint, job_id, name) if row else None
+    stored = await asyncio.to_thread(service.artifacts.checkpoint, job_id, name) if row else None
     if stored is not None and not any(file.role == "state" for file in stored.manifest.files):
         message = (
             f"resume_from_checkpoint names checkpoint {name!r} of {job_id}, which has no training state; "

@@ -6,7 +6,7 @@ import asyncio
 
 from sqlalchemy import delete, select
 
-from server.artifacts import ArtifactFolder
+from server.artifacts import Artifacts
 from server.database.connections import Database
 from server.database.tables import UploadRow
 from zeta_core.contract.job.events import utc_now
@@ -15,12 +15,12 @@ EXPIRY_SECONDS = 300.0  # between removals
 MAX_UPLOADS = 100  # per removal
 
 
-async def remove_expired(database: Database, store: ArtifactFolder) -> None:
+async def remove_expired(database: Database, artifacts: Artifacts) -> None:
     """Remove the parts of expired uploads, then their rows, so that an interrupted removal is repeated."""
     expired = select(UploadRow.id).where(UploadRow.expires_at < utc_now()).order_by(UploadRow.expires_at)
     async with database.read() as session:
         ids = list(await session.scalars(expired.limit(MAX_UPLOADS)))
     for upload_id in ids:
-        await asyncio.to_thread(store.remove_parts, upload_id)
+        await asyncio.to_thread(artifacts.remove_parts, upload_id)
         async with database.write() as session:
             await session.execute(delete(UploadRow).where(UploadRow.id == upload_id))

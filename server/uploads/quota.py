@@ -9,19 +9,23 @@ A checkpoint is never refused, so that no training is lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import ArtifactFolder, IncomingFile
+from server.artifacts import Artifacts, IncomingFile, part_key, stored_file_key
 from server.database.access_tables import AuditRow
 from server.database.connections import Database
 from server.database.projects import stored_bytes
 from server.database.tables import FileRow, UploadPartRow
 from zeta_core.contract.errors import QuotaExceeded
+
+logger = logging.getLogger(__name__)
 
 FRESH_SECONDS = 1.0  # how long the sum of stored bytes is cached
 BATCH_BYTES = 4 << 20  # written per call in a thread while few uploads are open
@@ -41,9 +45,9 @@ class OpenUpload:
 class OpenUploads:
     """The unfinished uploads of this process. Create one per process, inside its event loop."""
 
-    def __init__(self, database: Database, store: ArtifactFolder) -> None:
+    def __init__(self, database: Database, artifacts: Artifacts) -> None:
         self._database = database
-        self._store = store
+        self._artifacts = artifacts
         self._open: set[OpenUpload] = set()
         self._elsewhere: dict[str, tuple[float, int]] = {}  # by project: time of the count (monotonic), and bytes
         self._counting = asyncio.Lock()
@@ -60,7 +64,7 @@ class OpenUploads:
         Raises `QuotaExceeded` if the announced bytes don't fit, and `Unavailable`.
         """
         await self._require_quota(project, announced_bytes, quota_bytes, max_age_seconds=0)
-        incoming = await asyncio.to_thread(self._store.open_incoming, project)
+        incoming = await asyncio.to_thread(self._artifacts.open_incoming, project)
         upload = OpenUpload(project, incoming, quota_bytes)
         self._open.add(upload)
         try:
@@ -71,7 +75,7 @@ class OpenUploads:
 
     async def require_space(self, project: str, num_bytes: int, quota_bytes: int | None) -> None:
         """Raise `QuotaExceeded` or `Unavailable` if a later upload of this size would not fit."""
-        await asyncio.to_thread(self._store.require_free, num_bytes)
+        await asyncio.to_thread(self._artifacts.require_free, num_bytes)
         await self._require_quota(project, num_bytes, quota_bytes, max_age_seconds=0)
 
     async def count(self, upload: OpenUpload, num_bytes: int) -> None:
@@ -95,21 +99,38 @@ class OpenUploads:
         Raises `QuotaExceeded`, `Unavailable` and the errors of ``also``.
         """
         is_part = isinstance(row, UploadPartRow)
-        target = self._store.part_path(row.upload_id, row.id) if is_part else self._store.file_path(row.id)
-        await asyncio.to_thread(upload.incoming.flush)
+        key = part_key(row.upload_id, row.id) if is_part else stored_file_key(row.id)
+        try:
+            await asyncio.to_thread(upload.incoming.upload, key)
+            await self._commit(upload, key, row, entry, also)
+        except BaseException:
+            await self._drop(key)
+            raise
+
+    async def _drop(self, key: PurePosixPath) -> None:
+        """Remove the bytes of an upload that was not stored; `zeta artifacts check` lists what remains of them."""
+        try:
+            await asyncio.to_thread(self._artifacts.remove, key)
+        except OSError as error:
+            logger.warning("The rest of an upload, %s, cannot be removed: %s", key, error, extra={"action": "upload"})
+
+    async def _commit(
+        self,
+        upload: OpenUpload,
+        key: PurePosixPath,
+        row: FileRow | UploadPartRow,
+        entry: AuditRow | None,
+        also: Callable[[AsyncSession], Awaitable[None]] | None,
+    ) -> None:
         async with self._counting:
             if upload.quota_bytes is not None:
                 await self._count_elsewhere(upload.project)
                 self._check(upload.project, 0, upload.quota_bytes)
-            try:
-                await asyncio.to_thread(upload.incoming.commit, target)
-                async with self._database.write() as session:
-                    session.add_all([row] if entry is None else [row, entry])
-                    if also is not None:
-                        await also(session)
-            except BaseException:
-                target.unlink(missing_ok=True)
-                raise
+            await asyncio.to_thread(upload.incoming.commit, key)
+            async with self._database.write() as session:
+                session.add_all([row] if entry is None else [row, entry])
+                if also is not None:
+                    await also(session)
             self._open.discard(upload)
             self._add_elsewhere(upload.project, upload.num_bytes)
 
@@ -139,7 +160,7 @@ class OpenUploads:
         async with self._database.read() as session:
             stored = (await stored_bytes(session, [project]))[project]
         own = {upload.incoming.path for upload in self._open}
-        others = await asyncio.to_thread(self._store.incoming_bytes, project, own)
+        others = await asyncio.to_thread(self._artifacts.incoming_bytes, project, own)
         self._elsewhere[project] = (time.monotonic(), stored + others)
 
     def _add_elsewhere(self, project: str, num_bytes: int) -> None:

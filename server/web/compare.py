@@ -93,7 +93,7 @@ async def _document_losses(service: Service, caller: Caller, view: JobView) -> D
         content = file_content(stored, f"{TRAINING_STATE_NAME}/{DOCUMENT_LOSSES_FILE}")
         (part,) = content.parts
         assert isinstance(part, FilePart)
-        return DocumentLosses.model_validate_json(await asyncio.to_thread(part.path.read_bytes))
+        return DocumentLosses.model_validate_json(await asyncio.to_thread(part.read))
     except (NotFound, ValidationError, OSError) as error:
         raise InvalidRequest(
             f"{view.name} has no losses of single documents. Runs that have succeeded with at least {MIN_DOCUMENTS} "

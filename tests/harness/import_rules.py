@@ -36,7 +36,8 @@ PACKAGES = (
     Package(
         name="zeta_core.system",
         internal=frozenset({"zeta_core.contract"}),
-        third_party=frozenset({"pydantic"}),
+        third_party=frozenset({"pydantic"})
+        | {"boto3", "botocore", "urllib3"},  # optional: imported only for an artifact store in a bucket
         forbidden=frozenset({"torch", "transformers", "redis", "sqlalchemy", "celery", "fastapi"}),
     ),
     Package(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import inspect, select
 
-from server.artifacts import ArtifactFolder
+from server.artifacts import Artifacts
 from server.database import events
 from server.database.access_tables import KeyRow, LoginLinkRow, SessionRow
 from server.database.connections import Database
@@ -31,6 +31,7 @@ from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
+from zeta_core.system.artifact_store.folder import FolderStore
 
 Answer = TypeVar("Answer")
 CREATED_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -41,8 +42,8 @@ class Rows:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.store = ArtifactFolder(settings.artifacts)
-        self.store.prepare()
+        self.artifacts = Artifacts(FolderStore(settings.artifacts))
+        self.artifacts.prepare()
 
     def job(
         self, *, project: str = "default", spec: Mapping[str, Any] | None = None, reported: ResolvedSpec | None = None

@@ -18,6 +18,7 @@ from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.server_process import ServerProcess, error_of, running_server, submit
 from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import log_key
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -300,7 +301,7 @@ def test_a_followed_log_continues_across_attempts_until_the_job_ends(
         wait_until(lambda: "one\n" in reader.text, 20, "the first attempt's log")
         rows.attempt(job_id, log="two\n")
         wait_until(lambda: "two\n" in reader.text, 20, "the second attempt's log")
-        with rows.store.log_path(job_id, 2).open("a") as log:
+        with (rows.artifacts.root / log_key(job_id, 2)).open("a") as log:
             log.write("three\n")
         wait_until(lambda: "three\n" in reader.text, 20, "what was appended")
         http.post(f"/v1/jobs/{job_id}/cancel")
@@ -320,7 +321,7 @@ def test_quiet_seconds_ends_a_followed_log_that_offset_continues(
     rows.attempt(job_id, log="one\nno end")
     read = http.get(f"{path}?follow=true&quiet_seconds=1").content
     assert read.endswith(b"\none\nno end")
-    with rows.store.log_path(job_id, 1).open("a") as log:
+    with (rows.artifacts.root / log_key(job_id, 1)).open("a") as log:
         log.write(" yet")
     read += http.get(f"{path}?follow=true&quiet_seconds=1&offset={len(read)}").content
     assert read.endswith(b"no end yet")

@@ -238,7 +238,7 @@ def test_a_key_works_until_it_expires_or_is_revoked(server: ServerProcess, rows:
         ({"ZETA_WORKER_SECRET": "s", "ZETA_PORT": "none"}, "ZETA_PORT is 'none'"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_HUB": "maybe;"}, "ZETA_HUB is 'maybe;'"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_MAX_UPLOAD_BYTES": "0"}, "ZETA_MAX_UPLOAD_BYTES is '0'"),
-        ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "s3://bucket"}, "object storage is not supported yet"),
+        ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "s3://Bucket"}, "the bucket's name must have"),
         ({"ZETA_WORKER_SECRET": "s", "ZETA_ARTIFACTS_URL": "relative/path"}, "ZETA_ARTIFACTS_URL"),
     ],
 )

@@ -11,14 +11,21 @@ import pytest
 from pydantic import BaseModel
 
 from tests.harness.waiting import wait_until
-from worker.artifacts.store import ArtifactStore
 from worker.attempt import preparation
 from worker.attempt.attempt import LocalAttempt
 from worker.attempt.resources import WorkerResources
 from worker.machine.devices import Slot
 from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck, JournalBatch
-from zeta_core.contract.wire.run_directory import LOG_FILE, MANIFEST_NAME, RunFile, log_key, run_directory
+from zeta_core.contract.wire.run_directory import (
+    LOG_FILE,
+    MANIFEST_NAME,
+    RunFile,
+    checkpoint_key,
+    log_key,
+    run_directory,
+)
+from zeta_core.system.artifact_store.folder import FolderStore
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
 
@@ -35,7 +42,7 @@ def attempt(tmp_path: Path, gate: threading.Event) -> Iterator[LocalAttempt]:
     with ThreadPoolExecutor(1) as executor:
         executor.submit(gate.wait, 30)
         resources = WorkerResources(
-            settings, "i", ArtifactStore(settings.artifacts), executor, (str(tmp_path / "none"),), num_slots=1
+            settings, "i", FolderStore(settings.artifacts), executor, (str(tmp_path / "none"),), num_slots=1
         )
         message = Dispatch(job_id="job_1", attempt=1, worker="w", slots=[0], spec={})
         yield LocalAttempt.from_dispatch(resources, message, [Slot(0, "cpu", "cores", 1)])
@@ -84,8 +91,8 @@ def test_stopping_an_attempt_cancels_a_fetch_from_a_hanging_store(
 ) -> None:
     monkeypatch.setattr(preparation, "LEAVE_SECONDS", 0.1)
     settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
-    store = ArtifactStore(settings.artifacts)
-    checkpoint = store.checkpoint("job_2", "step-5")
+    store = FolderStore(settings.artifacts)
+    checkpoint = store.local(checkpoint_key("job_2", "step-5"))
     checkpoint.mkdir(parents=True)
     manifest = checkpoint / MANIFEST_NAME
     os.mkfifo(manifest)  # reading it blocks, as on a file server that is down
@@ -117,7 +124,7 @@ def test_stopping_an_attempt_cancels_a_fetch_from_a_hanging_store(
 @pytest.mark.parametrize("is_opened", [False, True])
 def test_an_adopted_attempt_opens_its_store_folder_unless_the_job_was_deleted(tmp_path: Path, is_opened: bool) -> None:
     settings = WorkerSettings(home=tmp_path, worker_name="w", worker_secret="s")
-    store = ArtifactStore(settings.artifacts)
+    store = FolderStore(settings.artifacts)
     store.open_job("job_of_others")
     run_file = RunFile(
         job_id="job_3", attempt=1, spec={}, output_dir=str(tmp_path / "output"), artifacts_root=str(store.root)

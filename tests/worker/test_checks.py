@@ -19,6 +19,7 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
+from zeta_core.system.artifact_store.folder import FolderStore
 
 RESOLVED = ResolvedSpec.model_validate({"number": 5})
 
@@ -72,7 +73,8 @@ def run_checks(tmp_path: Path, gpu: Slot | None = None) -> tuple[SpecCheckRunner
         results[result.check_id] = result
 
     slots = [] if gpu is None else [gpu]
-    return SpecCheckRunner(settings, (sys.executable, str(program)), slots, receive), results
+    store = FolderStore(settings.artifacts)
+    return SpecCheckRunner(settings, (sys.executable, str(program)), slots, receive, store), results
 
 
 def test_a_check_ends_with_an_answer_a_failure_or_its_limit(tmp_path: Path) -> None:

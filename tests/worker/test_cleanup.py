@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from worker.artifacts.cleanup import sweep, sweep_deleted
-from worker.artifacts.store import ArtifactStore
 from zeta_core.contract.wire.run_directory import PUBLISHED_FILE
+from zeta_core.system.artifact_store.folder import FolderStore
 
 HOUR, DAY = 3600, 86_400
 
@@ -37,7 +37,7 @@ def test_run_directories_are_kept_for_a_day_and_while_their_job_runs(tmp_path: P
 
 
 def test_published_attempts_of_deleted_jobs_are_removed_if_the_store_is_mounted(tmp_path: Path) -> None:
-    root, store = tmp_path / "home", ArtifactStore(tmp_path / "artifacts")
+    root, store = tmp_path / "home", FolderStore(tmp_path / "artifacts")
     for job in ("job_deleted", "job_kept", "job_running", "job_unpublished"):
         make(root / f"runs/{job}/attempt-1", age_seconds=0)
         (root / f"runs/{job}/attempt-1" / PUBLISHED_FILE).touch()

@@ -39,6 +39,13 @@ def worker_settings(tmp_path: Path, **values: object) -> WorkerSettings:
     )
 
 
+def inputs_of(
+    spec: dict[str, Any], settings: WorkerSettings, kind: JobKind = JobKind.TRAINING, *, bases: Sequence[str] = ()
+) -> Inputs:
+    """The inputs of a spec whose artifacts are in a folder."""
+    return Inputs.of_spec(spec, settings, settings.artifacts.joinpath, kind, bases=bases)
+
+
 def test_a_spec_allows_its_files_and_the_bases_that_the_server_names(tmp_path: Path) -> None:
     """The base that the adapter names was written by a run, which may have been taken over."""
     settings = worker_settings(tmp_path, data_root=tmp_path / "data")
@@ -52,14 +59,14 @@ def test_a_spec_allows_its_files_and_the_bases_that_the_server_names(tmp_path: P
         "dataset": [{"file": FILE}, {"path": "corpus/*.txt"}],
         "metadata": {"file": "file_of_another_project"},
     }
-    assert set(Inputs.of_spec(spec, settings, bases=bases).paths) == {
+    assert set(inputs_of(spec, settings, bases=bases).paths) == {
         adapter,
         settings.artifacts / checkpoint_key(BASE, "best"),
         settings.artifacts / file_key(FILE),
         settings.artifacts / file_key(TOKENIZER),
         tmp_path / "data",
     }
-    assert Inputs.of_spec({**spec, "model": {"pickle": "x"}}, settings).paths == (), "the run reports the error"
+    assert inputs_of({**spec, "model": {"pickle": "x"}}, settings).paths == (), "the run reports the error"
 
 
 def test_a_preview_allows_its_data_although_it_has_no_model(tmp_path: Path) -> None:
@@ -71,14 +78,16 @@ def test_a_preview_allows_its_data_although_it_has_no_model(tmp_path: Path) -> N
         limit_seconds=10,
         shown=RowSelection(rows=1),
     )
-    assert Inputs.of_check(request, settings).paths == (settings.artifacts / file_key(upload),)
+    assert Inputs.of_check(request, settings, settings.artifacts.joinpath).paths == (
+        settings.artifacts / file_key(upload),
+    )
 
 
 def test_a_batch_allows_its_model_and_the_file_of_its_requests(tmp_path: Path) -> None:
     settings = worker_settings(tmp_path)
     spec = {"model": {"job": JOB}, "model_name": "m", "fingerprint": "f", "has_manifest": True, "input": {"file": FILE}}
     spec |= {"endpoint": "/v1/chat/completions", "num_requests": 1}
-    assert set(Inputs.of_spec(spec, settings, JobKind.BATCH).paths) == {
+    assert set(inputs_of(spec, settings, JobKind.BATCH).paths) == {
         settings.artifacts / checkpoint_key(JOB, "final"),
         settings.artifacts / file_key(FILE),
     }
@@ -87,7 +96,7 @@ def test_a_batch_allows_its_model_and_the_file_of_its_requests(tmp_path: Path) -
 def test_an_evaluation_allows_its_models_and_its_file(tmp_path: Path) -> None:
     settings = worker_settings(tmp_path)
     spec = {"model": {"job": JOB}, "fingerprint": "f", "base": {"job": BASE}, "dataset": {"file": FILE}, "seq_len": 64}
-    assert set(Inputs.of_spec(spec, settings, JobKind.EVALUATION).paths) == {
+    assert set(inputs_of(spec, settings, JobKind.EVALUATION).paths) == {
         settings.artifacts / checkpoint_key(JOB, "final"),
         settings.artifacts / checkpoint_key(BASE, "final"),
         settings.artifacts / file_key(FILE),
@@ -97,14 +106,14 @@ def test_an_evaluation_allows_its_models_and_its_file(tmp_path: Path) -> None:
 def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -> None:
     settings = worker_settings(tmp_path, data_root=tmp_path)
     spec = {"model": {"config": TINY_LLAMA}, "dataset": {"path": "corpus/*.txt"}}
-    assert Inputs.of_spec(spec, settings).paths == (tmp_path / "corpus",)
+    assert inputs_of(spec, settings).paths == (tmp_path / "corpus",)
     (tmp_path / "corpus").mkdir()
     settings.home.mkdir()
     (tmp_path / "link").symlink_to(settings.home)
     everything = {**spec, "dataset": {"path": "*/a.txt"}}
-    assert Inputs.of_spec(everything, settings) == Inputs((tmp_path / "corpus",), listed=(tmp_path,))
+    assert inputs_of(everything, settings) == Inputs((tmp_path / "corpus",), listed=(tmp_path,))
     for inside in ("home/admin.key", "home/*.txt", "link/admin.key"):
-        assert Inputs.of_spec({**spec, "dataset": {"path": inside}}, settings).paths == ()
+        assert inputs_of({**spec, "dataset": {"path": inside}}, settings).paths == ()
 
 
 def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_path: Path) -> None:
@@ -138,7 +147,7 @@ def test_projects_share_no_environment_and_only_exports_to_gguf_have_the_network
         directory = tmp_path / f"{project}-{to}"
         directory.mkdir()
         run_file = new_run_file(message, sandboxes.settings)
-        sandboxes.prepare_run(directory, run_file, ())
+        sandboxes.prepare_run(directory, run_file, Inputs(), ())
         file = SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes())
         assert file.network == network
         environments += {str(run_file.environments_dir)} & set(file.writable)

@@ -29,6 +29,7 @@ from zeta_core.contract.wire.answers import (
     ServedWeights,
 )
 from zeta_core.contract.wire.run_directory import checkpoint_key
+from zeta_core.system.artifact_store.folder import FolderStore
 
 COMMAND = (sys.executable, "-P", "-m", "zeta_core")
 SLOT = Slot(0, "cpu", "1 core", 2**30)
@@ -46,7 +47,7 @@ class Worker:
     def __post_init__(self) -> None:
         settings = WorkerSettings(home=self.home, worker_name="w", worker_secret="secret", **self.settings)
         self.root, self.artifacts = settings.root, settings.artifacts
-        self.models = ServedModels(settings, COMMAND, [SLOT], 1, self._post)
+        self.models = ServedModels(settings, COMMAND, [SLOT], 1, self._post, FolderStore(settings.artifacts))
 
     def _post(self, key: tuple[object, ...], message: BaseModel, stream: str) -> None:
         assert isinstance(message, AnswerPart)

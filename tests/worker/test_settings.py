@@ -47,7 +47,7 @@ def test_the_default_name_is_a_valid_form_of_the_host_name() -> None:
         ("ZETA_WORKER_NAME", ".."),
         ("ZETA_WORKER_SLOTS", "0"),
         ("ZETA_WORKER_LABELS", "zone"),
-        ("ZETA_ARTIFACTS_URL", "s3://bucket"),
+        ("ZETA_ARTIFACTS_URL", "s3://Bucket"),
         ("ZETA_ARTIFACTS_URL", "relative/folder"),
         ("ZETA_STOP_GRACE_SECONDS", "-1"),
         ("ZETA_WORKER_ADDRESS", "worker-2"),

@@ -17,10 +17,11 @@ from worker.artifacts import checkpoint_uploads
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.output_uploads import OutputUploads
-from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import utc_now
-from zeta_core.contract.wire.run_directory import log_key
+from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
+from zeta_core.system.artifact_store import BrokenCheckpoint
+from zeta_core.system.artifact_store.folder import FolderStore
 
 
 def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, name: str | None = None) -> Path:
@@ -39,17 +40,17 @@ def make_checkpoint(folder: Path, step: int, content: bytes = b"weights", *, nam
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    made = ArtifactStore(tmp_path / "artifacts")
+def store(tmp_path: Path) -> FolderStore:
+    made = FolderStore(tmp_path / "artifacts")
     made.open_job("job_1")
     return made
 
 
-def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: FolderStore, tmp_path: Path) -> None:
     local = make_checkpoint(tmp_path / "output", 3)
     (local / "not-in-the-manifest").write_text("x")
     store.put_checkpoint("job_1", "step-3", local)
-    stored = store.checkpoint("job_1", "step-3")
+    stored = store.local(checkpoint_key("job_1", "step-3"))
     assert os.path.samefile(stored / "model.safetensors", local / "model.safetensors")
     assert (stored / "training_state/optimizer.bin").read_bytes() == b"weights" * 2
     assert not (stored / "not-in-the-manifest").exists()
@@ -61,7 +62,7 @@ def test_a_checkpoint_is_stored_completely_once_and_by_hard_links(store: Artifac
 
 
 def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
-    store: ArtifactStore, tmp_path: Path
+    store: FolderStore, tmp_path: Path
 ) -> None:
     """Like a run: the older one is renamed, the newer one takes its name, and the older one is removed."""
     output = tmp_path / "output"
@@ -83,7 +84,7 @@ def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
         for _ in range(200):
             with suppress(BrokenCheckpoint):  # between the two renames, there is none
                 store.put_checkpoint("job_1", "best", local)
-            stored = store.checkpoint("job_1", "best")
+            stored = store.local(checkpoint_key("job_1", "best"))
             if stored.exists():
                 manifest = Manifest.model_validate_json((stored / "manifest.json").read_bytes())
                 assert (stored / "model.safetensors").read_bytes() == b"%08d" % manifest.step
@@ -92,24 +93,24 @@ def test_a_best_checkpoint_replaced_during_its_upload_is_stored_consistently(
         training.join()
 
 
-def test_files_from_another_file_system_are_copied_and_verified(store: ArtifactStore, tmp_path: Path) -> None:
+def test_files_from_another_file_system_are_copied_and_verified(store: FolderStore, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs a second file system at /dev/shm")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         local = make_checkpoint(Path(folder), 3)
         store.put_checkpoint("job_1", "step-3", local)
-        stored = store.checkpoint("job_1", "step-3")
+        stored = store.local(checkpoint_key("job_1", "step-3"))
         assert (stored / "model.safetensors").read_bytes() == b"weights"
         assert stored.stat().st_dev != local.stat().st_dev
         (local / "model.safetensors").write_bytes(b"WEIGHTS")  # the same size, but not the hash in the manifest
         with pytest.raises(BrokenCheckpoint, match="SHA-256"):
             store.put_checkpoint("job_1", "best", local)
-        assert not store.checkpoint("job_1", "best").exists()
+        assert not store.local(checkpoint_key("job_1", "best")).exists()
 
 
 @pytest.mark.parametrize("fault", ["cut", "missing", "no manifest", "bad manifest"])
-def test_a_broken_checkpoint_never_appears_in_the_store(store: ArtifactStore, tmp_path: Path, fault: str) -> None:
+def test_a_broken_checkpoint_never_appears_in_the_store(store: FolderStore, tmp_path: Path, fault: str) -> None:
     local = make_checkpoint(tmp_path / "output", 3)
     match fault:
         case "cut":
@@ -122,21 +123,21 @@ def test_a_broken_checkpoint_never_appears_in_the_store(store: ArtifactStore, tm
             (local / "manifest.json").write_text("{")
     with pytest.raises(BrokenCheckpoint):
         store.put_checkpoint("job_1", "step-3", local)
-    assert not store.checkpoint("job_1", "step-3").exists()
+    assert not store.local(checkpoint_key("job_1", "step-3")).exists()
 
 
-def test_a_changed_checkpoint_replaces_the_stored_one(store: ArtifactStore, tmp_path: Path) -> None:
+def test_a_changed_checkpoint_replaces_the_stored_one(store: FolderStore, tmp_path: Path) -> None:
     store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "old", 3, b"old", name="best"))
     store.put_checkpoint("job_1", "best", make_checkpoint(tmp_path / "new", 5, b"new", name="best"))
-    assert (store.checkpoint("job_1", "best") / "model.safetensors").read_bytes() == b"new"
+    assert (store.local(checkpoint_key("job_1", "best")) / "model.safetensors").read_bytes() == b"new"
 
 
-def test_pruning_keeps_the_newest_and_all_unpublished_checkpoints(store: ArtifactStore, tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_and_all_unpublished_checkpoints(store: FolderStore, tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
         store.put_checkpoint("job_1", f"step-{step}", make_checkpoint(tmp_path / "output", step))
     store.put_checkpoint("job_1", "final", make_checkpoint(tmp_path / "output", 20, name="final"))
     store.prune("job_1", 2, published_step=10, keep=("step-2",))
-    kept = sorted(entry.name for entry in store.checkpoint("job_1", "final").parent.iterdir())
+    kept = sorted(entry.name for entry in store.local(checkpoint_key("job_1", "final")).parent.iterdir())
     assert kept == ["final", "step-10", "step-2", "step-20", "step-3"]
     store.prune("job_unknown", 2, published_step=10)
 
@@ -156,7 +157,7 @@ def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
 
     with ThreadPoolExecutor(1) as pool:
         of_live_run, of_ended_run = [
-            CheckpointUploads(ArtifactStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
+            CheckpointUploads(FolderStore(tmp_path / "store"), pool, "job_1", tmp_path / "output", save_total_limit=3)
             for _ in range(2)
         ]
         for uploads in (of_live_run, of_ended_run):
@@ -169,19 +170,19 @@ def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
         assert of_live_run.published_line(1, line)["code"] == "checkpoint_not_stored"
         assert not of_ended_run.is_settled(1)
         (tmp_path / "store").unlink()
-        ArtifactStore(tmp_path / "store").open_job("job_1")
+        FolderStore(tmp_path / "store").open_job("job_1")
         wait_until(lambda: stepped(of_ended_run, is_over=True), 30, "the store to be back")
         assert of_ended_run.published_line(1, line) == line
 
 
-def test_no_file_of_a_deleted_job_is_stored_again(store: ArtifactStore, tmp_path: Path) -> None:
+def test_no_file_of_a_deleted_job_is_stored_again(store: FolderStore, tmp_path: Path) -> None:
     """A worker was cut off: the run continues, but the server has ended and deleted the job."""
     output = tmp_path / "output"
     local = make_checkpoint(output, 3)
     (output / "tensorboard").mkdir()
     (tmp_path / "train.log").write_text("one\n")
     with ThreadPoolExecutor(1) as pool:
-        log = JobLog(tmp_path / "train.log", store.root / log_key("job_1", 1), max_bytes=10**6)
+        log = JobLog(tmp_path / "train.log", store, log_key("job_1", 1), max_bytes=10**6)
         archive = OutputUploads(store, pool, "job_1", output, log)
         archive.copy_log()
         wait_until((store.root / log_key("job_1", 1)).is_file, 30, "the log to be stored")

@@ -10,8 +10,9 @@ from tests.end_to_end.specs import TINY_LLAMA, tiny_job
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
-from worker.artifacts.store import ArtifactStore
 from zeta_core.contract.job.checkpoint import Manifest
+from zeta_core.contract.wire.run_directory import checkpoint_key
+from zeta_core.system.artifact_store.folder import FolderStore
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm starts need Linux")
 
@@ -24,7 +25,7 @@ READY = "The fork server is ready"
 
 def hashes_of(fleet: SmallFleet, job_id: str) -> dict[str, str]:
     """The files of the final checkpoint with their hashes."""
-    folder = ArtifactStore(fleet.settings.artifacts).checkpoint(job_id, "final")
+    folder = FolderStore(fleet.settings.artifacts).local(checkpoint_key(job_id, "final"))
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     return {file.path: file.sha256 for file in manifest.files if file.path.endswith(".safetensors")}
 

@@ -16,12 +16,12 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.threads import Outage, log_failure
 from zeta_core.contract.job.checkpoint import NAME_PATTERN, checkpoint_step
 from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint
 
 MAX_RETRY_SECONDS = 60.0
 FINAL_RETRY_SECONDS = 600.0  # for the checkpoints of an ended run: its device is free, and its work would be lost
@@ -115,6 +115,9 @@ class CheckpointUploads:
 
     def _give_up(self, number: int, name: str, message: str, error: BaseException | None = None) -> None:
         self._done()
+        if error is not None:
+            work = self._executor.submit(self._store.abandon_checkpoint, self._job_id, name)
+            log_failure(work, f"The incomplete checkpoint {name} of {self._job_id} could not be removed")
         if (
             checkpoint_step(name) is not None
             and isinstance(error, BrokenCheckpoint)

@@ -10,8 +10,8 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from pathlib import Path
 
-from worker.artifacts.store import ArtifactStore
 from zeta_core.contract.wire.run_directory import CACHE_DIRECTORY, PROJECT_CACHES, PUBLISHED_FILE
+from zeta_core.system.artifact_store import ArtifactStore
 
 INTERVAL_SECONDS, LOW_DISK_INTERVAL_SECONDS, DELETED_INTERVAL_SECONDS = 3600.0, 60.0, 30.0
 RUN_RETENTION_SECONDS = 86_400.0  # run directories, which are small text files by then, for people to read
@@ -44,12 +44,15 @@ class Cleanup:
         now = time.monotonic()
         if now - self._swept_at >= (LOW_DISK_INTERVAL_SECONDS if disk_is_low else INTERVAL_SECONDS):
             self._swept_at = now
-            self._work = self._executor.submit(
-                sweep, self._root, active_jobs, cache_max_bytes=self._cache_max_bytes, need_space=disk_is_low
-            )
+            self._work = self._executor.submit(self._sweep, frozenset(active_jobs), disk_is_low)
         elif now - self._checked_deleted_at >= DELETED_INTERVAL_SECONDS:
             self._checked_deleted_at = now
             self._work = self._executor.submit(sweep_deleted, self._root, active_jobs, self._store)
+
+    def _sweep(self, active_jobs: frozenset[str], need_space: bool) -> None:
+        sweep(self._root, active_jobs, cache_max_bytes=self._cache_max_bytes, need_space=need_space)
+        max_age_seconds = CACHE_IN_USE_SECONDS if need_space else RUN_RETENTION_SECONDS
+        self._store.remove_unused_copies(active_jobs, max_age_seconds)
 
 
 def sweep(root: Path, active_jobs: Collection[str], *, cache_max_bytes: int, need_space: bool) -> None:

@@ -9,9 +9,10 @@ files determine where to continue, so a restarted worker continues like the one 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from zeta_core.system.artifact_store import ArtifactStore
 from zeta_core.system.durable_files import write_atomically
 
 COPY_BYTES = 4 * 2**20
@@ -21,20 +22,27 @@ CUT_LINE = b"\n--- The log reached its limit (ZETA_LOG_MAX_BYTES): what follows 
 
 
 class JobLog:
-    """``log`` is the file that the run writes, ``stored`` its copy beside those of the job's other attempts.
+    """``log`` is the file that the run writes; it is stored under ``key``, beside those of the job's other attempts.
 
     The folder of the logs is created, but never the job's folder: the log of a deleted job stays deleted.
     """
 
-    def __init__(self, log: Path, stored: Path, *, max_bytes: int) -> None:
+    def __init__(self, log: Path, store: ArtifactStore, key: PurePosixPath, *, max_bytes: int) -> None:
         self._log = log
         self._earlier = log.with_name(log.name + EARLIER_SUFFIX)
-        self._stored = stored
+        self._store = store
+        self._key = key
+        self._stored = store.root / key
         self._max_bytes = max_bytes
         self._limit: int | None = None
+        self._published_bytes: int | None = None  # the size of the copy that the store has
 
     def copy(self) -> None:
         """Store the new part of the log, and truncate the log beyond the limit. Raises `OSError`."""
+        self._append()
+        self._publish()
+
+    def _append(self) -> None:
         size = _size(self._log)
         if size == 0:
             return
@@ -55,13 +63,21 @@ class JobLog:
 
     def complete(self) -> None:
         """Store the rest; the attempt is over. Repeating it changes nothing. Raises `OSError`."""
-        self.copy()
+        self._append()
         begin_of_tail = self._bytes_of_this_attempt() + len(CUT_LINE)
         if _size(self._stored) >= begin_of_tail:
             with self._stored.open("rb+") as stored:
                 stored.truncate(begin_of_tail)
                 stored.seek(begin_of_tail)
                 stored.write(self._tail())
+            self._published_bytes = None
+        self._publish()
+
+    def _publish(self) -> None:
+        size = _size(self._stored)
+        if size and size != self._published_bytes:
+            self._store.publish(self._key)
+            self._published_bytes = size
 
     def _cut(self, size: int, limit: int) -> None:
         """Copy the log's end to a file beside it and truncate the log, to which its writers append."""
@@ -83,7 +99,8 @@ class JobLog:
     def _bytes_of_this_attempt(self) -> int:
         """The rest of the job's limit after its earlier attempts, and at least enough for the end of the log."""
         if self._limit is None:
-            others = [_size(file) for file in self._stored.parent.glob("*.log") if file != self._stored]
+            stored = self._store.objects(self._key.parent)
+            others = [found.num_bytes for found in stored if found.key != self._key]
             self._limit = max(TAIL_BYTES, self._max_bytes - sum(others))
         return self._limit
 

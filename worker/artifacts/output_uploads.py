@@ -14,12 +14,13 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from worker.artifacts.job_log import JobLog
-from worker.artifacts.store import ArtifactStore, BrokenCheckpoint
 from worker.threads import Outage
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY
+from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint
 
 LOG_SECONDS = 1.0
+LOG_PAUSE_FACTOR = 10.0  # between two transfers of the log: this many times as long as the last one took
 MAX_RETRY_SECONDS = 60.0
 RETRY_PAUSE_SECONDS = 2.0
 
@@ -38,16 +39,17 @@ class OutputUploads:
         self._work: Future[None] | None = None
         self._completing = False
         self._next_try = 0.0
+        self._log_seconds = 0.0  # how long the log was last stored; object stores get it as a whole each time
         self._began: float | None = None
         self._trouble = Outage(f"The files of {job_id} cannot be stored in the artifact store")
 
     def copy_log(self) -> None:
-        """Store the new part of the log, about once a second."""
+        """Store the new part of the log, about once a second, or less often if that takes long."""
         now = time.monotonic()
         if self._is_working() or now < self._next_try:
             return
         self._collect_result()  # a failure recurs or ends by itself; `complete` stores the whole log later
-        self._next_try = now + LOG_SECONDS
+        self._next_try = now + max(LOG_SECONDS, LOG_PAUSE_FACTOR * self._log_seconds)
         self._work = self._executor.submit(self._copy_log)
 
     def complete(self, *, succeeded: bool, keep: Collection[str]) -> bool:
@@ -89,8 +91,10 @@ class OutputUploads:
         return False
 
     def _copy_log(self) -> None:
+        began = time.monotonic()
         if not self._store.is_deleted(self._job_id):
             self._log.copy()
+        self._log_seconds = time.monotonic() - began
 
     def _complete(self, succeeded: bool, keep: frozenset[str]) -> None:
         """Store the complete log, the curves, and the checkpoints as the run left them (it strips some)."""
@@ -104,6 +108,7 @@ class OutputUploads:
         if not succeeded or not self._output.is_dir():
             return
         for entry in sorted(self._output.iterdir()):
-            stored = self._store.checkpoint(self._job_id, entry.name)
-            if NAME_PATTERN.match(entry.name) and stored.is_dir() and entry.name not in keep:
+            if not NAME_PATTERN.match(entry.name) or entry.name in keep:
+                continue
+            if self._store.manifest_bytes(self._job_id, entry.name) is not None:
                 self._store.put_checkpoint(self._job_id, entry.name, entry)

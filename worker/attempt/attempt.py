@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 
 from pydantic import BaseModel
 
-from worker.artifacts.store import BrokenCheckpoint
 from worker.attempt.final_line import final_line, launch_failure_line
 from worker.attempt.monitor import RunMonitor
 from worker.attempt.node_start import NodeStart
@@ -29,6 +29,7 @@ from worker.attempt.run_file import new_run_file
 from worker.machine.devices import Slot, memory_bytes, visible_gpus
 from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
+from worker.run.sandbox import Inputs
 from worker.run.warm_start import WarmStart
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.events import StatusLine
@@ -37,6 +38,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
 from zeta_core.contract.wire.node_group import NodeGroup
 from zeta_core.contract.wire.run_directory import RUN_FILE, SAVE_FILE, RunFile, SaveFile, run_directory
+from zeta_core.system.artifact_store import BrokenCheckpoint
 from zeta_core.system.durable_files import write_atomically
 
 CLAIM_REPEAT_SECONDS = 1.0
@@ -327,10 +329,13 @@ class LocalAttempt:
         """The command that runs a job of this kind; the run directory is appended to it."""
         return (*self._resources.command, *KINDS[self._run_file.kind].arguments)
 
-    def _confine(self, run_file: RunFile) -> None:
-        """Write what the run may access. Raises `OSError`."""
-        if self._resources.sandboxes is not None:
-            self._resources.sandboxes.prepare_run(self.directory, run_file, self._devices)
+    def _confine(self, run_file: RunFile, check_cancelled: Callable[[], None]) -> None:
+        """Fetch the files that the spec names, and write what the run may access. Raises `OSError`."""
+        resources = self._resources
+        locate = partial(resources.store.local, check_cancelled=check_cancelled)
+        inputs = Inputs.of_spec(run_file.spec, resources.settings, locate, run_file.kind, bases=run_file.bases)
+        if resources.sandboxes is not None:
+            resources.sandboxes.prepare_run(self.directory, run_file, inputs, self._devices)
 
     def _environment(self) -> dict[str, str]:
         return run_environment(

@@ -57,7 +57,8 @@ class AttemptOutput:
         self.journal = JournalReader(directory / JOURNAL_FILE, self._uploads.add, on_progress)
         log = JobLog(
             directory / LOG_FILE,
-            store.root / log_key(job_id, attempt, run_file.node_rank),
+            store,
+            log_key(job_id, attempt, run_file.node_rank),
             max_bytes=settings.log_max_bytes,
         )
         self._archive = OutputUploads(store, executor, job_id, self._folder, log)

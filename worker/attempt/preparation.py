@@ -15,12 +15,17 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from worker.artifacts.store import ArtifactStore, BrokenCheckpoint, TransferCancelled
 from worker.attempt.run_file_signature import write_signed
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
-from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RunFile
+from zeta_core.contract.wire.run_directory import PUBLISHED_FILE, RunFile, checkpoint_key
+from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint, TransferCancelled
 
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
+
+
+# Fetches the inputs of a complete run file and writes what the run may access; the second argument raises
+# `TransferCancelled` to cancel it. A thread calls it.
+Confine = Callable[[RunFile, Callable[[], None]], None]
 
 
 class Preparation:
@@ -38,9 +43,8 @@ class Preparation:
         store: ArtifactStore,
         *,
         resume: str | None,
-        confine: Callable[[RunFile], None],
+        confine: Confine,
     ) -> None:
-        """``confine`` writes what the run may access; a thread calls it with the complete run file."""
         self._directory = directory
         self._given_up_at: float | None = None
         self._work = executor.submit(
@@ -86,7 +90,7 @@ def prepare(
     *,
     resume: str | None,
     check_cancelled: Callable[[], None],
-    confine: Callable[[RunFile], None] = lambda _: None,
+    confine: Confine | None = None,
 ) -> None:
     """Write ``directory`` for ``run_file``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
@@ -113,12 +117,13 @@ def prepare(
     elif resume is not None:
         if not NAME_PATTERN.match(name):
             raise BrokenCheckpoint(f"{resume!r} is not a checkpoint of a job.")
-        resume_from = store.checkpoint(job_id, name)
+        resume_from = store.local(checkpoint_key(job_id, name), check_cancelled)
     check_cancelled()
     run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
-    confine(run_file)
+    if confine is not None:
+        confine(run_file, check_cancelled)
     write_signed(directory, run_file.model_dump_json(indent=2).encode())
 
 

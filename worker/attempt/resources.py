@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from worker.artifacts.store import ArtifactStore
 from worker.machine.devices import count_cores
 from worker.run.sandbox import Sandboxes
 from worker.run.warm_start import WarmStart
 from worker.settings import WorkerSettings
+from zeta_core.system.artifact_store import ArtifactStore
 
 
 @dataclass(frozen=True)

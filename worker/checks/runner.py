@@ -32,6 +32,7 @@ from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.wire.messages import CheckRequest, CheckResult
 from zeta_core.contract.wire.run_directory import RUN_FILE, RunFile, project_cache
+from zeta_core.system.artifact_store import ArtifactStore
 from zeta_core.system.outage import error_text
 
 NUM_PROCESSES = 2  # the second one starts when it may be needed, and ends when no check of several projects is left
@@ -53,11 +54,13 @@ class SpecCheckRunner:
         command: Sequence[str],
         slots: Sequence[Slot],
         send: Callable[[CheckResult], None],
+        store: ArtifactStore,
         sandboxes: Sandboxes | None = None,
     ) -> None:
         self._settings = settings
         self._gpu = next((slot for slot in slots if slot.kind == "cuda"), None)
         self._send = send
+        self._store = store
         self._sandboxes = sandboxes
         environment = self._environment(HubAccess.OPERATOR_TOKEN)
         folder = Path(tempfile.gettempdir())
@@ -180,8 +183,8 @@ class SpecCheckRunner:
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
+            inputs = Inputs.of_check(request, settings, self._store.local)
             if self._sandboxes is not None:
-                inputs = Inputs.of_check(request, settings)
                 hub = settings.hub_access(request.hub)
                 self._sandboxes.prepare(file.parent, inputs=inputs, project=request.project, hub=hub, may_remove=True)
             try:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from worker.run.launch import hub_folder, own_environment, packages_of_zeta_core
@@ -69,6 +69,7 @@ _GLOB = frozenset("*?[")
 _MODPROBE_SECONDS = 30.0
 _EXTENSIONS = (".cache", "torch_extensions")  # in a home directory; DeepSpeed's are among them
 TEMPORARY = "tmp"  # in the folder of a process
+Locate = Callable[[PurePosixPath], Path]  # the path of an artifact on this machine, which is fetched first if needed
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Inputs:
         cls,
         spec: Mapping[str, Any],
         settings: WorkerSettings,
+        locate: Locate,
         kind: JobKind = JobKind.TRAINING,
         *,
         bases: Iterable[str] = (),
@@ -96,19 +98,19 @@ class Inputs:
             parsed = parse(SPEC_MODELS[kind], spec)
         except ZetaError:
             return cls()
-        found, listed = _model_paths(parsed.model, bases, settings.artifacts), list[Path]()
+        found, listed = _model_paths(parsed.model, bases, locate), list[Path]()
         tokenizer = getattr(parsed, "tokenizer", None)  # some kinds of jobs have no tokenizer and no data
         if isinstance(tokenizer, FileTokenizer):
-            found.append(settings.artifacts / file_key(tokenizer.file))
+            found.append(locate(file_key(tokenizer.file)))
         if isinstance(parsed, BatchSpec):
-            found.append(settings.artifacts / file_key(parsed.input.file))
+            found.append(locate(file_key(parsed.input.file)))
         if isinstance(parsed, EvaluationSpec) and parsed.base is not None:
-            found += _model_paths(parsed.base, (), settings.artifacts)
+            found += _model_paths(parsed.base, (), locate)
         datasets = (getattr(parsed, name, None) for name in ("dataset", "eval_dataset"))
         for source in chain.from_iterable(map(dataset_sources, datasets)):
             match source:
                 case FileSource():
-                    found += [settings.artifacts / file_key(file_id) for file_id in source.file_ids]
+                    found += [locate(file_key(file_id)) for file_id in source.file_ids]
                 case PathSource() if settings.data_root is not None:
                     folders = _data_folders(settings.data_root, source.path, settings.home)
                     found += folders
@@ -118,15 +120,15 @@ class Inputs:
         return cls(tuple(found), tuple(listed))
 
     @classmethod
-    def of_check(cls, request: CheckRequest, settings: WorkerSettings) -> Inputs:
+    def of_check(cls, request: CheckRequest, settings: WorkerSettings, locate: Locate) -> Inputs:
         """The inputs of a check. A request that shows rows may have no model."""
         spec = request.spec if request.shown is None else {**JobSpec.placeholders, **request.spec}
-        return cls.of_spec(spec, settings, bases=request.bases)
+        return cls.of_spec(spec, settings, locate, bases=request.bases)
 
     @classmethod
-    def of_weights(cls, weights: ServedWeights, settings: WorkerSettings) -> Inputs:
+    def of_weights(cls, weights: ServedWeights, locate: Locate) -> Inputs:
         """The inputs of a served model."""
-        return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(weights.model), weights.bases, settings.artifacts)))
+        return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(weights.model), weights.bases, locate)))
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,8 @@ class Sandboxes:
     settings: WorkerSettings
     support: SandboxSupport | None
 
-    def prepare_run(self, directory: Path, run_file: RunFile, devices: Sequence[str]) -> None:
+    def prepare_run(self, directory: Path, run_file: RunFile, inputs: Inputs, devices: Sequence[str]) -> None:
         """Write the sandbox file of a run. Raises `OSError`."""
-        inputs = Inputs.of_spec(run_file.spec, self.settings, run_file.kind, bases=run_file.bases)
         if run_file.resume_from is not None:  # a damaged checkpoint is replaced by an earlier one of the same job
             inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from).parent))
         self.prepare(
@@ -266,14 +267,14 @@ def _opened(folder: str | Path, *, parent: int | None) -> Generator[int]:
         os.close(descriptor)
 
 
-def _model_paths(model: object, bases: Iterable[str], artifacts: Path) -> list[Path]:
+def _model_paths(model: object, bases: Iterable[str], locate: Locate) -> list[Path]:
     """The stored files of a model, and of the models that an adapter may name as its base."""
     keys = [stored_model_key(name) for name in bases]
     if isinstance(model, FileModel):
         keys.append(file_key(model.file))
     elif isinstance(model, JobModel):
         keys.append(checkpoint_key(model.job, model.checkpoint))
-    return [artifacts / key for key in keys if key is not None]
+    return [locate(key) for key in keys if key is not None]
 
 
 def _data_folders(data_root: Path, pattern: str, home: Path) -> list[Path]:

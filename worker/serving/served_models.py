@@ -26,6 +26,7 @@ from worker.run.sandbox import Inputs, Sandboxes
 from worker.serving.outbox import Outboxes, Post
 from worker.serving.process import ATTEMPT, ServingProcess
 from worker.serving.served_model import ServedModel
+from worker.serving.stored_weights import StoredWeights
 from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.responses import ServedModelReport
@@ -40,6 +41,7 @@ from zeta_core.contract.wire.answers import (
     serving_directory,
 )
 from zeta_core.contract.wire.run_directory import project_cache
+from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint
 
 NO_SLOT = "The worker's devices are in use by jobs or other models; send the request again later."
 STOP_SECONDS = 2.0  # for the acknowledgement of the last parts, when the worker stops
@@ -57,6 +59,7 @@ class ServedModels:
         slots: Sequence[Slot],
         threads: int,
         post: Post,
+        store: ArtifactStore,
         sandboxes: Sandboxes | None = None,
     ) -> None:
         """``command`` starts a run; ``threads`` is the number of threads of each slot."""
@@ -66,7 +69,9 @@ class ServedModels:
         self._slots = slots
         self._threads = threads
         self._outboxes = Outboxes(post)
+        self._weights = StoredWeights(store)
         self._models: list[ServedModel] = []
+        self._waiting: dict[str, AnswerRequest] = {}  # until their weights are fetched
         self._stopped_at: float | None = None  # monotonic
 
     @property
@@ -88,15 +93,34 @@ class ServedModels:
 
     def take(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
         """Answer a request; ``unavailable`` are the slots that jobs use. A repeated request has no effect."""
-        if not self._outboxes.open(request):
-            return
+        if self._outboxes.open(request):
+            self._answer(request, unavailable)
+
+    def _answer(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
         model = self._find(request.weights)
         if isinstance(model, Failure):
             self._outboxes.fail([request.request_id], model)
-        elif model is None:
-            self._start(request, unavailable)
-        else:
+        elif model is not None and model.has_loaded(request.weights):
             model.answer(request)
+        elif (inputs := self._fetched_inputs(request)) is not None:
+            if model is None:
+                self._start(request, inputs, unavailable)
+            else:
+                model.answer(request)
+
+    def _fetched_inputs(self, request: AnswerRequest) -> Inputs | None:
+        """The stored files of the weights; ``None`` if the request waits for them or has failed."""
+        weights = request.weights
+        try:
+            inputs = self._weights.inputs(weights)
+        except (OSError, BrokenCheckpoint) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.message.rstrip(".")
+            failure = Failure(code="model_failed", message=f"{weights.name} can't be served: {reason}.")
+            self._outboxes.fail([request.request_id], failure)
+            return None
+        if inputs is None:
+            self._waiting[request.request_id] = request
+        return inputs
 
     def control(self, control: AnswerControl) -> None:
         """Handle an acknowledgement or a cancellation."""
@@ -114,8 +138,12 @@ class ServedModels:
         self._remove_gone()
         return not any(model in self._models for model in found)
 
-    def step(self) -> None:
-        """End idle models, notice ended ones, and repeat what the server has not acknowledged."""
+    def step(self, unavailable: Collection[int] = ()) -> None:
+        """Start models whose weights were fetched, end idle ones, and repeat what the server has not acknowledged."""
+        for request_id, request in list(self._waiting.items()):
+            if self._weights.is_fetched(request.weights):
+                del self._waiting[request_id]
+                self._answer(request, unavailable)
         now = time.monotonic()
         for model in self._models:
             if not model.num_requests and now - model.used_at >= self._settings.serve_idle_seconds:
@@ -127,6 +155,9 @@ class ServedModels:
     def stop(self) -> None:
         """End every model, because the worker stops."""
         self._stopped_at = time.monotonic()
+        self._weights.stop()
+        self._outboxes.fail(tuple(self._waiting), Failure(code="evicted", message="The worker is stopping."))
+        self._waiting.clear()
         for model in self._models:
             model.end(Failure(code="evicted", message=f"The worker that served {model.weights.name} is stopping."))
 
@@ -143,7 +174,7 @@ class ServedModels:
         loaded = next((model for model in models if model.has_loaded(weights)), None)
         return loaded or next((model for model in models if model.can_add(weights)), None)
 
-    def _start(self, request: AnswerRequest, unavailable: Collection[int]) -> None:
+    def _start(self, request: AnswerRequest, inputs: Inputs, unavailable: Collection[int]) -> None:
         slot = self._free_slot(unavailable)
         if slot is None:
             failure = Failure(code="no_capacity", message=NO_SLOT)
@@ -155,7 +186,7 @@ class ServedModels:
                 weights,
                 slot,
                 self._outboxes,
-                partial(self._start_process, weights, slot),
+                partial(self._start_process, weights, inputs, slot),
                 memory_limit_bytes=self._settings.serve_memory_bytes,
                 memory_share_bytes=memory_bytes() // len(self._slots),
             )
@@ -186,7 +217,7 @@ class ServedModels:
         return longest.slot
 
     def _start_process(
-        self, weights: ServedWeights, slot: Slot, on_message: Callable[[FromServing], None]
+        self, weights: ServedWeights, inputs: Inputs, slot: Slot, on_message: Callable[[FromServing], None]
     ) -> ServingProcess:
         settings, served_id = self._settings, f"serve_{secrets.token_hex(8)}"
         hub = settings.hub_access(weights.hub)
@@ -210,11 +241,11 @@ class ServedModels:
         directory = Path(settings.root, serving_directory(served_id))
         directory.mkdir(parents=True)
         if self._sandboxes is not None:
-            inputs = Inputs.of_weights(weights, settings)
             self._sandboxes.prepare(directory, inputs=inputs, project=weights.project, hub=hub, devices=devices)
         return ServingProcess(directory, file, self._command, environment, devices, on_message)
 
     def _cancel(self, request_id: str) -> None:
+        self._waiting.pop(request_id, None)
         for model in self._models:
             model.cancel(request_id)
 

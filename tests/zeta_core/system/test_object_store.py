@@ -3,11 +3,9 @@
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from threading import Thread
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,7 @@ from tests.harness.waiting import wait_until
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
-from zeta_core.contract.wire.run_directory import checkpoint_key, file_key, job_key, log_key
+from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store import BrokenCheckpoint
 from zeta_core.system.artifact_store.bucket import BucketStore
@@ -79,7 +77,9 @@ def test_a_checkpoint_is_stored_replaced_fetched_and_removed(
         store.put_checkpoint(JOB, "best", second)
 
 
-def test_a_damaged_object_is_not_used(store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path) -> None:
+def test_a_damaged_object_is_not_used(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
+) -> None:
     store.open_job(JOB)
     store.put_checkpoint(JOB, "final", write_checkpoint(tmp_path, "final", 1, weights=b"good"))
     (key,) = [key for key in object_store.keys(bucket) if key.endswith("/weights")]

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,7 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.checkpoint import Manifest
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key, job_key
+from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store import checkpoint_copies
 from zeta_core.system.artifact_store.checkpoint_copies import (
     COPY_BYTES,
@@ -37,7 +38,6 @@ from zeta_core.system.artifact_store.checkpoint_copies import (
     parse_manifest,
 )
 from zeta_core.system.artifact_store.interface import ArtifactStore, StoredObject
-from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store.object_reader import ObjectReader
 from zeta_core.system.artifact_store.object_upload import SHA256_METADATA, ObjectUpload, unfinished_uploads
 from zeta_core.system.artifact_store.s3_client import open_client, translated_errors
@@ -117,7 +117,7 @@ class BucketStore(ArtifactStore):
         name = self._name(key)
         with translated_errors(f"removing {key}"):
             self._client.delete_object(Bucket=self._bucket, Key=name)
-            self._remove_all(self._folder(key))
+            self._remove_names([found["Key"] for found in self._list(self._folder(key))])
             for upload in unfinished_uploads(self._client, self._bucket, name):
                 if upload["Key"] == name or upload["Key"].startswith(f"{name}/"):
                     self._abort(upload)
@@ -226,18 +226,39 @@ class BucketStore(ArtifactStore):
     def _put_content(self, job_id: str, name: str, copy: Path, manifest: bytes) -> None:
         """Upload the files, then the manifest; then remove the files of an earlier checkpoint with this name."""
         content = self.content_key(job_id, name, manifest)
+        earlier = self.checkpoint(job_id, name)
+        known = {} if earlier is None else {file.sha256: earlier.key / file.path for file in earlier.manifest.files}
         for file in parse_manifest(manifest, name).files:
-            if self.size(content / file.path) != file.size:  # an interrupted upload has stored the others
+            if self.size(content / file.path) == file.size:
+                continue  # an interrupted upload has stored it
+            if file.sha256 in known:
+                self._copy(known[file.sha256], content / file.path)
+            else:
                 self._put(copy / file.path, content / file.path, file.sha256)
         self.write(checkpoint_key(job_id, name) / MANIFEST_NAME, manifest)
         if self._is_gone(job_id):
             self.remove_job(job_id)
             raise BrokenCheckpoint(f"{job_id} was deleted while its checkpoint {name} was stored.")
-        for other in self._list(self._folder(checkpoint_key(job_id, name))):
-            key = PurePosixPath(other["Key"].removeprefix(self._prefix))
-            if key.name != MANIFEST_NAME and not key.is_relative_to(content):
-                with translated_errors(f"removing {key}"):
-                    self._client.delete_object(Bucket=self._bucket, Key=other["Key"])
+        self._remove_other_content(job_id, name, content)
+
+    def _remove_other_content(self, job_id: str, name: str, content: PurePosixPath) -> None:
+        """Remove the files and unfinished uploads of checkpoints with this name whose files are not at ``content``."""
+        folder = checkpoint_key(job_id, name)
+        with translated_errors(f"removing earlier files of {name} of {job_id}"):
+            names = [found["Key"] for found in self._list(self._folder(folder))]
+            manifest, kept = self._name(folder / MANIFEST_NAME), self._folder(content)
+            self._remove_names([found for found in names if found != manifest and not found.startswith(kept)])
+            for upload in unfinished_uploads(self._client, self._bucket, self._folder(folder)):
+                if not upload["Key"].startswith(kept):
+                    self._abort(upload)
+
+    def abandon_checkpoint(self, job_id: str, name: str) -> None:
+        checkpoint_copies.remove_checkpoint(self.root / checkpoint_key(job_id, name))
+        manifest = self.manifest_bytes(job_id, name)
+        if manifest is None:
+            self.remove_checkpoint(job_id, name)
+        else:
+            self._remove_other_content(job_id, name, self.content_key(job_id, name, manifest))
 
     def fetch_checkpoint(
         self, job_id: str, name: str, target: Path, check_cancelled: CancellationCheck = never_cancelled
@@ -296,6 +317,11 @@ class BucketStore(ArtifactStore):
     def _put(self, source: Path, key: PurePosixPath, sha256: str | None) -> None:
         ObjectUpload(self._client, self._bucket, self._name(key), self._checksums).put(source, sha256)
 
+    def _copy(self, source: PurePosixPath, key: PurePosixPath) -> None:
+        """Copy an object within the bucket."""
+        with translated_errors(f"copying {source}"):
+            self._client.copy({"Bucket": self._bucket, "Key": self._name(source)}, self._bucket, self._name(key))
+
     def _fetch_file(
         self, key: PurePosixPath, target: Path, sha256: str | None, check_cancelled: CancellationCheck
     ) -> None:
@@ -326,11 +352,10 @@ class BucketStore(ArtifactStore):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
                 yield from page.get("Contents", [])
 
-    def _remove_all(self, prefix: str) -> None:
-        names = [{"Key": found["Key"]} for found in self._list(prefix)]
+    def _remove_names(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), _DELETE_AT_ONCE):
-            objects = {"Objects": names[start : start + _DELETE_AT_ONCE], "Quiet": True}
-            answer = self._client.delete_objects(Bucket=self._bucket, Delete=objects)
+            objects = [{"Key": name} for name in names[start : start + _DELETE_AT_ONCE]]
+            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
             if errors := answer.get("Errors"):
                 raise OSError(errno.EIO, f"the object store did not remove {errors[0]['Key']}: {errors[0]['Code']}")
 

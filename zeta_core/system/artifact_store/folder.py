@@ -107,6 +107,9 @@ class FolderStore(ArtifactStore):
         target.parent.mkdir(exist_ok=True)
         transfer(source, target, never_cancelled)
 
+    def abandon_checkpoint(self, job_id: str, name: str) -> None:
+        """An interrupted transfer leaves nothing."""
+
     def fetch_checkpoint(
         self, job_id: str, name: str, target: Path, check_cancelled: CancellationCheck = never_cancelled
     ) -> None:

@@ -10,6 +10,7 @@ full, ``EACCES`` if it refuses access, and `FileNotFoundError` for a missing obj
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from zeta_core.contract.job.checkpoint import Manifest, checkpoint_step, surplus_checkpoints
-from zeta_core.contract.wire.run_directory import MANIFEST_NAME, job_key
+from zeta_core.contract.wire.run_directory import MANIFEST_NAME, job_key, tensorboard_key
 from zeta_core.system.artifact_store.checkpoint_copies import (
     BrokenCheckpoint,
     CancellationCheck,
@@ -33,15 +34,6 @@ class StoredObject:
 
     key: PurePosixPath
     num_bytes: int
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """A complete checkpoint: its manifest, parsed and as bytes, and the key below which its other files are stored."""
-
-    manifest: Manifest
-    manifest_bytes: bytes
-    key: PurePosixPath
 
 
 class ArtifactStore(ABC):
@@ -139,6 +131,10 @@ class ArtifactStore(ABC):
         """
 
     @abstractmethod
+    def abandon_checkpoint(self, job_id: str, name: str) -> None:
+        """Remove what an interrupted `put_checkpoint` left; a complete checkpoint of this name remains."""
+
+    @abstractmethod
     def fetch_checkpoint(
         self, job_id: str, name: str, target: Path, check_cancelled: CancellationCheck = never_cancelled
     ) -> None:
@@ -152,12 +148,21 @@ class ArtifactStore(ABC):
     def remove_checkpoint(self, job_id: str, name: str) -> None:
         """Remove a checkpoint, which is never visible without all of its files; harmless when repeated."""
 
+    def put_curves(self, job_id: str, source: Path) -> None:
+        """Store TensorBoard's files; those of each attempt have names of their own."""
+        curves = tensorboard_key(job_id)
+        shutil.copytree(source, self.root / curves, dirs_exist_ok=True)
+        for file in source.rglob("*"):
+            if file.is_file():
+                self.publish(curves / file.relative_to(source).as_posix())
+
     def checkpoint(self, job_id: str, name: str) -> StoredCheckpoint | None:
         """A stored checkpoint, or ``None`` if it doesn't exist. Raises `BrokenCheckpoint` for a damaged manifest."""
         content = self.manifest_bytes(job_id, name)
         if content is None:
             return None
-        return StoredCheckpoint(parse_manifest(content, name), content, self.content_key(job_id, name, content))
+        key = self.content_key(job_id, name, content)
+        return StoredCheckpoint(parse_manifest(content, name), content, self, key)
 
     def is_stored(self, job_id: str, name: str, local: Path) -> bool:
         """Whether the store has exactly the checkpoint that is in ``local``."""
@@ -200,3 +205,13 @@ class ArtifactStore(ABC):
         if stored is None:
             raise BrokenCheckpoint(f"{name} is not in the store, or has no {MANIFEST_NAME}.")
         return stored.manifest
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A complete checkpoint: its manifest, parsed and as bytes, and the key below which its other files are stored."""
+
+    manifest: Manifest
+    manifest_bytes: bytes
+    store: ArtifactStore
+    key: PurePosixPath

@@ -156,9 +156,7 @@ def _status(error: ClientError) -> int:
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _collect(
-    running: set[Future[dict[str, Any]]], complete: dict[int, dict[str, Any]]
-) -> set[Future[dict[str, Any]]]:
+def _collect(running: set[Future[dict[str, Any]]], complete: dict[int, dict[str, Any]]) -> set[Future[dict[str, Any]]]:
     """Wait for a part, and add it to ``complete``; returns those that are still running. Raises a part's error."""
     done, rest = wait(running, return_when=FIRST_COMPLETED)
     for future in done:

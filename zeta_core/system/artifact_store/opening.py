@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 from zeta_core.contract.errors import InvalidSettings
+from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store.folder import FolderStore
 from zeta_core.system.artifact_store.interface import ArtifactStore
-from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.settings import FleetSettings
 
 

@@ -68,7 +68,7 @@ async def _find_weights(service: Service, caller: Caller, name: str) -> ServedWe
         fingerprint=hashlib.sha256(stored.manifest_bytes).hexdigest(),
         has_manifest=True,
         quantize=quantize,
-        base=await asyncio.to_thread(shared_base, service.store, stored, quantize),
+        base=await asyncio.to_thread(shared_base, service.artifacts, stored, quantize),
         files=job.resolved_spec.files,
         hub=caller.limits.hub_access,
     )

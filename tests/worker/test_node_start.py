@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
-from worker.artifacts.store import ArtifactStore
 from worker.attempt.attempt import LocalAttempt, Phase
 from worker.attempt.resources import WorkerResources
 from worker.machine.devices import Slot
@@ -22,6 +21,7 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, JournalBatch, Prepared
 from zeta_core.contract.wire.node_group import NodeGroup
 from zeta_core.contract.wire.run_directory import RunFile
+from zeta_core.system.artifact_store.folder import FolderStore
 
 GRANTED = ClaimAnswer(job_id="job_1", attempt=1, incarnation="i", granted=True)
 ADDRESS = "127.0.0.3"
@@ -39,7 +39,7 @@ def attempt(tmp_path: Path, port: int) -> Iterator[LocalAttempt]:
         home=tmp_path, worker_name="w", worker_secret="s", worker_address=ADDRESS, ports=f"{port}-{port}"
     )
     with ThreadPoolExecutor(1) as executor:
-        store, command = ArtifactStore(settings.artifacts), (str(tmp_path / "none"),)
+        store, command = FolderStore(settings.artifacts), (str(tmp_path / "none"),)
         resources = WorkerResources(settings, "i", store, executor, command, num_slots=1)
         message = Dispatch(job_id="job_1", attempt=1, worker="w", slots=[0], spec={}, num_nodes=2, node_rank=1)
         attempt = LocalAttempt.from_dispatch(resources, message, [Slot(0, "cpu", "cores", 1)])

@@ -173,7 +173,7 @@ def test_compiled_extensions_are_copied_into_a_cache_but_never_through_a_link(
         message = Dispatch(job_id=JOB, attempt=1, worker="w", slots=[0], project=project, spec={"use_deepspeed": True})
         directory = tmp_path / project
         directory.mkdir()
-        sandboxes.prepare_run(directory, new_run_file(message, sandboxes.settings), ())
+        sandboxes.prepare_run(directory, new_run_file(message, sandboxes.settings), Inputs(), ())
     copied = sandboxes.settings.root / project_cache("honest") / "home/.cache/torch_extensions/adam.so"
     assert copied.read_text() == "compiled"
     assert list((tmp_path / "others").iterdir()) == []

@@ -68,6 +68,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedSe
     """The S3 server of the session. Tests use buckets of their own."""
     server = SeaweedServer(tmp_path_factory.mktemp("seaweedfs"))
     server.start()
+    try:
         yield server
     finally:
         server.stop()

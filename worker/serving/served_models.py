@@ -102,6 +102,8 @@ class ServedModels:
             self._outboxes.fail([request.request_id], model)
         elif model is not None and model.has_loaded(request.weights):
             model.answer(request)
+        elif model is None and all(slot.slot in unavailable for slot in self._slots):
+            self._outboxes.fail([request.request_id], Failure(code="no_capacity", message=NO_SLOT))
         elif (inputs := self._fetched_inputs(request)) is not None:
             if model is None:
                 self._start(request, inputs, unavailable)

@@ -15,6 +15,7 @@ from tests.harness.ports import free_loopback_port
 from tests.harness.waiting import wait_until
 from worker.attempt.attempt import LocalAttempt, Phase
 from worker.attempt.resources import WorkerResources
+from worker.attempt.run_file_signature import read_signed
 from worker.machine.devices import Slot
 from worker.machine.network import route_address
 from worker.settings import WorkerSettings
@@ -80,7 +81,7 @@ def test_a_node_reports_its_port_until_the_others_are_prepared(attempt: LocalAtt
     assert attempt.phase == Phase.PREPARED
     attempt.start_node(group, "i")
     assert can_bind(port)
-    run_file = RunFile.model_validate_json((attempt.directory / "run.json").read_bytes())
+    run_file = RunFile.model_validate_json(read_signed(attempt.directory))  # so that a restarted worker adopts the run
     assert (run_file.node_group, run_file.node_rank, run_file.is_opened) == (group, 1, True)
     assert last_line(attempt)["reason"] == "launch_failed"
 

@@ -26,6 +26,7 @@ from worker.attempt.output import AttemptOutput
 from worker.attempt.preparation import Preparation
 from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import new_run_file
+from worker.attempt.run_file_signature import read_signed, write_signed
 from worker.machine.devices import Slot, memory_bytes, visible_gpus
 from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
@@ -37,7 +38,7 @@ from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
 from zeta_core.contract.wire.node_group import NodeGroup
-from zeta_core.contract.wire.run_directory import RUN_FILE, SAVE_FILE, RunFile, SaveFile, run_directory
+from zeta_core.contract.wire.run_directory import SAVE_FILE, RunFile, SaveFile, run_directory
 from zeta_core.system.artifact_store import BrokenCheckpoint
 from zeta_core.system.durable_files import write_atomically
 
@@ -211,9 +212,9 @@ class LocalAttempt:
         """Start the run: all its nodes are prepared."""
         if self._node_start is None or self.phase != Phase.PREPARED or incarnation != self._resources.incarnation:
             return
-        file = self.directory / RUN_FILE
-        self._run_file = RunFile.model_validate_json(file.read_bytes()).model_copy(update={"node_group": group})
-        write_atomically(file, self._run_file.model_dump_json(indent=2).encode())
+        run_file = RunFile.model_validate_json(read_signed(self.directory))
+        self._run_file = run_file.model_copy(update={"node_group": group})
+        write_signed(self.directory, self._run_file.model_dump_json(indent=2).encode())
         self._node_start.release_port()
         self.phase = Phase.PREPARING
 

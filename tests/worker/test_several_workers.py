@@ -63,7 +63,7 @@ def test_a_job_trains_on_two_workers_that_start_and_end_together(fleet: SmallFle
     start_workers(fleet)
     job_id = fleet.submit(spec=two_by_two(max_steps=4))
     job = fleet.wait_for_status(job_id, "succeeded", 240)
-    assert job.resolved_spec["world_size"] == 4
+    assert job.resolved_spec.world_size == 4
     assert "final" in fleet.checkpoints(job_id)
     assert (fleet.settings.artifacts / log_key(job_id, 1)).is_file()
     check_nothing_remains(fleet, job_id)

@@ -1,8 +1,9 @@
 """Measures how long a job has run, over all its attempts, against its ``time_limit_seconds``.
 
-An attempt runs from its granted claim to its end. The engine records the time in `AttemptRow.ran_seconds`, measured by
-its monotonic clock, so that a changed system clock neither ends a job early nor extends it. Without a recorded time,
-the attempt's start and end times are used.
+An attempt runs from its granted claim to its end, and one on several workers from their common start; its preparation
+counts as 0 seconds. The engine records the time in `AttemptRow.ran_seconds`, measured by its monotonic clock, so that a
+changed system clock neither ends a job early nor extends it. Without a recorded time, the attempt's start and end times
+are used.
 """
 
 from __future__ import annotations

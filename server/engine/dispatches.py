@@ -83,6 +83,7 @@ async def _start_attempt(session: AsyncSession, job: JobRow, nodes: Sequence[Pla
             worker=workers[0],
             incarnation="",  # that of its placement counts
             started_at=now,
+            ran_seconds=0.0,  # until all nodes start
             num_nodes=len(nodes),
             is_preparing=True,
         )

@@ -100,13 +100,12 @@ async def lose_worker(session: AsyncSession, job: JobRow, *, message: str) -> No
     await _requeue(session, job, retry)
 
 
-async def give_up_start(session: AsyncSession, job: JobRow, attempt: AttemptRow, *, message: str) -> None:
+async def give_up_start(session: AsyncSession, job: JobRow, *, message: str) -> None:
     """End the running attempt, whose workers were not all ready to start; ``job`` is locked.
 
     It is not a failure of the job. The next attempt starts after a back-off, which grows with each one in a row that
     could not start.
     """
-    attempt.ran_seconds = 0.0  # nothing ran
     reason = StatusReason.NODES_NOT_READY
     number = 1 + await _num_given_up(session, job, reason)
     retry = StatusChange(JobStatus.QUEUED, StatusReason.RETRYING, attempt_reason=reason, message=message)

@@ -239,6 +239,19 @@ def test_a_node_that_lost_contact_ends_the_attempt_on_the_others(fleet: SmallFle
     workers.wait_until(lambda: waiting_code(fleet, job_id) in ("never_fits", "no_worker"), "the reason of the wait")
 
 
+def test_a_node_that_fails_while_it_is_prepared_uses_no_running_time(fleet: SmallFleet, workers: Workers) -> None:
+    job_id = fleet.submit(spec={**NODES, "time_limit_seconds": 0.001})
+    workers.claim(job_id)
+    error = {"code": "launch_failed", "message": "No port."}
+    workers.by_name["b"].publish(job_id, 1, status("failed", reason="launch_failed", error=error))
+    workers.wait_until(lambda: fleet.job(job_id).status != "running", "the attempt to end")
+    assert (fleet.job(job_id).status, fleet.attempts(job_id)[0].reason) == ("queued", "launch_failed")
+    for name in workers.by_name:
+        workers.leave(name)
+    workers.start(job_id, 2)
+    workers.wait_until(lambda: workers.by_name["a"].receive(StopRequest, job_id), "the time limit of the run")
+
+
 @pytest.mark.extended
 def test_stop_requests_reach_all_nodes_and_a_start_is_cancelled_at_once(fleet: SmallFleet, workers: Workers) -> None:
     running = fleet.submit(spec=NODES)

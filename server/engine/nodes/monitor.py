@@ -155,7 +155,7 @@ class NodeMonitor:
             elif any(node.last_line is not None for node in placements):
                 await conclude(session, job, placements)
             elif row.is_preparing:
-                await give_up_start(session, job, row, message=message or "The start was stopped on request.")
+                await give_up_start(session, job, message=message or "The start was stopped on request.")
             else:
                 return
         logger.warning(

@@ -239,6 +239,21 @@ def test_a_node_that_lost_contact_ends_the_attempt_on_the_others(fleet: SmallFle
     workers.wait_until(lambda: waiting_code(fleet, job_id) in ("never_fits", "no_worker"), "the reason of the wait")
 
 
+@pytest.mark.extended
+def test_a_success_of_node_0_counts_although_another_node_is_lost(
+    fleet: SmallFleet, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "END_SECONDS", 60.0)
+    job_id = fleet.submit(spec=NODES)
+    workers.start(job_id)
+    workers.by_name["a"].publish(job_id, 1, status("succeeded"))
+    workers.leave("a")
+    del workers.by_name["b"]
+    workers.wait_until(lambda: fleet.job(job_id).status != "running", "the lease of b to expire")
+    assert fleet.job(job_id).status == "succeeded"
+    assert unreleased(fleet) == []
+
+
 def test_a_node_that_fails_while_it_is_prepared_uses_no_running_time(fleet: SmallFleet, workers: Workers) -> None:
     job_id = fleet.submit(spec={**NODES, "time_limit_seconds": 0.001})
     workers.claim(job_id)

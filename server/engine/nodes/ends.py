@@ -11,6 +11,7 @@ node 0 doesn't end the attempt: all nodes stop together, and node 0 may still be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,14 +35,15 @@ async def report_end(session: AsyncSession, job: JobRow, placement: PlacementRow
         await conclude(session, job, placements)
 
 
+def is_decided(placements: Sequence[PlacementRow]) -> bool:
+    """Whether a node has ended the attempt: node 0, or one that failed."""
+    return bool(_decided_at(placements))
+
+
 def is_overdue(placements: Sequence[PlacementRow]) -> bool:
     """Whether the nodes that are left have had enough time to end after one that ended the attempt."""
-    decisive = [
-        row.ended_at
-        for row in placements
-        if row.ended_at is not None and (row.node_rank == 0 or _last_line(row).status == JobStatus.FAILED)
-    ]
-    return bool(decisive) and (utc_now() - min(decisive)).total_seconds() >= END_SECONDS
+    times = _decided_at(placements)
+    return bool(times) and (utc_now() - min(times)).total_seconds() >= END_SECONDS
 
 
 async def conclude(session: AsyncSession, job: JobRow, placements: Sequence[PlacementRow]) -> None:
@@ -57,6 +59,15 @@ async def conclude(session: AsyncSession, job: JobRow, placements: Sequence[Plac
         await lose_worker(session, job, message=last.error.message)
         return
     await end_attempt(session, job, last, line=line)
+
+
+def _decided_at(placements: Sequence[PlacementRow]) -> list[datetime]:
+    """When the nodes ended whose ends also end the attempt."""
+    return [
+        row.ended_at
+        for row in placements
+        if row.ended_at is not None and (row.node_rank == 0 or _last_line(row).status == JobStatus.FAILED)
+    ]
 
 
 def _explanation(row: PlacementRow) -> int:

@@ -33,7 +33,7 @@ from server.engine.event_signal import EventSignal
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
 from server.engine.lost_attempts import ClaimedAttempt, LostAttempts
-from server.engine.nodes.ends import conclude, is_overdue
+from server.engine.nodes.ends import conclude, is_decided, is_overdue
 from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, JournalAck
@@ -151,7 +151,10 @@ class NodeMonitor:
                 if placements[lost_node].is_released:
                     return
                 placements[lost_node].state = PlacementState.RELEASED
-                await lose_worker(session, job, message=message or "")
+                if is_decided(placements):
+                    await conclude(session, job, placements)  # such as node 0 that has succeeded
+                else:
+                    await lose_worker(session, job, message=message or "")
             elif any(node.last_line is not None for node in placements):
                 await conclude(session, job, placements)
             elif row.is_preparing:

@@ -13,7 +13,7 @@ from tests.harness.page_inspector import PageInspector
 from tests.server.rows import Rows
 from tests.server.server_process import SPEC
 from tests.server.web.conftest import curve
-from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.job.status import JobStatus, StatusReason
 
 Visit = Callable[..., Visitor]
 
@@ -83,6 +83,22 @@ def test_the_best_job_is_first_and_the_jobs_are_compared(
     visitor.open(f"/jobs/{jobs[0]}")
     visitor.page.get_by_role("link", name="sweep", exact=True).click()
     expect(visitor.page).to_have_url(f"{visitor.url}/sweeps/{sweep_id}")
+
+
+def test_a_sweep_with_halving_shows_its_next_comparison_and_the_eliminated_jobs(
+    visit: Visit, http: httpx.Client, rows: Rows
+) -> None:
+    body = {"spec": SPEC, "grid": {"seed": [1, 2, 3, 4]}, "halving": {"steps": 2}}
+    sweep = http.post("/v1/sweeps", json=body).raise_for_status().json()
+    visitor = visit()
+    visitor.open(f"/sweeps/{sweep['id']}")
+    expect(visitor.page.locator("#sweep")).to_contain_text("The jobs are compared at step 2. The better half continues")
+    out, waiting = sweep["jobs"][0]["id"], sweep["jobs"][1]["id"]
+    rows.change(out, status=JobStatus.CANCELLED, status_reason=StatusReason.ELIMINATED)
+    rows.change(waiting, status=JobStatus.PAUSED, status_reason=StatusReason.WAITS_FOR_SWEEP)
+    visitor.page.reload()
+    expect(visitor.page.locator(f"#row-{out}")).to_contain_text("cancelled eliminated")
+    expect(visitor.page.locator(f"#row-{waiting}")).to_contain_text("paused until the comparison")
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])

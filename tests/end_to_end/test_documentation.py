@@ -29,6 +29,7 @@ WITH_A_SERVICE = (
     "concepts/exact-resume.md",
     "export.md",
     "how-to/evaluate.md",
+    "how-to/ollama.md",
     "how-to/other-trainers.md",
     "how-to/resume.md",
     "how-to/several-gpus.md",
@@ -49,6 +50,7 @@ NUM_NOT_RUN = {
     "docs/answers.md": 1,
     "docs/export.md": 1,
     "docs/how-to/object-storage.md": 1,
+    "docs/how-to/ollama.md": 2,
     "docs/how-to/several-hosts.md": 3,
     "docs/operations/monitoring.md": 1,
 }  # each has its reason in the page

@@ -109,6 +109,15 @@ class Artifacts:
             ) from error
         for path in (self.root / INCOMING).iterdir():
             _remove_if_abandoned(path)
+        self._remove_abandoned_uploads()
+
+    def _remove_abandoned_uploads(self) -> None:
+        """Remove from the store what killed servers have left of uploads; an error is logged, and not an obstacle."""
+        try:
+            for name in ("files", "uploads"):
+                self.store.remove_abandoned_uploads(PurePosixPath(name))
+        except OSError as error:
+            logger.warning("Unfinished uploads cannot be removed now: %s", error, extra={"action": "upload"})
 
     def require_free(self, num_bytes: int) -> None:
         """Raise `Unavailable` if an upload of this size would use the disk's reserve."""

@@ -4,11 +4,12 @@ import hashlib
 import os
 import signal
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from server.artifacts import Artifacts
 from tests.harness.children import start_child
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.waiting import wait_until
@@ -143,3 +144,22 @@ def test_a_killed_upload_continues_with_the_stored_parts(
     assert unfinished_uploads(client, bucket, "") == []
     assert store.local(key).read_bytes() == content
     assert before["Key"] == f"zeta/{key}"
+
+
+def test_a_starting_server_removes_only_old_unfinished_uploads(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = object_store.client()
+    of_user = [f"zeta/files/{new_id('file')}", f"zeta/uploads/{new_id('upload')}/{new_id('part')}"]
+    of_worker = f"zeta/{checkpoint_key(JOB, 'final')}/weights"
+    for key in (*of_user, of_worker):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+
+    def unfinished() -> list[str]:
+        return sorted(upload["Key"] for upload in unfinished_uploads(client, bucket, ""))
+
+    Artifacts(store).prepare()
+    assert unfinished() == sorted([*of_user, of_worker]), "another server may be uploading them"
+    monkeypatch.setattr("zeta_core.system.artifact_store.bucket.ABANDONED_AFTER", timedelta(0))
+    Artifacts(store).prepare()
+    assert unfinished() == [of_worker], "its worker continues it"

@@ -44,7 +44,7 @@ from zeta_core.system.artifact_store.s3_client import open_client, translated_er
 from zeta_core.system.durable_files import write_durably
 
 JOB_MARK = "job"  # an empty object that exists as long as the job
-ABANDONED_AFTER = timedelta(days=1)  # an unfinished upload of a file; a server that uploads for longer starts again
+ABANDONED_AFTER = timedelta(days=1)  # since an upload began; one that takes longer fails if a server starts meanwhile
 KNOWN_SECONDS = 10.0  # for which a job is taken to exist since it was last seen
 _DELETE_AT_ONCE = 1000  # objects per request
 _NO_ACCESS = frozenset({errno.EACCES, errno.ENODEV, errno.ENOENT})
@@ -126,8 +126,8 @@ class BucketStore(ArtifactStore):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove_abandoned_uploads(self, prefix: PurePosixPath) -> None:
-        """Remove the parts of uploads that a killed server has left."""
-        with translated_errors("removing unfinished uploads"):
+        """Those that began less than `ABANDONED_AFTER` ago remain: another process may be uploading them now."""
+        with translated_errors(f"removing unfinished uploads below {prefix}"):
             for upload in unfinished_uploads(self._client, self._bucket, self._folder(prefix)):
                 if utc_now() - upload["Initiated"] > ABANDONED_AFTER:
                     self._abort(upload)

@@ -69,6 +69,9 @@ class FolderStore(ArtifactStore):
         with suppress(FileNotFoundError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def remove_abandoned_uploads(self, prefix: PurePosixPath) -> None:
+        """An interrupted upload leaves nothing below its key."""
+
     def publish(self, key: PurePosixPath) -> None:
         """Every machine reads the file itself."""
 

@@ -81,6 +81,10 @@ class ArtifactStore(ABC):
         """Remove a file, or everything below a key, with all unfinished uploads; harmless when repeated."""
 
     @abstractmethod
+    def remove_abandoned_uploads(self, prefix: PurePosixPath) -> None:
+        """Remove what uploads below ``prefix`` have left that a killed process began long ago and nobody continued."""
+
+    @abstractmethod
     def publish(self, key: PurePosixPath) -> None:
         """Store the file at ``root / key`` as it is now. Nothing is stored for a deleted job."""
 

@@ -46,7 +46,7 @@ from zeta_core.process.stop import Interrupted, Stop
 from zeta_core.process.worker_monitor import WorkerMonitor
 from zeta_core.report.journal_writer import JournalWriter
 from zeta_core.report.library_noise import hide_library_noise
-from zeta_core.report.reporter import Console, Reporter
+from zeta_core.report.reporter import Console, Reporter, WithoutWarnings
 
 STANDARD_ERROR = 2
 
@@ -115,7 +115,7 @@ def _reporter(rank: ProcessRank, journal: JournalWriter) -> Reporter:
     """
     if rank.is_main:
         return Reporter(journal, Console(job_id()))
-    return Reporter(journal) if rank.is_first_of_node else Reporter()
+    return Reporter(WithoutWarnings(journal)) if rank.is_first_of_node else Reporter()
 
 
 def _write_end(line: StatusLine, journal: JournalWriter, console: Console) -> None:

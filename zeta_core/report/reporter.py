@@ -86,8 +86,22 @@ class Console:
         return "  ".join(parts)
 
 
+class WithoutWarnings:
+    """Sends all lines except warnings to a sink: every node finds the same ones, and node 0 reports them."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, line: JournalLine) -> None:
+        if not isinstance(line, WarningLine):
+            self._sink.write(line)
+
+    def close(self) -> None:
+        self._sink.close()
+
+
 class Reporter:
-    """Sends lines to all sinks. Every rank has a reporter, but only the first rank's has sinks."""
+    """Sends lines to all sinks. Every rank has a reporter, but only the first rank of each node has sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks

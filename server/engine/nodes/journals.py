@@ -1,7 +1,7 @@
 """Applies the journals of the nodes after node 0, whose journal alone contains the events of the job.
 
-The server keeps their warnings, with the node in the evidence, and the last line, with which the node ends. It
-acknowledges all other lines, so that the worker can publish the last one.
+The server keeps their warnings, which concern the node alone, such as a stall, with the node in the evidence. It also
+keeps the last line, with which the node ends, and acknowledges all other lines, so that the worker can publish it.
 """
 
 from __future__ import annotations

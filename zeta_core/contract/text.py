@@ -7,11 +7,21 @@ Joiners, combining marks and all kinds of spaces are ordinary text.
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
-_DIRECTIONS = "\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates (Unicode TR 9)
-_UNSTORABLE = "\ud800-\udfff"  # lone surrogates, which databases reject, as they do NUL
-_IN_TEXT = re.compile(rf"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_DIRECTIONS}{_UNSTORABLE}]|\r(?!\n)")
-_IN_LINE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}{_UNSTORABLE}]")
+from pydantic import AfterValidator, Field
+
+_DIRECTIONS = r"\u202a-\u202e\u2066-\u2069"  # embeddings, overrides and isolates (Unicode TR 9)
+_UNSTORABLE = r"\ud800-\udfff"  # lone surrogates, which databases reject, as they do NUL
+_NOT_IN_TEXT = rf"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_DIRECTIONS}"
+_NOT_IN_LINE = rf"\x00-\x1f\x7f-\x9f\u2028\u2029{_DIRECTIONS}"
+_IN_TEXT = re.compile(rf"[{_NOT_IN_TEXT}{_UNSTORABLE}]|\r(?!\n)")
+_IN_LINE = re.compile(rf"[{_NOT_IN_LINE}{_UNSTORABLE}]")
+
+# The allowed text for JSON schemas, as regular expressions for every engine. Lone surrogates are not valid Unicode, so
+# most engines can't name them.
+TEXT_PATTERN = rf"^([^{_NOT_IN_TEXT}\r]|\r\n)*$"
+LINE_PATTERN = rf"^[^{_NOT_IN_LINE}]*$"
 
 
 def control_character(text: str, *, in_line: bool = False) -> str | None:
@@ -29,6 +39,11 @@ def in_one_line(value: str) -> str:
     if character is not None:
         raise ValueError(f"it contains the control character {character}; remove it")
     return value
+
+
+Line = Annotated[
+    str, Field(min_length=1, max_length=200, json_schema_extra={"pattern": LINE_PATTERN}), AfterValidator(in_one_line)
+]
 
 
 def is_template(chat_template: str) -> bool:

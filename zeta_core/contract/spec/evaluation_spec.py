@@ -9,17 +9,18 @@ from pydantic import Field
 
 from zeta_core.contract.spec.job_spec import Metadata
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.spec.sources import FileSource, JobModel, ModelSource
+from zeta_core.contract.spec.sources import CheckpointName, FileId, FileSource, JobModel, ModelSource
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel
+from zeta_core.contract.text import Line
 
 
 class NewEvaluation(StrictModel):
     """The body of ``POST /v1/jobs/{id}/evaluations``."""
 
-    file: str = Field(max_length=100, description="id of an uploaded file with purpose dataset")
-    checkpoint: str = Field(default="final", max_length=100, description="step-N, best, final or latest")
+    file: FileId = Field(description="id of an uploaded file with purpose dataset")
+    checkpoint: CheckpointName = Field(default="final", description="step-N, best, final or latest")
     base: bool = Field(default=False, description="also evaluate the model that the job started from")
-    entity_name: str | None = Field(default=None, min_length=1, max_length=200)
+    entity_name: Line | None = None
     priority: int = Field(default=0, ge=-100, le=100)
     max_retries: int = Field(default=3, ge=0, le=100)
     metadata: Metadata = Field(default={})

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.spec.job_spec import Metadata
 from zeta_core.contract.spec.resources import Resources
-from zeta_core.contract.spec.sources import JobModel
+from zeta_core.contract.spec.sources import CheckpointName, JobModel
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel, invalid_value
+from zeta_core.contract.text import LINE_PATTERN, in_one_line
 
 ExportFormat = Literal["merged", "adapter", "gguf"]
 WeightType = Literal["f16", "bf16", "q8_0"]
@@ -36,12 +37,15 @@ class ExportRequest(StrictModel, ModelWithRules):
         default=None,
         description="type of the weights; merged: bf16 (default) or f16; gguf: f16 (default), bf16 or q8_0",
     )
-    checkpoint: Annotated[str, Field(max_length=100)] = Field(
-        default="final", description="step-N, best, final or latest"
-    )
-    entity_name: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="a name for the export job"
-    )
+    checkpoint: CheckpointName = Field(default="final", description="step-N, best, final or latest")
+    entity_name: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=64, json_schema_extra={"pattern": LINE_PATTERN}),
+            AfterValidator(in_one_line),
+        ]
+        | None
+    ) = Field(default=None, description="a name for the export job")
     priority: int = Field(default=0, ge=-100, le=100, description="jobs with a higher priority start first")
     max_retries: int = Field(default=3, ge=0, le=100, description="consecutive failures that are retried")
     metadata: Metadata = Field(default={}, description="up to 16 strings of your own, for finding the job")

@@ -25,10 +25,16 @@ from zeta_core.contract.spec.resources import Elastic, Resources
 from zeta_core.contract.spec.resources import faults as resource_faults
 from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
+from zeta_core.contract.text import LINE_PATTERN, TEXT_PATTERN
 from zeta_core.contract.webhooks import MAX_NOTIFICATIONS
 
+# The JSON parser rejects control characters (`strict_json`); the patterns describe this to clients.
 Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+    dict[
+        Annotated[str, Field(max_length=64)],
+        Annotated[str, Field(max_length=512, json_schema_extra={"pattern": TEXT_PATTERN})],
+    ],
+    Field(max_length=16, json_schema_extra={"propertyNames": {"maxLength": 64, "pattern": LINE_PATTERN}}),
 ]
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from zeta_core.contract.spec.affects import Affects
 from zeta_core.contract.spec.range_test import Find
 from zeta_core.contract.spec.sources import Dataset, TokenizerSource
 from zeta_core.contract.spec.validation import StrictModel
-from zeta_core.contract.text import in_one_line
+from zeta_core.contract.text import Line
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -66,18 +66,10 @@ class Dpo(StrictModel):
 
 
 class Wandb(StrictModel):
-    project: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
-        default=None, description="unset: WANDB_PROJECT of the worker, or 'zeta'"
-    )
-    entity: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
-        default=None, description="team or user; unset: the default of the worker's W&B key"
-    )
-    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None = Field(
-        default=None, description="display name of the run; unset: entity_name, or the run's id"
-    )
-    tags: list[Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)]] = Field(
-        default=[], max_length=100, description="tags of the run"
-    )
+    project: Line | None = Field(default=None, description="unset: WANDB_PROJECT of the worker, or 'zeta'")
+    entity: Line | None = Field(default=None, description="team or user; unset: the default of the worker's W&B key")
+    name: Line | None = Field(default=None, description="display name of the run; unset: entity_name, or the run's id")
+    tags: list[Line] = Field(default=[], max_length=100, description="tags of the run")
 
 
 class OptionFields(StrictModel):
@@ -99,9 +91,7 @@ class OptionFields(StrictModel):
     seq_len: Annotated[int | None, Affects("results", "sequences", "speed")] = Field(
         default=None, ge=2, le=10_000_000, description="tokens per sequence; unset: the model's limit, at most 1024"
     )
-    entity_name: Annotated[
-        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
-    ] = Field(default=None, description="name of the run; unset: none")
+    entity_name: Annotated[Line | None, Affects()] = Field(default=None, description="name of the run; unset: none")
     use_fsdp: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="shard the model over the processes with FSDP2"
     )
@@ -132,9 +122,7 @@ class OptionFields(StrictModel):
         default=None,
         description="steps between checkpoints, or 'epoch'; unset: about every 10 minutes, at most 5 % of the time",
     )
-    output_dir: Annotated[
-        Annotated[str, Field(min_length=1, max_length=200), AfterValidator(in_one_line)] | None, Affects()
-    ] = Field(
+    output_dir: Annotated[Line | None, Affects()] = Field(
         default=None, description="folder of the checkpoints, in a job relative to its artifacts; unset: the job's own"
     )
     weight_decay: Annotated[float | None, Affects("results")] = Field(

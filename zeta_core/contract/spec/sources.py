@@ -35,9 +35,12 @@ COLUMNS = (
 MAX_FILES = 1000  # per source
 MAX_SOURCES = 64
 Id = Annotated[str, Field(max_length=100)]
-# Other texts are accepted here, and rejected by the server as names of files and jobs that do not exist.
+# Other texts are accepted here, and rejected by the server as names of files, jobs and checkpoints that do not exist.
 FileId = Annotated[Id, WithJsonSchema({"type": "string", "pattern": NEW_ID_PATTERN.format(prefix="file")})]
 JobId = Annotated[Id, WithJsonSchema({"type": "string", "pattern": NEW_ID_PATTERN.format(prefix="job")})]
+CheckpointName = Annotated[
+    Id, WithJsonSchema({"type": "string", "pattern": r"^(step-(0|[1-9][0-9]{0,17})|best|final|latest)$"})
+]
 Path = Annotated[str, Field(min_length=1, max_length=4096)]  # PATH_MAX of Linux
 
 

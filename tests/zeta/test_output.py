@@ -13,7 +13,16 @@ from rich.live import Live
 from zeta.cli.estimate_display import estimate_rows
 from zeta.cli.event_text import event_text
 from zeta.cli.event_views import PlainView, TerminalView
-from zeta.cli.job_display import data_cell, eval_cell, loss_cell, model_cell, outcome_text, status_cell, time_cell
+from zeta.cli.job_display import (
+    data_cell,
+    eval_cell,
+    loss_cell,
+    model_cell,
+    outcome_text,
+    status_cell,
+    time_cell,
+    worker_cell,
+)
 from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
 from zeta.cli.table import Column, cut_middle, table_lines
@@ -173,6 +182,14 @@ def test_the_running_time_covers_all_attempts_of_the_job() -> None:
     assert f"ran for {duration(50)}." in outcome_text(once), "not the 4,000 seconds of the job that it continues"
     twice = job(attempts=[attempt(1, 0, 50), attempt(2, 100, 120)])
     assert time_cell(twice) == f"{duration(70)} in 2 attempts (the last one {duration(20)})"
+
+
+def test_a_running_job_shows_its_worker_or_all_its_nodes() -> None:
+    attempt = {"attempt": 1, "worker": "a", "started_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    nodes = [{"node_rank": rank, "worker": name, "state": "claimed"} for rank, name in enumerate("ab")]
+    assert worker_cell(job(attempts=[attempt], worker="a")) == "a"
+    assert worker_cell(job(attempts=[{**attempt, "nodes": nodes}], worker="a")) == "a (claimed), b (claimed)"
+    assert worker_cell(job(attempts=[{**attempt, "nodes": nodes}])) is None  # it has ended
 
 
 def test_an_estimate_is_printed_with_separators_and_sizes() -> None:

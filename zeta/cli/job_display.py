@@ -146,6 +146,12 @@ def attempt_cell(job: Job) -> str | None:
     return f"{job.attempt} ({'; '.join(earlier)})" if earlier else str(job.attempt)
 
 
+def worker_cell(job: Job) -> str | None:
+    """The worker that runs the job; with several nodes, that of each one and its state."""
+    nodes = job.attempts[-1].nodes if job.worker is not None and job.attempts else []
+    return ", ".join(f"{node.worker} ({node.state})" for node in nodes) or job.worker
+
+
 def progress_cell(job: Job) -> str | None:
     """The job's current step, and the total if it is known."""
     progress = job.progress or {}

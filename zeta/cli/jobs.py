@@ -83,6 +83,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
         model_cell,
         progress_cell,
         time_cell,
+        worker_cell,
     )
     from zeta.cli.output import print_fields, print_json
     from zeta.client import Client
@@ -107,7 +108,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("model", model_cell(job, names)),
             ("data", data_cell(job, names)),
             ("attempt", attempt_cell(job)),
-            ("worker", job.worker),
+            ("worker", worker_cell(job)),
             ("step", progress_cell(job)),
             ("loss (last 50 steps)", loss_cell(job)),
             ("mean loss", None if result is None or result.train_loss is None else f"{result.train_loss:.4f}"),

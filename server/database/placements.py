@@ -28,9 +28,7 @@ class PlacementState(StrEnum):
 
 
 class PlacementRow(Table):
-    """One node of an attempt. ``last_line`` is that of its journal, a `StatusLine`, once it
-    is stored.
-    """
+    """One node of an attempt. ``last_line`` is the last line of its journal, a `StatusLine`."""
 
     __tablename__ = "placements"
     __table_args__ = (

@@ -100,7 +100,7 @@ async def _start_attempt(session: AsyncSession, job: JobRow, nodes: Sequence[Pla
         for rank, (worker, node) in enumerate(zip(workers, nodes, strict=True))
     )
     await session.flush()
-    message = f"{len(nodes)} workers prepare the attempt: {', '.join(workers)}."
+    message = f"{len(nodes)} workers are preparing the attempt: {', '.join(workers)}."
     started = StatusChange(JobStatus.RUNNING, worker=workers[0], message=message, at=now)
     is_changed = await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=job.attempt)
     assert is_changed, f"{job.id} is locked and was queued"

@@ -22,8 +22,7 @@ from zeta_core.contract.job.status import JobStatus, WaitingCode
 class Load:
     """Occupied slots by worker, and the jobs and GPUs by project; ``own_limits`` are those that were set.
 
-    ``placements`` are the workers, by job, of its running attempt or an earlier one that are not released, if the
-    attempt has several nodes.
+    ``placements`` are, by job, the workers that still hold a node of one of its attempts.
     """
 
     default_limits: ProjectLimits

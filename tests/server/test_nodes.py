@@ -195,7 +195,7 @@ def test_an_incomplete_attempt_is_given_up_and_holds_nothing(fleet: SmallFleet, 
     workers.wait_until(lambda: fleet.job(job_id).status == "queued", "the start to be given up")
     reason = fleet.job(job_id).waiting_reason or {}
     assert reason["code"] == "retry_backoff"
-    assert "Worker b (node 1 of 2) did not fetch its inputs within 4 s." in reason["message"]
+    assert "Worker b (node 1) did not fetch its inputs within 4 s." in reason["message"]
     (attempt,) = fleet.attempts(job_id)
     assert (attempt.reason, fleet.job(job_id).failures) == ("nodes_not_ready", 0)
     for name, worker in workers.by_name.items():

@@ -15,7 +15,7 @@ REPEAT_SECONDS = 1.0
 
 
 class NodeStart:
-    """Repeats that this node is prepared until the attempt starts. A thread of ``executor`` reserves the port."""
+    """Repeats the message `Prepared` until the attempt starts. A thread of ``executor`` reserves the port."""
 
     def __init__(self, executor: Executor, settings: WorkerSettings, claim: Claim, node_rank: int) -> None:
         """``claim`` is the granted claim of the attempt."""

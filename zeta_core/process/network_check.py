@@ -2,7 +2,7 @@
 
 Each node listens on its own address and connects to all others, in an order in which no two nodes begin with the same
 one. Every pair is measured in both directions, because firewalls have directions. A connection proves itself with the
-run's token, so a program that happens to listen on a port is not taken for a node.
+run's token, so a program that happens to listen on a port is not mistaken for a node.
 """
 
 from __future__ import annotations

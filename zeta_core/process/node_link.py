@@ -1,11 +1,11 @@
-"""The connection between the nodes of a run: who is there, who has stopped responding, and how each of them ended.
+"""The connection between the nodes of a run: which have joined, which have stopped responding, and how each ended.
 
-It connects the processes that start the ranks of their nodes, one per node, through torch's TCP store on node 0, which
-torch elastic and the ranks use as well. A thread of each node sends signs of life to the store; node 0 reads those of
-all nodes, and the others read that of node 0. A node that is silent for `SILENT_SECONDS` is lost: its own process
-exited, or its host was suspended or cut off. Every other node hears of it and ends its ranks, which would otherwise
-wait in a collective operation until its timeout. Only time that this process experienced counts, so a host that was
-suspended does not take the others for lost when it continues.
+It connects the launchers, the processes that start the ranks of their nodes, through torch's TCP store on node 0, which
+torch elastic and the ranks use as well. A thread of each node sends heartbeats to the store; node 0 reads those of all
+nodes, and the others read that of node 0. A node that is silent for `SILENT_SECONDS` is lost: its launcher exited, or
+its host was suspended or cut off. Every other node is notified and ends its ranks, which would otherwise wait in a
+collective operation until its timeout. Only time in which this process ran counts, so a host that was suspended does
+not consider the others lost when it resumes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHECK_SECONDS = 60.0  # for the network check of all nodes
 SILENT_SECONDS = 30.0
 END_SECONDS = 30.0  # from the end of the first node's ranks to that of the last one's
 BEAT_SECONDS = 1.0
-ATTEMPT_SECONDS = 2.0  # of one attempt to connect; signals are handled between two of them
+CONNECT_SECONDS = 2.0  # for one try to connect; signals are handled between two tries
 POLL_SECONDS = 0.05
 
 
@@ -36,7 +36,7 @@ class NodeLink:
     """One node's end of the connection. `connect` comes first, and `close` last."""
 
     def __init__(self, group: NodeGroup, run_id: str) -> None:
-        """``run_id`` names this attempt; nodes of another attempt that meet at the same port are not heard."""
+        """``run_id`` names this attempt; nodes of another attempt that use the same port are ignored."""
         self._group = group
         self._run_id = run_id
         self._store: Store | None = None
@@ -79,7 +79,7 @@ class NodeLink:
             group.addresses[0],
             group.port,
             is_master=is_server,
-            timeout=timedelta(seconds=ATTEMPT_SECONDS),
+            timeout=timedelta(seconds=CONNECT_SECONDS),
             wait_for_workers=False,
             multi_tenant=is_server,
         )
@@ -123,14 +123,14 @@ class NodeLink:
     # --- while the ranks run ---
 
     def watch(self, on_loss: Callable[[], None]) -> None:
-        """Send signs of life from now on, and call ``on_loss`` in a thread if another node is lost."""
+        """Send heartbeats from now on, and call ``on_loss`` in a thread if another node is lost."""
         watched = range(1, self._group.num_nodes) if self._group.node_rank == 0 else range(1)
         heard = _Heard(watched)
         threading.Thread(target=self._beat, args=(heard, on_loss), name="node-beat", daemon=True).start()
         threading.Thread(target=self._observe, args=(heard, on_loss), name="node-watch", daemon=True).start()
 
     def _beat(self, heard: _Heard, on_loss: Callable[[], None]) -> None:
-        """Exchange signs of life. A call blocks if node 0 is suspended, so `_observe` has a thread of its own."""
+        """Exchange heartbeats. A call blocks if node 0 is suspended, so `_observe` has a thread of its own."""
         own, store, count = self._group.node_rank, None, 0
         while not self._closed.wait(BEAT_SECONDS):
             count += 1
@@ -151,7 +151,7 @@ class NodeLink:
         before = time.monotonic()
         while not self._closed.wait(BEAT_SECONDS):
             now = time.monotonic()
-            heard.wait(min(now - before, 2 * BEAT_SECONDS))
+            heard.advance(min(now - before, 2 * BEAT_SECONDS))
             before = now
             for node in heard.silent(SILENT_SECONDS):
                 self._declare(node, on_loss)
@@ -215,19 +215,19 @@ class NodeLink:
 
 
 class _Heard:
-    """For how long each watched node has been silent, in seconds that this process experienced."""
+    """For how long each watched node has been silent, in seconds in which this process ran."""
 
     def __init__(self, nodes: range) -> None:
         self.nodes = nodes
         self._silent_seconds = dict.fromkeys(nodes, 0.0)
         self._newest: dict[int, bytes] = {}
 
-    def record(self, node: int, sign: bytes) -> None:
-        if self._newest.get(node) != sign:
-            self._newest[node] = sign
+    def record(self, node: int, beat: bytes) -> None:
+        if self._newest.get(node) != beat:
+            self._newest[node] = beat
             self._silent_seconds[node] = 0.0
 
-    def wait(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         for node in self.nodes:
             self._silent_seconds[node] += seconds
 

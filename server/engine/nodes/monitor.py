@@ -125,7 +125,7 @@ class NodeMonitor:
     ) -> str | None:
         """Why an attempt that has been preparing for so long must be given up, or ``None``."""
         for node in placements:
-            name = f"Worker {node.worker} (node {node.node_rank} of {len(placements)})"
+            name = f"Worker {node.worker} (node {node.node_rank})"
             if node.worker in drained:
                 return f"{name} is being drained."
             if node.state == PlacementState.DISPATCHED:

@@ -4,7 +4,7 @@
 
 Each worker claims its node, fetches its inputs, and reports its address and port. When the last one is prepared, the
 attempt starts, and the answer to each worker is `Go` with the addresses of all. Workers repeat their messages until
-they are answered, so a lost answer delays the start and nothing else. `engine.nodes.monitor` gives up an attempt whose
+they are answered, so a lost answer only delays the start. `engine.nodes.monitor` gives up an attempt whose
 workers are not prepared in time.
 """
 

@@ -65,7 +65,9 @@ class WorkerSettings(FleetSettings):
         default=512 * MEBIBYTE, ge=0, description="with less free disk space, runs save and pause"
     )
     log_max_bytes: int = Field(
-        default=64 * MEBIBYTE, ge=1024, description="maximum size of a job's log; beyond it, only its end is kept"
+        default=64 * MEBIBYTE,
+        ge=1024,
+        description="maximum size of a job's log; beyond it, only its beginning and end are kept",
     )
     journal_max_lines: int = Field(
         default=100_000,

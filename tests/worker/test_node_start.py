@@ -17,7 +17,7 @@ from worker.attempt.attempt import LocalAttempt, Phase
 from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file_signature import read_signed
 from worker.machine.devices import Slot
-from worker.machine.network import route_address
+from worker.machine.network import reserve_port, route_address
 from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import ClaimAnswer, Dispatch, JournalAck, JournalBatch, Prepared
 from zeta_core.contract.wire.node_group import NodeGroup
@@ -105,6 +105,20 @@ def test_a_node_without_a_free_port_names_the_setting(attempt: LocalAttempt, por
         line = last_line(attempt)
     assert line["reason"] == "launch_failed"
     assert f"a free port of ZETA_PORTS ({port}-{port}) on {ADDRESS}" in line["message"]
+
+
+def test_a_port_is_reserved_once_and_right_after_a_run_has_used_it(tmp_path: Path, port: int) -> None:
+    settings = WorkerSettings(
+        home=tmp_path, worker_name="w", worker_secret="s", worker_address=ADDRESS, ports=str(port)
+    )
+    with socket.create_server((ADDRESS, port)) as server, socket.create_connection((ADDRESS, port)) as client:
+        server.accept()[0].close()
+        client.recv(1)  # so that the port stays in TIME_WAIT for a minute
+    reserved = reserve_port(settings)
+    with pytest.raises(OSError, match="cannot bind a free port of ZETA_PORTS"):
+        reserve_port(settings)
+    reserved.release()
+    reserve_port(settings).release()
 
 
 def test_the_address_is_that_of_the_route_to_redis() -> None:

@@ -31,7 +31,11 @@ def reserve_port(settings: WorkerSettings) -> ReservedPort:
     for port in settings.port_numbers:
         bound = socket.socket(family, socket.SOCK_STREAM)
         try:
+            # Connections of the last run on this port may be in TIME_WAIT. With this option, only a listening socket
+            # keeps others from binding the port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind((address, port))
+            bound.listen(1)
         except OSError as error:
             bound.close()
             if not settings.ports or port == settings.port_numbers[-1]:

@@ -36,7 +36,7 @@ def unreachable(url: str) -> str | None:
         response = httpx.get(url, timeout=20, follow_redirects=True)
     except httpx.HTTPError as error:
         return f"{url} is unreachable ({error or type(error).__name__})"
-    if response.status_code != httpx.codes.OK:
+    if not response.is_success:
         return f"{url} responded with status {response.status_code}"
     return None if "vulnerabilities" in response.json() else f"the response of {url} lists no vulnerabilities"
 

@@ -32,7 +32,7 @@ from torch import nn
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.events import LogLine, ProgressLine
-from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.spec.range_test import MAX_SHARE, MIN_UPDATES, RangeTest, num_updates
 from zeta_core.data.sequences import Sequences, build_sampler
 from zeta_core.failures import CannotTrain, NonFiniteLoss
@@ -282,11 +282,13 @@ class _RangeTest:
         return max(1, self._sequences.num_targets(window))
 
     def _report_and_check_stop(self, share: float, rate: float | None = None) -> StopAction | None:
-        """Report the progress about once per second. Returns the requested stop action."""
+        """Report the progress about once per second. Returns the most urgent stop action that any node requests."""
         now = time.monotonic()
         if now - self._reported_at >= SECONDS_BETWEEN_LINES:
             self._reported_at = now
             loss = self._losses[-1] if self._losses else None
             line = ProgressLine(phase="finding_learning_rate", share=round(share, 3), loss=loss, learning_rate=rate)
             self._report.write(line)
-        return self.engine.processes.from_main(self._requested_stop)
+        processes = self.engine.processes
+        requested = processes.gather(self._requested_stop() if processes.is_first_of_node else None)
+        return next((action for action in reversed(STOP_ACTIONS) if action in requested), None)

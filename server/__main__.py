@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Generator
 from functools import partial
@@ -28,7 +27,7 @@ from server.service import Stopping, open_service
 from server.settings import ServerSettings
 from server.tracing import Tracing, open_tracing
 from zeta_core.contract.errors import InvalidSettings, ZetaError
-from zeta_core.system.exposure import require_encryption
+from zeta_core.system.exposure import require_certificate, require_encryption
 from zeta_core.system.log_format import log_to_standard_error
 
 GRACE_SECONDS = 5
@@ -66,7 +65,7 @@ def main() -> int:
     try:
         settings = ServerSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
         require_encryption(settings.host, has_tls=settings.tls_cert is not None, behind_proxy=settings.behind_proxy)
-        _check_certificate(settings)
+        require_certificate(settings.tls_cert, settings.tls_key)
         tracing = open_tracing(os.environ)  # noqa: TID251 - the variables of OpenTelemetry, which its SDK reads, too
         listener = _listen(settings)
         with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
@@ -103,27 +102,6 @@ async def _serve(settings: ServerSettings, listener: socket.socket, tracing: Tra
     if tracing is not None:
         await asyncio.to_thread(tracing.close)
     logger.info("Stopped.")
-
-
-def _check_certificate(settings: ServerSettings) -> None:
-    """Raise `InvalidSettings` if the certificate or its key can't be used."""
-    if settings.tls_cert is None and settings.tls_key is None:
-        return
-    if settings.tls_cert is None or settings.tls_key is None:
-        missing, given = ("KEY", "CERT") if settings.tls_key is None else ("CERT", "KEY")
-        raise InvalidSettings(
-            f"ZETA_TLS_{given} is set without ZETA_TLS_{missing}; set both for TLS, or neither.",
-            param=f"ZETA_TLS_{missing}",
-        )
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, lambda: "")
-    except OSError as error:  # ssl.SSLError is one
-        reason = getattr(error, "reason", None) or error.strerror or error
-        raise InvalidSettings(
-            f"ZETA_TLS_CERT {str(settings.tls_cert)!r} and ZETA_TLS_KEY {str(settings.tls_key)!r} can't be used "
-            f"({reason}); name PEM files of a certificate and of its unencrypted private key.",
-            param="ZETA_TLS_CERT",
-        ) from error
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

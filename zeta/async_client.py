@@ -51,10 +51,16 @@ class AsyncClient:
         project: str | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         use_proxy: bool = True,
+        certificate: str | None = None,
     ) -> None:
         """The parameters and exceptions are those of `Client`."""
         self._client = Client(
-            base_url, api_key, project=project, patience_seconds=patience_seconds, use_proxy=use_proxy
+            base_url,
+            api_key,
+            project=project,
+            patience_seconds=patience_seconds,
+            use_proxy=use_proxy,
+            certificate=certificate,
         )
         self.base_url = self._client.base_url
 

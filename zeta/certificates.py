@@ -1,8 +1,14 @@
-"""The certificate authorities that the client trusts: those configured by the user, or certifi's and the system's."""
+"""The certificates that the client trusts.
+
+For a server elsewhere, these are the certificate authorities configured by the user, or certifi's and the system's. For
+the `zeta up` of this machine, it is only the server's own certificate, under any name: it may be for another name than
+127.0.0.1, and its authority may be unknown here.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +21,7 @@ from zeta_core.contract.errors import InvalidSettings
 # and curl; companies with their own authorities often set only those.
 OPENSSL_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 OTHER_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
@@ -33,6 +40,26 @@ def tls_context(variables: Mapping[str, str]) -> ssl.SSLContext:
 def _set_variables(variables: Mapping[str, str], names: tuple[str, ...]) -> list[tuple[str, str]]:
     """The variables that are set, with their values; a blank one counts as unset, as for every other setting."""
     return [(name, value) for name in names if (value := variables.get(name, "").strip())]
+
+
+def first_certificate(pem_file: Path) -> str:
+    """The server's own certificate, which is the first one in the file, as PEM. Raises `InvalidSettings`."""
+    try:
+        found = _CERTIFICATE.search(pem_file.read_text(encoding="ascii", errors="replace"))
+    except OSError as error:
+        raise InvalidSettings(f"{pem_file} can't be read: {error.strerror}.", param="ZETA_TLS_CERT") from error
+    if found is None:
+        raise InvalidSettings(f"{pem_file} contains no certificate in PEM format.", param="ZETA_TLS_CERT")
+    return found.group()
+
+
+def pinned_context(certificate: str) -> ssl.SSLContext:
+    """A context that accepts only this certificate (PEM), for every name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # no authority is needed
+    context.load_verify_locations(cadata=certificate)
+    return context
 
 
 def no_tls_context() -> ssl.SSLContext:

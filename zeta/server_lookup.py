@@ -38,7 +38,10 @@ class ClientSettings(Settings):
 
 
 class Target(BaseModel):
-    """The server to use, and how it was found. ``is_local`` means that it is a `zeta up` on this machine."""
+    """The server to use, and how it was found. ``is_local`` means that it is a `zeta up` on this machine.
+
+    ``certificate`` is the server's own certificate (PEM) if it uses TLS and was found on this machine.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,6 +49,7 @@ class Target(BaseModel):
     api_key: str | None
     source: str
     is_local: bool = False
+    certificate: str | None = None
 
 
 def find_server(
@@ -65,17 +69,18 @@ def find_server(
     if address is not None:
         candidates = [candidate for candidate in (here, login) if candidate is not None and candidate.url == address]
         key = next((candidate.api_key for candidate in candidates), None)
-        return Target(url=address, api_key=key, source="ZETA_URL", is_local=here is not None and here in candidates)
+        if here is not None and here in candidates:
+            return here.model_copy(update={"api_key": key, "source": "ZETA_URL"})
+        return Target(url=address, api_key=key, source="ZETA_URL")
     home_is_named = bool(variables.get("ZETA_HOME", "").strip()) or home is not None
     if here is not None and (home_is_named or login is None):
-        key = settings.api_key or here.api_key
-        return Target(url=here.url, api_key=key, source=f"zeta up in {settings.home}", is_local=True)
+        return here.model_copy(update={"api_key": settings.api_key or here.api_key})
     if login is not None:
         return Target(url=login.url, api_key=settings.api_key or login.api_key, source=str(login_file(variables)))
     return None
 
 
-def _running_here(home: Home) -> Login | None:
+def _running_here(home: Home) -> Target | None:
     """The server of the `zeta up` running in this home, with the admin key if this user can read it."""
     state = home.running()
     if state is None or state.url is None:
@@ -85,8 +90,15 @@ def _running_here(home: Home) -> Login | None:
     except (OSError, ValueError):
         key = None
     try:
-        return Login(url=checked_url(state.url, f"The url in {home.state}"), api_key=key)
+        login = Login(url=checked_url(state.url, f"The url in {home.state}"), api_key=key)
     except ValidationError as error:
         raise InvalidSettings(
             f"{home.admin_key} does not contain an API key; restore it, or set ZETA_API_KEY."
         ) from error
+    return Target(
+        url=login.url,
+        api_key=login.api_key,
+        source=f"zeta up in {home.path}",
+        is_local=True,
+        certificate=state.certificate,
+    )

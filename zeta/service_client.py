@@ -37,10 +37,13 @@ class ServiceClient:
         project: str | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
         use_proxy: bool = True,
+        certificate: str | None = None,
     ) -> None:
         """``project`` (default: ZETA_PROJECT) is the project in which an admin key acts; other keys act in their own.
         ``patience_seconds`` is how long a request is retried while the server does not respond. With
         ``use_proxy=False``, the client ignores proxy variables; a server on this machine is always reached directly.
+        ``certificate`` is the server's own certificate (PEM), which is trusted instead of authorities; for a `zeta up`
+        on this machine, it is found like the URL.
 
         Raises `Unreachable` if no server is configured and none runs on this machine, and `InvalidSettings` if an
         environment variable is invalid.
@@ -59,6 +62,7 @@ class ServiceClient:
             patience_seconds=patience_seconds,
             variables=variables,
             use_proxy=use_proxy and not target.is_local,
+            certificate=certificate or target.certificate,
         )
 
     def __enter__(self) -> Self:

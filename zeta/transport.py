@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from zeta.certificates import no_tls_context, tls_context
+from zeta.certificates import no_tls_context, pinned_context, tls_context
 from zeta.connection_failures import (
     connection_failure,
     foreign_response,
@@ -51,9 +51,11 @@ class HttpTransport:
         patience_seconds: float,
         variables: Mapping[str, str],
         use_proxy: bool = True,
+        certificate: str | None = None,
     ) -> None:
         """``project`` is sent with every request. ``variables`` is the environment, which configures proxies and
-        certificate authorities.
+        certificate authorities. ``certificate`` is that of the server (PEM), which is trusted instead of the
+        authorities.
 
         Raises `InvalidSettings` if one of them applies but cannot be used.
         """
@@ -68,7 +70,7 @@ class HttpTransport:
             follow_redirects=False,
             # httpx would read the environment itself, and fail on settings that do not apply to this server.
             trust_env=False,
-            **_route(self.base_url, self._proxy, variables),
+            **_route(self.base_url, self._proxy, variables, certificate),
         )
 
     def close(self) -> None:
@@ -226,10 +228,12 @@ def retry_after(response: httpx.Response) -> float:
     return min(float(value), 60.0) if value.isdecimal() else 0.0
 
 
-def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str]) -> dict[str, Any]:
+def _route(base_url: str, proxy: Proxy | None, variables: Mapping[str, str], certificate: str | None) -> dict[str, Any]:
     """The arguments of `httpx.Client` for the proxy and the TLS context."""
     if not any(url.startswith("https://") for url in (base_url, proxy.url if proxy is not None else "")):
         context: ssl.SSLContext = no_tls_context()
+    elif certificate is not None:
+        context = pinned_context(certificate)
     else:
         context = tls_context(variables)
     if proxy is None:

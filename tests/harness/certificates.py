@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Certificate:
-    """PEM files of a certificate for ``localhost`` and 127.0.0.1, and of its private key."""
+    """PEM files of a certificate and of its private key."""
 
     certificate: Path
     key: Path
@@ -20,11 +20,10 @@ class Certificate:
         return ssl.create_default_context(cafile=self.certificate)
 
 
-def self_signed(folder: Path) -> Certificate:
-    """Create a certificate that is valid for one day, with OpenSSL."""
-    pair = Certificate(folder / "localhost.pem", folder / "localhost.key")
+def self_signed(folder: Path, names: str = "DNS:localhost,IP:127.0.0.1") -> Certificate:
+    """Create a certificate for these names that is valid for one day, with OpenSSL."""
+    pair = Certificate(folder / "server.pem", folder / "server.key")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", "1"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     files = ["-out", str(pair.certificate), "-keyout", str(pair.key)]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    subprocess.run([*command, "-addext", f"subjectAltName={names}", *files], check=True, capture_output=True)
     return pair

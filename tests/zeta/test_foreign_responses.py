@@ -3,21 +3,22 @@
 import contextlib
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.harness.certificates import Certificate, self_signed
 from tests.harness.gateways import Gateway, GatewayResponse
 from tests.harness.ports import free_loopback_port
+from zeta.certificates import first_certificate
 from zeta.cli.exit_status import ExitStatus
 from zeta.cli.failures import exit_status_of_error
 from zeta.client import Client
 from zeta.http_proxy import choose_proxy
 from zeta.transport import HttpTransport
-from zeta_core.contract.errors import ErrorBody, ErrorContent, NotFound, ZetaError
+from zeta_core.contract.errors import ErrorBody, ErrorContent, InvalidSettings, NotFound, ZetaError
 from zeta_core.contract.identifiers import ID_CHARACTERS
 from zeta_core.contract.job.responses import Health
 
@@ -190,30 +191,21 @@ def test_invalid_text_and_a_closed_client_raise_errors_of_the_contract() -> None
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost, with its key in the same file."""
-    return _certificate(tmp_path_factory.mktemp("tls") / "localhost.pem", "DNS:localhost", "1")
-
-
-def _certificate(file: Path, names: str, days: str) -> Path:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-days", days]
-    command += ["-addext", f"subjectAltName={names}", "-keyout", str(file), "-out", f"{file}.crt"]
-    subprocess.run(command, check=True, capture_output=True)
-    file.write_bytes(file.read_bytes() + Path(f"{file}.crt").read_bytes())
-    return file
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return self_signed(tmp_path_factory.mktemp("tls"), "DNS:localhost")
 
 
 @pytest.fixture
-def tls_port(certificate: Path) -> Iterator[int]:
+def tls_port(certificate: Certificate) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(certificate.certificate, certificate.key)
     with Gateway(respond=always(GatewayResponse(413)), tls=context).running() as gateway:
         yield gateway.port
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
 def test_a_custom_authority_is_trusted_on_localhost_too(
-    tls_port: int, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+    tls_port: int, certificate: Certificate, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     url = f"https://localhost:{tls_port}"
     untrusted = failure(Client(url, "key"))
@@ -222,11 +214,26 @@ def test_a_custom_authority_is_trusted_on_localhost_too(
     assert exit_status_of_error(untrusted) == ExitStatus.UNREACHABLE
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):  # set on some machines, and used first
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, str(certificate))
+    monkeypatch.setenv(variable, str(certificate.certificate))
     assert "HTTP 413" in failure(Client(url, "key")).message
     wrong_name = failure(Client(f"https://127.0.0.1:{tls_port}", "key"))
     assert "another name" in wrong_name.message
     assert "ZETA_URL" in wrong_name.message
+
+
+def test_a_given_certificate_is_trusted_for_every_name_and_no_other_is(
+    tls_port: int, certificate: Certificate, tmp_path: Path
+) -> None:
+    combined = tmp_path / "combined.pem"  # the key first, as some programs want it, and another certificate last
+    other = self_signed(tmp_path, "DNS:localhost")
+    files = (certificate.key, certificate.certificate, other.certificate)
+    combined.write_text("".join(file.read_text() for file in files))
+    url = f"https://127.0.0.1:{tls_port}"
+    assert "HTTP 413" in failure(Client(url, "key", certificate=first_certificate(combined))).message
+    refused = failure(Client(url, "key", certificate=first_certificate(other.certificate)))
+    assert "not signed by an authority" in refused.message
+    with pytest.raises(InvalidSettings, match="contains no certificate"):
+        first_certificate(certificate.key)
 
 
 def test_a_wrong_scheme_is_recognized() -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
+from tests.harness.certificates import self_signed
 from tests.harness.children import start_child, stop_child
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import ZETA, Service, clean_environment, running_service
@@ -35,9 +36,12 @@ ADMINISTRATION = (
 pytestmark = pytest.mark.timeout(240)
 
 
-def zeta(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def zeta(
+    *words: str | Path, environment: dict[str, str] | None = None, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [ZETA, *words],
+        cwd=folder,
         env=environment or clean_environment(),
         capture_output=True,
         text=True,
@@ -142,6 +146,41 @@ def test_a_detached_zeta_up_runs_with_a_given_redis_until_zeta_down(tmp_path: Pa
     assert stopped.returncode == 0, stopped.stderr
     assert not any(is_alive(pid) for pid in (state.pid, *state.children.values()))
     assert zeta("down", environment=environment).returncode == 0
+
+
+@pytest.mark.extended
+def test_zeta_up_with_a_certificate_speaks_https_with_its_own_commands(
+    tmp_path: Path, own_valkey: ValkeyServer
+) -> None:
+    pair = self_signed(tmp_path, "DNS:train.example.org")  # this machine reaches the server as 127.0.0.1
+    environment = clean_environment() | {"ZETA_REDIS_URL": own_valkey.url, "ZETA_HOME": str(tmp_path / "home")}
+    files = {"ZETA_TLS_CERT": pair.certificate.name, "ZETA_TLS_KEY": pair.key.name}
+    started = zeta("up", "--detach", "--port", "0", environment=environment | files, folder=tmp_path)
+    try:
+        assert started.returncode == 0, started.stderr
+        state = Home(tmp_path / "home").running()
+        assert state is not None
+        assert state.url is not None
+        assert state.url.startswith("https://127.0.0.1:")
+        assert f"dashboard  {state.url}/" in started.stdout
+        assert "ZETA_TLS_KEY" not in variables_of(state.children["worker"])
+        listed = zeta("workers", environment=environment)  # found through the home, with its certificate
+        assert listed.returncode == 0, listed.stderr
+        named = zeta("jobs", environment=environment | {"ZETA_URL": state.url})
+        assert named.returncode == 0, named.stderr
+        with httpx.Client(verify=pair.trust()) as http:
+            response = http.get(f"{state.url}/healthz", extensions={"sni_hostname": "train.example.org"})
+        assert response.status_code == 200
+    finally:
+        stopped = zeta("down", environment=environment)
+    assert stopped.returncode == 0, stopped.stderr
+
+
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
+    environment = clean_environment() | {"ZETA_HOME": str(tmp_path), "ZETA_TLS_CERT": "server.pem"}
+    refused = zeta("up", "--port", "0", environment=environment)
+    assert refused.returncode == 2
+    assert "ZETA_TLS_CERT is set without ZETA_TLS_KEY" in refused.stderr
 
 
 @pytest.mark.parametrize("command", [("up", "--port", "0"), ("server", "--port", "0"), ("worker",)])

@@ -93,7 +93,8 @@ def status(home: Home = None, as_json: AsJson = False) -> None:
         raise Unreachable(
             f"No service is running in {settings.home}, and no other server is configured; start one with `zeta up`."
         )
-    with Client(target.url, target.api_key, use_proxy=not target.is_local) as client:
+    use_proxy = not target.is_local
+    with Client(target.url, target.api_key, use_proxy=use_proxy, certificate=target.certificate) as client:
         is_ready = client.is_ready()
         workers = [] if not is_ready else client.workers()
         running = [] if not is_ready else client.jobs(status="running", limit=1000)
@@ -170,7 +171,7 @@ def _print_ready(state: UpState, settings: UpSettings, *, detached: bool, as_jso
     folder = HomeFolder(settings.home)
     admin_key = settings.api_key or folder.secret(folder.admin_key, "zeta_")
     try:
-        with Client(state.url, admin_key, patience_seconds=0, use_proxy=False) as client:
+        with Client(state.url, admin_key, patience_seconds=0, use_proxy=False, certificate=state.certificate) as client:
             dashboard = f"{client.login_link().url} (logs in once, within 10 minutes)"
     except ZetaError:  # the server is restarting, and the service continues
         dashboard = f"{state.url} (`zeta dashboard` prints a link that logs in)"

@@ -79,7 +79,7 @@ def main() -> int:
 
 def _train_and_download(job: DemoJob, state: UpState, home: Home, output: Path, watch: Stopwatch) -> None:
     key = home.admin_key.read_text().strip()
-    with Client(state.url, key) as client:
+    with Client(state.url, key, certificate=state.certificate) as client:
         print(job.description, flush=True)
         submitted = client.submit(job.spec, on_upload=_print_now)
         print(f"Submitted {submitted.id}.", flush=True)

@@ -14,7 +14,7 @@ from threading import Event
 
 from zeta.up.home import Home, UpState
 from zeta.up.service import READY_SECONDS, WORKER_MARGIN_SECONDS
-from zeta.up.settings import UpSettings
+from zeta.up.settings import UpSettings, tls_variables
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 
 PROBE_SECONDS = 0.1
@@ -29,7 +29,9 @@ def detach(settings: UpSettings, variables: Mapping[str, str]) -> UpState:
     home = Home(settings.home)
     home.create()
     log_file = home.logs / "up.log"
-    environment = dict(variables) | {
+    environment = {
+        **variables,
+        **tls_variables(settings),
         "ZETA_HOME": str(settings.home),
         "ZETA_HOST": settings.host,
         "ZETA_PORT": str(settings.port),

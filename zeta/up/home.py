@@ -35,7 +35,8 @@ CHILD_EXIT_SECONDS = 30.0  # the children of a killed `zeta up` exit within this
 class UpState(BaseModel):
     """``up.json``: the `zeta up` running in a home. ``url`` is null until the address has been chosen.
 
-    ``lock`` shows whether the file was copied with its home; ``pid_started`` shows whether ``pid`` has been reused.
+    ``certificate`` is that of the server (PEM) if it uses TLS. ``lock`` shows whether the file was copied with its
+    home; ``pid_started`` shows whether ``pid`` has been reused.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -44,6 +45,7 @@ class UpState(BaseModel):
     pid: int
     url: str | None
     started_at: datetime
+    certificate: str | None = None
     children: dict[str, int] = {}
     lock: str | None = None  # the `FileIdentity` of the home's lock file; older versions do not write it
     pid_started: int | None = None  # `process_start`

@@ -24,6 +24,7 @@ from typing import Literal
 
 import httpx
 
+from zeta.certificates import first_certificate
 from zeta.client import Client
 from zeta.up.child import Child
 from zeta.up.home import Home, UpState
@@ -36,7 +37,7 @@ from zeta.up.settings import (
 )
 from zeta.up.valkey import REPLY_SECONDS, Valkey
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
-from zeta_core.system.exposure import require_encryption
+from zeta_core.system.exposure import require_certificate, require_encryption
 from zeta_core.system.file_identity import FileIdentity, process_start
 from zeta_core.system.redis_access import RedisAddress
 
@@ -65,6 +66,7 @@ class LocalService:
         self._variables, self._report = variables, report
         self._children: list[Child] = []
         self._url: str | None = None
+        self._certificate: str | None = None
         self._phase: Literal["starting", "ready", "stopping"] = "starting"
         self._started_at = datetime.now(UTC)
         self._signals = 0
@@ -78,13 +80,10 @@ class LocalService:
         when it returns or raises.
         """
         _require_extras()
-        if self.settings.tls_cert is not None:
-            raise InvalidSettings(
-                "ZETA_TLS_CERT is set, which `zeta up` does not support; run `zeta server` and `zeta worker`, or put a "
-                "reverse proxy with TLS in front of it (docs/security.md).",
-                param="ZETA_TLS_CERT",
-            )
-        require_encryption(self.settings.host, has_tls=False, behind_proxy=self.settings.behind_proxy)
+        certificate, settings = self.settings.tls_cert, self.settings
+        require_encryption(settings.host, has_tls=certificate is not None, behind_proxy=settings.behind_proxy)
+        require_certificate(certificate, settings.tls_key)
+        self._certificate = None if certificate is None else first_certificate(certificate)
         self.home.create()
         with self.home.locked(), self._handling_signals():
             self._write_state()
@@ -114,7 +113,7 @@ class LocalService:
             home.secret(home.worker_secret, "")
         port = settings.port or _free_port(settings.host)
         _require_free(settings.host, port)
-        self._url = _local_url(settings.host, port)
+        self._url = _local_url(settings.host, port, "http" if self._certificate is None else "https")
         self._write_state()
         environment = child_environment(self._variables, settings, port)
 
@@ -149,7 +148,7 @@ class LocalService:
         # worker adopts them. An orderly stop would need the server, which exits at the same time.
         child("server", module_command("server"), signal.SIGTERM, environment)
         key = settings.api_key or home.secret(home.admin_key, "zeta_")
-        with Client(self._url, key, patience_seconds=0, use_proxy=False) as client:
+        with Client(self._url, key, patience_seconds=0, use_proxy=False, certificate=self._certificate) as client:
             if settings.redis_url is not None:  # the server exits with a message if it belongs to another service
                 self._wait_for(client.is_ready, "the API")
             worker = child("worker", module_command("worker"), signal.SIGKILL, worker_environment(environment))
@@ -274,6 +273,7 @@ class LocalService:
             pid=os.getpid(),
             url=self._url,
             started_at=self._started_at,
+            certificate=self._certificate,
             children=children,
             lock=str(FileIdentity.of(self.home.lock)),
             pid_started=process_start(os.getpid()),
@@ -332,11 +332,11 @@ def _free_port(host: str) -> int:
         ) from error
 
 
-def _local_url(host: str, port: int) -> str:
+def _local_url(host: str, port: int, scheme: Literal["http", "https"]) -> str:
     """The server's URL on this machine. A wildcard address is reached through loopback."""
     wildcards = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - nothing is bound here
     reached = wildcards.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{reached}:{port}"
+    return f"{scheme}://{reached}:{port}"
 
 
 def _accepts_connections(address: RedisAddress) -> bool:

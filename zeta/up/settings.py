@@ -19,7 +19,7 @@ from zeta_core.system.settings import PREFIX, ApiKey, DatabaseUrl, RedisUrl, Set
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 _SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
-_SERVER_SECRETS = frozenset({"ZETA_API_KEY", "ZETA_DATABASE_URL", "ZETA_SERVE_API_KEY"})
+_SERVER_SECRETS = frozenset({"ZETA_API_KEY", "ZETA_DATABASE_URL", "ZETA_SERVE_API_KEY", "ZETA_TLS_KEY"})
 
 
 class UpSettings(Settings):
@@ -28,7 +28,8 @@ class UpSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
     behind_proxy: bool = Field(False, description="only a reverse proxy with TLS reaches the service")
-    tls_cert: Path | None = Field(None, description="not with `zeta up`, which has no certificate for this machine")
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate; unset: HTTP without TLS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
     redis_url: RedisUrl | None = Field(None, description="default: a Valkey server started by `zeta up`")
     database_url: DatabaseUrl | None = Field(None, description="default: SQLite in ZETA_HOME")
     artifacts_url: str | None = Field(None, description="default: a folder in ZETA_HOME")
@@ -38,6 +39,11 @@ class UpSettings(Settings):
     worker_name: str | None = Field(None, description="default: this machine's name")
     hub: str = "on"
     stop_grace_seconds: float = Field(DEFAULT_STOP_GRACE_SECONDS, ge=0, allow_inf_nan=False)
+
+    @field_validator("tls_cert", "tls_key")
+    @classmethod
+    def _absolute_path(cls, file: Path | None) -> Path | None:
+        return None if file is None else file.expanduser().absolute()  # the processes run in the home
 
     @field_validator("shared_worker_secret")
     @classmethod
@@ -73,7 +79,7 @@ def worker_name(settings: UpSettings) -> str:
 def child_environment(variables: Mapping[str, str], settings: UpSettings, port: int) -> dict[str, str]:
     """The environment of the server: the inherited variables, the effective settings, and paths of secret files."""
     home = Home(settings.home)
-    child = dict(variables)
+    child = dict(variables) | tls_variables(settings)
     child |= {
         "ZETA_HOME": str(settings.home),
         "ZETA_HOST": settings.host,
@@ -92,6 +98,12 @@ def child_environment(variables: Mapping[str, str], settings: UpSettings, port: 
             child.pop(name, None)
             child[f"{name}_FILE"] = str(file)
     return child
+
+
+def tls_variables(settings: UpSettings) -> dict[str, str]:
+    """The variables that name the files of the certificate, for a process with another working directory."""
+    files = {"ZETA_TLS_CERT": settings.tls_cert, "ZETA_TLS_KEY": settings.tls_key}
+    return {name: str(file) for name, file in files.items() if file is not None}
 
 
 def worker_environment(server: Mapping[str, str]) -> dict[str, str]:

@@ -1,9 +1,11 @@
-"""Whether a listening address is reachable from other machines, and what it needs then."""
+"""Whether a listening address is reachable from other machines, what it needs then, and checking its certificate."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 from ipaddress import ip_address
+from pathlib import Path
 
 from zeta_core.contract.errors import InvalidSettings
 
@@ -27,3 +29,24 @@ def require_encryption(host: str, *, has_tls: bool, behind_proxy: bool) -> None:
         param="ZETA_HOST",
         code="unencrypted",
     )
+
+
+def require_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Raise `InvalidSettings` if only one of these PEM files is set, or if they can't be used for TLS."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        missing, given = ("KEY", "CERT") if key is None else ("CERT", "KEY")
+        raise InvalidSettings(
+            f"ZETA_TLS_{given} is set without ZETA_TLS_{missing}; set both for TLS, or neither.",
+            param=f"ZETA_TLS_{missing}",
+        )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
+    except OSError as error:  # ssl.SSLError is one
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise InvalidSettings(
+            f"ZETA_TLS_CERT {str(certificate)!r} and ZETA_TLS_KEY {str(key)!r} can't be used "
+            f"({reason}); name PEM files of a certificate and of its unencrypted private key.",
+            param="ZETA_TLS_CERT",
+        ) from error

@@ -6,7 +6,9 @@
 |   ``claim_seconds``, was not prepared within ``prepare_seconds``, |   starts after a back-off (`endings`)           |
 |   is silent or drained                                            |                                                 |
 | preparing, and a node has ended, or a user cancels or pauses      | the attempt ends at once                        |
-| running, and a node is lost                                       | the attempt ends (`lose_worker`)                |
+| running, and a node is lost                                       | the attempt ends: as `nodes.ends` decides if    |
+|                                                                   |   node 0 has ended or one has failed, else      |
+|                                                                   |   `lose_worker`                                 |
 | running, and the others had time to end after one that ended      | the attempt ends (`nodes.ends`)                 |
 | over, and a worker still has a node of it                         | the worker is told to kill it, and the node is  |
 |                                                                   |   released when it no longer lists it, or when  |

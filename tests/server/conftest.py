@@ -38,6 +38,16 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
     return str(request.getfixturevalue("postgres_url")) if request.param == "postgresql" else None
 
 
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.extended)])
+def module_database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The URL of a PostgreSQL database for all tests of a file; ``None`` is SQLite in the home of their server."""
+    if request.param == "sqlite":
+        yield None
+        return
+    with request.getfixturevalue("postgres_server").fresh_database() as url:
+        yield str(url)
+
+
 @pytest.fixture
 async def database(database_url: str | None, tmp_path: Path) -> AsyncIterator[Database]:
     """An open database of either kind with the current schema, for tests of functions that need no server."""

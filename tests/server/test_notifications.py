@@ -27,8 +27,11 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with running_server(tmp_path_factory.mktemp("server"), shared_valkey.second_url, **SETTINGS) as process:
+def server(
+    module_database_url: str | None, shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    home = tmp_path_factory.mktemp("server")
+    with running_server(home, shared_valkey.second_url, module_database_url, **SETTINGS) as process:
         yield process
 
 

@@ -13,9 +13,10 @@ import httpx
 import pytest
 
 from tests.harness.service import ZETA, clean_environment
+from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
-from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, submit
+from tests.server.server_process import API_KEY, SPEC, ServerProcess, error_of, running_server, submit
 from zeta.client import Client
 from zeta.receipts import InvalidReceipt, verify
 from zeta_core.contract.errors import Conflict, NotFound
@@ -27,6 +28,15 @@ FILES: dict[str, Any] = {
     "config.json": ("config", b"{}"),
     "training_state/state.pt": ("state", b"state"),
 }
+
+
+@pytest.fixture(scope="module")
+def server(
+    module_database_url: str | None, shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    home = tmp_path_factory.mktemp("server")
+    with running_server(home, shared_valkey.second_url, module_database_url) as process:
+        yield process
 
 
 @pytest.fixture

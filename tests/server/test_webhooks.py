@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.server_process import SPEC, ServerProcess, error_of
+from tests.harness.valkey import ValkeyServer
+from tests.server.server_process import SPEC, ServerProcess, error_of, running_server
 
 URL = "https://hooks.example.org/zeta"
+
+
+@pytest.fixture(scope="module")
+def server(
+    module_database_url: str | None, shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    home = tmp_path_factory.mktemp("server")
+    with running_server(home, shared_valkey.second_url, module_database_url) as process:
+        yield process
 
 
 def create(http: httpx.Client, **fields: Any) -> dict[str, Any]:

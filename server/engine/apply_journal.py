@@ -78,7 +78,8 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     if placement is None and attempt.worker != batch.worker:
         return AppliedBatch(_ack(batch, 0, fenced=True), 0, False, holder=attempt.worker)
     if job.status != JobStatus.RUNNING or job.attempt != batch.attempt:
-        return AppliedBatch(_ack(batch, attempt.stored_line, fenced=True), 0, False)
+        stored_line = attempt.stored_line if placement is None or not placement.node_rank else placement.stored_line
+        return AppliedBatch(_ack(batch, stored_line, fenced=True), 0, False)
     if placement is not None and placement.node_rank:
         return await _apply_node_batch(session, job, placement, batch)
     protected = set[str]()

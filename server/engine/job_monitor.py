@@ -192,7 +192,8 @@ class JobMonitor:
 
 
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)
-_LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line)
+# Not those of attempts on several workers, because each node has a journal of its own: 0 makes it end in any case.
+_LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line).where(AttemptRow.num_nodes == 1)
 
 
 async def _read_nodes(session: AsyncSession) -> Nodes:

@@ -185,6 +185,8 @@ def test_nodes_start_together_and_the_job_succeeds_when_all_have_ended(fleet: Sm
     assert warnings == [{"node": 1, "worker": "b"}]
     fleet.check_events(job_id)
     assert unreleased(fleet) == []
+    again = second.publish(job_id, 4, status("succeeded"))  # its acknowledgement was lost
+    assert (again.fenced, again.stored_line) == (True, 4)
 
 
 @pytest.mark.extended

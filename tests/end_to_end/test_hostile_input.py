@@ -1,7 +1,7 @@
 """Hundreds of hostile inputs against a real ``zeta up``: none fails the service, and none reveals a secret.
 
 After each table of inputs: no response was a server error, no secret was in a response or in a log of the service, no
-file appeared outside the home, and ``/healthz`` was answered within a second meanwhile.
+pickle was loaded, and ``/healthz`` was answered within a second meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ PICKLED = Path("/tmp/zeta-hostile-pickle")
 HEALTH_SECONDS = 1.0
 ENDED = ("succeeded", "failed", "cancelled")
 
-pytestmark = pytest.mark.timeout(600)
+# A slow check makes the next ones wait. The slow tests take up to 7 minutes, and much longer on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass

@@ -16,7 +16,8 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     """Grant the claim, in this transaction, if the job was dispatched to this worker and this is its next attempt.
 
     A repeated claim of the same worker process is granted again, because the first answer may have been lost. Any other
-    claim is denied with a reason. An attempt on several workers runs since its dispatch; each worker claims its node.
+    claim is denied with a reason. An attempt on several workers has run since its dispatch, and each worker claims its
+    node.
     """
     job = await lock_job(session, claim.job_id)
     if job is None:

@@ -105,7 +105,7 @@ class JobMonitor:
                 self._slot_freed()
 
     async def _read(self) -> tuple[Sequence[Any], Nodes, Collection[str]]:
-        """The running attempts, the workers of those on several, and the drained workers."""
+        """The running attempts, the workers of those on several workers, and the drained workers."""
         async with self._database.read() as session:
             running = (await session.execute(RUNNING)).all()
             return running, await _read_nodes(session), await drained_workers(session)

@@ -23,7 +23,7 @@ from zeta_core.contract.wire.messages import StopRequest
 
 RECORD_SECONDS = 10.0  # the interval of recording running times; a killed server loses at most this much
 Running = Any  # a row of `RUNNING`
-Nodes = Mapping[tuple[str, int], Sequence[str]]  # the workers of an attempt on several, by job and attempt
+Nodes = Mapping[tuple[str, int], Sequence[str]]  # the workers of each attempt on several workers, by job and number
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Attempts on several workers, the nodes of the attempt: how they start together and end together."""
+"""How the nodes of an attempt on several workers start and end together."""

@@ -28,7 +28,7 @@ class WaitingReason(_JobModel):
 
 
 class Node(_JobModel):
-    """One of the workers of an attempt on several."""
+    """One node of an attempt that runs on several workers."""
 
     node_rank: int
     worker: str
@@ -38,8 +38,10 @@ class Node(_JobModel):
 
 class Attempt(_JobModel):
     attempt: int
-    worker: str = Field(description="the worker; with several, that of node 0")
-    nodes: list[Node] = Field(default=[], description="the workers of an attempt on several, by node rank")
+    worker: str = Field(description="the worker; that of node 0 if there are several")
+    nodes: list[Node] = Field(
+        default=[], description="the nodes of an attempt that runs on several workers, by rank; else empty"
+    )
     device_kind: str | None = Field(default=None, description="determines the kernels; null until the run begins")
     started_at: datetime
     finished_at: datetime | None = None

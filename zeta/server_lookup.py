@@ -63,7 +63,8 @@ def find_server(
     settings = ClientSettings.from_environment(variables, url=url, api_key=given_key, home=home)
     address = None if settings.url is None else checked_url(settings.url, "ZETA_URL")
     if address is not None and settings.api_key is not None:
-        return Target(url=address, api_key=settings.api_key, source="ZETA_URL")
+        certificate = _certificate_here(Home(settings.home), address)
+        return Target(url=address, api_key=settings.api_key, source="ZETA_URL", certificate=certificate)
     login = read_login(variables)
     here = _running_here(Home(settings.home)) if settings.home.is_absolute() else None
     if address is not None:
@@ -78,6 +79,12 @@ def find_server(
     if login is not None:
         return Target(url=login.url, api_key=settings.api_key or login.api_key, source=str(login_file(variables)))
     return None
+
+
+def _certificate_here(home: Home, url: str) -> str | None:
+    """The certificate of the `zeta up` running in this home, if it has this URL and uses TLS."""
+    state = home.running() if url.startswith("https://") and home.path.is_absolute() else None
+    return state.certificate if state is not None and state.url == url else None
 
 
 def _running_here(home: Home) -> Target | None:

@@ -23,12 +23,13 @@ def variables(tmp_path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_up(home: Home, url: str = "http://127.0.0.1:9999") -> Generator[None]:
+def running_up(home: Home, url: str = "http://127.0.0.1:9999", certificate: str | None = None) -> Generator[None]:
     """The files of a running `zeta up`: its lock, ``up.json`` and the key."""
     home.create()
     home.secret(home.admin_key, "zeta_")
     with home.locked():
-        home.write_state(UpState(state="ready", pid=os.getpid(), url=url, started_at=datetime.now(UTC)))
+        started = datetime.now(UTC)
+        home.write_state(UpState(state="ready", pid=os.getpid(), url=url, started_at=started, certificate=certificate))
         yield
 
 
@@ -42,6 +43,19 @@ def test_the_running_zeta_up_is_found_with_its_key(variables: dict[str, str]) ->
         target = find_server(variables)
         assert target is not None
         assert (target.url, target.api_key) == ("http://127.0.0.1:9999", home.admin_key.read_text().strip())
+
+
+def test_the_certificate_of_the_running_zeta_up_is_trusted_only_for_its_url(variables: dict[str, str]) -> None:
+    here, elsewhere, key = "https://127.0.0.1:9999", "https://train.example.org", "zeta_own"
+    with running_up(Home(Path(variables["ZETA_HOME"])), here, "PEM"):
+        for settings in ({}, {"ZETA_URL": here}, {"ZETA_URL": here, "ZETA_API_KEY": key}):
+            target = find_server(variables | settings)
+            assert target is not None
+            assert (target.url, target.certificate) == (here, "PEM")
+        for settings in ({"ZETA_URL": elsewhere}, {"ZETA_URL": elsewhere, "ZETA_API_KEY": key}):
+            target = find_server(variables | settings)
+            assert target is not None
+            assert target.certificate is None
 
 
 def test_the_state_of_a_killed_zeta_up_is_ignored(variables: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ class UpSettings(Settings):
     @field_validator("tls_cert", "tls_key")
     @classmethod
     def _absolute_path(cls, file: Path | None) -> Path | None:
-        return None if file is None else file.expanduser().absolute()  # the processes run in the home
+        return None if file is None else file.absolute()  # the processes run in the home
 
     @field_validator("shared_worker_secret")
     @classmethod

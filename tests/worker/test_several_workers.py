@@ -1,4 +1,4 @@
-"""A job on two real workers with different addresses: it trains together, ends together, and resumes."""
+"""A job on two real workers with different addresses: it trains together, ends together, resumes, and is adopted."""
 
 import os
 import signal
@@ -91,4 +91,23 @@ def test_a_job_on_two_workers_survives_killed_and_frozen_processes_and_a_restart
     fleet.request(job_id, "pause")
     fleet.wait_for_status(job_id, "paused", 120)
     assert fleet.job(job_id).status_reason == "paused_by_user"
+    check_nothing_remains(fleet, job_id)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_that_was_killed_and_restarted_adopts_its_node(fleet: SmallFleet) -> None:
+    workers = start_workers(fleet)
+    resources = {"nodes": 2, "processes": 1}
+    job_id = fleet.submit(spec=two_by_two(resources=resources, max_steps=1_000_000, checkpointing_steps=20))
+    fleet.wait_for_step(job_id, 10, 240)
+    workers["b"].kill()
+    workers["b"].wait()
+    start_worker(fleet, "b")
+    wait_until(lambda: f"Adopted attempt 1 of {job_id}" in fleet.logs(), 60, "worker b to adopt its node")
+    fleet.wait_for_step(job_id, (fleet.attempts(job_id)[0].last_step or 0) + 100, 120)
+    fleet.request(job_id, "pause")
+    fleet.wait_for_status(job_id, "paused", 120)
+    (attempt,) = fleet.attempts(job_id)
+    assert attempt.reason == "paused_by_user"
     check_nothing_remains(fleet, job_id)

@@ -68,6 +68,25 @@ def claim_store(settings: ServerSettings, store: ArtifactStore, service: str) ->
         ) from error
 
 
+def require_owner(store: ArtifactStore, service: str | None) -> None:
+    """Raise `InvalidSettings` unless this service owns the store."""
+    owner = _read(store)
+    if owner is None:
+        raise InvalidSettings(
+            f"ZETA_ARTIFACTS_URL is {str(store)!r}, which has no {OWNER_KEY}; it is not mounted, or no server has "
+            "used it yet.",
+            param="ZETA_ARTIFACTS_URL",
+        )
+    if owner.service != service:
+        raise InvalidSettings(
+            f"ZETA_ARTIFACTS_URL is {str(store)!r}, which belongs to service {owner.service}, and the database is that "
+            f"of {service or 'a service that has not started yet'}; set ZETA_ARTIFACTS_URL and ZETA_DATABASE_URL to "
+            "the values of the server.",
+            param="ZETA_ARTIFACTS_URL",
+            code="store_taken",
+        )
+
+
 def _read(store: ArtifactStore) -> StoreOwner | None:
     try:
         with store.open(OWNER_KEY) as file:

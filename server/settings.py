@@ -17,7 +17,7 @@ from zeta_core.contract.webhooks import check_url
 from zeta_core.contract.wire.signatures import INDIVIDUAL_PREFIX
 from zeta_core.system.database_url import sqlite_url
 from zeta_core.system.exposure import is_loopback
-from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings
+from zeta_core.system.settings import ApiKey, DatabaseUrl, FleetSettings, Settings, StoreSettings
 
 GIBIBYTE = 2**30
 MIN_FREE_BYTES = 256 * 2**20
@@ -115,6 +115,10 @@ class DatabaseSettings(Settings):
     def database(self) -> str:
         """The URL of the database in use."""
         return self.database_url or sqlite_url(self.home / "zeta.db")
+
+
+class StoreCheckSettings(DatabaseSettings, StoreSettings):
+    """The settings of ``zeta artifacts check``: the locations of the database and of the artifact store."""
 
 
 class ServerSettings(DatabaseSettings, FleetSettings):

@@ -41,6 +41,13 @@ async def identify_service(database: Database) -> str:
             return await _identify(session, identity)
 
 
+async def known_service(database: Database) -> str | None:
+    """The id of the service that last used this database, without changing it; ``None`` if it is new."""
+    async with database.read() as session:
+        row = await session.get(ServiceRow, ONLY_ROW)
+    return None if row is None else row.id
+
+
 async def _identify(session: AsyncSession, identity: str) -> str:
     row = await session.get(ServiceRow, ONLY_ROW, with_for_update=True)
     if row is None:

@@ -1,6 +1,7 @@
 """A server and a worker that share no folder, only the bucket of a real S3 server."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 from tests.end_to_end.specs import PYTHON_REFERENCE, as_jsonl, tiny_job
 from tests.harness.children import start_child, stop_child
 from tests.harness.seaweedfs import SeaweedServer
-from tests.harness.service import clean_environment, wait_for_end
+from tests.harness.service import ZETA, clean_environment, wait_for_end
 from tests.harness.waiting import wait_until
 from tests.server.server_process import REPOSITORY, SECRET, ServerProcess, running_server
+from zeta_core.contract.identifiers import new_id
 
 
 class Machines:
@@ -53,6 +55,21 @@ class Machines:
 
     def stored_keys(self) -> list[str]:
         return [key.removeprefix("zeta/") for key in self.object_store.keys(self.bucket)]
+
+    def differences(self) -> list[dict[str, Any]]:
+        """The result of `zeta artifacts check` with hashes, on the server's machine."""
+        done = subprocess.run(
+            [ZETA, "artifacts", "check", "--hash", "--json", "--home", self.server.home],
+            env={**clean_environment(), **self.variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not done.stderr, done.stderr
+        differences: list[dict[str, Any]] = json.loads(done.stdout)["differences"]
+        assert done.returncode == bool(differences)
+        return differences
 
     def logs(self) -> str:
         return f"{self.server.log()}\n{self.worker_log.read_text()}"
@@ -105,6 +122,10 @@ def test_a_job_trains_and_is_deleted_without_a_common_folder(machines: Machines)
         assert job["status"] == "succeeded", machines.logs()
         check_downloads(http, job_id)
         assert "=== attempt 1" in http.get(f"/v1/jobs/{job_id}/logs").text
+        extra = f"files/{new_id('file')}"
+        machines.object_store.client().put_object(Bucket=machines.bucket, Key=f"zeta/{extra}", Body=b"1")
+        assert machines.differences() == [{"kind": "extra", "key": extra, "expected_bytes": None, "stored_bytes": 1}]
+        machines.object_store.client().delete_object(Bucket=machines.bucket, Key=f"zeta/{extra}")
         http.delete(f"/v1/jobs/{job_id}").raise_for_status()
         http.delete(f"/v1/files/{uploaded['id']}").raise_for_status()
         wait_until(lambda: machines.stored_keys() == ["service.json"], 20, "all objects to be removed")

@@ -129,7 +129,7 @@ LAYERS = {
     "server": (
         frozenset({"settings", "tracing"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
-        frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing"}),
+        frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing", "store_comparison"}),
         frozenset({"sessions"}),
         frozenset({"service"}),
         frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "worker_secrets", "workers"}),
@@ -141,7 +141,7 @@ LAYERS = {
         frozenset({"routes"}),
         frozenset({"web"}),
         frozenset({"app"}),
-        frozenset({"__main__"}),
+        frozenset({"__main__", "store_check"}),
     ),
     "worker": (
         frozenset({"settings", "threads"}),

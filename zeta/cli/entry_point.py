@@ -31,6 +31,7 @@ MODULES = {
     "zeta.cli.provenance": ("receipt", "verify", "lineage"),
     "zeta.cli.exports": ("export",),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
+    "zeta.cli.store_check": ("artifacts",),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),
     "zeta.cli.webhooks": ("webhooks",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,8 +141,8 @@ def migrate(home: Home = None) -> None:
     exec_module("migrations", "server", "alembic", home=home)
 
 
-def exec_module(module: str, extra: str, package: str, **flags: object) -> None:
-    """Replace this process with ``python -m module``. The flags are passed as ``ZETA_*`` settings."""
+def exec_module(module: str, extra: str, package: str, options: Sequence[str] = (), **flags: object) -> None:
+    """Replace this process with ``python -m module`` and its options. The flags are passed as ``ZETA_*`` settings."""
     import importlib.util
     import os
     import sys
@@ -156,7 +157,7 @@ def exec_module(module: str, extra: str, package: str, **flags: object) -> None:
     variables = process_environment()
     variables |= {f"ZETA_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
     sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module], variables)  # noqa: S606 - our own program
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *options], variables)  # noqa: S606 - our own program
 
 
 def _print_ready(state: UpState, settings: UpSettings, *, detached: bool, as_json: bool) -> None:

@@ -126,15 +126,9 @@ def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:
     return 0.75 * known.get("lease_seconds", LEASE_SECONDS)
 
 
-class FleetSettings(Settings):
-    """The settings that the server and all workers must share: connections, the data that jobs may read, and the lease.
+class StoreSettings(Settings):
+    """The location of the artifact store."""
 
-    A worker that is cut off cannot know whether Redis is down or only its own connection. After ``self_stop_seconds``,
-    its runs save and exit; they have exited by `end_seconds`, before the server starts them elsewhere at
-    ``lease_seconds``.
-    """
-
-    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     artifacts_url: str | None = Field(
         default=None,
         description="a folder that the server and the workers share, or s3://bucket/prefix; default: a folder in "
@@ -144,6 +138,35 @@ class FleetSettings(Settings):
         default="when_supported",
         description="when_required: for a store that does not support the checksums of S3",
     )
+
+    @field_validator("artifacts_url")
+    @classmethod
+    def _artifacts_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_location(value)
+        return value
+
+    @property
+    def artifacts_location(self) -> Path | BucketLocation:
+        """The artifact store: a folder, or a bucket."""
+        return parse_location(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder in which programs on this machine read artifacts: the store, or the copies of objects."""
+        location = self.artifacts_location
+        return location if isinstance(location, Path) else self.home / "artifact-copies"
+
+
+class FleetSettings(StoreSettings):
+    """The settings that the server and all workers must share: connections, the data that jobs may read, and the lease.
+
+    A worker that is cut off cannot know whether Redis is down or only its own connection. After ``self_stop_seconds``,
+    its runs save and exit; they have exited by `end_seconds`, before the server starts them elsewhere at
+    ``lease_seconds``.
+    """
+
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     worker_secret: str = Field(min_length=1, description="key that signs all messages between them")
     data_root: Path | None = Field(default=None, description="folder that {'path': ...} may read; default: none")
     hub: str = Field(default="off", description="on, off, or allowed owners, separated by commas")
@@ -181,24 +204,6 @@ class FleetSettings(Settings):
         if not all(_OWNER.match(owner) for owner in value.replace(" ", "").split(",")):
             raise ValueError("it must be 'on', 'off', or Hub owners such as 'EleutherAI,HuggingFaceTB'")
         return value.replace(" ", "")
-
-    @field_validator("artifacts_url")
-    @classmethod
-    def _artifacts_url(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_location(value)
-        return value
-
-    @property
-    def artifacts_location(self) -> Path | BucketLocation:
-        """The artifact store: a folder, or a bucket."""
-        return parse_location(self.artifacts_url) if self.artifacts_url else self.home / "artifacts"
-
-    @property
-    def artifacts(self) -> Path:
-        """The folder in which programs on this machine read artifacts: the store, or the copies of objects."""
-        location = self.artifacts_location
-        return location if isinstance(location, Path) else self.home / "artifact-copies"
 
 
 def _first_line(variable: str, file: Path) -> str:

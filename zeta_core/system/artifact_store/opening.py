@@ -8,10 +8,10 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store.folder import FolderStore
 from zeta_core.system.artifact_store.interface import ArtifactStore
-from zeta_core.system.settings import FleetSettings
+from zeta_core.system.settings import StoreSettings
 
 
-def open_store(settings: FleetSettings) -> ArtifactStore:
+def open_store(settings: StoreSettings) -> ArtifactStore:
     """The store of ``ZETA_ARTIFACTS_URL``, without accessing it. Raises `InvalidSettings` if boto3 is not installed."""
     location = settings.artifacts_location
     if not isinstance(location, BucketLocation):

@@ -23,7 +23,8 @@ from zeta_core.contract.access import KeyRotation
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.openai.webhook_events import OPENAI_FORMAT, OpenAIEvent
 from zeta_core.contract.spec.validation import StrictModel
-from zeta_core.contract.webhooks import WebhookName, WebhookUrl
+from zeta_core.contract.text import ShortLine
+from zeta_core.contract.webhooks import WebhookUrl
 
 GRACE_SECONDS = 24 * 3600
 TEST_SECONDS = 20.0  # to send a test message and receive the response
@@ -35,7 +36,7 @@ class NewEndpoint(StrictModel):
     """The body of ``POST /openai/v1/webhook_endpoints``."""
 
     url: WebhookUrl
-    name: WebhookName
+    name: ShortLine
     event_types: list[OpenAIEvent] = Field(min_length=1, max_length=20)
 
 
@@ -43,7 +44,7 @@ class EndpointChange(StrictModel):
     """The body of ``POST /openai/v1/webhook_endpoints/{id}``; absent fields stay."""
 
     url: WebhookUrl | None = None
-    name: WebhookName | None = None
+    name: ShortLine | None = None
     event_types: list[OpenAIEvent] | None = Field(default=None, min_length=1, max_length=20)
 
 

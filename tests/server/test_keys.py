@@ -135,6 +135,7 @@ def test_the_text_of_a_created_key_is_refused_as_the_key_in_the_settings(
         ({"scopes": ["write"]}, "scopes.0", "scopes.0 is 'write'; it must be 'read', 'submit', 'admin' or 'metrics'."),
         ({"scopes": []}, "scopes", "scopes is []; it must be of at least 1 entries."),
         ({"name": ""}, "name", "name is ''; it must be text of at least 1 characters."),
+        ({"name": "a\nb"}, "name", "name is 'a\\nb': it contains the control character U+000A; remove it."),
         ({"project": "Not A Name"}, "project", "project is 'Not A Name'; it must"),
         ({"expires_at": "tomorrow"}, "expires_at", "expires_at is 'tomorrow'; it must"),
         ({"expires_at": "2030-01-01T00:00:00"}, "expires_at", "expires_at is '2030-01-01T00:00:00'; it must"),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from zeta_core.contract.text import ShortLine
 from zeta_core.contract.wire.signatures import WORKER_NAME_PATTERN
 
 DEFAULT_PROJECT = "default"
@@ -68,7 +69,7 @@ class _RequestBody(BaseModel):
 class NewKey(_RequestBody):
     """A request to create a key. A project that doesn't exist yet is created with it."""
 
-    name: str = Field(min_length=1, max_length=100, description="who or what uses the key")
+    name: ShortLine = Field(description="who or what uses the key")
     project: ProjectName = DEFAULT_PROJECT
     scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), description="what the key may do")
     expires_at: AwareDatetime | None = Field(default=None, description="when the key stops working; default: never")

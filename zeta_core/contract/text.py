@@ -41,6 +41,9 @@ def in_one_line(value: str) -> str:
     return value
 
 
+ShortLine = Annotated[
+    str, Field(min_length=1, max_length=100, json_schema_extra={"pattern": LINE_PATTERN}), AfterValidator(in_one_line)
+]
 Line = Annotated[
     str, Field(min_length=1, max_length=200, json_schema_extra={"pattern": LINE_PATTERN}), AfterValidator(in_one_line)
 ]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from zeta_core.contract.identifiers import is_id
-from zeta_core.contract.text import in_one_line
+from zeta_core.contract.text import ShortLine
 
 # The first three are the ends of a job.
 JobEvent = Literal["job.succeeded", "job.failed", "job.cancelled", "job.waiting", "job.worker_lost"]
@@ -86,7 +86,6 @@ NotifyTarget = Annotated[
     Field(min_length=1, max_length=MAX_URL_LENGTH, pattern=r"^(https?://|mailto:|webhook_)"),
     AfterValidator(_check_target),
 ]
-WebhookName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(in_one_line)]
 
 
 class _RequestBody(BaseModel):
@@ -103,7 +102,7 @@ class NewWebhook(_RequestBody):
     """A request to create a webhook, which receives events of all jobs of the project."""
 
     url: WebhookUrl = Field(description="an https or http URL, or mailto: and an e-mail address")
-    name: WebhookName | None = Field(default=None, description="what the webhook is for")
+    name: ShortLine | None = Field(default=None, description="what the webhook is for")
     events: list[WebhookEvent] = Field(
         default=list(DEFAULT_EVENTS),
         max_length=20,
@@ -119,7 +118,7 @@ class WebhookChange(_RequestBody):
     """A request to change a webhook; absent fields stay. ``enabled`` true enables one that was disabled."""
 
     url: WebhookUrl | None = Field(default=None, description="an https or http URL, or mailto: and an e-mail address")
-    name: WebhookName | None = Field(default=None, description="what the webhook is for")
+    name: ShortLine | None = Field(default=None, description="what the webhook is for")
     events: list[WebhookEvent] | None = Field(default=None, max_length=20, description="the events that it receives")
     format: MessageFormat | None = Field(default=None, description="json, or slack for {'text': ...}")
     enabled: bool | None = Field(default=None, description="whether it receives events")

@@ -58,6 +58,13 @@ def ended_by_sigterm(requested: StopAction) -> StatusLine:
     return StatusLine(status=status, reason=reason, message=f"{REASON_SENTENCES[reason]} (Ended by SIGTERM.)")
 
 
+def is_lost_connection(end: StatusLine) -> bool:
+    """Whether the line is the error of a connection to another process, which has probably exited."""
+    if end.error is None or end.reason is not StatusReason.TRAIN_ERROR:
+        return False
+    return _CONNECTION_ERROR.search(end.error.message) is not None
+
+
 def cause_of(ends: Sequence[StatusLine], *, across_nodes: bool = False) -> StatusLine:
     """The line that explains how a run of several processes ended, from the lines of all ranks or of all nodes.
 
@@ -72,8 +79,7 @@ def cause_of(ends: Sequence[StatusLine], *, across_nodes: bool = False) -> Statu
         if end.error is not None and end.error.evidence.signal is not None:
             return 1
         if end.error is not None:
-            is_consequence = end.reason is StatusReason.TRAIN_ERROR and _CONNECTION_ERROR.search(end.error.message)
-            return (5 if across_nodes else 3) if is_consequence else 2
+            return 2 if not is_lost_connection(end) else 5 if across_nodes else 3
         return 6 if end.status is JobStatus.SUCCEEDED else 4
 
     return min(ends, key=lambda end: (precedence(end), end.created_at))

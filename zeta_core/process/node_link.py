@@ -165,19 +165,19 @@ class NodeLink:
 
     # --- after the ranks have ended ---
 
-    def exchange_ends(self, line: StatusLine) -> list[StatusLine]:
-        """Send how this node's ranks ended, and return the lines of all nodes that respond; this node's is included.
+    def exchange_ends(self, line: StatusLine) -> dict[int, StatusLine]:
+        """Send how this node's ranks ended, and return the lines of all nodes that respond, this one included.
 
-        Other nodes' lines name their node.
+        The texts of the lines name their nodes.
         """
         ends = {self._group.node_rank: line}
         if self.lost == 0:
-            return [line]  # the store is on that node
+            return ends  # the store is on that node
         # In a thread, because a call blocks if node 0 is suspended.
         thread = threading.Thread(target=self._exchange_ends, args=(ends,), name="node-ends", daemon=True)
         thread.start()
         thread.join(2 * END_SECONDS)
-        return [self._from_node(node, end) for node, end in sorted(ends.items())]
+        return {node: self._from_node(node, end) for node, end in sorted(ends.items())}
 
     def _exchange_ends(self, ends: dict[int, StatusLine]) -> None:
         own, count = self._group.node_rank, self._group.num_nodes

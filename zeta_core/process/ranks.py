@@ -21,7 +21,7 @@ from zeta_core.contract.wire.run_directory import STACKS_SIGNAL, RunFile
 from zeta_core.environment import thread_variables, variables
 from zeta_core.failures import TrainingFailed
 from zeta_core.process.elastic_agent import run_ranks
-from zeta_core.process.end_lines import END_FILE, cause_of, handed_back, line_for_error
+from zeta_core.process.end_lines import END_FILE, cause_of, handed_back, is_lost_connection, line_for_error
 from zeta_core.process.node_interface import interface_variables
 from zeta_core.process.node_link import SILENT_SECONDS, NodeLink
 from zeta_core.process.stop import Stop
@@ -52,7 +52,13 @@ def train_in_processes(
         except TrainingFailed as error:
             own = line_for_error(error)
         ends = link.exchange_ends(own)
-        return cause_of(ends, across_nodes=True) if link.lost is None else _lost(group, link.lost)
+        if link.lost is not None:
+            return _lost(group, link.lost, f"did not respond to the other nodes for {SILENT_SECONDS:.0f} s")
+        cause = cause_of(list(ends.values()), across_nodes=True)
+        missing = [node for node in range(group.num_nodes) if node not in ends]
+        if missing and is_lost_connection(cause):
+            return _lost(group, missing[0], "has closed its connections to the other nodes and no longer responds")
+        return cause
 
 
 def _run_id(file: RunFile) -> str:
@@ -123,9 +129,10 @@ def _signal(ranks: list[psutil.Process], number: signal.Signals) -> None:
             rank.send_signal(number)  # not if another process has its id by now
 
 
-def _lost(group: NodeGroup, node: int) -> StatusLine:
+def _lost(group: NodeGroup, node: int, what: str) -> StatusLine:
+    """The status line if a node was lost; ``what`` completes the sentence that begins with its name."""
     name = group.name(node)
-    message = f"{name[0].upper()}{name[1:]} did not respond to the other nodes for {SILENT_SECONDS:.0f} s."
+    message = f"{name[0].upper()}{name[1:]} {what}."
     reason = StatusReason.NODE_LOST
     hint = "See the logs of its worker and the network; the log of this job contains the stacks of the other ranks."
     error = JobError(code=reason, message=message, hint=hint, evidence=JobErrorEvidence(node=node))

@@ -158,6 +158,23 @@ def test_a_frozen_node_ends_the_other_one_with_its_stacks(tmp_path: Path, frozen
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_node_whose_processes_are_all_killed_is_lost(tmp_path: Path, killed: int) -> None:
+    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1)
+    processes = start_nodes(runs)
+    wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
+    node = psutil.Process(processes[killed].pid)
+    for member in [node, *node.children(recursive=True)]:
+        member.kill()
+    assert processes[1 - killed].wait(timeout=90) == 1
+    end = end_of(runs[1 - killed])
+    assert (end.status, end.reason) == ("failed", "node_lost"), logs(runs)
+    assert end.error is not None
+    assert end.error.evidence.node == killed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_stopped_node_lets_all_nodes_save_and_hand_the_job_back(tmp_path: Path) -> None:
     runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1)
     processes = start_nodes(runs)

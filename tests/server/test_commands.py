@@ -290,13 +290,14 @@ def test_an_interrupted_deletion_is_finished_at_the_next_start(shared_valkey: Va
         job_id = rows.job()
         rows.attempt(job_id, log="a line\n", to=JobStatus.FAILED)
         folder = server.settings.artifacts / job_key(job_id)
-        folder.rename(folder.with_name("aside"))
-        folder.write_text("")  # a file can't be removed like a folder, so the artifacts remain for now
+        jobs, aside = folder.parent, folder.parent.with_name("aside")
+        jobs.rename(aside)
+        jobs.write_text("")  # nothing can be removed below a file, so the artifacts remain for now
         assert http.delete(f"/v1/jobs/{job_id}").status_code == 200
         assert http.get(f"/v1/jobs/{job_id}").status_code == 404
         assert "cannot be removed now" in server.log()
-        folder.unlink()
-        folder.with_name("aside").rename(folder)
+        jobs.unlink()
+        aside.rename(jobs)
         server.end(signal.SIGKILL)
         server.start()
         wait_until(lambda: not rows.has_job(job_id), 20, "the rows to be gone")

@@ -112,9 +112,9 @@ class SpecCheckRunner:
             try:
                 self._check(request, process)
             finally:
-                self._waiting.end(request)
-                with self._lock:
+                with self._lock:  # before the next check of the project may begin, which then needs no other process
                     self._unused.append(process)
+                self._waiting.end(request)
                 if self._stopping:
                     self._end_unused()
                 elif self._waiting.is_empty and len(self._asked_at) < NUM_PROCESSES:

@@ -52,6 +52,20 @@ def write_checkpoint(folder: Path, name: str, step: int, **contents: bytes) -> P
     return directory
 
 
+def test_only_unused_copies_are_removed(tmp_path: Path) -> None:
+    store = BucketStore(tmp_path, BucketLocation("bucket", ""))  # copies are local, so no server is needed
+    used, unused, fresh = (tmp_path / "jobs/job_1/checkpoints" / name for name in ("final", "best", "step-1"))
+    whole = tmp_path / "jobs/job_2/checkpoints/final"
+    for copy in (used, unused, fresh, whole):
+        copy.mkdir(parents=True)
+    long_ago = datetime.now(UTC).timestamp() - 1000
+    for path in (unused, used.parent, used.parent.parent, whole, whole.parent, whole.parent.parent):
+        os.utime(path, (long_ago, long_ago))
+    store.remove_unused_copies([], max_age_seconds=500)
+    assert sorted(path.name for path in used.parent.iterdir()) == ["final", "step-1"]
+    assert not whole.parent.parent.exists()
+
+
 def test_a_checkpoint_is_stored_replaced_fetched_and_removed(
     store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
 ) -> None:

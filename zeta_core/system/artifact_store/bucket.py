@@ -157,7 +157,7 @@ class BucketStore(ArtifactStore):
         for path in copies:
             job_id = path.relative_to(self.root).parts[1]
             with suppress(FileNotFoundError):
-                if job_id not in active_jobs and time.time() - path.stat().st_mtime > max_age_seconds:
+                if job_id not in active_jobs and time.time() - _last_use(path) > max_age_seconds:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # --- Jobs --------------------------------------------------------------------------------------------------------
@@ -362,3 +362,8 @@ class BucketStore(ArtifactStore):
     def _abort(self, upload: dict[str, Any]) -> None:
         with suppress(self._client.exceptions.NoSuchUpload):
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def _last_use(copy: Path) -> float:
+    """When a local copy was last used (seconds since the epoch). Using a checkpoint also uses the folder of its job."""
+    return max(path.stat().st_mtime for path in (copy, *copy.glob("checkpoints/*")))

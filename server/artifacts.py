@@ -96,7 +96,7 @@ class Artifacts:
         self._min_free_bytes = min_free_bytes
 
     def prepare(self) -> None:
-        """Create the folders and remove unfinished uploads of a killed server. Raises `InvalidSettings`."""
+        """Create the local folders, and clear them of a killed server's unfinished files. Raises `InvalidSettings`."""
         try:
             self.store.check_access()
             for name in (INCOMING, "files", "jobs", "uploads"):
@@ -109,10 +109,12 @@ class Artifacts:
             ) from error
         for path in (self.root / INCOMING).iterdir():
             _remove_if_abandoned(path)
-        self._remove_abandoned_uploads()
 
-    def _remove_abandoned_uploads(self) -> None:
-        """Remove from the store what killed servers have left of uploads; an error is logged, and not an obstacle."""
+    def remove_abandoned_uploads(self) -> None:
+        """Remove from the store what killed servers have left of uploads; an error is logged, and not an obstacle.
+
+        Call it only after `claim_store`, because the store may belong to another service.
+        """
         try:
             for name in ("files", "uploads"):
                 self.store.remove_abandoned_uploads(PurePosixPath(name))

@@ -94,6 +94,7 @@ async def open_service(settings: ServerSettings, tracing: Tracing | None = None)
         await engine.claim()  # first, so that a server that refuses to start changes neither store nor admin key
         try:
             await asyncio.to_thread(claim_store, settings, artifacts.store, service)
+            await asyncio.to_thread(artifacts.remove_abandoned_uploads)
             await register_admin_key(database, settings.api_key)
             engine.start()
             deletions = partial(finish_deletions, database, artifacts)

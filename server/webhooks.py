@@ -126,9 +126,10 @@ async def change_webhook(service: Service, caller: Caller, webhook_id: str, requ
             )
         if {"url", "format"} & given:
             url = request.url or row.url
-            current = None if request.url is not None or row.format == "email" else row.format
+            is_openai = row.format == OPENAI_FORMAT  # whatever its URL
+            current = None if not is_openai and (request.url is not None or row.format == "email") else row.format
             chosen = request.format or current
-            require_allowed(service.settings, url, request.format)
+            require_allowed(service.settings, url, OPENAI_FORMAT if is_openai else request.format)
             row.url, row.format = url, format_of(url, chosen)
         if request.events is not None:
             row.events = sorted(set(request.events))

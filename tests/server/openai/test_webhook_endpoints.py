@@ -62,6 +62,8 @@ def test_an_endpoint_is_created_changed_listed_and_deleted(client: OpenAI, http:
     assert (native["format"], native["events"]) == ("openai", created.event_types)
     refused = http.patch(f"/v1/webhooks/{created.id}", json={"events": ["job.failed"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "openai_webhook")
+    moved = http.patch(f"/v1/webhooks/{created.id}", json={"url": url}).raise_for_status().json()
+    assert (moved["format"], moved["events"]) == ("openai", created.event_types), "a new URL changes neither"
 
     changed = strictly(client.webhooks.update(created.id, name="theirs", event_types=["batch.cancelled"]))
     assert (changed.name, changed.url, changed.event_types) == ("theirs", url, ["batch.cancelled"])

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from zeta_core.contract.wire.run_directory import RUN_FILE
-from zeta_core.system.durable_files import write_atomically
+from zeta_core.system.durable_files import private_part_file, write_atomically
 
 SIGNATURE_FILE = "run.json.signature"
 KEY_FILE = "run-files.key"  # in the worker's own folder
@@ -46,9 +47,8 @@ def _sign(directory: Path, content: bytes, key: bytes) -> bytes:
 def _key(directory: Path) -> bytes:
     """The key of the worker's folder, which is created at its first use."""
     path = directory.parents[2] / KEY_FILE
-    try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-    except FileExistsError:
-        pass
+    if not path.exists():
+        # It is complete before it has its name, because several attempts may be prepared at once. The first link wins.
+        with private_part_file(path, secrets.token_hex(KEY_BYTES)) as part, suppress(FileExistsError):
+            os.link(part, path)
     return path.read_bytes()

@@ -90,13 +90,13 @@ class NodeLink:
         reason = str(error).partition("\n")[0][:200]
         if group.node_rank == 0:
             return TrainingFailed(
-                f"{group.name(0)} cannot listen on port {group.port} ({reason}).".capitalize(),
+                f"{group.title(0)} cannot listen on port {group.port} ({reason}).",
                 hint="Set ZETA_PORTS on its worker to ports that no other program uses.",
                 code="nodes_unreachable",
             )
         return TrainingFailed(
-            f"{group.name(group.node_rank)} could not connect to {group.name(0)} at port {group.port} within "
-            f"{JOIN_SECONDS:.0f} s ({reason}).".capitalize(),
+            f"{group.title(group.node_rank)} could not connect to {group.name(0)} at port {group.port} within "
+            f"{JOIN_SECONDS:.0f} s ({reason}).",
             hint="Allow connections between all workers of the job, or set ZETA_WORKER_ADDRESS to an address that the "
             "other workers can reach.",
             code="nodes_unreachable",
@@ -205,8 +205,7 @@ class NodeLink:
         if end.error is None:
             return end
         evidence = end.error.evidence.model_copy(update={"node": node})
-        name = self._group.name(node)
-        message = f"{name[0].upper()}{name[1:]}: {end.error.message}"
+        message = f"{self._group.title(node)}: {end.error.message}"
         error = end.error.model_copy(update={"message": message, "evidence": evidence})
         return end.model_copy(update={"message": message, "error": error})
 

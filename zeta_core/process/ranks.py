@@ -131,8 +131,7 @@ def _signal(ranks: list[psutil.Process], number: signal.Signals) -> None:
 
 def _lost(group: NodeGroup, node: int, what: str) -> StatusLine:
     """The status line if a node was lost; ``what`` completes the sentence that begins with its name."""
-    name = group.name(node)
-    message = f"{name[0].upper()}{name[1:]} {what}."
+    message = f"{group.title(node)} {what}."
     reason = StatusReason.NODE_LOST
     hint = "See the logs of its worker and the network; the log of this job contains the stacks of the other ranks."
     error = JobError(code=reason, message=message, hint=hint, evidence=JobErrorEvidence(node=node))

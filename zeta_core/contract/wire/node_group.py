@@ -55,3 +55,7 @@ class NodeGroup(BaseModel):
     def name(self, node_rank: int) -> str:
         """A node as messages name it."""
         return f"node {node_rank} ({self.addresses[node_rank]})"
+
+    def title(self, node_rank: int) -> str:
+        """The name of a node at the beginning of a sentence."""
+        return f"Node {node_rank} ({self.addresses[node_rank]})"

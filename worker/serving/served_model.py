@@ -147,7 +147,9 @@ class ServedModel:
                 failed = self._failed.get_nowait()
             except Empty:
                 return
-            adapter = self._added.pop(failed.key)
+            adapter = self._added.pop(failed.key, None)
+            if adapter is None:  # the process runs code on users' files, so it may report anything
+                continue
             self._rejected.add(failed.key)
             logger.warning(
                 "%s can't share the base of %s: %s",

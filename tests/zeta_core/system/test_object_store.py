@@ -20,7 +20,8 @@ from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.system.artifact_location import BucketLocation
 from zeta_core.system.artifact_store import BrokenCheckpoint
 from zeta_core.system.artifact_store.bucket import BucketStore
-from zeta_core.system.artifact_store.object_upload import PART_BYTES, unfinished_uploads
+from zeta_core.system.artifact_store.object_upload import PART_BYTES, ObjectUpload, unfinished_uploads
+from zeta_core.system.artifact_store.s3_client import open_client
 
 JOB = "job_01k00000000000000000000000"
 
@@ -151,13 +152,20 @@ def test_a_killed_upload_continues_with_the_stored_parts(
     wait_until(lambda: num_parts() >= 1, 30, "some parts to be stored")
     uploader.kill()
     uploader.wait()
-    (before,) = unfinished_uploads(client, bucket, "")
+    assert [upload["Key"] for upload in unfinished_uploads(client, bucket, "")] == [f"zeta/{key}"]
     kept = num_parts()
     assert 1 <= kept < 8, (tmp_path / "log").read_text()
-    store.upload(source, key, sha256)
+    sent: list[str] = []
+
+    def count_part(**_: object) -> None:
+        sent.append("part")
+
+    counted = open_client(checksums=True)
+    counted.meta.events.register("before-call.s3.UploadPart", count_part)
+    ObjectUpload(counted, bucket, f"zeta/{key}", checksums=True).put(source, sha256)
+    assert 0 < len(sent) <= 8 - kept, "the stored parts are not sent again"
     assert unfinished_uploads(client, bucket, "") == []
     assert store.local(key).read_bytes() == content
-    assert before["Key"] == f"zeta/{key}"
 
 
 def test_a_starting_server_removes_only_old_unfinished_uploads(
@@ -172,8 +180,8 @@ def test_a_starting_server_removes_only_old_unfinished_uploads(
     def unfinished() -> list[str]:
         return sorted(upload["Key"] for upload in unfinished_uploads(client, bucket, ""))
 
-    Artifacts(store).prepare()
+    Artifacts(store).remove_abandoned_uploads()
     assert unfinished() == sorted([*of_user, of_worker]), "another server may be uploading them"
     monkeypatch.setattr("zeta_core.system.artifact_store.bucket.ABANDONED_AFTER", timedelta(0))
-    Artifacts(store).prepare()
+    Artifacts(store).remove_abandoned_uploads()
     assert unfinished() == [of_worker], "its worker continues it"

@@ -127,9 +127,10 @@ def test_every_url_of_the_dashboard_contains_the_prefix(proxy: Proxy, certificat
 
 
 def test_the_example_for_caddy_is_valid(tmp_path: Path) -> None:
-    if shutil.which("caddy") is None:
+    caddy = shutil.which("caddy")
+    if caddy is None:
         pytest.skip("needs caddy (Debian: apt-get install caddy)")
-    command = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(FOLDER / "Caddyfile")]
+    command = [caddy, "validate", "--adapter", "caddyfile", "--config", str(FOLDER / "Caddyfile")]
     environment = {"PATH": "/usr/bin", "HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr

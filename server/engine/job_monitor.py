@@ -192,7 +192,8 @@ class JobMonitor:
 
 
 _STATES = select(JobRow.id, JobRow.status, JobRow.attempt, JobRow.worker)
-# Not those of attempts on several workers, because each node has a journal of its own: 0 makes it end in any case.
+# Attempts on several workers are left out, because each node has its own journal. Their acknowledgement says that
+# no line is stored, so a worker does not consider its node complete, and kills it.
 _LINES = select(AttemptRow.job_id, AttemptRow.attempt, AttemptRow.stored_line).where(AttemptRow.num_nodes == 1)
 
 

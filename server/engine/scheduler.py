@@ -233,7 +233,7 @@ class Scheduler:
                 await self._send(message)
             except RedisUnavailable as error:
                 logger.warning(
-                    "Could not send %s to worker %s (%s); it is dispatched again.",
+                    "Could not send %s to worker %s (%s); the attempt is repeated.",
                     job_id,
                     message.worker,
                     error,

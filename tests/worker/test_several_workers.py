@@ -1,4 +1,4 @@
-"""A job on two real workers with different addresses: it trains together, ends together, resumes, and is adopted."""
+"""A job on two real workers with different addresses: its nodes start and end together, resume, and are adopted."""
 
 import os
 import signal

@@ -39,12 +39,19 @@ def sweep(
     halving: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="STEPS", help="Compare the jobs at this step, at twice as many, …; only the best continue."
+            min=1,
+            metavar="STEPS",
+            help="Compare the jobs at this step, then at each doubling; the best continue.",
         ),
     ] = None,
     halving_factor: Annotated[
         int | None,
-        typer.Option(min=2, max=10, metavar="N", help="With --halving, one job of N continues.  [default: 2]"),
+        typer.Option(
+            min=2,
+            max=10,
+            metavar="N",
+            help="With --halving, compare at each N-fold of the step; one job in N continues.  [default: 2]",
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
     as_json: AsJson = False,

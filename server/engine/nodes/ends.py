@@ -2,7 +2,7 @@
 
 Each worker publishes the last line of its node when no process of the node is left. The attempt ends when all have done
 so. It also ends `END_SECONDS` after node 0 has ended or any node has failed, because the others can't continue. Their
-workers then kill them (`JobMonitor`), and the next attempt waits until they are released.
+workers then kill them (`NodeMonitor`), and the next attempt waits until they are released.
 
 The reason is that of the node that explains the end best. A node that succeeded, paused or handed its job back before
 node 0 doesn't end the attempt: all nodes stop together, and node 0 may still be storing its checkpoint.

@@ -10,9 +10,9 @@
 |                                                                   |   node 0 has ended or one has failed, else      |
 |                                                                   |   `lose_worker`                                 |
 | running, and the others had time to end after one that ended      | the attempt ends (`nodes.ends`)                 |
-| over, and a worker still has a node of it                         | the worker is told to kill it, and the node is  |
-|                                                                   |   released when it no longer lists it, or when  |
-|                                                                   |   its lease has expired                         |
+| over, and a worker still has a node of it                         | tell the worker to kill the node's processes;   |
+|                                                                   |   release the node when the worker no longer    |
+|                                                                   |   lists it, or when its lease has expired       |
 """
 
 from __future__ import annotations

@@ -39,6 +39,14 @@ def has_steps(run: Path) -> bool:
     return bool(losses(run))
 
 
+def start_endless(folder: Path, *, processes: int = 1) -> tuple[list[Path], list[subprocess.Popen[bytes]]]:
+    """Start a run on two nodes that does not end by itself, and wait until both have made a step."""
+    runs = make_node_runs(folder, spec=ENDLESS, processes=processes)
+    started = start_nodes(runs)
+    wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
+    return runs, started
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "strategy",
@@ -114,9 +122,7 @@ def set_resume_point(run: Path, checkpoint: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_rank_ends_all_nodes_and_is_named(tmp_path: Path) -> None:
-    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=2)
-    processes = start_nodes(runs)
-    wait_until(lambda: has_steps(runs[1]), 200, "the first step")
+    runs, processes = start_endless(tmp_path, processes=2)
     ranks = [child for child in psutil.Process(processes[1].pid).children() if child.environ().get("RANK") == "3"]
     ranks[0].kill()
     assert [process.wait(timeout=90) for process in processes] == [1, 1]
@@ -132,9 +138,7 @@ def test_a_killed_rank_ends_all_nodes_and_is_named(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_node_ends_the_other_one_with_its_stacks(tmp_path: Path, frozen: int) -> None:
-    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1)
-    processes = start_nodes(runs)
-    wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
+    runs, processes = start_endless(tmp_path)
     node = psutil.Process(processes[frozen].pid)
     members = [node, *node.children(recursive=True)]
     for member in members:
@@ -160,9 +164,7 @@ def test_a_frozen_node_ends_the_other_one_with_its_stacks(tmp_path: Path, frozen
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_node_whose_processes_are_all_killed_is_lost(tmp_path: Path, killed: int) -> None:
-    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1)
-    processes = start_nodes(runs)
-    wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
+    runs, processes = start_endless(tmp_path)
     node = psutil.Process(processes[killed].pid)
     for member in [node, *node.children(recursive=True)]:
         member.kill()
@@ -176,9 +178,7 @@ def test_a_node_whose_processes_are_all_killed_is_lost(tmp_path: Path, killed: i
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_stopped_node_lets_all_nodes_save_and_hand_the_job_back(tmp_path: Path) -> None:
-    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1)
-    processes = start_nodes(runs)
-    wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
+    runs, processes = start_endless(tmp_path)
     (runs[1] / "stop").write_text('{"action": "hand_back"}')
     assert [process.wait(timeout=90) for process in processes] == [0, 0]
     assert [(end_of(run).status, end_of(run).reason) for run in runs] == [("queued", "handed_back")] * 2

@@ -20,7 +20,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
 from zeta_core.contract.wire.node_group import NodeGroup
 
-# --- Artifact store: keys relative to its root (a shared folder today, a bucket later) -------------------------------
+# --- Artifact store: keys relative to the root of the folder or the prefix in the bucket ----------------------------
 
 
 def checkpoint_key(job_id: str, name: str) -> PurePosixPath:

@@ -11,20 +11,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import uuid
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import redis
 from celery import Celery
-from celery.app.amqp import AMQP
 from celery.worker import state
-from kombu.connection import Connection
 from kombu.exceptions import OperationalError
-from kombu.transport import redis as redis_transport
 from pydantic import TypeAdapter
 
+from worker.messaging.celery_connection import ConnectionHooks, amqp_with
 from worker.messaging.link import InvalidEntryCounter, connect, remove_wrong_type
 from worker.settings import WorkerSettings
 from worker.threads import RetryingThread
@@ -34,106 +31,11 @@ from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisAddress, RedisUnavailable
 from zeta_core.system.replay_guard import ReplayGuard
 
-RECONNECT_SECONDS = 1.0
 SILENCE_SECONDS = 5.0  # more than kombu's blocking pop takes (`brpop_timeout`, 1 s), even if no message arrives
 STOP_SECONDS = 3.0
 EX_OK = 0
 
 DISPATCH = TypeAdapter(Dispatch)
-
-
-def _amqp_for_dispatches(
-    take: Callable[[object], Dispatch | None],
-    invalid: InvalidEntryCounter,
-    polled: Callable[[Exception | None], None],
-    reconnecting: Callable[[], None],
-    unreachable: Callable[[BaseException], None],
-) -> type[AMQP]:
-    """Connections that pass only dispatches to Celery.
-
-    ``polled`` is called after each poll, with its error if any, ``reconnecting`` at each try to connect again, and
-    ``unreachable`` with the error of each try that failed.
-
-    Unexpected headers or arguments can make Celery wait for a task that never ends. So ``take`` verifies the raw
-    message from the queue, and Celery gets a new message that contains only the dispatch that ``take`` returns.
-    """
-
-    class DispatchChannel(redis_transport.Channel):
-        ack_emulation = False  # kombu would keep copies in keys shared by all workers and redeliver them an hour later
-        do_restore = False
-
-        def _brpop_read(self, **options: Any) -> Any:
-            failure: Exception | None = None
-            try:
-                return super()._brpop_read(**options)
-            except Empty:
-                raise
-            except (redis.RedisError, OSError) as error:
-                failure = error
-                raise
-            except Exception as error:  # noqa: BLE001 - the entry isn't JSON; it is already removed
-                invalid.removed(error)
-                return True
-            finally:
-                polled(failure)
-
-    class DispatchTransport(redis_transport.Transport):
-        def _deliver(self, message: object, queue: str) -> None:
-            if (dispatch := take(message)) is not None:
-                super()._deliver(_celery_message(dispatch, queue), queue)  # pyright: ignore[reportAttributeAccessIssue]
-
-    DispatchTransport.Channel = DispatchChannel
-
-    class DispatchConnection(Connection):
-        """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
-
-        def get_transport_cls(self) -> Any:
-            return DispatchTransport
-
-        def ensure_connection(
-            self,
-            errback: Callable[[BaseException, float], None] | None = None,
-            *args: Any,
-            callback: Callable[[], None] | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            def called_each_second() -> None:
-                reconnecting()
-                if callback is not None:
-                    callback()
-
-            def failed(error: BaseException, pause_seconds: float) -> None:
-                unreachable(error)
-                if errback is not None:
-                    errback(error, pause_seconds)
-
-            pauses = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}
-            return super().ensure_connection(failed, *args, **{**kwargs, **pauses, "callback": called_each_second})
-
-    class Amqp(AMQP):
-        Connection = DispatchConnection
-
-    return Amqp
-
-
-def _celery_message(dispatch: Dispatch, queue: str) -> dict[str, Any]:
-    """A message of Celery's protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html)."""
-    task_id = str(uuid.uuid4())
-    body = json.dumps(
-        [[dispatch.model_dump_json()], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
-    )
-    return {
-        "body": base64.b64encode(body.encode()).decode(),
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": START_TASK, "id": task_id, "root_id": task_id, "parent_id": None},
-        "properties": {
-            "correlation_id": task_id,
-            "delivery_info": {"exchange": "", "routing_key": queue},
-            "delivery_tag": task_id,
-            "body_encoding": "base64",
-        },
-    }
 
 
 def _fields_in(message: object) -> object:
@@ -193,8 +95,14 @@ class Consumer:
 
     def _build(self, redis_url: str) -> Any:
         broker = RedisAddress.parse(redis_url).celery_url
-        amqp = _amqp_for_dispatches(
-            self._take, self.invalid, self._polled, self.thread.mark_progress, self._unreachable
+        amqp = amqp_with(
+            ConnectionHooks(
+                take=self._take,
+                removed=self.invalid.removed,
+                polled=self._polled,
+                reconnecting=self.thread.mark_progress,
+                unreachable=self._unreachable,
+            )
         )
         celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
         celery.conf.update(

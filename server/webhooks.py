@@ -15,7 +15,7 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.announcements import Receiver, format_of, new_delivery
+from server.database.announcements import Receiver, new_delivery
 from server.database.pagination import Matches, PageQuery, newest_first, page
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.jobs.queries import find_job
@@ -40,6 +40,7 @@ from zeta_core.contract.webhooks import (
     Webhook,
     WebhookChange,
     email_of,
+    message_format,
 )
 
 _BODY_BYTES = func.length(cast(DeliveryRow.body, Text))
@@ -77,7 +78,7 @@ async def insert_webhook(
         created_by=caller.key_id,
         name=name,
         url=url,
-        format=format_of(url, chosen_format),
+        format=message_format(url, chosen_format),
         events=sorted(set(events)),
         secret=new_secret(),
         enabled=True,
@@ -130,7 +131,7 @@ async def change_webhook(service: Service, caller: Caller, webhook_id: str, requ
             current = None if not is_openai and (request.url is not None or row.format == "email") else row.format
             chosen = request.format or current
             require_allowed(service.settings, url, OPENAI_FORMAT if is_openai else request.format)
-            row.url, row.format = url, format_of(url, chosen)
+            row.url, row.format = url, message_format(url, chosen)
         if request.events is not None:
             row.events = sorted(set(request.events))
         if "name" in given:

@@ -18,7 +18,7 @@ from server.database.webhook_tables import DeliveryRow, WebhookRow
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.openai.webhook_events import OPENAI_FORMAT, event_body, openai_event
-from zeta_core.contract.webhooks import DEFAULT_EVENTS, JobEvent, email_of, message_format
+from zeta_core.contract.webhooks import DEFAULT_EVENTS, JobEvent, message_format
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,8 @@ async def _receivers(session: AsyncSession, job: JobRow, event: JobEvent) -> lis
             receivers.append(Receiver(webhook.url, chosen or webhook.format, webhook.id))
     for url, chosen in formats.items():
         if not is_id(url, "webhook"):
-            receivers.append(Receiver(url, format_of(url, chosen)))
+            receivers.append(Receiver(url, message_format(url, chosen)))
     return receivers
-
-
-def format_of(url: str, chosen: Any) -> str:
-    """The format of messages to a URL: email, json, slack or openai."""
-    return "email" if email_of(url) is not None else message_format(url, chosen)
 
 
 async def _enabled_webhooks(session: AsyncSession, project: str) -> list[WebhookRow]:

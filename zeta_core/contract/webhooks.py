@@ -42,8 +42,10 @@ def email_of(url: str) -> str | None:
     return address if scheme.lower() == "mailto" else None
 
 
-def message_format(url: str, chosen: MessageFormat | None) -> MessageFormat:
-    """The format of messages to this URL: the chosen one, or the default of its host."""
+def message_format(url: str, chosen: str | None) -> str:
+    """The format of messages to this URL: email for an address, otherwise the chosen one or the default of its host."""
+    if email_of(url) is not None:
+        return "email"
     return chosen or ("slack" if urlsplit(url).hostname == _SLACK_HOST else "json")
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import CheckpointRow, JobRow
-from zeta_core.contract.job.checkpoint import surplus_checkpoints
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT, surplus_checkpoints
 from zeta_core.contract.job.events import CheckpointLine
 from zeta_core.contract.job.status import UNFINISHED
 from zeta_core.contract.spec.defaults import num_kept_checkpoints
@@ -30,7 +30,7 @@ def checkpoints_newest_first(job_id: str) -> Select[str]:
 
 async def newest_resumable(session: AsyncSession, job_id: str) -> str | None:
     """The newest checkpoint to resume from; never ``best``, which is replaced when a better one is found."""
-    return await session.scalar(checkpoints_newest_first(job_id).where(CheckpointRow.name != "best").limit(1))
+    return await session.scalar(checkpoints_newest_first(job_id).where(CheckpointRow.name != BEST_CHECKPOINT).limit(1))
 
 
 async def checkpoint_to_resume(session: AsyncSession, job: JobRow) -> str | None:

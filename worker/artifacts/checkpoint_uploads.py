@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.threads import Outage, log_failure
-from zeta_core.contract.job.checkpoint import NAME_PATTERN, checkpoint_step
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, NAME_PATTERN, checkpoint_step
 from zeta_core.contract.job.events import LogLine, StatusLine, WarningLine
 from zeta_core.contract.job.job import JobError
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -128,7 +128,7 @@ class CheckpointUploads:
             return
         logger.error("%s", message, extra={"action": "store", "job_id": self._job_id})
         self._replaced[number] = WarningLine(code="checkpoint_not_stored", message=message).model_dump(mode="json")
-        if name == "final":
+        if name == FINAL_CHECKPOINT:
             reason = StatusReason.DISK_FULL if _is_full(error) else StatusReason.TRAIN_ERROR
             self._not_stored = JobError(code=reason, message=message)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from zeta_core.contract.job.checkpoint import FileRole, Manifest, ManifestFile
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT, FINAL_CHECKPOINT, FileRole, Manifest, ManifestFile
 from zeta_core.contract.job.evaluation import RESULT_FILE
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
@@ -70,7 +70,7 @@ def list_checkpoints(output_dir: Path) -> list[Checkpoint]:
     checkpoints = [read_checkpoint(path) for path in output_dir.iterdir() if _NAME.match(path.name)]
     return sorted(
         (checkpoint for checkpoint in checkpoints if checkpoint is not None),
-        key=lambda checkpoint: (checkpoint.manifest.step, checkpoint.directory.name == "final"),
+        key=lambda checkpoint: (checkpoint.manifest.step, checkpoint.directory.name == FINAL_CHECKPOINT),
         reverse=True,
     )
 
@@ -192,12 +192,12 @@ def publish_checkpoint(part: Path, output_dir: Path, manifest: Callable[[list[Ma
     target = output_dir / content.name
     replaced = read_checkpoint(target)
     as_step: Path | None = None
-    if replaced is not None and target.name in ("final", "best"):
+    if replaced is not None and target.name in (FINAL_CHECKPOINT, BEST_CHECKPOINT):
         as_step = _rename_as_step(replaced)  # so a checkpoint exists at all times
     elif target.exists():
         discard(target)
     rename_durably(part, target)
-    if as_step is not None and target.name == "best":
+    if as_step is not None and target.name == BEST_CHECKPOINT:
         discard(as_step)  # an older final remains as a checkpoint of its step; there is only one best
     return Checkpoint(target, content)
 

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 
-_DTYPE_NAMES = {
+# The names of types in safetensors files.
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -85,7 +86,7 @@ def _layout(rows: Mapping[str, Rows], dtype: torch.dtype | None) -> tuple[bytes,
         kind, shape = rows[name].converted(dtype), rows[name].shape
         starts[name] = end
         end += kind.itemsize * torch.Size(shape).numel()
-        entries[name] = {"dtype": _DTYPE_NAMES[kind], "shape": list(shape), "data_offsets": [starts[name], end]}
+        entries[name] = {"dtype": DTYPE_NAMES[kind], "shape": list(shape), "data_offsets": [starts[name], end]}
     content = json.dumps(entries, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)  # tensors are aligned to 8 bytes
     header = len(content).to_bytes(8, "little") + content

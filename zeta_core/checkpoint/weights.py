@@ -12,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from zeta_core.checkpoint.row_file import DTYPE_NAMES
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import WEIGHTS_FILE
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT, FINAL_CHECKPOINT
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import CannotResume
 
@@ -33,7 +35,8 @@ class SavedWeights:
 
     def of(self, checkpoints: Collection[str]) -> frozenset[str]:
         """The names for checkpoints with these names; ``best`` and ``final`` contain the whole model."""
-        return self.whole if self.whole is not None and {"best", "final"} & set(checkpoints) else self.names
+        needs_whole = bool({BEST_CHECKPOINT, FINAL_CHECKPOINT} & set(checkpoints))
+        return self.whole if needs_whole and self.whole is not None else self.names
 
 
 def unique_weights(state: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
@@ -98,13 +101,4 @@ def is_exported_exactly(directory: Path, weights: Tensors) -> bool:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 part = file.get_slice(name)
                 stored[name] = (part.get_dtype(), part.get_shape())
-    return all(stored.get(name) == (_DTYPE_NAMES.get(t.dtype), list(t.shape)) for name, t in weights.items())
-
-
-_DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-}
+    return all(stored.get(name) == (DTYPE_NAMES.get(t.dtype), list(t.shape)) for name, t in weights.items())

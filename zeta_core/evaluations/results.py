@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zeta_core.checkpoint import checkpoint_files
 from zeta_core.checkpoint.training_state import perplexity
-from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, Manifest, ManifestFile
 from zeta_core.contract.job.comparison import MIN_DOCUMENTS, compare
 from zeta_core.contract.job.evaluation import (
     DOCUMENTS_FILE,
@@ -18,8 +18,6 @@ from zeta_core.contract.job.evaluation import (
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.evaluations.run import Measured
 from zeta_core.report.reporter import Reporter
-
-FINAL = "final"
 
 
 def summarize(measured: list[Measured]) -> EvaluationResult:
@@ -46,7 +44,7 @@ def save(
     output_dir: Path,
 ) -> None:
     """Publish the result and the losses of each document, and report the checkpoint. Raises `OSError`."""
-    part = checkpoint_files.begin_checkpoint(output_dir, FINAL)
+    part = checkpoint_files.begin_checkpoint(output_dir, FINAL_CHECKPOINT)
     (part / RESULT_FILE).write_text(result.model_dump_json(indent=2) + "\n")
     with (part / DOCUMENTS_FILE).open("w", encoding="utf-8") as file:
         for document in _documents(measured, locations):
@@ -55,7 +53,7 @@ def save(
     def manifest(files: list[ManifestFile]) -> Manifest:
         return Manifest(
             run_id=job_id,
-            name=FINAL,
+            name=FINAL_CHECKPOINT,
             format="results",
             step=0,
             tokens=result.num_tokens,
@@ -65,7 +63,9 @@ def save(
         )
 
     published = checkpoint_files.publish_checkpoint(part, output_dir, manifest)
-    report.write(CheckpointLine(name=FINAL, step=0, metrics=published.manifest.metrics, bytes=published.size_bytes))
+    report.write(
+        CheckpointLine(name=FINAL_CHECKPOINT, step=0, metrics=published.manifest.metrics, bytes=published.size_bytes)
+    )
 
 
 def _scores(measured: Measured) -> ModelScores:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from zeta_core.contract.identifiers import is_hub_id, is_id
-from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, NAME_PATTERN
 from zeta_core.contract.model_json.faults import JsonLocation
 from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.contract.spec.validation import shown
@@ -313,8 +313,8 @@ def _from_directory(
 
     if not (directory / "config.json").is_file():
         fix = "name the directory of a Hugging Face causal language model"
-        if (directory / "final" / MANIFEST_NAME).is_file():
-            fix = f"name one of the checkpoints in it, such as {name.rstrip('/')}/final"
+        if (directory / FINAL_CHECKPOINT / MANIFEST_NAME).is_file():
+            fix = f"name one of the checkpoints in it, such as {name.rstrip('/')}/{FINAL_CHECKPOINT}"
         elif (directory / MANIFEST_NAME).is_file():
             fix = "it contains the weights of a custom module; load them in your own code and pass the module"
         raise InvalidModel(f"{name} has no config.json; {fix}.")

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-_FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8", "BOOL"})
+from zeta_core.checkpoint.row_file import DTYPE_NAMES
+
+_FLOATING = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
+_INTEGERS = frozenset(DTYPE_NAMES.values()) - _FLOATING.keys()
 
 
 def stored_precision(directory: Path) -> torch.dtype | None:

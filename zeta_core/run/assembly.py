@@ -12,6 +12,7 @@ from zeta_core.checkpoint.checkpoint_files import Checkpoint
 from zeta_core.checkpoint.random_state import restore_random_state, seed_everything
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.comparison import MIN_DOCUMENTS
 from zeta_core.data.sequences import Sequences
 from zeta_core.environment import ProcessRank
@@ -113,7 +114,7 @@ def best_elsewhere(
     def find() -> tuple[bool, Checkpoint | None]:
         if folder.resolve() == request.output_dir.resolve():
             return True, None
-        best = checkpoint_files.read_checkpoint(folder / "best")
+        best = checkpoint_files.read_checkpoint(folder / BEST_CHECKPOINT)
         same = best is not None and (best.manifest.run_id, best.manifest.step) == (run_id, step)
         if best is None or not same or checkpoint_files.find_damage(best) is not None:
             report.warn(

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import StopAction
@@ -71,7 +72,7 @@ class Outcome:
         return JobResult(
             train_loss=done.train_loss,
             eval_loss=done.eval_loss,
-            best_checkpoint=None if done.best_step is None else "best",
+            best_checkpoint=None if done.best_step is None else BEST_CHECKPOINT,
             tokens=done.tokens,
             train_seconds=round(own_seconds, 3),
             memory=None if done.memory is None else MemoryParts.model_validate(done.memory),

@@ -15,6 +15,7 @@ from zeta_core.checkpoint.random_state import get_random_state
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.checkpoint.training_state import Snapshot, TrainingProgress
 from zeta_core.checkpoint.weights import SavedWeights
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.comparison import DocumentLosses
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.job.status import StopAction
@@ -148,14 +149,14 @@ class Checkpointer:
         unchanged = (
             not steps_trained
             and newest is not None
-            and newest.directory.name == "final"
+            and newest.directory.name == FINAL_CHECKPOINT
             and newest.directory.parent.resolve() == self._output_dir.resolve()
         )
         if stopped is None and not unchanged:
-            if self.saved_step != self._progress.step or self._newest_weights != self._saved.of(["final"]):
-                self.save("final")
+            if self.saved_step != self._progress.step or self._newest_weights != self._saved.of([FINAL_CHECKPOINT]):
+                self.save(FINAL_CHECKPOINT)
             else:
-                self._saver.save_copy("final")
+                self._saver.save_copy(FINAL_CHECKPOINT)
         newest = self._saver.wait()
         if processes.is_main and stopped is None:
             checkpoint_files.strip_old_states(self._output_dir)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from zeta_core.checkpoint.training_state import TrainingProgress
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import build_sampler
 from zeta_core.objective.evaluation import Evaluator, stopped_early
@@ -143,7 +144,7 @@ class TrainingLoop:
             self.seconds_evaluating += time.monotonic() - started
             self.meter.skip(time.monotonic() - started)
             if stop is None and progress.best_step == progress.step:
-                names.append("best")
+                names.append(BEST_CHECKPOINT)
             if stop is None and self.is_done and progress.step < self.plan.total_steps:
                 self.report.log(f"Stopped early: the best evaluation was after step {progress.best_step}.")
         if (due or stop is not None) and stop != "cancel" and self.checkpointer.saved_step != progress.step:

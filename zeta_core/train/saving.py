@@ -22,7 +22,7 @@ from zeta_core.checkpoint.shared_weights import SharedWeights
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import CONSTANT_TENSORS_FILE, Snapshot, write_training_state
 from zeta_core.checkpoint.weights import SavedWeights, is_exported_exactly
-from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
+from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT, Manifest, ManifestFile
 from zeta_core.contract.job.events import CheckpointLine, utc_now
 from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 from zeta_core.failures import DiskFull
@@ -207,7 +207,7 @@ class CheckpointSaver:
         written = self._finish(checkpoint_files.publish_checkpoint(part, self._output_dir, manifest), request)
         for name in names[1:]:
             self._finish(checkpoint_files.copy_checkpoint(written, self._output_dir, name))
-        if "best" in names:
+        if BEST_CHECKPOINT in names:
             self.best_elsewhere = None
         self._copy_best()
         return written
@@ -242,7 +242,7 @@ class CheckpointSaver:
         """Copy the best checkpoint from another output_dir, after saving one here so the run never resumes from it."""
         best, self.best_elsewhere = self.best_elsewhere, None
         if best is not None:
-            self._report_checkpoint(checkpoint_files.copy_checkpoint(best, self._output_dir, "best"))
+            self._report_checkpoint(checkpoint_files.copy_checkpoint(best, self._output_dir, BEST_CHECKPOINT))
 
     def _report_checkpoint(self, published: Checkpoint, request: int | None = None) -> None:
         manifest = published.manifest

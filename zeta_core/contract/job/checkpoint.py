@@ -14,9 +14,10 @@ FileRole = Literal["weights", "adapter", "tokenizer", "config", "state", "result
 CheckpointFormat = Literal["huggingface", "module", "adapter", "gguf", "results"]
 
 FINAL_CHECKPOINT = "final"  # the name of the checkpoint that a completed job ends with
+BEST_CHECKPOINT = "best"  # the name of the checkpoint with the lowest evaluation loss
 
 _STEP = r"step-[0-9]{1,18}"
-NAME_PATTERN = re.compile(rf"\A({_STEP}|best|final)\Z")
+NAME_PATTERN = re.compile(rf"\A({_STEP}|{BEST_CHECKPOINT}|{FINAL_CHECKPOINT})\Z")
 
 
 def checkpoint_step(name: str) -> int | None:

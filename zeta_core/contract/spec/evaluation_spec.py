@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.job_spec import Metadata
 from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.spec.sources import CheckpointName, FileId, FileSource, JobModel, ModelSource
@@ -18,7 +19,7 @@ class NewEvaluation(StrictModel):
     """The body of ``POST /v1/jobs/{id}/evaluations``."""
 
     file: FileId = Field(description="id of an uploaded file with purpose dataset")
-    checkpoint: CheckpointName = Field(default="final", description="step-N, best, final or latest")
+    checkpoint: CheckpointName = Field(default=FINAL_CHECKPOINT, description="step-N, best, final or latest")
     base: bool = Field(default=False, description="also evaluate the model that the job started from")
     entity_name: Line | None = None
     priority: int = Field(default=0, ge=-100, le=100)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.job.checkpoint import NAME_PATTERN
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, NAME_PATTERN
 from zeta_core.contract.spec.job_spec import Metadata
 from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.spec.sources import CheckpointName, JobModel
@@ -37,7 +37,7 @@ class ExportRequest(StrictModel, ModelWithRules):
         default=None,
         description="type of the weights; merged: bf16 (default) or f16; gguf: f16 (default), bf16 or q8_0",
     )
-    checkpoint: CheckpointName = Field(default="final", description="step-N, best, final or latest")
+    checkpoint: CheckpointName = Field(default=FINAL_CHECKPOINT, description="step-N, best, final or latest")
     entity_name: (
         Annotated[
             str,

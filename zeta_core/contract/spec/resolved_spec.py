@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.resources import Resources
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class ResolvedSpec(_Recorded):
             return None
         from zeta_core.contract.spec.sources import JobModel  # loading all kinds of sources takes time
 
-        return JobModel(job=str(self.model["job"]), checkpoint=str(self.model.get("checkpoint", "final")))
+        return JobModel(job=str(self.model["job"]), checkpoint=str(self.model.get("checkpoint", FINAL_CHECKPOINT)))
 
     @property
     def num_sequences(self) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Discriminator, Field, JsonValue, Tag, TypeAdapter, WithJsonSchema
 
 from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_hub_dataset
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.validation import NOT_ONE_KIND, StrictModel
 
 DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
@@ -196,7 +197,7 @@ class JobModel(StrictModel):
     """The weights of an earlier job's checkpoint."""
 
     job: JobId = Field(description="id of the job whose weights are used")
-    checkpoint: Id = Field(default="final", description="step-N, best or final")
+    checkpoint: Id = Field(default=FINAL_CHECKPOINT, description="step-N, best or final")
 
 
 class FileModel(StrictModel):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.wire.run_directory import checkpoint_key, job_key
 from zeta_core.system.artifact_store.checkpoint_copies import (
     BrokenCheckpoint,
@@ -94,7 +95,7 @@ class FolderStore(ArtifactStore):
     # --- Checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint_names(self, job_id: str) -> list[str]:
-        folder = self._directory(job_id, "final").parent
+        folder = self._directory(job_id, FINAL_CHECKPOINT).parent
         return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
     def manifest_bytes(self, job_id: str, name: str) -> bytes | None:

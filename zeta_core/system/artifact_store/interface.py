@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from zeta_core.contract.job.checkpoint import Manifest, checkpoint_step, surplus_checkpoints
+from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT, Manifest, checkpoint_step, surplus_checkpoints
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, job_key, tensorboard_key
 from zeta_core.system.artifact_store.checkpoint_copies import (
     BrokenCheckpoint,
@@ -183,8 +183,8 @@ class ArtifactStore(ABC):
         last = -1 if name is None else self._manifest(job_id, name).step
         for found in sorted(self.checkpoint_names(job_id)):
             step = checkpoint_step(found)
-            if found == "final" and name != "final":
-                complete = self.checkpoint(job_id, "final")
+            if found == FINAL_CHECKPOINT and name != FINAL_CHECKPOINT:
+                complete = self.checkpoint(job_id, FINAL_CHECKPOINT)
                 step = last + 1 if complete is None else complete.manifest.step
             check_cancelled()
             if step is not None and step > last:

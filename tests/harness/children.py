@@ -14,10 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
+
+
+class Child(Protocol):
+    """A started process: a `subprocess.Popen`, or one that was forked from a prepared process."""
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ def start_child(
         )
 
 
-def stop_child(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, timeout_seconds: float = 60) -> int:
+def stop_child(child: Child, *, stop_signal: signal.Signals, timeout_seconds: float = 60) -> int:
     """Stop a child with ``stop_signal``, or with SIGKILL after the timeout, and return its exit status."""
     if child.poll() is None:
         child.send_signal(stop_signal)

@@ -1,10 +1,8 @@
-"""A real server process (``python -m server``) without workers."""
+"""A real server process without workers."""
 
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ import httpx
 
 from migrations.upgrade import upgrade
 from server.settings import ServerSettings
-from tests.harness.children import start_child, stop_child
+from tests.harness.children import stop_child
+from tests.harness.forked_server import ForkedServer
 from tests.harness.ports import free_loopback_port
 from tests.harness.service import clean_environment
 from tests.harness.waiting import wait_until
@@ -38,11 +37,10 @@ class ServerProcess:
         self.home = home
         self.port = free_loopback_port()
         self.settings = ServerSettings(home=home, database_url=database_url, worker_secret=SECRET, redis_url=redis_url)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ForkedServer | None = None
         self.max_open_files: int | None = None  # the limit of this process, hard and soft
         self._environment = {
             **clean_environment(),
-            "PYTHONPATH": str(REPOSITORY),
             "ZETA_HOME": str(home),
             "ZETA_PORT": str(self.port),
             "ZETA_REDIS_URL": redis_url,
@@ -65,10 +63,7 @@ class ServerProcess:
 
     def start(self) -> None:
         assert self.process is None
-        command: list[str | Path] = [sys.executable, "-m", "server"]
-        if self.max_open_files is not None:
-            command = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(self.max_open_files), *command]
-        self.process = start_child(command, log_file=self.home / "server.log", environment=self._environment)
+        self.process = ForkedServer(self._environment, self.home / "server.log", self.max_open_files)
         wait_until(self._answers, 60, "the server to answer")
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:

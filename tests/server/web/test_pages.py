@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Error, Route, expect
 
 from tests.harness.browser import Visitor
 from tests.harness.page_inspector import PageInspector, save_picture
+from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
 from tests.server.web.conftest import Jobs, curve
@@ -150,6 +152,23 @@ def test_the_list_is_sorted_by_its_column_headings(visit: Visit, jobs: Jobs) -> 
     expect(names).to_have_text(["beta"])
     visitor.page.fill("#search", "")
     expect(names).to_have_text(["alpha", "delta", "gamma", "beta"])
+
+
+def test_a_slow_refresh_of_the_list_does_not_undo_a_search(visit: Visit, jobs: Jobs) -> None:
+    visitor = visit()
+    page, names = visitor.page, visitor.page.locator(".jobs .name")
+    held: list[Route] = []
+    page.route("**/jobs/rows", lambda route: held.append(route))
+    page.evaluate("document.getElementById('jobs').dispatchEvent(new CustomEvent('refresh'))")
+    wait_until(lambda: (page.wait_for_timeout(20), bool(held))[1], 10, "the refresh to begin")
+    page.fill("#search", "BETA")
+    expect(names).to_have_text(["beta"])
+    for route in held:
+        with suppress(Error):  # the page has given up this request
+            route.continue_()
+    page.wait_for_timeout(300)
+    expect(names).to_have_text(["beta"])
+    page.unroute_all()
 
 
 def test_jobs_are_chosen_and_opened_by_keyboard(visit: Visit, jobs: Jobs) -> None:

@@ -27,6 +27,7 @@ from benchmarks import (
     resume_time,
     submissions,
     throughput,
+    viewers,
 )
 from benchmarks.result import BenchmarkResult, describe_machine, markdown_table, write_json
 from benchmarks.workload import FULL, SMALL, Size
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "recovery": job_start.measure_recovery,
     "concurrent-answers": concurrent_answers.measure,
     "dashboard": dashboard.measure,
+    "viewers": viewers.measure,
 }
 
 

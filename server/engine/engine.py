@@ -32,6 +32,7 @@ from server.engine.job_traces import JobTraces
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import STOP_SECONDS, BackgroundLoops, Pace
 from server.engine.message_consumer import MessageConsumer
+from server.engine.new_events import NewEventReader
 from server.engine.nodes.monitor import NodeMonitor
 from server.engine.redis_claim import RedisClaim
 from server.engine.redis_client import DroppedMessages, connect, remove_wrong_type, send_to_worker
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """The HTTP layer calls `wake` or `wake_scheduler` after it has changed a job.
 
-    It also uses `event_signal`, `workers`, `spec_checks`, `answers` and `request_counts`.
+    It also uses `event_signal`, `new_events`, `workers`, `spec_checks`, `answers` and `request_counts`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Engine:
         self.database = database
         self.settings = settings
         self.event_signal = EventSignal()
+        self.new_events = NewEventReader(database, self.event_signal)
         self.dropped = DroppedMessages()
         self.loops = BackgroundLoops()
         self.secrets = WorkerSecrets(settings.worker_secret, allow_shared=settings.shared_worker_secret)

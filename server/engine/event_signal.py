@@ -27,29 +27,45 @@ class Subscription:
         return True
 
 
+class _Topic:
+    """The readers of one job; ``generation`` counts the notifications while there are any."""
+
+    def __init__(self) -> None:
+        self.subscriptions: set[Subscription] = set()
+        self.generation = 0
+
+
 class EventSignal:
     """Notifies within this process only; the events of other servers are found by polling the database."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._topics: dict[str, _Topic] = {}
 
     def notify(self, job_id: str) -> None:
         """Call after the commit that stored events of ``job_id``."""
-        for subscription in self._subscriptions.get(job_id, ()):
-            subscription.notify()
+        topic = self._topics.get(job_id)
+        if topic is not None:
+            topic.generation += 1
+            for subscription in topic.subscriptions:
+                subscription.notify()
+
+    def generation(self, job_id: str) -> int:
+        """A number that changes with each notification; 0 without subscriptions."""
+        topic = self._topics.get(job_id)
+        return topic.generation if topic is not None else 0
 
     @contextmanager
     def subscribe(self, job_id: str) -> Generator[Subscription]:
         """Subscribe first, then read the database, then wait; this order misses no event."""
         subscription = Subscription()
-        self._subscriptions.setdefault(job_id, set()).add(subscription)
+        topic = self._topics.setdefault(job_id, _Topic())
+        topic.subscriptions.add(subscription)
         try:
             yield subscription
         finally:
-            others = self._subscriptions[job_id]
-            others.discard(subscription)
-            if not others:
-                del self._subscriptions[job_id]
+            topic.subscriptions.discard(subscription)
+            if not topic.subscriptions:
+                del self._topics[job_id]
 
     async def wait(self, job_id: str, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds for new events of ``job_id``; returns whether there were any."""

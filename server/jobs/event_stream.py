@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import EventRow, JobRow
+from server.engine.new_events import to_event
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.events import UntypedEvent
@@ -25,9 +25,8 @@ from zeta_core.contract.job.status import ENDED, JobStatus
 IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 COMMENT_SECONDS = 15.0
-BATCH = 500
 # The polling interval without notifications, which finds the events that other servers stored.
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 SINGLE_SERVER_POLL_SECONDS = 5.0
 
 
@@ -71,39 +70,25 @@ async def live(service: Service, job_id: str, after: int, is_disconnected: IsDis
     sent_at = time.monotonic()
     with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
         while not (service.stopping.requested or await is_disconnected()):
-            async with service.database.read() as session:
-                job = await session.get(JobRow, job_id)
-                rows = await _rows(session, job_id, after, BATCH)
-            if rows:
-                after, sent_at = rows[-1].seq, time.monotonic()
-                yield b"".join(_message(row) for row in rows)
-            if len(rows) == BATCH:
+            new = await service.engine.new_events.read(job_id, after)
+            if new.messages:
+                after, sent_at = new.last_seq, time.monotonic()
+                yield new.messages
+            if new.is_full_batch:
                 continue
-            if job is None or (JobStatus(job.status) in ENDED and job.last_seq <= after):
-                ended = {"status": job.status if job else "deleted", "last_seq": after}
+            if new.is_end:
+                ended = {"status": new.status or "deleted", "last_seq": after}
                 yield f"event: end\ndata: {json.dumps(ended)}\n\n".encode()
                 return
             silence = time.monotonic() - sent_at
             if silence >= COMMENT_SECONDS:
                 yield b": still here\n\n"
                 sent_at, silence = time.monotonic(), 0.0
-            await subscription.wait(min(poll_seconds, COMMENT_SECONDS - silence))
+            # All streams poll at the same time, so that they share one reading.
+            next_poll = poll_seconds - time.monotonic() % poll_seconds
+            await subscription.wait(min(next_poll, COMMENT_SECONDS - silence))
 
 
 async def _rows(session: AsyncSession, job_id: str, after: int, limit: int) -> list[EventRow]:
     query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
     return list(await session.scalars(query.order_by(EventRow.seq).limit(limit)))
-
-
-def to_event(row: EventRow) -> UntypedEvent:
-    own: dict[str, Any] = {
-        "seq": row.seq,
-        "attempt": row.attempt,
-        "type": row.type,
-        "created_at": row.created_at,
-    }
-    return UntypedEvent.model_validate({**row.fields, **own})
-
-
-def _message(row: EventRow) -> bytes:
-    return f"id: {row.seq}\nevent: {row.type}\ndata: {to_event(row).model_dump_json()}\n\n".encode()

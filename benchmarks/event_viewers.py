@@ -1,0 +1,56 @@
+"""``python -m benchmarks.event_viewers URL AFTER NUMBER``: viewers that follow the events of a job.
+
+The first line of its standard input is the header ``Authorization``. It prints ``connected`` when all viewers have
+received the head of the response. At the next line of its input, it prints the delay of each received progress event,
+from its creation to its arrival, in seconds. The sockets are read without a library for HTTP, so the viewers use little
+CPU time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from datetime import datetime
+from urllib.parse import urlsplit
+
+_CREATED_AT = re.compile(rb"event: progress\ndata: .*?\"created_at\":\"([^\"]+)\"")
+
+
+async def main(url: str, after: str, number: int, authorization: str) -> None:
+    address = urlsplit(url)
+    assert address.hostname is not None
+    assert address.port is not None
+    request = (
+        f"GET {address.path}?after={after} HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n"
+        f"Authorization: {authorization}\r\n\r\n"
+    ).encode()
+    delays: list[float] = []
+    connected = asyncio.Barrier(number + 1)
+    viewers = [
+        asyncio.create_task(_follow(address.hostname, address.port, request, connected, delays)) for _ in range(number)
+    ]
+    await connected.wait()
+    print("connected", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    for viewer in viewers:
+        viewer.cancel()
+    print("\n".join(f"{delay:.4f}" for delay in delays))
+
+
+async def _follow(host: str, port: int, request: bytes, connected: asyncio.Barrier, delays: list[float]) -> None:
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    await connected.wait()
+    while data := await reader.read(65536):
+        now = time.time()
+        for created_at in _CREATED_AT.findall(data):
+            delays.append(now - datetime.fromisoformat(created_at.decode()).timestamp())
+    writer.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.stdin.readline().strip()))

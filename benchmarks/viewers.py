@@ -1,0 +1,138 @@
+"""The cost of people who watch a running job: how much slower it trains, and when they see each step.
+
+A job trains on a whole service (``zeta up``). In alternating periods, nobody follows its events, or a hundred viewers
+do, as the page of the job does in a browser. The viewers are in one separate process on the same machine, so the
+slowdown includes the CPU time that they use themselves.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.result import BenchmarkResult, ratio_of_rounds
+from benchmarks.whole_service import Service, running_service, wait_until
+from benchmarks.workload import Size
+
+NUM_VIEWERS, ROUNDS, PERIOD_SECONDS = 100, 6, 15
+SETTLE_SECONDS = 2.0  # after the viewers have connected or left
+MAX_COST, MAX_DELAY_SECONDS = 0.02, 1.0
+MODEL: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 384,
+    "max_position_embeddings": 128,
+}
+
+
+def measure(size: Size) -> BenchmarkResult:
+    num_viewers, rounds = size.of(NUM_VIEWERS, 5), size.of(ROUNDS, 1)
+    with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service", warm=False) as service:
+        job_id = service.submit(model={"config": MODEL}, max_steps=10**6, checkpointing_steps=10**6)
+        wait_until(lambda: _has_steps(service, job_id, 20))
+        periods: dict[str, list[tuple[float, float]]] = {"alone": [], "watched": []}
+        delays: list[float] = []
+        viewers_cpu: list[float] = []
+        for _ in range(rounds):
+            periods["alone"].append(_period(size))
+            with _Viewers(service, job_id, num_viewers) as viewers:
+                periods["watched"].append(_period(size))
+                viewers_cpu.append(viewers.cpu_share())
+            delays += viewers.delays
+        service.http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        progress = _progress(service, job_id)
+    figures = {name: [_steps_per_second(progress, *period) for period in each] for name, each in periods.items()}
+    cost = 1 - ratio_of_rounds(figures["watched"], figures["alone"])
+    slowest = max(delays, default=float("inf"))
+    return BenchmarkResult(
+        title=f"Cost of {num_viewers} viewers to the job that they watch, relative to 2 % of its steps per second",
+        unit="steps/s",
+        figures=figures,
+        ratio=max(cost / MAX_COST, slowest / MAX_DELAY_SECONDS),
+        target=1.0,
+        target_is="maximum",
+        notes=f"Cost {cost:.1%}; a viewer receives a report of the run {statistics.median(delays):.3f} s (median) to "
+        f"{slowest:.3f} s (slowest) after it was written. The viewers themselves use "
+        f"{statistics.median(viewers_cpu):.1%} of a core.",
+        details={"cost": cost, "slowest_seconds": slowest, "reports": len(delays), "viewers_cpu": viewers_cpu},
+    )
+
+
+class _Viewers:
+    """A process with viewers of one job; ``delays`` are known after the block, in seconds."""
+
+    def __init__(self, service: Service, job_id: str, number: int) -> None:
+        url = str(service.http.base_url.join(f"/v1/jobs/{job_id}/events"))
+        key = service.http.headers["Authorization"]
+        last = _progress(service, job_id)[-1]["seq"]
+        command = [sys.executable, "-m", "benchmarks.event_viewers", url, str(last), str(number)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{key}\n")
+        self._process.stdin.flush()
+        self.delays: list[float] = []
+
+    def __enter__(self) -> _Viewers:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "connected\n"
+        _wait(SETTLE_SECONDS)
+        self._cpu, self._since = self._cpu_seconds(), time.monotonic()
+        return self
+
+    def cpu_share(self) -> float:
+        """The share of a core that the viewers have used."""
+        return (self._cpu_seconds() - self._cpu) / (time.monotonic() - self._since)
+
+    def __exit__(self, *_: object) -> None:
+        output = self._process.communicate("stop\n", timeout=30)[0]
+        self.delays = [float(line) for line in output.split()]
+        _wait(SETTLE_SECONDS)
+
+    def _cpu_seconds(self) -> float:
+        return float(sum(psutil.Process(self._process.pid).cpu_times()[:2]))
+
+
+def _wait(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def _period(size: Size) -> tuple[float, float]:
+    start = time.time()
+    _wait(size.of(PERIOD_SECONDS, 3))
+    return start, time.time()
+
+
+def _has_steps(service: Service, job_id: str, number: int) -> bool:
+    return ((service.job(job_id)["progress"] or {}).get("step") or 0) >= number
+
+
+def _progress(service: Service, job_id: str) -> list[dict[str, Any]]:
+    """All progress events of the job."""
+    events: list[dict[str, Any]] = []
+    after: str | None = "0"
+    while after is not None:
+        page = service.http.get(f"/v1/jobs/{job_id}/events?limit=1000&after={after}").raise_for_status().json()
+        events += page["data"]
+        after = page["next_after"]
+    return [event for event in events if event["type"] == "progress" and event.get("loss") is not None]
+
+
+def _steps_per_second(progress: Sequence[Mapping[str, Any]], start: float, end: float) -> float:
+    """The median of the rates between the reports in the period, which ignores single interruptions."""
+    reports = [(datetime.fromisoformat(event["created_at"]).timestamp(), event["step"]) for event in progress]
+    inside = [report for report in reports if start <= report[0] <= end]
+    return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(inside))

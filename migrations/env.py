@@ -9,6 +9,7 @@ import server.database.access_tables  # pyright: ignore[reportUnusedImport] - re
 import server.database.placements  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.receipt_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.tables
+import server.database.usage_table  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.webhook_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 
 connection = context.config.attributes.get("connection")

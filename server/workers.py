@@ -1,4 +1,4 @@
-"""Lists workers from their heartbeats, and drains them.
+"""Lists workers from their heartbeats, reads the use of their machines, and drains them.
 
 A draining worker gets no new jobs; its jobs save a checkpoint and move to other workers. The state is stored in the
 database, so it survives restarts of the worker and of the server until the worker is undrained.
@@ -7,6 +7,7 @@ database, so it survives restarts of the worker and of the server until the work
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import timedelta
 
 from sqlalchemy import select
 
@@ -14,9 +15,13 @@ from server.auth import Caller
 from server.database.draining import drained_workers, set_drained
 from server.database.pagination import PageQuery, page
 from server.database.tables import JobRow
+from server.database.usage_table import UsageRow
 from server.engine.engine import Engine
+from server.engine.usage_history import COARSE, FINE
 from server.service import Service
 from zeta_core.contract.errors import NotFound
+from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.machine_usage import GpuUsageCurves, WorkerUsage
 from zeta_core.contract.job.responses import DeviceReport, Page, Worker, WorkerSlot
 from zeta_core.contract.spec.validation import shown
 from zeta_core.contract.wire.messages import Heartbeat
@@ -42,18 +47,57 @@ async def list_workers(service: Service, caller: Caller, query: PageQuery) -> Pa
 
 async def set_draining(service: Service, caller: Caller, name: str, draining: bool) -> Worker:
     """Drain or undrain a worker. This is idempotent. Raises `NotFound`."""
-    beat = next((beat for beat in service.engine.workers() if beat.worker == name), None)
+    beat = service.engine.heartbeat(name)
     if beat is None:
-        raise NotFound(
-            f"Worker {shown(name)} not found; list the workers with `zeta workers` or GET /v1/workers.",
-            code="worker_not_found",
-        )
+        raise _not_found(name)
     async with service.database.write() as session:
         await set_drained(session, name, draining, changed_by=caller.key_id)
         session.add(caller.audit_row("worker.drain" if draining else "worker.undrain", name, project=None))
     service.engine.wake()
     jobs = {slot.job_id for slot in beat.all_slots if slot.job_id is not None}
     return _worker(service.engine, beat, draining, caller, jobs)
+
+
+async def read_usage(service: Service, name: str, hours: int) -> WorkerUsage:
+    """The use of a worker's machine in the last hours. Raises `NotFound`.
+
+    The intervals are short if they are still stored for the whole time.
+    """
+    span = timedelta(hours=hours)
+    resolution = FINE if span <= FINE.kept else COARSE
+    is_recent = (UsageRow.interval_seconds == resolution.interval_seconds) & (UsageRow.started_at >= utc_now() - span)
+    query = select(UsageRow).where(UsageRow.worker == name, is_recent).order_by(UsageRow.started_at)
+    async with service.database.read() as session:
+        rows = list(await session.scalars(query))
+    beat = service.engine.heartbeat(name)
+    if beat is None and not rows:
+        raise _not_found(name)
+    gpus = {slot.device: slot.name for slot in beat.slots if slot.device is not None} if beat is not None else {}
+    by_time = [{gpu["device"]: gpu for gpu in row.gpus} for row in rows]
+    devices = dict.fromkeys([*gpus, *(device for usages in by_time for device in usages)])
+    return WorkerUsage(
+        worker=name,
+        interval_seconds=resolution.interval_seconds,
+        at=[row.started_at for row in rows],
+        cpu=[row.cpu for row in rows],
+        memory_bytes=[row.memory_bytes for row in rows],
+        gpus=[
+            GpuUsageCurves(
+                device=device,
+                name=gpus.get(device),
+                utilization=[usages.get(device, {}).get("utilization") for usages in by_time],
+                memory_bytes=[usages.get(device, {}).get("memory_bytes") for usages in by_time],
+            )
+            for device in devices
+        ],
+    )
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(
+        f"Worker {shown(name)} not found; list the workers with `zeta workers` or GET /v1/workers.",
+        code="worker_not_found",
+    )
 
 
 def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, jobs: Collection[str]) -> Worker:
@@ -79,6 +123,7 @@ def _worker(engine: Engine, beat: Heartbeat, draining: bool, caller: Caller, job
         last_seen_at=engine.last_seen_at(beat.worker) or beat.started_at,
         cores=beat.cores,
         memory_bytes=beat.memory_bytes,
+        usage=beat.usage if status != "gone" else None,
         cpu_kind=beat.cpu_kind,
         sandbox=beat.sandbox,
         labels=beat.labels,

@@ -27,6 +27,7 @@ from worker.checks.runner import SpecCheckRunner
 from worker.machine.devices import background_slots, find_slots
 from worker.machine.disk import DiskSpace
 from worker.machine.gpu_health import GpuHealth
+from worker.machine.usage import UsageMeter
 from worker.messaging.consumer import Consumer
 from worker.messaging.heartbeat import HeartbeatSender, WorkerState
 from worker.messaging.link import RedisLink
@@ -84,8 +85,10 @@ class Supervisor:
         self._num_slots = len(slots)
         self._warm_start = WarmStart.of_worker(settings, slots, command)
         sandboxes = Sandboxes(settings, sandbox if sandbox is not None and sandbox.is_available else None)
+        gpus = [slot.gpu for slot in slots if slot.gpu is not None]
+        self._usage = UsageMeter(gpus, self._executor)
         resources = WorkerResources(
-            settings, incarnation, store, self._executor, command, len(slots), self._warm_start, sandboxes
+            settings, incarnation, store, self._executor, command, len(slots), self._warm_start, sandboxes, self._usage
         )
         self._link = RedisLink(settings.redis_url, settings.worker_key, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
@@ -95,7 +98,7 @@ class Supervisor:
             min_free_bytes=settings.disk_min_free_bytes,
             executor=self._executor,
         )
-        self._gpu_health = GpuHealth([slot.gpu for slot in slots if slot.gpu is not None], self._executor)
+        self._gpu_health = GpuHealth(gpus, self._executor)
         self._attempts = Attempts(
             resources, slots, background_slots(settings, slots), self._disk, self._gpu_health, self._link.post
         )
@@ -132,6 +135,7 @@ class Supervisor:
             "message handling": self._handle_messages,
             "disk check": self._disk.step,
             "GPU check": self._check_gpus,
+            "usage measurement": self._usage.step,
             "warm start": self._step_warm_start,
             "serving": self._step_serving,
             "training supervision": self._step_attempts,
@@ -322,6 +326,7 @@ class Supervisor:
             disk_low=self._disk.is_low,
             failing=self._failing(),
             num_dropped=self._link.invalid.count + self._consumer.invalid.count,
+            usage=self._usage.latest,
         )
 
     def _failing(self) -> dict[str, str]:
@@ -329,6 +334,7 @@ class Supervisor:
         outages = (
             self._disk.outage,
             self._gpu_health.outage,
+            self._usage.outage,
             *(thread.outage for thread in threads),
             *(outage for _, outage in steps),
         )

@@ -36,6 +36,9 @@ Document = JSON().with_variant(JSONB(), "postgresql")
 BigNumber = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's Integer already has 64 bits
 
 
+IS_RARE_EVENT = "type <> 'progress'"
+
+
 class UtcTime(TypeDecorator[datetime]):
     """An aware UTC time on both databases (SQLite doesn't store the zone)."""
 
@@ -250,7 +253,17 @@ class EventRow(Table):
     """One event; ``line`` is its journal line, or null for the server's own events."""
 
     __tablename__ = "events"
-    __table_args__ = (UniqueConstraint("job_id", "attempt", "line"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "attempt", "line"),
+        Index(  # for the few events among many of progress; a condition must be literally the same to use it
+            "ix_events_job_id_type_seq",
+            "job_id",
+            "type",
+            "seq",
+            sqlite_where=text(IS_RARE_EVENT),
+            postgresql_where=text(IS_RARE_EVENT),
+        ),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)

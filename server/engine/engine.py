@@ -21,7 +21,7 @@ from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.database.job_counts import MERGE_SECONDS, merge_counts
 from server.database.tables import JobRow
-from server.engine import database_claim, redis_claim, worker_secrets
+from server.engine import database_claim, redis_claim, usage_history, worker_secrets
 from server.engine.answers import KEEP_ALIVE_PACE_SECONDS, Answers
 from server.engine.database_claim import DatabaseClaim
 from server.engine.dispatcher import Dispatcher
@@ -40,6 +40,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.shared_counts import SharedCounts
 from server.engine.signed_messages import SignedMessages
 from server.engine.spec_checks import SpecChecks
+from server.engine.usage_history import UsageHistory
 from server.engine.worker_secrets import WorkerSecrets
 from server.settings import ServerSettings
 from server.tracing import Tracing
@@ -113,6 +114,7 @@ class Engine:
             claim_seconds=settings.claim_seconds,
             prepare_seconds=settings.prepare_seconds,
         )
+        self._usage_history = UsageHistory(database, self._workers)
         self._halving = SweepHalving(database, self.event_signal, self.wake)
         self.spec_checks = SpecChecks(
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
@@ -156,6 +158,7 @@ class Engine:
         self.loops.start("scheduler", self._scheduler.one_pass, JOB_PACE)
         self.loops.start("sweeps", self._halving.one_pass, JOB_PACE)
         self.loops.start("job counts", partial(merge_counts, self.database), Pace(idle_seconds=MERGE_SECONDS))
+        self.loops.start("usage history", self._usage_history.one_pass, Pace(idle_seconds=usage_history.READ_SECONDS))
         self.loops.start("nodes", self._node_monitor.one_pass, JOB_PACE)
         for name, one_pass in self._monitor.passes().items():
             self.loops.start(name, one_pass, JOB_PACE)
@@ -201,6 +204,10 @@ class Engine:
     def workers(self) -> list[Heartbeat]:
         """The latest heartbeat of every worker that was seen within a day, sorted by name."""
         return self._workers.workers()
+
+    def heartbeat(self, worker: str) -> Heartbeat | None:
+        """The latest heartbeat of a worker that was seen within a day."""
+        return next((beat for beat in self.workers() if beat.worker == worker), None)
 
     def last_seen_at(self, worker: str) -> datetime | None:
         """When this server received the worker's latest heartbeat, on this server's clock."""

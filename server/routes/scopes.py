@@ -60,6 +60,7 @@ SCOPES: Mapping[str, Scope] = {
     "GET /v1/workers": Scope.READ,
     "POST /v1/workers": Scope.ADMIN,
     "GET /v1/workers/secrets": Scope.ADMIN,
+    "GET /v1/workers/{name}/usage": Scope.READ,
     "POST /v1/workers/{name}/rotate": Scope.ADMIN,
     "DELETE /v1/workers/{name}": Scope.ADMIN,
     "POST /v1/workers/{name}/drain": Scope.ADMIN,

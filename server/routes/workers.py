@@ -1,10 +1,11 @@
-"""/v1/workers: list, drain and undrain workers, and manage their secrets."""
+"""/v1/workers: list, drain and undrain workers, read the use of their machines, and manage their secrets."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 from fastapi import Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 
 from server import worker_secrets, workers
 from server.database.pagination import PageQuery
@@ -13,12 +14,19 @@ from server.routes.jobs import json_body
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.access import CreatedWorkerSecret, NewWorkerSecret, WorkerSecret, WorkerSecretRotation
 from zeta_core.contract.errors import InvalidRequest
+from zeta_core.contract.job.machine_usage import MAX_HOURS, WorkerUsage
 from zeta_core.contract.job.responses import DeletedObject, Page, Worker
 from zeta_core.contract.spec.validation import parse
 
 router = Router(prefix="/v1/workers", tags=["workers"])
 
 MAX_BODY_BYTES = 16 * 1024
+
+
+class UsageQuery(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hours: int = Field(default=1, ge=1, le=MAX_HOURS, description="how many hours to look back")
 
 
 @router.get("")
@@ -38,6 +46,15 @@ async def add_worker(service: TheService, caller: TheCaller, request: Request) -
 async def list_worker_secrets(service: TheService, query: Annotated[PageQuery, Query()]) -> Page[WorkerSecret]:
     """List the workers that have a secret of their own, sorted by name, without the secrets."""
     return await worker_secrets.list_worker_secrets(service, query)
+
+
+@router.get("/{name}/usage")
+async def get_usage(service: TheService, name: str, query: Annotated[UsageQuery, Query()]) -> WorkerUsage:
+    """Read the use of a worker's machine over time: cores, memory and GPUs.
+
+    The last hour has a mean for every 15 seconds; a longer time has one for every five minutes.
+    """
+    return await workers.read_usage(service, name, query.hours)
 
 
 @router.post("/{name}/rotate", openapi_extra=json_body("WorkerSecretRotation", required=False))

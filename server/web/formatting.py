@@ -41,6 +41,11 @@ def as_number(number: float | None, digits: int = 4) -> str:
     return f"{number:.{digits}g}"
 
 
+def as_percent(share: float | None) -> str:
+    """A share of 1 as a percentage without decimals."""
+    return MISSING if share is None else f"{100 * share:.0f} %"
+
+
 def as_duration(seconds: float | None) -> str:
     """A duration in its two largest units, such as ``1 h 5 min``."""
     if seconds is None:
@@ -94,6 +99,7 @@ FILTERS = {
     "bytes": as_bytes,
     "count": as_count,
     "number": as_number,
+    "percent": as_percent,
     "duration": as_duration,
     "age": as_time,
     "clock": as_clock,

@@ -1,4 +1,4 @@
-"""The page of workers: their devices and jobs, and draining."""
+"""The pages of workers: their devices and jobs, draining, and the use of a machine over time."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ async def show_workers(service: TheService, page: ReadPage) -> Response:
 async def show_list(service: TheService, page: ReadPage) -> Response:
     """The list alone, which the browser refreshes regularly."""
     return await _render(service, page, "workers_list.html")
+
+
+@router.get("/workers/{name}/use")
+async def show_use(service: TheService, page: ReadPage, name: str) -> Response:
+    """The use of one worker's machine over time; the browser's script reads the curves. Raises `NotFound`."""
+    await workers.read_usage(service, name, hours=1)
+    return page.render("worker_use.html", name=name)
 
 
 @router.post("/workers/{name}/{action}")

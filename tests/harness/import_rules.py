@@ -92,6 +92,7 @@ PACKAGES = (
                 "server.database.placements",
                 "server.database.receipt_tables",
                 "server.database.tables",
+                "server.database.usage_table",
                 "server.database.webhook_tables",
                 "server.settings",
                 "zeta_core.contract",

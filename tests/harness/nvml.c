@@ -1,6 +1,7 @@
 /* A simulated libnvidia-ml.so.1, whose GPUs are the lines of the file NVML_STATE (see simulated_gpus.py):
  *
- *   UUID;board's UUID, or the same;name;bytes;bytes used by process PID;PID;ECC errors;rows pending;rows failed;Xid;MIG
+ *   UUID;board's UUID, or the same;name;bytes;bytes used by process PID;PID;ECC errors;rows pending;rows failed;Xid;MIG;
+ *   utilization in percent
  *
  * A line whose UUID differs from its board's is a MIG instance of that board, which has MIG=1. PID 0: no process. */
 
@@ -17,10 +18,11 @@ enum { MAX_GPUS = 32 };
 typedef struct {
     char uuid[96], board[96], name[96];
     unsigned long long bytes, used, ecc, xid;
-    unsigned pid, pending, failed, mig;
+    unsigned pid, pending, failed, mig, utilization;
 } gpu_t;
 
 typedef struct { unsigned long long total, free, used; } memory_t;
+typedef struct { unsigned gpu, memory; } utilization_t;
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } process_t;
 typedef struct { void *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; } event_t;
 
@@ -33,9 +35,9 @@ static int read_gpus(gpu_t *gpus) {
     if (!file) return -1;
     while (count < MAX_GPUS) {
         gpu_t *gpu = &gpus[count];
-        if (fscanf(file, "%95[^;];%95[^;];%95[^;];%llu;%llu;%u;%llu;%u;%u;%llu;%u\n", gpu->uuid, gpu->board, gpu->name,
+        if (fscanf(file, "%95[^;];%95[^;];%95[^;];%llu;%llu;%u;%llu;%u;%u;%llu;%u;%u\n", gpu->uuid, gpu->board, gpu->name,
                    &gpu->bytes, &gpu->used, &gpu->pid, &gpu->ecc, &gpu->pending, &gpu->failed, &gpu->xid,
-                   &gpu->mig) != 11)
+                   &gpu->mig, &gpu->utilization) != 12)
             break;
         count++;
     }
@@ -112,6 +114,14 @@ int nvmlDeviceGetMemoryInfo(void *handle, memory_t *memory) {
     gpu_t gpu;
     int code = find(handle, &gpu);
     if (code == SUCCESS) *memory = (memory_t){gpu.bytes, gpu.bytes - gpu.used, gpu.used};
+    return code;
+}
+
+int nvmlDeviceGetUtilizationRates(void *handle, utilization_t *rates) {
+    gpu_t gpu;
+    int code = find(handle, &gpu);
+    if (code == SUCCESS && !is_board(&gpu)) return NOT_SUPPORTED;
+    if (code == SUCCESS) *rates = (utilization_t){gpu.utilization, 0};
     return code;
 }
 

@@ -30,13 +30,14 @@ class SimulatedGpu:
     rows_failed: int = 0
     xid: int = 0
     instances: tuple[str, ...] = ()
+    utilization_percent: int = 0
 
     def lines(self, uuid: str) -> list[str]:
         memory = (self.memory_bytes, self.used_bytes, self.process_id)
         state = (self.ecc_errors, self.rows_pending, self.rows_failed, self.xid)
         share = (self.memory_bytes // 7, 0, 0)
-        lines = [(uuid, uuid, self.name, *memory, *state, int(bool(self.instances)))]
-        lines += [(each, uuid, f"{self.name} MIG 1g.10gb", *share, 0, 0, 0, 0, 1) for each in self.instances]
+        lines = [(uuid, uuid, self.name, *memory, *state, int(bool(self.instances)), self.utilization_percent)]
+        lines += [(each, uuid, f"{self.name} MIG 1g.10gb", *share, 0, 0, 0, 0, 1, 0) for each in self.instances]
         return [";".join(map(str, line)) for line in lines]
 
 

@@ -9,6 +9,7 @@ import redis
 from tests.harness.fleet import SmallFleet
 from tests.harness.waiting import wait_until
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.machine_usage import MachineUsage
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import (
     CONTRACT_VERSION,
@@ -162,10 +163,12 @@ def signed_heartbeat(
     device_kind: str | None = "cpu:simulated",
     name: str | None = None,
     memory_bytes: int = 1,
+    machine_bytes: int = 1,
     labels: Mapping[str, str] | None = None,
     devices: Sequence[str | None] = (),
     problems: Mapping[int, str] | None = None,
     background_slots: int = 0,
+    usage: MachineUsage | None = None,
     sent_at: float | None = None,
 ) -> str:
     """The signed heartbeat that a worker writes into its field of the hash.
@@ -182,12 +185,13 @@ def signed_heartbeat(
         host="here",
         started_at=utc_now(),
         cores=cores,
-        memory_bytes=1,
+        memory_bytes=machine_bytes,
         stopping=stopping,
         disk_low=disk_low,
         contract_version=contract_version,
         cpu_kind=device_kind,
         labels=dict(labels or {}),
+        usage=usage,
         slots=[
             DeviceReport(
                 slot=slot,

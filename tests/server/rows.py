@@ -19,6 +19,7 @@ from server.database.connections import Database
 from server.database.receipt_tables import ReceiptRow
 from server.database.tables import AttemptRow, CheckpointRow, IdempotencyRow, JobRow
 from server.database.transitions import StatusChange, change_status, create_jobs, lock_job
+from server.database.usage_table import UsageRow
 from server.database.webhook_tables import WebhookRow
 from server.settings import ServerSettings
 from tests.server.server_process import SPEC
@@ -156,6 +157,10 @@ class Rows:
         """Let the webhook's first failure be older."""
         _run(self._age_webhook(webhook_id, by))
 
+    def usage(self, *rows: UsageRow) -> None:
+        """Store the use of machines in intervals."""
+        _run(self._add(*rows))
+
     def log_events(self, job_id: str, *messages: str) -> None:
         """Store a ``log`` event for each message."""
         _run(self._append(job_id, "log", [{"level": "info", "message": message} for message in messages]))
@@ -190,13 +195,14 @@ class Rows:
             "manifest.json": manifest.model_dump_json().encode(),
         }
 
-    async def _add(self, row: Any) -> None:
+    async def _add(self, *rows: Any) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:
-            if isinstance(row, JobRow):
-                await create_jobs(session, [row])
-            else:
-                session.add(row)
+            for row in rows:
+                if isinstance(row, JobRow):
+                    await create_jobs(session, [row])
+                else:
+                    session.add(row)
         await database.close()
 
     async def _attempt(

@@ -91,6 +91,32 @@ def test_a_worker_reports_the_model_memory_and_mig_instances_of_its_gpus(
     assert (fleet.job(two).waiting_reason or {})["details"] == {"gpus": 2, "largest": 1}
 
 
+def test_the_use_of_gpus_is_measured_and_reported_in_the_progress_of_their_job(
+    fleet: SmallFleet, gpus: SimulatedGpus
+) -> None:
+    used = SimulatedGpu(
+        utilization_percent=80, used_bytes=2**30, process_id=1
+    )  # too little to be another program's job
+    gpus.set([SimulatedGpu(utilization_percent=40), used, SimulatedGpu(instances=("MIG-a",))])
+    start(fleet, gpus)
+    engine = fleet.engine
+    assert engine is not None
+    wait_until(lambda: any(beat.usage and beat.usage.gpus for beat in engine.workers()), 30, "the use of the GPUs")
+    usage = engine.workers()[0].usage
+    assert usage is not None
+    assert [(gpu.device, gpu.utilization, gpu.memory_bytes) for gpu in usage.gpus] == [
+        ("0", 0.4, 0),
+        ("1", 0.8, 2**30),
+        ("MIG-a", None, 0),
+    ]
+    job_id = fleet.submit(spec={"model": "m", "resources": {"gpus": 2}, "metadata": SLOW_STEPS})
+    fleet.wait_for_step(job_id, 3)
+    measured = [event.fields for event in fleet.events(job_id) if event.type == "progress"]
+    assert {"gpu_utilization": 0.6, "gpu_memory_bytes": 2**30}.items() <= measured[-1].items()
+    assert 0 <= measured[-1]["worker_cpu"] <= 1
+    assert measured[-1]["worker_memory_bytes"] > 2**20
+
+
 @pytest.mark.slow
 def test_a_faulty_or_busy_gpu_is_not_assigned_until_it_has_recovered(fleet: SmallFleet, gpus: SimulatedGpus) -> None:
     of_programs = SimulatedGpu(xid=31)  # a fault of the program that used the GPU

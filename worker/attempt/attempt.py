@@ -114,7 +114,8 @@ class LocalAttempt:
         self._monitor = RunMonitor(
             self._tree, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
         )
-        self._output = AttemptOutput(resources, run_file, self.directory, self._monitor.watchdog.record_progress)
+        record_progress = self._monitor.watchdog.record_progress
+        self._output = AttemptOutput(resources, run_file, self.directory, self._devices, record_progress)
         self._launch_failure: StatusLine | None = None
         self._last_contact = time.monotonic()
         self._stage: tuple[Phase, bool] = (phase, False)  # the second value: whether the journal has its last line

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,13 @@ class AttemptOutput:
         resources: WorkerResources,
         run_file: RunFile,
         directory: Path,
+        devices: Sequence[str],
         on_progress: Callable[[dict[str, Any]], None],
     ) -> None:
-        """``directory`` is the run directory; ``on_progress`` is called with each progress line of the journal."""
+        """``directory`` is the run directory, and ``devices`` are the run's GPUs.
+
+        ``on_progress`` is called with each progress line of the journal.
+        """
         settings, store, executor = resources.settings, resources.store, resources.executor
         job_id, attempt = run_file.job_id, run_file.attempt
         self._resources = resources
@@ -63,7 +68,12 @@ class AttemptOutput:
         )
         self._archive = OutputUploads(store, executor, job_id, self._folder, log)
         self.publisher = Publisher(
-            self.journal, self._uploads, job_id=job_id, attempt=attempt, worker=settings.worker_name
+            self.journal,
+            self._uploads,
+            job_id=job_id,
+            attempt=attempt,
+            worker=settings.worker_name,
+            amend=dict if resources.usage is None else partial(resources.usage.with_usage, devices=devices),
         )
         self._is_opened = True  # the job's folder was created in the store; if it is missing, the job was deleted
 

@@ -8,6 +8,7 @@ acknowledgement contains the last stored line.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
@@ -23,14 +24,23 @@ class Publisher:
     """``is_fenced``: the server considers the attempt over, so nothing more is published."""
 
     def __init__(
-        self, journal: JournalReader, uploads: CheckpointUploads, *, job_id: str, attempt: int, worker: str
+        self,
+        journal: JournalReader,
+        uploads: CheckpointUploads,
+        *,
+        job_id: str,
+        attempt: int,
+        worker: str,
+        amend: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
+        """``amend`` adds what the worker knows to a line before it is published."""
         self.is_fenced = False
         self._journal = journal
         self._uploads = uploads
         self._job_id = job_id
         self._attempt = attempt
         self._worker = worker
+        self._amend = amend
         self._next = 1  # the first line that is not known to be stored
         self._batch: JournalBatch | None = None
         self._sent_at = 0.0
@@ -84,7 +94,7 @@ class Publisher:
                 break
             if not self._uploads.is_settled(number) or (number == self._journal.last_line and not self._end_released):
                 break
-            lines.append(self._uploads.published_line(number, self._journal.read(number)))
+            lines.append(self._amend(self._uploads.published_line(number, self._journal.read(number))))
         if not lines:
             return None
         return JournalBatch(

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from worker.machine.devices import count_cores
+from worker.machine.usage import UsageMeter
 from worker.run.sandbox import Sandboxes
 from worker.run.warm_start import WarmStart
 from worker.settings import WorkerSettings
@@ -15,7 +16,10 @@ from zeta_core.system.artifact_store import ArtifactStore
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can."""
+    """``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can.
+
+    ``usage`` measures the machine for the curves of jobs.
+    """
 
     settings: WorkerSettings
     incarnation: str
@@ -25,6 +29,7 @@ class WorkerResources:
     num_slots: int
     warm_start: WarmStart | None = None
     sandboxes: Sandboxes | None = None
+    usage: UsageMeter | None = None
 
     @property
     def threads(self) -> int:

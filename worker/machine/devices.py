@@ -70,23 +70,39 @@ def _slot_on(slot: int, gpu: Gpu, environment: Mapping[str, str]) -> Slot:
     )
 
 
+@dataclass(frozen=True)
+class ControlGroupLimits:
+    """The limits of this process's control group; ``None`` without a limit."""
+
+    cores: int | None
+    memory_bytes: int | None
+
+
+def control_group_limits() -> ControlGroupLimits:
+    quota, memory = words_of("/sys/fs/cgroup/cpu.max"), words_of("/sys/fs/cgroup/memory.max")
+    has_quota = len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit()
+    return ControlGroupLimits(
+        cores=math.ceil(int(quota[0]) / int(quota[1])) if has_quota else None,
+        memory_bytes=int(memory[0]) if memory and memory[0].isdigit() else None,
+    )
+
+
 def count_cores() -> int:
     """The cores that this process may use: its affinity, cut by the control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _words("/sys/fs/cgroup/cpu.max")
-    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
-        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
-    return max(1, cores)
+    quota = control_group_limits().cores
+    return max(1, cores if quota is None else min(cores, quota))
 
 
 def memory_bytes() -> int:
     """The machine's memory, cut by the control group's limit."""
     total = int(psutil.virtual_memory().total)
-    limit = _words("/sys/fs/cgroup/memory.max")
-    return min(total, int(limit[0])) if limit and limit[0].isdigit() else total
+    limit = control_group_limits().memory_bytes
+    return total if limit is None else min(total, limit)
 
 
-def _words(file: str) -> list[str]:
+def words_of(file: str) -> list[str]:
+    """The words of a file of control groups; none if there is no such file."""
     try:
         return Path(file).read_text().split()
     except OSError:

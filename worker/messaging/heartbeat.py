@@ -23,6 +23,7 @@ from worker.settings import WorkerSettings
 from worker.threads import RetryingThread
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.machine_usage import MachineUsage
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.wire.messages import (
     HEARTBEAT,
@@ -49,6 +50,7 @@ class WorkerState:
     disk_low: bool
     failing: Mapping[str, str]
     num_dropped: int
+    usage: MachineUsage | None = None
 
     @property
     def all_slots(self) -> tuple[DeviceReport, ...]:
@@ -208,6 +210,7 @@ class HeartbeatSender:
             disk_low=report.disk_low,
             failing=dict(report.failing),
             num_dropped=report.num_dropped,
+            usage=report.usage,
             cpu_kind=self._cpu_kind,
             sandbox=self._sandbox,
             data_root=self._settings.data_root is not None,

@@ -13,7 +13,23 @@ const units = {
   bytes: (value) => (value >= 2 ** 30 ? `${trim((value / 2 ** 30).toPrecision(3))} GiB` : `${trim((value / 2 ** 20).toPrecision(3))} MiB`),
   share: (value) => `${trim((100 * value).toPrecision(3))} %`,
 };
-const axisLabels = { step: (x) => `step ${x.toLocaleString("en")}`, tokens: (x) => `${x.toLocaleString("en")} tokens`, seconds: duration };
+const clock = new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", hour: "2-digit", minute: "2-digit" });
+const dayAndClock = new Intl.DateTimeFormat("en-GB", { timeZone: "UTC", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const DAY_SECONDS = 86400;
+
+/** How each axis shows a position: in a sentence, in the table, and below the chart. ``clock`` is a time since 1970. */
+const axes = {
+  step: { heading: "Step", inSentence: (x) => `step ${x.toLocaleString("en")}`, inTable: (x) => x.toLocaleString("en") },
+  tokens: { heading: "Tokens", inSentence: (x) => `${x.toLocaleString("en")} tokens`, inTable: (x) => x.toLocaleString("en") },
+  seconds: { heading: "Time", inSentence: duration, inTable: duration, tick: duration },
+  clock: {
+    heading: "Time (UTC)",
+    inSentence: (x) => dayAndClock.format(1000 * x),
+    inTable: (x) => dayAndClock.format(1000 * x),
+    tick: (x) => (x % DAY_SECONDS === 0 ? dayAndClock.format(1000 * x).split(",")[0] : clock.format(1000 * x)),
+  },
+};
+const compact = new Intl.NumberFormat("en", { notation: "compact" });
 
 function trim(text) {
   return text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text;
@@ -24,6 +40,21 @@ function element(name, attributes = {}, ...children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
+}
+
+/** The points for uPlot. Where more than ``maxGap`` lies between two points, the line is interrupted. */
+function withGaps({ x, y, maxGap = Infinity }) {
+  const xs = [];
+  const ys = [];
+  x.forEach((position, index) => {
+    if (index && position - x[index - 1] > maxGap) {
+      xs.push((position + x[index - 1]) / 2);
+      ys.push(null);
+    }
+    xs.push(position);
+    ys.push(y[index]);
+  });
+  return [xs, ys];
 }
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -40,7 +71,7 @@ function resolved(name) {
 
 export class Chart {
   /**
-   * @param {object} definition `{title, curves: [{name, label}], unit, isLoss, isLarge}`
+   * @param {object} definition `{title, curves: [{name, label, color}], unit, isLoss, isLarge, fromZero, top}`
    * @param {{zoom: function}} handlers
    */
   constructor(definition, handlers) {
@@ -75,7 +106,7 @@ export class Chart {
     if (this.element.hidden) return;
     this.series = [];
     this.shown.forEach((curve) => {
-      const number = curves.findIndex(({ name }) => name === curve.name) + 1;
+      const number = curve.color ?? curves.findIndex(({ name }) => name === curve.name) + 1;
       const drawable = (values) => (isLog ? values.map((value) => (value > 0 ? value : null)) : values);
       const isSmoothed = curve.smooth && options.smoothing > 0 && curve.y.length > 2;
       this.series.push({ ...curve, y: drawable(curve.y), color: number, isFaint: isSmoothed });
@@ -83,7 +114,7 @@ export class Chart {
       const line = smoothed(curve, options.smoothing);
       this.series.push({ ...curve, x: line.x, y: drawable(line.y), color: number, isSmooth: true });
     });
-    const data = uPlot.join(this.series.map(({ x, y }) => [x, y]));
+    const data = uPlot.join(this.series.map((curve) => withGaps(curve)));
     const layout = JSON.stringify([isLog, this.axis, this.series.map(({ name, isFaint, isSmooth, y }) => [name, isFaint, isSmooth, y.length < 2])]);
     if (!this.plot || layout !== this.layout) {
       this.plot?.destroy();
@@ -100,15 +131,16 @@ export class Chart {
   options(isLog) {
     const format = units[this.definition.unit];
     const axis = { stroke: resolved("--muted"), grid: { stroke: resolved("--grid"), width: 1 }, ticks: { stroke: resolved("--grid"), width: 1 }, font: "12px system-ui, sans-serif" };
-    const xFormat = this.axis === "seconds" ? duration : (x) => new Intl.NumberFormat("en", { notation: "compact" }).format(x);
+    const { top } = this.definition;
+    const { tick = (x) => compact.format(x) } = axes[this.axis];
     return {
       width: this.plotElement.clientWidth,
       height: this.plotElement.clientHeight,
       legend: { show: false },
-      cursor: { sync: { key: "curves" }, drag: { x: true, y: false, setScale: false }, points: { size: 6 } },
-      scales: { x: { time: false }, y: isLog ? { distr: 3 } : this.definition.fromZero ? { range: (_, __, max) => [0, max > 0 ? 1.15 * max : 1] } : {} },
+      cursor: { sync: { key: "curves" }, drag: { x: Boolean(this.handlers.zoom), y: false, setScale: false }, points: { size: 6 } },
+      scales: { x: { time: false }, y: isLog ? { distr: 3 } : this.definition.fromZero ? { range: (_, __, max) => [0, top ?? (max > 0 ? 1.15 * max : 1)] } : {} },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map(xFormat), space: 70, size: 34, ...(this.axis === "seconds" ? { incrs: TIME_STEPS } : { incrs: COUNT_STEPS }) },
+        { ...axis, values: (_, ticks) => ticks.map(tick), space: 70, size: 34, incrs: this.axis === "seconds" || this.axis === "clock" ? TIME_STEPS : COUNT_STEPS },
         { ...axis, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : format(tick))), size: this.definition.unit === "bytes" ? 76 : 62, ...(this.definition.unit === "bytes" && { incrs: BYTE_STEPS }) },
       ],
       series: [{}, ...this.series.map((curve) => this.seriesOptions(curve))],
@@ -126,7 +158,7 @@ export class Chart {
     return {
       stroke: curve.isFaint ? stroke.replace("rgb(", "rgba(").replace(")", ", 0.3)") : stroke,
       width: curve.isFaint ? 1 : 1.75,
-      spanGaps: true,
+      spanGaps: !curve.maxGap,
       points: { show: isSparse, size: 5, fill: stroke },
     };
   }
@@ -157,7 +189,7 @@ export class Chart {
     const format = units[this.definition.unit];
     const entries = [];
     const xs = this.plot.data[0];
-    if (index != null) entries.push(element("span", { class: "plain" }, axisLabels[this.axis](Math.round(xs[index] * 10) / 10)));
+    if (index != null) entries.push(element("span", { class: "plain" }, axes[this.axis].inSentence(Math.round(xs[index] * 10) / 10)));
     this.series.forEach((curve, number) => {
       if (curve.isFaint) return;
       const ys = this.plot.data[number + 1];
@@ -170,13 +202,14 @@ export class Chart {
 
   describe() {
     const format = units[this.definition.unit];
-    const label = axisLabels[this.axis];
+    const label = axes[this.axis].inSentence;
     const sentences = this.shown.map(({ label: name, x, y }) => {
       const last = y.length - 1;
       if (last === 0) return `${name}: ${format(y[0])} at ${label(x[0])}.`;
       const lowest = y.reduce((best, value, index) => (value < y[best] ? index : best), 0);
       const highest = y.reduce((best, value, index) => (value > y[best] ? index : best), 0);
-      const verb = y[last] < y[0] ? "fell" : y[last] > y[0] ? "rose" : "stayed";
+      if (y[lowest] === y[highest]) return `${name} stayed at ${format(y[0])} from ${label(x[0])} to ${label(x[last])}.`;
+      const verb = y[last] < y[0] ? "fell" : y[last] > y[0] ? "rose" : "went";
       return `${name} ${verb} from ${format(y[0])} at ${label(x[0])} to ${format(y[last])} at ${label(x[last])}; lowest ${format(y[lowest])} at ${label(x[lowest])}, highest ${format(y[highest])} at ${label(x[highest])}.`;
     });
     const restarts = this.restarts.map(({ attempt, step }) => ` Attempt ${attempt} continued at step ${step}.`).join("");
@@ -190,9 +223,9 @@ export class Chart {
     const xs = [...new Set(this.shown.flatMap(({ x }) => x))].sort((a, b) => a - b);
     const count = Math.min(TABLE_ROWS, xs.length);
     const chosen = Array.from({ length: count }, (_, row) => xs[Math.round((row * (xs.length - 1)) / Math.max(1, count - 1))]);
-    const head = element("tr", {}, element("th", { scope: "col" }, { step: "Step", tokens: "Tokens", seconds: "Time" }[this.axis]), ...this.shown.map(({ label }) => element("th", { scope: "col" }, label)));
+    const head = element("tr", {}, element("th", { scope: "col" }, axes[this.axis].heading), ...this.shown.map(({ label }) => element("th", { scope: "col" }, label)));
     const rows = chosen.map((x) =>
-      element("tr", {}, element("th", { scope: "row" }, this.axis === "seconds" ? duration(x) : x.toLocaleString("en")), ...this.shown.map((curve) => {
+      element("tr", {}, element("th", { scope: "row" }, axes[this.axis].inTable(x)), ...this.shown.map((curve) => {
         const index = curve.x.indexOf(x);
         return element("td", {}, index < 0 ? "–" : format(curve.y[index]));
       })),

@@ -103,6 +103,9 @@ class ProgressLine(_Line):
     ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
     optimizer state and activations.
 
+    The worker adds the use of its machine: the mean utilization of the job's GPUs there, the memory in use on the
+    fullest of them, and the use of its cores and memory by all programs.
+
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
     read. During a range test, ``share`` is the completed share of it, and no steps are counted.
     In a batch, ``step`` counts the requests with a result, and ``num_failed`` those of them with an error.
@@ -135,6 +138,10 @@ class ProgressLine(_Line):
     memory: dict[str, int] | None = None
     rewards: dict[str, float] | None = None
     memory_parts: dict[str, int] | None = None
+    gpu_utilization: float | None = None
+    gpu_memory_bytes: int | None = None
+    worker_cpu: float | None = None
+    worker_memory_bytes: int | None = None
     steps: list[StepFigures] | None = None
     num_failed: int | None = None
 

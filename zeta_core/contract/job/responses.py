@@ -7,6 +7,8 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zeta_core.contract.job.machine_usage import GpuUsage, MachineUsage
+
 FilePurpose = Literal["dataset", "model", "batch"]
 ItemT = TypeVar("ItemT")
 
@@ -102,6 +104,9 @@ class Worker(_Response):
     last_seen_at: datetime
     cores: int
     memory_bytes: int
+    usage: MachineUsage | None = Field(
+        default=None, description="the use of the machine now; null if it is not known, as for an older worker"
+    )
     cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
     sandbox: str | None = Field(
         default=None, description="what confines runs to their own files; none: the machine has no such means; off"
@@ -116,6 +121,11 @@ class Worker(_Response):
     def listed_slots(self) -> list[WorkerSlot]:
         """The slots, and the background slots that a job occupies."""
         return [*self.slots, *(slot for slot in self.background_slots if slot.busy)]
+
+    @property
+    def gpu_usage(self) -> dict[str, GpuUsage]:
+        """The use of each GPU now, by its device, as far as it is known."""
+        return {gpu.device: gpu for gpu in self.usage.gpus} if self.usage is not None else {}
 
 
 class Page(_Response, Generic[ItemT]):
@@ -136,7 +146,9 @@ class Curves(_Response):
 
     Each of the first 1000 steps of a run (`NUM_DETAILED_STEPS`) has its own entry. Later, there is about one entry per
     second, whose ``loss`` and rewards are means over the steps since the previous entry. Fields with a default are
-    empty if an older server does not send them. ``peak_memory_bytes`` is that of the first process. ``rewards_...``
+    empty if an older server does not send them. ``peak_memory_bytes`` is that of the first process. ``gpu_utilization``
+    is the mean over the job's GPUs on its first worker, ``gpu_memory_bytes`` the memory in use on the fullest of them,
+    and ``worker_...`` the use of that worker's machine by all programs. ``rewards_...``
     are the rewards of DPO (`ProgressLine.rewards`) over the trained pairs; ``eval_...`` and ``perplexity`` refer to the
     held-out data.
     """
@@ -154,6 +166,10 @@ class Curves(_Response):
     data_wait_share: list[float | None] = []
     checkpoint_blocked_share: list[float | None] = []
     peak_memory_bytes: list[int | None] = []
+    gpu_utilization: list[float | None] = []
+    gpu_memory_bytes: list[int | None] = []
+    worker_cpu: list[float | None] = []
+    worker_memory_bytes: list[int | None] = []
     perplexity: list[float | None] = []
     token_accuracy: list[float | None] = []
     eval_token_accuracy: list[float | None] = []

@@ -34,6 +34,7 @@ from zeta_core.contract.access import DEFAULT_PROJECT, HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.data_preview import RowSelection
 from zeta_core.contract.job.kind import JobKind
+from zeta_core.contract.job.machine_usage import MachineUsage
 from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.spec.resolved_spec import RecordedSpec, ResolvedSpec
@@ -255,6 +256,7 @@ class Heartbeat(_Message):
     disk_low: bool = False  # free space is below the threshold: it gets no jobs and pauses its runs (`disk_full`)
     failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
     num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
+    usage: MachineUsage | None = None  # of its machine; older workers don't report it
     slots: list[DeviceReport]
     # Kept apart from the slots, because older servers would dispatch trainings to them.
     background_slots: list[DeviceReport] = []

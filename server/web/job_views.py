@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, or_, select, text, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.access_tables import KeyRow
 from server.database.pagination import Matches, PageQuery
-from server.database.tables import EventRow, JobRow
-from server.jobs.event_stream import to_event
+from server.database.tables import IS_RARE_EVENT, EventRow, JobRow
+from server.engine.new_events import to_event
 from server.jobs.queries import find_job, newest_jobs, of_kind
 from server.jobs.serialization import to_jobs
 from server.jobs.sorting import JobOrder, SortPlace, sorted_jobs
@@ -25,7 +25,6 @@ from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import JobStatus
 
 NUM_SAMPLES = 32  # events from which a sparkline is drawn
-RECENT_EVENTS = 5000
 SPARKLINE_WIDTH, SPARKLINE_HEIGHT = 96, 24
 GROUPS: dict[str, tuple[JobStatus, ...]] = {
     "all": tuple(JobStatus),
@@ -95,12 +94,18 @@ async def read_view(service: Service, caller: Caller, job_id: str) -> JobView:
 
 
 async def read_recent(service: Service, job_id: str, types: Collection[EventType], limit: int) -> list[UntypedEvent]:
-    """The newest events of these types among the last `RECENT_EVENTS` of the job, newest first."""
+    """The newest events of these types, newest first; ``types`` must not contain ``progress``."""
+    newest = union_all(*(select(_newest_of_type(job_id, type, limit).subquery().c.seq) for type in types))
+    chosen = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq.in_(newest))
     async with service.database.read() as session:
-        last_seq = await session.scalar(select(JobRow.last_seq).where(JobRow.id == job_id)) or 0
-        recent = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > last_seq - RECENT_EVENTS)
-        chosen = recent.where(EventRow.type.in_(types)).order_by(EventRow.seq.desc()).limit(limit)
-        return [to_event(row) for row in await session.scalars(chosen)]
+        rows = await session.scalars(chosen.order_by(EventRow.seq.desc()).limit(limit))
+        return [to_event(row) for row in rows]
+
+
+def _newest_of_type(job_id: str, type: EventType, limit: int) -> Select[int]:
+    """The numbers of the newest events of one type, from the index of rare events."""
+    query = select(EventRow.seq).where(EventRow.job_id == job_id, EventRow.type == type, text(IS_RARE_EVENT))
+    return query.order_by(EventRow.seq.desc()).limit(limit)
 
 
 async def count_by_group(service: Service, caller: Caller) -> dict[str, int]:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import select, text
 
-from server.database.tables import EventRow
+from server.database.tables import IS_RARE_EVENT, EventRow
 from server.routes.routing import TheService
 from server.service import Service
 from server.web.job_views import read_view
@@ -65,7 +65,7 @@ def group_by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 async def _read_samples(service: Service, job_id: str, before: int | None, limit: int) -> list[Sample]:
     """Up to ``limit`` samples with a ``seq`` below ``before``, newest first."""
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == "sample")
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.type == "sample", text(IS_RARE_EVENT))
     if before is not None:
         query = query.where(EventRow.seq < before)
     async with service.database.read() as session:

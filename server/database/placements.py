@@ -7,7 +7,8 @@ occupies its slots, and the next attempt of the job waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -67,6 +68,17 @@ async def placements_of(session: AsyncSession, job_id: str, attempt: int) -> Seq
     """The placements of an attempt by node rank; empty if it runs on one worker."""
     query = select(PlacementRow).where(PlacementRow.job_id == job_id, PlacementRow.attempt == attempt)
     return (await session.scalars(query.order_by(PlacementRow.node_rank))).all()
+
+
+async def placements_of_jobs(
+    session: AsyncSession, job_ids: Collection[str]
+) -> Mapping[tuple[str, int], Sequence[PlacementRow]]:
+    """The placements of all attempts of these jobs, by job and attempt, each in the order of the node ranks."""
+    found: defaultdict[tuple[str, int], list[PlacementRow]] = defaultdict(list)
+    query = select(PlacementRow).where(PlacementRow.job_id.in_(job_ids)).order_by(PlacementRow.node_rank)
+    for row in await session.scalars(query):
+        found[row.job_id, row.attempt].append(row)
+    return found
 
 
 async def unreleased_placements(session: AsyncSession, job_id: str | None = None) -> Sequence[PlacementRow]:

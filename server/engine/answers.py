@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from sqlalchemy import select
@@ -23,7 +22,7 @@ from server.database.connections import Database
 from server.database.draining import drained_workers
 from server.database.tables import JobRow
 from server.engine.known_workers import KnownWorkers
-from server.engine.redis_client import DroppedMessages, remove_wrong_type
+from server.engine.redis_client import DroppedMessages, SendToWorker, remove_wrong_type
 from server.engine.signed_messages import SignedMessages
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.job.responses import DeviceReport
@@ -52,8 +51,6 @@ MAX_OPEN = 256  # requests of one server process
 KEEP_ALIVE_PACE_SECONDS = 0.5
 FREEING_SECONDS = 6.0  # how long a request waits for a worker to report the device of an ended job as free
 FREEING_POLL_SECONDS = 0.2
-
-SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
 class OpenAnswer:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,6 +25,7 @@ from server.engine.event_signal import EventSignal
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
 from server.engine.lost_attempts import UNLISTED_SECONDS, ClaimedAttempt, LostAttempts
+from server.engine.redis_client import SendToWorker
 from server.engine.save_requests import due_save_requests
 from server.engine.stop_requests import RUNNING, Nodes, StopRequests
 from server.engine.worker_secrets import WorkerSecrets
@@ -44,7 +44,6 @@ DISK_PAUSE_SECONDS = 10.0
 DISK_MESSAGE = "Disk space is available again."
 
 logger = logging.getLogger(__name__)
-SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
 class JobMonitor:

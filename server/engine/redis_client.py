@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,6 +30,7 @@ WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones a
 UNAPPLIED = "unapplied"
 
 logger = logging.getLogger(__name__)
+SendToWorker = Callable[[str, BaseModel], Awaitable[None]]  # sends a message to the worker of this name
 
 
 def connect(url: str) -> Redis:

@@ -12,11 +12,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +23,7 @@ from server.database.model_bases import names_of_bases
 from server.database.tables import CheckRow
 from server.engine.apply_journal import sanitized
 from server.engine.known_workers import KnownWorkers
+from server.engine.redis_client import SendToWorker
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.check import CheckAnswer
 from zeta_core.contract.job.data_preview import RowSelection
@@ -37,8 +36,6 @@ CACHE_SECONDS = 3600.0  # a Hub repository named without a revision may change
 POLL_SECONDS = 0.1
 MAX_OPEN_PER_PROJECT = 16  # each of them queries the database several times a second
 WORKER_FACTOR = 4.0  # the worker's time limit as a multiple of the caller's: loading libraries can be slow
-
-SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 
 class SpecChecks:

@@ -9,7 +9,7 @@ from sqlalchemy import Text, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
-from server.database.placements import placements_of
+from server.database.placements import placements_of_jobs
 from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.job import Attempt, Job, Node
@@ -32,8 +32,11 @@ async def to_jobs(session: AsyncSession, rows: Sequence[JobRow]) -> list[Job]:
     checkpoints: dict[str, set[str]] = defaultdict(set)
     if started:
         attempt_rows = select(AttemptRow).where(AttemptRow.job_id.in_(started)).order_by(AttemptRow.attempt)
-        for attempt in await session.scalars(attempt_rows):
-            several = await placements_of(session, attempt.job_id, attempt.attempt) if attempt.num_nodes > 1 else []
+        loaded_attempts = (await session.scalars(attempt_rows)).all()
+        on_several_workers = {attempt.job_id for attempt in loaded_attempts if attempt.num_nodes > 1}
+        placements = await placements_of_jobs(session, on_several_workers) if on_several_workers else {}
+        for attempt in loaded_attempts:
+            several = placements.get((attempt.job_id, attempt.attempt), [])
             nodes = [Node.model_validate(node, from_attributes=True) for node in several]
             loaded = Attempt.model_validate(attempt, from_attributes=True)
             attempts[attempt.job_id].append(loaded.model_copy(update={"nodes": nodes}) if nodes else loaded)

@@ -19,15 +19,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from sqlalchemy import and_, select
 
 from server.database.connections import Database
 from server.database.draining import drained_workers
-from server.database.placements import PlacementRow, PlacementState, placements_of, unreleased_placements
+from server.database.placements import (
+    PlacementRow,
+    PlacementState,
+    placements_of,
+    placements_of_jobs,
+    unreleased_placements,
+)
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import give_up_start, lose_worker
@@ -36,12 +41,12 @@ from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
 from server.engine.lost_attempts import ClaimedAttempt, LostAttempts
 from server.engine.nodes.ends import conclude, is_decided, is_overdue
+from server.engine.redis_client import SendToWorker
 from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, JournalAck
 
 logger = logging.getLogger(__name__)
-SendToWorker = Callable[[str, BaseModel], Awaitable[None]]
 
 _RUNNING = (
     select(JobRow.id, JobRow.attempt, JobRow.requested_action, AttemptRow.is_preparing)
@@ -79,7 +84,7 @@ class NodeMonitor:
             return
         async with self._database.read() as session:
             running = (await session.execute(_RUNNING)).all()
-            placements = {(row.id, row.attempt): await placements_of(session, row.id, row.attempt) for row in running}
+            placements = await placements_of_jobs(session, [row.id for row in running]) if running else {}
             unreleased = await unreleased_placements(session)
             drained = await drained_workers(session)
         lost = self._lost.find(_claimed(row) for row in unreleased if row.incarnation is not None)
@@ -93,7 +98,8 @@ class NodeMonitor:
         async def release(row: PlacementRow) -> None:
             await self._release(row, is_lost=row.incarnation is None or _claimed(row) in lost)
 
-        over = [row for row in unreleased if (row.job_id, row.attempt) not in placements]
+        is_running = {(row.id, row.attempt) for row in running}
+        over = [row for row in unreleased if (row.job_id, row.attempt) not in is_running]
         raise_first(await try_each(running, check), await try_each(over, release))
 
     # --- Running attempts --------------------------------------------------------------------------------------------

@@ -95,6 +95,21 @@ class CannotResume(TrainingFailed):
     code = "cannot_resume"
 
 
+class NodesUnreachable(TrainingFailed):
+    """The nodes of a run cannot connect: allow all ports, or correct ZETA_WORKER_ADDRESS or ZETA_PORTS."""
+
+    code = "nodes_unreachable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "Allow connections between all workers of the job on every port, or set ZETA_WORKER_ADDRESS to an "
+        "address that the other workers can reach.",
+    ):
+        super().__init__(message, hint=hint)
+
+
 class CannotTrain(TrainingFailed):
     """The options cannot take effect on this machine or with this model."""
 

@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from zeta_core.environment import ProcessRank
-from zeta_core.failures import CannotTrain, TrainingFailed
+from zeta_core.failures import CannotTrain, NodesUnreachable
 
 EXCHANGE_SECONDS = 60.0  # for the first exchange between nodes
 GROUP_TIMEOUT = timedelta(minutes=20)  # long enough for a slow rank, short enough to detect a hang
@@ -53,12 +53,9 @@ def _wait_for_all(store: Store, world_size: int) -> None:
         pause.wait(0.1)
 
 
-def exchange_failed(num_nodes: int, error: RuntimeError) -> TrainingFailed:
+def exchange_failed(num_nodes: int, error: RuntimeError) -> NodesUnreachable:
     """The error of a run whose nodes are connected, but whose process group does not work."""
     reason = str(error).partition("\n")[0][:300]
-    return TrainingFailed(
-        f"The processes of the {num_nodes} nodes could not exchange data within {EXCHANGE_SECONDS:.0f} s ({reason}).",
-        hint="Allow connections between all workers of the job on every port, or set ZETA_WORKER_ADDRESS to an address "
-        "that the other workers can reach.",
-        code="nodes_unreachable",
+    return NodesUnreachable(
+        f"The processes of the {num_nodes} nodes could not exchange data within {EXCHANGE_SECONDS:.0f} s ({reason})."
     )

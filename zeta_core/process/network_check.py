@@ -17,7 +17,7 @@ from statistics import median
 from pydantic import BaseModel, ConfigDict
 
 from zeta_core.contract.wire.node_group import NodeGroup
-from zeta_core.failures import TrainingFailed
+from zeta_core.failures import NodesUnreachable
 
 CONNECT_SECONDS = 5.0
 NUM_PINGS = 10
@@ -115,19 +115,14 @@ def _receive(connection: socket.socket, num_bytes: int) -> bytes:
 
 
 def describe(group: NodeGroup, connections: Sequence[Connection]) -> str:
-    """The measured network, as a sentence. Raises `TrainingFailed` if nodes cannot connect, with the pairs."""
+    """The measured network, as a sentence. Raises `NodesUnreachable` with the pairs that cannot connect."""
     failed = [connection for connection in connections if connection.error is not None]
     if failed:
         pairs = [
             f"{group.name(each.source)} cannot connect to {group.name(each.target)}: {each.error}" for each in failed
         ]
         more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
-        raise TrainingFailed(
-            f"{'; '.join(pairs[:5])}{more}.",
-            hint="Allow connections between all workers of the job on every port, or set ZETA_WORKER_ADDRESS to an "
-            "address that the other workers can reach.",
-            code="nodes_unreachable",
-        )
+        raise NodesUnreachable(f"{'; '.join(pairs[:5])}{more}.")
     slowest = max(connections, key=lambda each: each.latency_seconds or 0.0)
     narrowest = min(connections, key=lambda each: each.bytes_per_second or 0.0)
     latency = median(each.latency_seconds or 0.0 for each in connections)

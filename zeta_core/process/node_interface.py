@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import psutil
 
 from zeta_core.environment import unless_set
-from zeta_core.failures import TrainingFailed
+from zeta_core.failures import NodesUnreachable
 
 
 def interface_variables(address: str) -> dict[str, str]:
@@ -18,7 +18,7 @@ def interface_variables(address: str) -> dict[str, str]:
 
 
 def find_interface(address: str) -> str:
-    """The name of the interface with this address. Raises `TrainingFailed`.
+    """The name of the interface with this address. Raises `NodesUnreachable`.
 
     Every address of the loopback network belongs to the loopback interface, which lists only the first one.
     """
@@ -34,8 +34,7 @@ def find_interface(address: str) -> str:
             if own == wanted or (own.is_loopback and wanted.is_loopback and own.version == wanted.version):
                 return name
     known = "; ".join(f"{name}: {', '.join(addresses)}" for name, addresses in sorted(found.items()))
-    raise TrainingFailed(
+    raise NodesUnreachable(
         f"This host has no network interface with the address {address} ({known}).",
         hint="Set ZETA_WORKER_ADDRESS on its worker to an address of this host that the other workers can reach.",
-        code="nodes_unreachable",
     )

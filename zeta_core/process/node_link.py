@@ -20,7 +20,7 @@ from torch.distributed import DistError
 
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.wire.node_group import NodeGroup
-from zeta_core.failures import TrainingFailed
+from zeta_core.failures import NodesUnreachable
 from zeta_core.process.network_check import Connection, Responder, check_connections, describe
 
 JOIN_SECONDS = 120.0  # from the start of the first node to that of the last one
@@ -47,7 +47,7 @@ class NodeLink:
     # --- before the ranks start ---
 
     def connect(self) -> None:
-        """Wait for all nodes. Raises `TrainingFailed` with the missing ones."""
+        """Wait for all nodes. Raises `NodesUnreachable` with the missing ones."""
         group = self._group
         deadline = time.monotonic() + JOIN_SECONDS
         while self._store is None:
@@ -60,7 +60,7 @@ class NodeLink:
         self._gather("joined", "-", JOIN_SECONDS)
 
     def check_network(self) -> str:
-        """Connect every node to every other one; returns the measurements. Raises `TrainingFailed` with the pairs."""
+        """Connect every node to every other one; returns the measurements. Raises `NodesUnreachable` with the pairs."""
         group, token = self._group, f"zeta-network-check:{self._run_id}"[:200].encode()
         responder = Responder(group.address, token)
         try:
@@ -85,25 +85,21 @@ class NodeLink:
         )
         return PrefixStore(f"{self._run_id}/nodes", store)
 
-    def _not_connected(self, error: DistError) -> TrainingFailed:
+    def _not_connected(self, error: DistError) -> NodesUnreachable:
         group = self._group
         reason = str(error).partition("\n")[0][:200]
         if group.node_rank == 0:
-            return TrainingFailed(
+            return NodesUnreachable(
                 f"{group.title(0)} cannot listen on port {group.port} ({reason}).",
                 hint="Set ZETA_PORTS on its worker to ports that no other program uses.",
-                code="nodes_unreachable",
             )
-        return TrainingFailed(
+        return NodesUnreachable(
             f"{group.title(group.node_rank)} could not connect to {group.name(0)} at port {group.port} within "
-            f"{JOIN_SECONDS:.0f} s ({reason}).",
-            hint="Allow connections between all workers of the job, or set ZETA_WORKER_ADDRESS to an address that the "
-            "other workers can reach.",
-            code="nodes_unreachable",
+            f"{JOIN_SECONDS:.0f} s ({reason})."
         )
 
     def _gather(self, name: str, value: str, seconds: float) -> list[bytes]:
-        """The values of all nodes, by node rank. Raises `TrainingFailed` with the nodes that sent none in time."""
+        """The values of all nodes, by node rank. Raises `NodesUnreachable` with those that sent none in time."""
         store, group = self._store, self._group
         assert store is not None, "connect comes first"
         keys = [f"{name}/{node}" for node in range(group.num_nodes)]
@@ -112,9 +108,8 @@ class NodeLink:
         while not store.check(keys):
             if time.monotonic() > deadline:
                 missing = [node for node, key in enumerate(keys) if not store.check([key])]
-                raise TrainingFailed(
+                raise NodesUnreachable(
                     f"{', '.join(map(group.name, missing))} did not join the other nodes within {seconds:.0f} s.",
-                    code="nodes_unreachable",
                     hint="See the logs of these workers.",
                 )
             self._closed.wait(POLL_SECONDS)

@@ -15,11 +15,11 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobError, JobErrorEvidence
-from zeta_core.contract.job.status import JobStatus, StatusReason
+from zeta_core.contract.job.status import REASON_SENTENCES, JobStatus, StatusReason
 from zeta_core.contract.wire.node_group import NodeGroup
-from zeta_core.contract.wire.run_directory import STACKS_SIGNAL, RunFile
+from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT, STACKS_SIGNAL, RunFile
 from zeta_core.environment import thread_variables, variables
-from zeta_core.failures import TrainingFailed
+from zeta_core.failures import DiskFull, TrainingFailed
 from zeta_core.process.elastic_agent import run_ranks
 from zeta_core.process.end_lines import END_FILE, cause_of, handed_back, is_lost_connection, line_for_error
 from zeta_core.process.node_interface import interface_variables
@@ -80,6 +80,8 @@ def _run(run_dir: Path, file: RunFile, stop: Stop, worker_monitor: WorkerMonitor
     killed = _killed_rank(failures, run_dir, oom_kills)
     if killed is not None:
         ends.append(killed)
+    if not ends and any(failure.exitcode == DISK_FULL_EXIT for failure in failures.values()):
+        raise DiskFull(REASON_SENTENCES[StatusReason.DISK_FULL])
     if not ends or (failures and all(end.status is JobStatus.SUCCEEDED for end in ends)):
         raise TrainingFailed(_exit_without_reason(failures))
     return cause_of(ends)

@@ -111,9 +111,8 @@ class LocalAttempt:
         self._preparation: Preparation | None = None
         self._node_start: NodeStart | None = None  # of one of several nodes that is prepared
         self._tree = ProcessTree(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
-        self._monitor = RunMonitor(
-            self._tree, settings, memory_share_bytes=memory_bytes() * max(1, len(slots)) // resources.num_slots
-        )
+        memory_share = memory_bytes() * max(1, len(slots)) // resources.num_slots
+        self._monitor = RunMonitor(self._tree, settings, run_file.num_nodes, memory_share_bytes=memory_share)
         record_progress = self._monitor.watchdog.record_progress
         self._output = AttemptOutput(resources, run_file, self.directory, self._devices, record_progress)
         self._launch_failure: StatusLine | None = None

@@ -77,8 +77,11 @@ def exit_error(tree: ProcessTree, *, has_journal: bool) -> JobError:
     return JobError(code=reason, message=message, evidence=evidence)
 
 
-def failure_line(reason: StatusReason, message: str, *, log_tail: str | None = None) -> StatusLine:
-    return _failed_with(JobError(code=reason, message=message, evidence=JobErrorEvidence(log_tail=log_tail)))
+def failure_line(
+    reason: StatusReason, message: str, *, log_tail: str | None = None, rank: int | None = None
+) -> StatusLine:
+    evidence = JobErrorEvidence(log_tail=log_tail, rank=rank)
+    return _failed_with(JobError(code=reason, message=message, evidence=evidence))
 
 
 def memory_limit_line(directory: Path, excess: Excess) -> StatusLine:

@@ -22,6 +22,7 @@ STACKS_BYTES = 16 * 1024
 class _Request:
     process: psutil.Process
     name: str
+    rank: int | None
     log_size: int
     sent_at: float
 
@@ -36,6 +37,7 @@ class StackDumps:
         self._request: _Request | None = None
         self.reported: list[str] = []
         self.silent: list[str] = []
+        self.silent_rank: int | None = None  # the first rank that did not respond, for which the others wait
 
     def step(self) -> bool:
         """Advance; returns whether all processes have responded or timed out."""
@@ -45,15 +47,18 @@ class StackDumps:
             if not answered and now - self._request.sent_at < ANSWER_SECONDS:
                 return False
             (self.reported if answered else self.silent).append(self._request.name)
+            if not answered and self.silent_rank is None:
+                self.silent_rank = self._request.rank
             self._request = None
             return False  # continue in the next tick, so that the output of one process stays together
         if not self._left:
             return True
         process = self._left.pop(0)
-        name = _name(process)
+        rank = _rank(process)
+        name = _name(process, rank)
         with self._log.open("ab") as log:
             log.write(f"--- Stacks of {name}:\n".encode())
-        self._request = _Request(process, name, _size(self._log), now)
+        self._request = _Request(process, name, rank, _size(self._log), now)
         processes.send([process], signal.Signals[STACKS_SIGNAL])
         return False
 
@@ -73,9 +78,16 @@ class StackDumps:
             return log.read(STACKS_BYTES).decode("utf-8", "replace")
 
 
-def _name(process: psutil.Process) -> str:
+def _rank(process: psutil.Process) -> int | None:
     try:
-        rank = process.environ().get("RANK")
+        rank = process.environ().get("RANK", "")
+    except psutil.Error:
+        return None
+    return int(rank) if rank.isdecimal() else None
+
+
+def _name(process: psutil.Process, rank: int | None) -> str:
+    try:
         stopped = " (stopped by a signal)" if process.status() == psutil.STATUS_STOPPED else ""
     except psutil.Error:
         return f"process {process.pid}"

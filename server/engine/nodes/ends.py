@@ -74,10 +74,12 @@ def _explanation(row: PlacementRow) -> int:
     """How well the end of a node explains the end of the attempt; higher is better."""
     last = _last_line(row)
     if last.status == JobStatus.SUCCEEDED:
-        return 4 if row.node_rank == 0 else 0  # only node 0 knows that the final checkpoint is stored
+        return 5 if row.node_rank == 0 else 0  # only node 0 knows that the final checkpoint is stored
     if last.status != JobStatus.FAILED:
         return 2
-    return 1 if last.error is not None and last.error.code == NODE_LOST else 3
+    if last.error is None or last.error.code != StatusReason.STALLED:
+        return 1 if last.error is not None and last.error.code == NODE_LOST else 3
+    return 3 if last.error.evidence.rank is None else 4  # all nodes stall together; one has the rank that hangs
 
 
 def _named(last: StatusLine, row: PlacementRow) -> StatusLine:

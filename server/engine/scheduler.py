@@ -22,11 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.connections import Database
 from server.database.draining import drained_workers
 from server.database.projects import hub_access
-from server.database.tables import JobRow
+from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.candidate import Candidate, Placement, Wait
 from server.engine.dispatches import record_dispatch, waiting_reason
-from server.engine.endings import MAX_BACKOFF_SECONDS
+from server.engine.endings import MAX_BACKOFF_SECONDS, give_up_start
 from server.engine.known_workers import KnownWorkers
 from server.engine.load import Load, read_load
 from server.engine.loops import raise_first, try_each
@@ -239,7 +239,21 @@ class Scheduler:
                     error,
                     extra={"action": "dispatch", "job_id": job_id, "attempt": message.attempt},
                 )
-                await self._withdraw(job_id, dispatched_at)
+                if message.num_nodes == 1:
+                    await self._withdraw(job_id, dispatched_at)
+                else:
+                    await self._give_up_start(message)
+                return
+
+    async def _give_up_start(self, unsent: Dispatch) -> None:
+        """End an attempt on several workers, one of which could not be notified, instead of waiting for its claim."""
+        async with self._database.write() as session:
+            job = await lock_job(session, unsent.job_id)
+            attempt = await session.get(AttemptRow, (unsent.job_id, unsent.attempt))
+            is_current = job is not None and job.status == JobStatus.RUNNING and job.attempt == unsent.attempt
+            if job is not None and is_current and attempt is not None and attempt.is_preparing:
+                message = f"Worker {unsent.worker} (node {unsent.node_rank}) could not be reached through Redis."
+                await give_up_start(session, job, message=message)
 
     async def _explain(self, waits: list[tuple[Queued, Wait]]) -> None:
         """Store the waiting reasons that changed; ``since`` is when the current reason began."""

@@ -143,6 +143,21 @@ def test_a_job_on_more_workers_than_are_connected_says_how_many_are_missing(idle
     assert "needs 3 workers with 1 slot of the same kind each, and 2 of 3 such workers accept jobs" in message
 
 
+def test_an_attempt_is_given_up_at_once_if_a_worker_cannot_be_notified(idle_fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(idle_fleet, fails=True)
+    job_id = idle_fleet.submit(spec=NODES)
+    stepped.update_workers(a=2, b=2)
+    assert stepped.step() == []
+    job = idle_fleet.job(job_id)
+    assert (job.status, job.attempt, job.failures, waiting_code(idle_fleet, job_id)) == (
+        "queued",
+        1,
+        0,
+        "retry_backoff",
+    )
+    assert "Worker a (node 0) could not be reached through Redis." in (job.waiting_reason or {})["message"]
+
+
 def test_an_elastic_job_continues_on_another_number_of_workers(idle_fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(idle_fleet)
     elastic = {"min_nodes": 1, "max_nodes": 4}
@@ -227,6 +242,17 @@ def test_a_failed_node_ends_the_attempt_and_the_next_one_waits_for_the_others(
     workers.leave("a")
     workers.start(job_id, 2)
     assert [attempt.reason for attempt in fleet.attempts(job_id)] == ["process_killed", None]
+
+
+def test_the_node_with_the_frozen_rank_explains_a_stall_of_all_nodes(fleet: SmallFleet, workers: Workers) -> None:
+    job_id = fleet.submit(spec=NODES, max_retries=0)
+    workers.start(job_id)
+    for name, rank in (("a", None), ("b", 3)):
+        error = {"code": "stalled", "message": "The run stalled.", "evidence": {"rank": rank}}
+        workers.by_name[name].publish(job_id, 1, status("failed", reason="stalled", error=error))
+    fleet.wait_for_status(job_id, "failed")
+    error = fleet.job(job_id).error or {}
+    assert (error["message"], error["evidence"]["rank"]) == ("Node 1 (b): The run stalled.", 3)
 
 
 @pytest.mark.extended

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser
 
 from tests.harness.browser import BrowserUnavailable, running_browser
 from tests.harness.gpus import count_gpus
+from tests.harness.namespaces import Namespaces, NamespacesUnavailable, network_namespaces
 from tests.harness.npm_packages import NpmUnavailable
 from tests.harness.page_inspector import PageInspector
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
@@ -60,6 +61,16 @@ def inspector(pytestconfig: pytest.Config) -> PageInspector:
     try:
         return PageInspector(pytestconfig.cache.mkdir("npm"))
     except NpmUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> Iterator[Namespaces]:
+    """Four hosts with a network of their own; skips the test where they can't be created."""
+    try:
+        with network_namespaces(4) as hosts:
+            yield hosts
+    except NamespacesUnavailable as reason:
         pytest.skip(str(reason))
 
 

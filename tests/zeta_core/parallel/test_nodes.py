@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.harness.namespaces import Namespaces
 from tests.harness.waiting import wait_until
 from tests.zeta_core.node_runs import ADDRESSES, logs, make_node_runs, run_nodes, start_nodes
 from tests.zeta_core.parallel.test_parallel import why_no_deepspeed
@@ -185,51 +184,19 @@ def test_a_stopped_node_lets_all_nodes_save_and_hand_the_job_back(tmp_path: Path
     assert list((tmp_path / "node-0" / "output").glob("step-*/manifest.json"))
 
 
-@pytest.fixture
-def namespaces() -> Iterator[list[str]]:
-    """Two network namespaces, connected by an Ethernet link: 10.209.77.1 and 10.209.77.2."""
-    names = [f"zeta-{os.getpid()}-{node}" for node in range(2)]
-    links = [f"zt{os.getpid() % 10**6}{node}" for node in range(2)]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("creating network namespaces needs root and iproute2")
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this machine does not permit network namespaces: {error.stderr.decode().strip()}")
-        for node, (name, link) in enumerate(zip(names, links, strict=True)):
-            ip("link", "set", link, "netns", name)
-            ip("-n", name, "addr", "add", f"10.209.77.{node + 1}/24", "dev", link)
-            ip("-n", name, "link", "set", link, "up")
-            ip("-n", name, "link", "set", "lo", "up")
-        yield names
-    finally:
-        for name in names:  # removes the links as well
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nodes_in_network_namespaces_train_and_one_that_is_cut_off_is_lost(
-    tmp_path: Path, namespaces: list[str]
+    tmp_path: Path, namespaces: Namespaces
 ) -> None:
-    addresses = ["10.209.77.1", "10.209.77.2"]
-    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1, addresses=addresses)
+    runs = make_node_runs(tmp_path, spec=ENDLESS, processes=1, addresses=namespaces.addresses[:2])
     processes = [
-        start(run, "ip", "netns", "exec", name, sys.executable, "-m", "zeta_core")
-        for run, name in zip(runs, namespaces, strict=True)
+        start(run, *namespaces.command(host), sys.executable, "-m", "zeta_core") for host, run in enumerate(runs)
     ]
     wait_until(lambda: all(map(has_steps, runs)), 200, "the first step")
-    links = subprocess.run(["ip", "-n", namespaces[1], "-o", "link"], check=True, capture_output=True, text=True)
-    link = next(
-        line.split(": ")[1].partition("@")[0] for line in links.stdout.splitlines() if "veth" in line or "zt" in line
-    )
-    subprocess.run(["ip", "-n", namespaces[1], "link", "set", link, "down"], check=True)
-    assert [process.wait(timeout=120) for process in processes] == [1, 1]
+    namespaces.cut(1)
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [1, 1]
+    finally:
+        namespaces.restore(1)
     assert [end_of(run).reason for run in runs] == ["node_lost", "node_lost"], logs(runs)

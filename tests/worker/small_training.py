@@ -131,6 +131,9 @@ class SmallTraining:
         self.write(StatusLine(status=status, reason=reason))
 
     def save(self, name: str, step: int, *, request: int | None = None) -> None:
+        """Save a checkpoint, unless this is one of the nodes after node 0."""
+        if self.run_file.node_rank:
+            return
         directory = self.output / f".{name}.new"
         directory.mkdir(parents=True)
         (directory / WEIGHTS_FILE).write_bytes(self.weights)

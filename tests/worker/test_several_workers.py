@@ -9,11 +9,13 @@ import psutil
 import pytest
 
 from server.database.placements import unreleased_placements
+from server.engine.nodes import ends
 from tests.end_to_end.specs import tiny_job
 from tests.harness.fleet import SmallFleet
 from tests.harness.service import processes_of_job
 from tests.harness.waiting import wait_until
-from zeta_core.contract.wire.run_directory import log_key
+from tests.worker.small_training import WEIGHTS_FILE, next_weights
+from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
 
 ADDRESSES = {"a": "127.0.0.2", "b": "127.0.0.3"}
 
@@ -55,6 +57,27 @@ def send_to_a_process(job_id: str, worker: "subprocess.Popen[bytes]", number: in
     """Send a signal to the newest of the job's processes below this worker, which is one of the training processes."""
     below = {process.pid for process in psutil.Process(worker.pid).children(recursive=True)}
     os.kill(max(pid for pid in processes_of_job(job_id) if pid in below), number)
+
+
+def test_a_killed_node_ends_the_attempt_on_all_workers_and_the_next_one_resumes(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "END_SECONDS", 0.5)
+    workers = {name: fleet.start_worker(name, ZETA_WORKER_ADDRESS=address) for name, address in ADDRESSES.items()}
+    metadata = {"steps": "120", "seconds_per_step": "0.03", "checkpoint_every": "20"}
+    job_id = fleet.submit(spec={"model": "m", "resources": {"nodes": 2}, "metadata": metadata})
+    fleet.wait_for_step(job_id, 40)
+    send_to_a_process(job_id, workers["b"], signal.SIGKILL)
+    fleet.wait_for_status(job_id, "succeeded")
+    first, second = fleet.attempts(job_id)
+    assert (first.reason, second.reason) == ("process_killed", "completed")
+    assert second.first_step in range(21, (first.last_step or 0) + 2, 20)
+    weights = b""
+    for step in range(1, 121):
+        weights = next_weights(weights, step)
+    assert (fleet.settings.artifacts / checkpoint_key(job_id, "final") / WEIGHTS_FILE).read_bytes() == weights
+    check_nothing_remains(fleet, job_id)
+    fleet.check_events(job_id)
 
 
 @pytest.mark.extended

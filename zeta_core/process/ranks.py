@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from pydantic import ValidationError
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from zeta_core.contract.job.events import StatusLine
@@ -49,7 +50,7 @@ def train_in_processes(
         link.watch(on_loss=_end_ranks)
         try:
             own = _run(run_dir, file, stop, worker_monitor)
-        except TrainingFailed as error:
+        except Exception as error:  # noqa: BLE001 - the other nodes wait until they know how this one ended
             own = line_for_error(error)
         ends = link.exchange_ends(own)
         if link.lost is not None:
@@ -76,15 +77,24 @@ def _run(run_dir: Path, file: RunFile, stop: Stop, worker_monitor: WorkerMonitor
     command = (sys.executable, "-m", "zeta_core", str(run_dir))
     with variables(**(threads | thread_variables(file.resolved_spec.threads))):
         failures = run_ranks(command, num_processes=file.processes, run_id=_run_id(file), group=file.node_group)
-    ends = [StatusLine.model_validate_json(path.read_bytes()) for path in sorted(run_dir.glob(END_FILE.format("*")))]
+    ends = _read_ends(run_dir)
     killed = _killed_rank(failures, run_dir, oom_kills)
     if killed is not None:
         ends.append(killed)
-    if not ends and any(failure.exitcode == DISK_FULL_EXIT for failure in failures.values()):
-        raise DiskFull(REASON_SENTENCES[StatusReason.DISK_FULL])
+    if any(failure.exitcode == DISK_FULL_EXIT for failure in failures.values()):
+        ends.append(line_for_error(DiskFull(REASON_SENTENCES[StatusReason.DISK_FULL])))
     if not ends or (failures and all(end.status is JobStatus.SUCCEEDED for end in ends)):
         raise TrainingFailed(_exit_without_reason(failures))
     return cause_of(ends)
+
+
+def _read_ends(run_dir: Path) -> list[StatusLine]:
+    """How the ranks of this node ended. On a full disk, a rank leaves an incomplete file."""
+    ends: list[StatusLine] = []
+    for path in sorted(run_dir.glob(END_FILE.format("*"))):
+        with suppress(ValidationError):
+            ends.append(StatusLine.model_validate_json(path.read_bytes()))
+    return ends
 
 
 def _killed_rank(failures: Mapping[int, ProcessFailure], run_dir: Path, oom_kills: OomKills) -> StatusLine | None:

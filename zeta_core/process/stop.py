@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +35,8 @@ class Stop:
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.was_signalled = True
         if self.write_on_signal and not os.path.exists(self._file):
-            Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
+            with suppress(OSError):  # on a full disk, the ranks have the signal only
+                Path(self._file).write_text(StopFile(action="hand_back").model_dump_json())
         if self.exits_on_signal:
             self.exits_on_signal = False
             raise Interrupted
@@ -55,11 +56,12 @@ class Stop:
         self.exits_on_signal = False
 
     def __call__(self) -> StopAction | None:
+        by_itself: StopAction | None = "hand_back" if self.was_signalled or self._worker_monitor.is_lost else None
         try:
             os.stat(self._file)
         except FileNotFoundError:
-            return "hand_back" if self.was_signalled or self._worker_monitor.is_lost else None
+            return by_itself
         try:
             return StopFile.model_validate_json(Path(self._file).read_bytes()).action
         except ValidationError:
-            return None  # it is incomplete; the next step reads it again
+            return by_itself  # it is incomplete; the next step reads it again

@@ -73,13 +73,17 @@ def _decided_at(placements: Sequence[PlacementRow]) -> list[datetime]:
 def _explanation(row: PlacementRow) -> int:
     """How well the end of a node explains the end of the attempt; higher is better."""
     last = _last_line(row)
-    if last.status == JobStatus.SUCCEEDED:
-        return 5 if row.node_rank == 0 else 0  # only node 0 knows that the final checkpoint is stored
-    if last.status != JobStatus.FAILED:
-        return 2
-    if last.error is None or last.error.code != StatusReason.STALLED:
-        return 1 if last.error is not None and last.error.code == NODE_LOST else 3
-    return 3 if last.error.evidence.rank is None else 4  # all nodes stall together; one has the rank that hangs
+    code = None if last.error is None else last.error.code
+    rank = None if last.error is None else last.error.evidence.rank
+    match last.status:
+        case JobStatus.SUCCEEDED:
+            return 6 if row.node_rank == 0 else 0  # only node 0 knows that the final checkpoint is stored
+        case JobStatus.FAILED if code == StatusReason.STALLED and rank is not None:
+            return 5  # all nodes stall together; this one has the rank that hangs
+        case JobStatus.FAILED:
+            return 1 if code == NODE_LOST else 4
+        case _:
+            return 3 if last.reason == StatusReason.DISK_FULL else 2  # the others stop because of the full disk
 
 
 def _named(last: StatusLine, row: PlacementRow) -> StatusLine:

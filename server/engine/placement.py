@@ -94,7 +94,12 @@ def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> 
         options = exact
     available = [option for option in options if option.candidate.unavailable is None]
     unavailable = [option.candidate.unavailable for option in options if option.candidate.unavailable is not None]
-    return available or unavailable[0]
+    if not available:
+        return unavailable[0]
+    num_available = len({option.worker for option in available})
+    if num_available < min(needs.node_counts) <= len({option.worker for option in options}):
+        return _too_few_available(unavailable[0], needs, num_available)
+    return available
 
 
 def _groups(candidate: Candidate, needs: Requirements) -> list[SlotGroup]:
@@ -154,6 +159,15 @@ def _all_busy(options: Sequence[Option]) -> Wait:
         "queue that need several slots of one worker; all others are in use. The job starts when more are free."
     )
     return Wait(WaitingCode.WORKERS_BUSY, (("reserved", num_reserved),), message)
+
+
+def _too_few_available(first: Wait, needs: Requirements, num_available: int) -> Wait:
+    """The reason if enough workers are connected, but not all of them accept jobs; ``first`` is that of one of them."""
+    message = (
+        f"The job needs {min(needs.node_counts)} workers, and {num_available} of those that could run it "
+        f"{'accepts' if num_available == 1 else 'accept'} jobs; the others are being drained or have a full disk."
+    )
+    return Wait(first.code, first.details, message)
 
 
 def _no_background_slot(candidates: Sequence[Candidate]) -> Wait:

@@ -143,6 +143,17 @@ def test_a_job_on_more_workers_than_are_connected_says_how_many_are_missing(idle
     assert "needs 3 workers with 1 slot of the same kind each, and 2 of 3 such workers accept jobs" in message
 
 
+def test_a_job_waits_for_a_worker_that_accepts_no_jobs_and_reserves_nothing(idle_fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(idle_fleet)
+    job_id = idle_fleet.submit(spec=NODES)
+    narrow = idle_fleet.submit(spec={"model": "m"})
+    stepped.update_workers(a=2, b={"slots": 2, "disk_low": True})
+    assert stepped.step() == [(narrow, "a")]
+    reason = idle_fleet.job(job_id).waiting_reason or {}
+    assert (reason["code"], reason["details"]) == ("disk", {"worker": "b"})
+    assert "1 of those that could run it accepts jobs; the others are being drained or have" in reason["message"]
+
+
 def test_an_attempt_is_given_up_at_once_if_a_worker_cannot_be_notified(idle_fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(idle_fleet, fails=True)
     job_id = idle_fleet.submit(spec=NODES)

@@ -83,6 +83,12 @@ class WorkerSettings(FleetSettings):
         description="memory limit of a job's processes; default: none, but when the machine runs out of memory, a job "
         "that exceeds its slots' share of it is ended",
     )
+    job_processes: int = Field(
+        default=4096,
+        ge=64,
+        description="maximum number of processes and threads of a job for each of its slots; a job that exceeds it is "
+        "ended. It needs a sandbox",
+    )
     warm_start: bool = Field(
         default=True, description="keep a process ready that has imported the libraries and starts runs on CPUs"
     )

@@ -59,8 +59,10 @@ RETRIED = frozenset(
         StatusReason.OUT_OF_MEMORY,
     }
 )
-# Codes of errors in the spec, with which every attempt would fail.
-SPEC_ERRORS = frozenset({"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request"})
+# Codes of errors with which every attempt would fail, most of them errors in the spec.
+LASTING_ERRORS = frozenset(
+    {"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request", "process_limit"}
+)
 _PAUSES = ("pause", "wait_for_sweep")
 
 
@@ -172,7 +174,7 @@ async def _end_failed(session: AsyncSession, job: JobRow, last: StatusLine, line
 
 async def _is_retried(session: AsyncSession, job: JobRow, reason: StatusReason, code: str) -> bool:
     """Whether another attempt is allowed and may avoid the failure."""
-    if reason not in RETRIED or job.failures > job.max_retries or code in SPEC_ERRORS:
+    if reason not in RETRIED or job.failures > job.max_retries or code in LASTING_ERRORS:
         return False
     return reason != StatusReason.OUT_OF_MEMORY or not await _ran_out_of_memory_before(session, job)
 

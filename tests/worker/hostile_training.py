@@ -2,6 +2,7 @@
 
 ``python hostile_training.py RUN_DIR``. The metadata of its spec names its targets. It writes what became of each attack
 to ``attacks.json``: ``denied`` with the error, or ``done``. ``escaped.pid`` names a process that tries to outlive it.
+With ``bomb`` in the metadata, it only creates processes without end.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import fcntl
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from zeta_core.contract.wire.run_directory import JOURNAL_FILE, RUN_FILE
 from zeta_core.system import sandbox
 
 PTRACE_ATTACH = 16
+PR_SET_DUMPABLE = 4  # a process that is not dumpable hides its files from other processes of the same user
 MAX_DESCRIPTORS = 1024
 FIOCLEX = 0x5451  # close a descriptor when the next program starts
 
@@ -112,15 +115,16 @@ def attacks(directory: str, output: str, targets: dict[str, str]) -> dict[str, C
         "remove the secret": lambda: os.unlink(secret),
         "truncate the secret": lambda: os.truncate(secret, 0),
         "create a user namespace": lambda: ctypes_call("unshare", 0x10000000),
+        "hide from the worker": lambda: ctypes_call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0),
         "reach Redis": lambda: connect(("127.0.0.1", int(targets["redis_port"]))),
         "reach another machine": lambda: connect(("192.0.2.1", 80)),
         "reach a Unix socket": lambda: socket.socket(socket.AF_UNIX),
     }
 
 
-def ctypes_call(name: str, argument: int) -> None:
+def ctypes_call(name: str, *arguments: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(argument) != 0:
+    if getattr(libc, name)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), name)
 
 
@@ -131,10 +135,20 @@ def outcome(attack: Callable[[], object]) -> str:
         return f"denied: {type(error).__name__}"
 
 
+def explode() -> None:
+    """Create processes without end, each in a session of its own and without a parent that waits for it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        if os.fork() == 0:
+            os.setsid()
+
+
 def main(directory: Path) -> int:
     sandbox.enter(directory)
     file: dict[str, Any] = json.loads((directory / RUN_FILE).read_bytes())
     targets = file["spec"]["metadata"]
+    if "bomb" in targets:
+        explode()
     results = {name: outcome(attack) for name, attack in attacks(str(directory), file["output_dir"], targets).items()}
     os.chmod(targets["secret"], 0o777)  # appears to succeed
     escape(directory / "escaped.pid")

@@ -74,6 +74,27 @@ def test_a_hostile_training_reaches_nothing_and_outlives_nothing(
     assert psutil.pid_exists(victim)
 
 
+def test_a_fork_bomb_ends_with_its_reason_and_leaves_nothing(
+    fleet: SmallFleet, sandbox_support: SandboxSupport
+) -> None:
+    if not sandbox_support.limits_tasks:
+        pytest.skip("another program already receives the notifications of system calls")
+    fleet.start_worker("bystander")
+    other_job = fleet.submit(steps="100000", seconds_per_step="0.05")
+    fleet.wait_for_step(other_job, 2)
+    worker = fleet.start_worker("attacked", program=HOSTILE_WORKER, ZETA_JOB_PROCESSES="200")
+    job_id = fleet.submit(max_retries=3, bomb="yes")
+    job = fleet.wait_for_status(job_id, "failed")
+    assert (job.status_reason, job.attempt) == ("process_killed", 1), fleet.logs()
+    assert job.error is not None
+    assert job.error["code"] == "process_limit"
+    assert "more than 200 processes and threads" in job.error["message"]
+    assert "ZETA_JOB_PROCESSES" in job.error["hint"]
+    assert not processes_of_job(job_id)
+    assert worker.poll() is None
+    fleet.wait_for_step(other_job, (fleet.attempts(other_job)[0].last_step or 2) + 5)
+
+
 def test_a_run_that_changes_its_files_is_ended_or_adopted_unchanged(fleet: SmallFleet) -> None:
     """After a restart, the worker would otherwise publish another job's output, or leave the processes alone."""
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="3")

@@ -14,6 +14,7 @@ from zeta_core.contract.job.job import JobError, JobErrorEvidence
 from zeta_core.contract.job.status import REASON_SENTENCES, STOP_ENDS, JobStatus, StatusReason
 from zeta_core.contract.wire.run_directory import DISK_FULL_EXIT, LOG_FILE
 from zeta_core.system.oom_kills import count_oom_kills, oom_kill_error, out_of_memory_error
+from zeta_core.system.sandbox.task_limit import exceeded_limit
 
 LOG_TAIL_BYTES = 4000
 NEVER_STARTED = "The worker stopped before it started the training process."
@@ -34,6 +35,8 @@ def final_line(tree: ProcessTree, worker_line: StatusLine | None, *, has_journal
         return worker_line
     if not tree.was_started:
         return StatusLine(status=JobStatus.QUEUED, reason=StatusReason.HANDED_BACK, message=NEVER_STARTED)
+    if (limit := exceeded_limit(tree.directory)) is not None:
+        return _process_limit_line(tree, limit)
     error = exit_error(tree, has_journal=has_journal)
     return disk_full_line(error.message) if error.code == StatusReason.DISK_FULL else _failed_with(error)
 
@@ -89,6 +92,17 @@ def memory_limit_line(directory: Path, excess: Excess) -> StatusLine:
     figures = {"memory_used_bytes": excess.used_bytes, "memory_limit_bytes": excess.limit_bytes}
     error = out_of_memory_error(directory, excess.message, JobErrorEvidence.model_validate(figures))
     return _failed_with(error)
+
+
+def _process_limit_line(tree: ProcessTree, limit: int) -> StatusLine:
+    """The last line of a run that was killed because it exceeded its number of processes and threads."""
+    error = JobError(
+        code="process_limit",
+        message=f"The run created more than {limit:,} processes and threads, its limit, and was ended.",
+        hint="Use fewer processes, such as num_workers; a larger ZETA_JOB_PROCESSES on the worker allows more.",
+        evidence=JobErrorEvidence(signal="SIGKILL", log_tail=_log_tail(tree.directory / LOG_FILE)),
+    )
+    return StatusLine(status=JobStatus.FAILED, reason=StatusReason.PROCESS_KILLED, message=error.message, error=error)
 
 
 def disk_full_line(message: str) -> StatusLine:

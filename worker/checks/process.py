@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from zeta_core.contract.wire.run_directory import OUT_OF_MEMORY_EXIT
+from zeta_core.system.sandbox.task_limit import exceeded_limit
 
 MEBIBYTE = 2**20
 LOOK_SECONDS = 0.25  # the interval of `on_wait`
@@ -89,7 +90,7 @@ class CheckProcess:
             self.end()
             raise CheckFailed(f"The check's answer exceeded {MAX_ANSWER_BYTES // MEBIBYTE} MiB, the limit.") from None
         if not answer:
-            raise CheckFailed(self._failure_reason())
+            raise CheckFailed(self._failure_reason(file.parent))
         self._num_answers += 1
         if self._num_answers >= MAX_ANSWERS:
             self.end()
@@ -107,7 +108,8 @@ class CheckProcess:
             error_output.seek(max(0, error_output.seek(0, os.SEEK_END) - ERROR_OUTPUT_BYTES))
             return error_output.read()
 
-    def _failure_reason(self) -> str:
+    def _failure_reason(self, directory: Path) -> str:
+        """Why the process has ended; ``directory`` is that of the check."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=EXIT_SECONDS)
@@ -119,6 +121,11 @@ class CheckProcess:
             return (
                 f"The check exceeded its limit of {self._memory_bytes // MEBIBYTE:,} MiB of memory and was ended; a "
                 "larger ZETA_CHECK_MEMORY_BYTES on the worker gives it more."
+            )
+        if (limit := exceeded_limit(directory)) is not None:
+            return (
+                f"The check created more than {limit:,} processes and threads, its limit, and was ended; a larger "
+                "ZETA_JOB_PROCESSES on the worker allows more."
             )
         if status == -signal.SIGXFSZ:
             return f"The check wrote a file of more than {MAX_FILE_BYTES // MEBIBYTE:,} MiB, the limit."

@@ -43,6 +43,7 @@ from zeta_core.contract.wire.answers import ServedWeights
 from zeta_core.contract.wire.messages import CheckRequest
 from zeta_core.contract.wire.run_directory import (
     LOCK_FILE,
+    PROCESS_LIMIT_FILE,
     RunFile,
     checkpoint_key,
     file_key,
@@ -211,6 +212,8 @@ class Sandboxes:
             namespaces=self.support.namespaces,
             network=network,
             unix_sockets=processes > 1 or has_other_nodes,
+            max_tasks=settings.job_processes * processes if self.support.limits_tasks else None,
+            limit_file=str(directory / PROCESS_LIMIT_FILE),
             variables=variables,
         )
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())

@@ -27,6 +27,7 @@ from zeta_core.contract.wire.answers import (
     ServeFile,
     ToServing,
 )
+from zeta_core.system.sandbox.task_limit import exceeded_limit
 
 ARGUMENT = "serve"
 ATTEMPT = 1  # in the marks of its processes
@@ -92,6 +93,9 @@ class ServingProcess:
         except FileNotFoundError:
             self._tree.kill()  # its directory was removed, so it has no lock that could be checked
         self._is_over.set()
+        if (limit := exceeded_limit(self.directory)) is not None:
+            message = "%s created more than %d processes and threads (ZETA_JOB_PROCESSES), and was ended."
+            logger.warning(message, self.directory.name, limit, extra={"action": "serve"})
         shutil.rmtree(self.directory, ignore_errors=True)
         return True
 

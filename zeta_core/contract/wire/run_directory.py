@@ -101,6 +101,7 @@ MAX_LINE_BYTES = 4 * 2**20  # of a journal line; longer ones are not read, so wr
 LOG_FILE = "train.log"  # out: standard output and error of every process of the run
 PUBLISHED_FILE = "published"  # out, by the worker: the last line is stored; the directory is deleted a day later
 LOCK_FILE = "lock"  # locked (flock, shared) by each process of the run; contains its own identity to detect copies
+PROCESS_LIMIT_FILE = "process-limit"  # out: its processes were killed, because there were more than this number
 PROCESS_FILE = "process.json"  # out, by the worker: a `ProcessFile` about the first process that it started
 
 STACKS_SIGNAL = "SIGUSR2"  # makes a process of a run write the stacks of its threads to its log

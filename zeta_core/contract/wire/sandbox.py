@@ -26,4 +26,6 @@ class SandboxFile(BaseModel):
     namespaces: bool = False  # whether it gets shared memory of its own; needed to take the network away
     network: bool = True  # otherwise only the loopback interface of a network of its own
     unix_sockets: bool = False  # whether Unix sockets may be created; pairs of connected ones always may
+    max_tasks: int | None = None  # processes and threads; with more, all are killed. With 1, no more can be created
+    limit_file: str | None = None  # a file that is created then; contains ``max_tasks``
     variables: dict[str, str] = {}  # environment variables to set

@@ -20,7 +20,7 @@ def main(path: str, name: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     libraries = ("/usr", "/lib", "/lib64", sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))
     with suppress(SandboxUnavailable):
-        restrict(SandboxFile(readable=[path, *libraries]))
+        restrict(SandboxFile(readable=[path, *libraries], max_tasks=1))
     try:
         check_archive(Path(path), name)
     except InvalidModelFiles as error:

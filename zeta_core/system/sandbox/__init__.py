@@ -5,11 +5,12 @@ Guarantees after `enter`, for this process and everything that it starts:
 - It opens no file outside the paths of its `SandboxFile`, and creates, changes and removes nothing outside them.
 - It can't read the memory or the environment of processes outside, trace them, or (Linux 6.12) signal them.
 - It keeps the run's lock, so its worker finds and kills it, whatever it does to its session and environment.
+- If it creates more processes and threads than allowed, all of them are killed (`task_limit`).
 - It gains no privileges, and has no capabilities except, if the worker is root, that of ignoring file modes.
 - With namespaces, it shares no memory with other processes and, if requested, has no network.
 
 Not guaranteed: that it doesn't see the names, sizes and times of files and the command lines of other processes, and
-that it doesn't use up processors, memory, disk space or process ids.
+that it doesn't use up processors, memory or disk space.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from zeta_core.contract.wire.sandbox import SANDBOX_FILE, SandboxFile
 from zeta_core.system.sandbox import landlock, namespaces, seccomp
 from zeta_core.system.sandbox.kernel import SandboxUnavailable, architecture, drop_privileges
+from zeta_core.system.sandbox.task_limit import TaskGuard
 
 __all__ = ["SHARED_MEMORY", "SandboxSupport", "SandboxUnavailable", "enter", "probe", "restrict"]
 
@@ -42,6 +44,7 @@ class SandboxSupport:
 
     landlock: int = 0  # the version of Landlock
     namespaces: bool = False
+    limits_tasks: bool = False  # whether the number of processes and threads can be limited
     problem: str | None = None
 
     @property
@@ -58,6 +61,10 @@ class SandboxSupport:
             gaps.append("Runs can send signals to other processes of this user, which only Linux 6.12 prevents.")
         if not self.namespaces:
             gaps.append("Runs keep the network of the machine, because it does not allow namespaces.")
+        if not self.limits_tasks:
+            gaps.append(
+                "The number of processes of runs is not limited, because another program filters their system calls."
+            )
         return gaps
 
     def __str__(self) -> str:
@@ -89,13 +96,20 @@ def restrict(file: SandboxFile) -> None:
     tempfile.tempdir = None  # it may have been read from other variables
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     try:
+        guard = None if file.max_tasks in (None, 1) else TaskGuard.start(file.max_tasks, file.limit_file)
         if file.namespaces:
             namespaces.separate(network=file.network)
-        lock = None if file.lock is None else _keep_lock(file.lock)
+        kept = _keep_open(file, is_guarded=guard is not None)
         drop_privileges()
         landlock.restrict(_rules(file))
-        truncate = landlock.abi_version() >= _TRUNCATE_ABI
-        seccomp.filter_calls(lock=lock, unix_sockets=file.unix_sockets, truncate=truncate)
+        listener = seccomp.filter_calls(
+            lock=kept,
+            unix_sockets=file.unix_sockets,
+            truncate=landlock.abi_version() >= _TRUNCATE_ABI,
+            tasks="none" if file.max_tasks == 1 else "free" if guard is None else "asked",
+        )
+        if guard is not None and listener is not None and kept is not None:
+            guard.watch(listener, kept)
     except OSError as error:
         raise SandboxUnavailable(f"the kernel refused it ({error})") from error
 
@@ -134,13 +148,26 @@ def _detect_support() -> SandboxSupport:
         restrict(SandboxFile(readable=["/"]))
     except SandboxUnavailable as error:
         return SandboxSupport(problem=str(error))
-    return SandboxSupport(landlock=version, namespaces=has_namespaces)
+    try:
+        seccomp.filter_calls(lock=None, unix_sockets=False, truncate=True, tasks="asked")
+        limits_tasks = True
+    except OSError:
+        limits_tasks = False
+    return SandboxSupport(landlock=version, namespaces=has_namespaces, limits_tasks=limits_tasks)
 
 
-def _keep_lock(path: str) -> int:
-    """Take a shared lock, and return its descriptor, which programs inherit."""
-    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    fcntl.flock(opened, fcntl.LOCK_SH)
+def _keep_open(file: SandboxFile, *, is_guarded: bool) -> int | None:
+    """Open the file that marks all processes of the sandbox, which programs inherit; returns its descriptor.
+
+    It is the lock, with a shared lock, or else a file without a name, if a guard needs one.
+    """
+    if file.lock is not None:
+        opened = os.open(file.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(opened, fcntl.LOCK_SH)
+    elif is_guarded:
+        opened = os.memfd_create("zeta-sandbox")
+    else:
+        return None
     kept = fcntl.fcntl(opened, fcntl.F_DUPFD, _FIRST_LOCK_DESCRIPTOR)
     os.close(opened)
     return kept

@@ -4,6 +4,8 @@
   that has left its session, parent and environment.
 - Modes and owners of files stay; changing them appears to succeed, because libraries do it to their own files.
 - Other processes' limits and priorities stay, and no namespaces can be created.
+- Each new process and thread needs the permission of a guard, which limits their number (`task_limit`).
+- A process can't hide its descriptors from its worker, which finds it by that of the lock.
 - Interfaces with a large attack surface that training doesn't need are missing: io_uring, bpf, keyrings, perf events.
 
 Both architectures are little-endian, so the low half of an argument comes first.
@@ -16,11 +18,15 @@ import errno
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from zeta_core.system.sandbox.kernel import architecture, set_process_option
+from zeta_core.system.sandbox.kernel import call as system_call
 
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
-_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_DUMPABLE = 22, 2, 4
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5  # of seccomp(2)
+_ALLOW, _ASK, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x7FC00000, 0x00050000, 0x80000000
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000  # system calls with 32-bit pointers on x86_64, which the rules don't name
 _LOAD, _RETURN = 0x20, 0x06  # BPF_LD|BPF_W|BPF_ABS, BPF_RET|BPF_K
@@ -29,6 +35,7 @@ _F_SETFD = 2
 _AF_UNIX = 1
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _SUCCESS = 0
+Tasks = Literal["free", "asked", "none"]
 
 # Numbers on (x86_64, aarch64); None: aarch64 has only the newer form.
 _NUMBERS: dict[str, tuple[int, int | None]] = {
@@ -41,6 +48,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
     "unshare": (272, 97), "setns": (308, 268), "clone": (56, 220), "clone3": (435, 435), "socket": (41, 198),
     "io_uring_setup": (425, 425), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
+    "fork": (57, None), "vfork": (58, None), "prctl": (157, 167),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "ioctl": (16, 29),
 }  # fmt: skip
 
@@ -57,20 +65,25 @@ class _Condition:
 
 @dataclass(frozen=True)
 class _Rule:
-    """If all conditions hold, the call fails with ``error`` without being executed; 0 pretends success."""
+    """If all conditions hold, the call fails with ``error`` without being executed; 0 pretends success.
+
+    Otherwise ``otherwise`` happens; the same if ``error`` is ``None``.
+    """
 
     call: str
-    error: int
+    error: int | None
     conditions: tuple[_Condition, ...] = ()
+    otherwise: int = _ALLOW
 
 
-def filter_calls(*, lock: int | None, unix_sockets: bool, truncate: bool) -> None:
+def filter_calls(*, lock: int | None, unix_sockets: bool, truncate: bool, tasks: Tasks = "free") -> int | None:
     """Filter the system calls of this thread and everything that it starts. ``PR_SET_NO_NEW_PRIVS`` must be set.
 
     ``lock`` is the descriptor to keep. Without ``truncate``, truncating a file by its path fails, which old versions of
-    Landlock don't cover. Raises `OSError`.
+    Landlock don't cover. ``tasks`` are new processes and threads; if they are ``asked`` for, the descriptor of the
+    notifications is returned, and each call that creates one waits for its answer. Raises `OSError`.
     """
-    rules = [*_general_rules(), *(() if lock is None else _lock_rules(lock))]
+    rules = [*_general_rules(), *_task_rules(tasks), *(() if lock is None else _lock_rules(lock))]
     if not unix_sockets:
         rules.append(_Rule("socket", errno.EACCES, (_Condition(0, _EQUAL, _AF_UNIX),)))
     if not truncate:
@@ -78,7 +91,12 @@ def filter_calls(*, lock: int | None, unix_sockets: bool, truncate: bool) -> Non
     program = b"".join(_program(architecture(), rules))
     code = ctypes.create_string_buffer(program, len(program))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code)), 16)
+    if tasks == "asked":
+        return system_call(
+            _SECCOMP[architecture()], _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, ctypes.byref(header)
+        )
     set_process_option(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(header))
+    return None
 
 
 def _general_rules() -> Iterator[_Rule]:
@@ -90,7 +108,6 @@ def _general_rules() -> Iterator[_Rule]:
         yield _Rule(call, errno.EPERM)
     for call in ("perf_event_open", "userfaultfd"):
         yield _Rule(call, errno.EPERM)
-    yield _Rule("clone", errno.EPERM, (_Condition(0, _ANY_BIT, _NEW_NAMESPACES),))
     for call in ("clone3", "io_uring_setup"):  # C libraries fall back to the older calls
         yield _Rule(call, errno.ENOSYS)
     of_another = (_Condition(0, _EQUAL, 0, negated=True),)
@@ -98,6 +115,15 @@ def _general_rules() -> Iterator[_Rule]:
         yield _Rule(call, errno.EPERM, of_another)
     for call in ("setpriority", "ioprio_set"):
         yield _Rule(call, errno.EPERM, (_Condition(1, _EQUAL, 0, negated=True),))
+    hides = (_Condition(0, _EQUAL, _PR_SET_DUMPABLE), _Condition(1, _EQUAL, 1, negated=True))
+    yield _Rule("prctl", errno.EPERM, hides)
+
+
+def _task_rules(tasks: Tasks) -> Iterator[_Rule]:
+    action = {"free": _ALLOW, "asked": _ASK, "none": _ERRNO | errno.EAGAIN}[tasks]
+    yield _Rule("clone", errno.EPERM, (_Condition(0, _ANY_BIT, _NEW_NAMESPACES),), otherwise=action)
+    for call in ("fork", "vfork"):
+        yield _Rule(call, None, otherwise=action)
 
 
 def _lock_rules(lock: int) -> Iterator[_Rule]:
@@ -124,9 +150,11 @@ def _program(machine: str, rules: Sequence[_Rule]) -> Iterator[bytes]:
         number = _NUMBERS[rule.call][machine == "aarch64"]
         if number is None:
             continue
-        body = [*_tests(rule.conditions), _instruction(_RETURN, _ERRNO | rule.error)]
-        if rule.conditions:
-            body.append(_instruction(_RETURN, _ALLOW))
+        body = [*_tests(rule.conditions)]
+        if rule.error is not None:
+            body.append(_instruction(_RETURN, _ERRNO | rule.error))
+        if rule.conditions or rule.error is None:
+            body.append(_instruction(_RETURN, rule.otherwise))
         yield _instruction(_EQUAL, number, 0, len(body))
         yield from body
     yield _instruction(_RETURN, _ALLOW)

@@ -285,7 +285,7 @@ def test_a_parquet_file_must_contain_the_bytes_that_its_metadata_claims(tmp_path
     )
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[:1000] + whole[-2000:])
-    with pytest.raises(InvalidData, match=r"row group 0 claims \d+ bytes from byte 4 on for 'text'"):
+    with pytest.raises(InvalidData, match=r"row group 0 claims \d+ bytes from byte 4 on"):
         tokens_of(tmp_path / "a.parquet")
 
 

@@ -118,6 +118,7 @@ HUGE = 1 << 60
         (gguf_file(b"", tensor(offset=HUGE), 256), "but its header describes"),
         (gguf_file(b"", tensor((HUGE, HUGE)), 256), "but its header describes"),
         (gguf_file(b"", tensor(), 255), "it is truncated or damaged"),
+        (gguf_file(b"", tensor() + tensor(), 512, tensors=2), "overlapping tensors at byte 0"),
     ],
 )
 def test_a_gguf_file_must_contain_what_its_header_describes(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -1,7 +1,8 @@
 """Reading rows from Parquet files, and from Arrow files and streams, in parts of limited size.
 
-All data is untrusted. The buffers of an Arrow file are fully validated before a value is read, because pyarrow maps the
-file and follows its offsets without checking them. Errors are `InvalidData` and name the file.
+All data is untrusted. The footer of a Parquet file is checked before pyarrow reads it. The buffers of an Arrow file are
+fully validated before a value is read, because pyarrow maps the file and follows its offsets without checking them.
+Errors are `InvalidData` and name the file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from zeta_core.data.rows.parquet_footer import check_footer
 from zeta_core.data.rows.row import ChooseColumns, Row, Unit
 from zeta_core.failures import InvalidData
 
@@ -53,6 +55,7 @@ def num_rows(path: Path, name: str, suffix: str) -> int:
     if suffix != ".parquet":
         return sum(batch.num_rows for batch, _ in _arrow_batches(path, name, lambda names, _: names[:1]))
     try:
+        check_footer(path)
         return parquet.ParquetFile(path).metadata.num_rows
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "parquet") from error
@@ -68,11 +71,11 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
     import pyarrow.parquet as parquet
 
     try:
+        check_footer(path)
         file = parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False)
         chosen, unread = _chosen(file.schema_arrow, name, choose)
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
-            _require_inside(group, path.stat().st_size, index)
             each = max(1, group.total_byte_size // max(1, group.num_rows))
             batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES // each))
             for batch in file.iter_batches(
@@ -81,23 +84,6 @@ def parquet_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:
                 yield batch.select(chosen), unread  # the name of a column may be the beginning of another one
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _unreadable(error, name, "parquet") from error
-
-
-def _require_inside(group: Any, num_bytes: int, index: int) -> None:
-    """Raise `ValueError` unless the columns of a row group lie within the file, according to its metadata."""
-    if group.num_rows < 0 or group.total_byte_size < 0:
-        raise ValueError(f"row group {index} claims {group.num_rows} rows in {group.total_byte_size} bytes")
-    for number in range(group.num_columns):
-        column = group.column(number)
-        begin = column.data_page_offset
-        if column.has_dictionary_page and column.dictionary_page_offset is not None:
-            begin = min(begin, column.dictionary_page_offset)
-        size = column.total_compressed_size
-        if begin < 0 or size < 0 or begin + size > num_bytes or column.num_values < 0:
-            raise ValueError(
-                f"row group {index} claims {size} bytes from byte {begin} on for {column.path_in_schema!r}, but the "
-                f"file has {num_bytes}"
-            )
 
 
 def arrow_batches(path: Path, name: str, choose: ChooseColumns) -> Batches:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from itertools import pairwise
 from typing import BinaryIO, Final
 
 from zeta_core.contract.model_json.faults import InvalidModelFiles
@@ -85,9 +86,11 @@ class _Header:
         for _ in range(num_values):
             key = self._string("key", limit=_MAX_KEY_BYTES)
             self._skip_value(key)
-        ends = [self._tensor_end() for _ in range(num_tensors)]
-        begin = self._aligned(self._at)
-        end = begin + max(ends, default=0)
+        spans = sorted(self._tensor_span() for _ in range(num_tensors))
+        for (_, end), (begin, _) in pairwise(spans):
+            if begin < end:
+                raise self._fault(f"has overlapping tensors at byte {begin} of its data")
+        end = self._aligned(self._at) + max((end for _, end in spans), default=0)
         if num_tensors and end > self._num_bytes:
             raise self._fault(
                 f"has {self._num_bytes} bytes, but its header describes {end}; it is truncated or damaged"
@@ -117,8 +120,8 @@ class _Header:
         else:
             raise self._fault(f"has a metadata value of the unknown type {kind}")
 
-    def _tensor_end(self) -> int:
-        """The end of the next tensor in the data."""
+    def _tensor_span(self) -> tuple[int, int]:
+        """The begin and the end of the next tensor in the data."""
         name = self._string("name of a tensor", limit=_MAX_KEY_BYTES).decode("utf-8", "replace")[:100]
         num_dimensions = self._number("<I", "number of dimensions")
         if num_dimensions > _MAX_DIMENSIONS:
@@ -132,7 +135,7 @@ class _Header:
             raise self._fault(f"has {name!r} with rows of {shape[0]} elements, which is not a multiple of {block}")
         if offset % self._alignment:
             raise self._fault(f"has {name!r} at byte {offset}, which is not a multiple of {self._alignment}")
-        return offset + math.prod(shape) // block * block_bytes
+        return offset, offset + math.prod(shape) // block * block_bytes
 
     def _string(self, what: str, *, limit: int) -> bytes:
         length = self._number("<Q", f"length of a {what}")

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 PART_SUFFIX = ".part"  # of a file or directory that is not complete yet
+# Linking fails between file systems, on some network file systems, and beyond a file system's own limit.
+NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
 
 
 def part_path(target: Path) -> Path:
@@ -37,11 +41,7 @@ def rename_durably(source: Path, target: Path) -> None:
     A file replaces an existing one; a directory replaces only an empty one.
     """
     source.replace(target)
-    try:
-        flush(target.parent)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a directory
-            raise
+    _flush_entries(target.parent)
 
 
 def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> None:
@@ -50,11 +50,33 @@ def write_durably(target: Path, content: bytes, *, part: Path | None = None) -> 
     Two processes that may write the same file at the same time need different paths for ``part``.
     """
     part = part or part_path(target)
-    with part.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())  # through this descriptor, which also receives the errors of its own writes
+    _write(part, content)
     rename_durably(part, target)
+
+
+def create_durably(target: Path, content: bytes) -> None:
+    """Create a file unless it exists, durably. If several processes try it at the same time, exactly one succeeds.
+
+    Raises `FileExistsError`, and `OSError`. On a file system without hard links, a reader may see the new file empty
+    for a moment.
+    """
+    part = unique_part_path(target)
+    try:
+        _write(part, content)
+        try:
+            os.link(part, target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            _write(target, content, mode="xb")
+    finally:
+        part.unlink(missing_ok=True)
+    _flush_entries(target.parent)
+
+
+def unique_part_path(target: Path) -> Path:
+    """A new path next to ``target``, for a file that several processes, also on several hosts, may write."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}")
 
 
 def write_atomically(target: Path, content: bytes) -> None:
@@ -83,3 +105,18 @@ def private_part_file(target: Path, content: str) -> Generator[Path]:
         yield part
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes, *, mode: Literal["wb", "xb"] = "wb") -> None:
+    with path.open(mode) as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())  # through this descriptor, which also receives the errors of its own writes
+
+
+def _flush_entries(directory: Path) -> None:
+    try:
+        flush(directory)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush a directory
+            raise

@@ -7,7 +7,6 @@ between two renames.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -19,12 +18,10 @@ from pydantic import ValidationError
 from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
-from zeta_core.system.durable_files import rename_durably, write_durably
+from zeta_core.system.durable_files import NO_LINK, rename_durably, write_durably
 
 COPY_BYTES = 4 * 2**20
 CancellationCheck = Callable[[], None]  # raises `TransferCancelled` to cancel
-# Linking fails between file systems, on some network file systems, and beyond a file system's own limit.
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
 
 
 class BrokenCheckpoint(ZetaError):
@@ -130,7 +127,7 @@ def _transfer_file(source: Path, partial: Path, file: ManifestFile, check_cancel
         try:
             os.link(origin, copy)
         except OSError as error:
-            if error.errno not in _NO_LINK:
+            if error.errno not in NO_LINK:
                 raise
             _copy(origin, copy, file, check_cancelled)
     except FileNotFoundError as error:

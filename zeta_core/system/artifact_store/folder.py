@@ -6,7 +6,6 @@ root. There is no protection against other programs that change files in the fol
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ from zeta_core.system.artifact_store.checkpoint_copies import (
     transfer,
 )
 from zeta_core.system.artifact_store.interface import ArtifactStore, StoredObject
-from zeta_core.system.durable_files import flush, rename_durably, write_durably
+from zeta_core.system.durable_files import create_durably, flush, rename_durably, unique_part_path, write_durably
 
 
 class FolderStore(ArtifactStore):
@@ -61,9 +60,10 @@ class FolderStore(ArtifactStore):
 
     def write(self, key: PurePosixPath, content: bytes, *, replace: bool = True) -> None:
         target = self.root / key
-        if not replace and target.exists():
-            raise FileExistsError(str(target))
-        write_durably(target, content, part=target.with_name(f".{target.name}.{os.getpid()}"))
+        if replace:
+            write_durably(target, content, part=unique_part_path(target))
+        else:
+            create_durably(target, content)
 
     def remove(self, key: PurePosixPath) -> None:
         path = self.root / key

@@ -19,7 +19,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
@@ -28,7 +29,14 @@ from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import file_key, log_key, upload_key
-from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint, StoredCheckpoint
+from zeta_core.system.artifact_store import (
+    ArtifactStore,
+    BrokenCheckpoint,
+    StoredCheckpoint,
+    brief_reason,
+    storage_errors,
+    storage_unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -149,22 +157,37 @@ class Artifacts:
                 continue  # it was finished or removed in the meantime
         return num_bytes
 
-    def open_file(self, file_id: str) -> BinaryIO:
-        """The bytes of an uploaded file, buffered. Raises `OSError`."""
-        return self._open(stored_file_key(file_id))
+    @contextmanager
+    def open_file(self, file_id: str) -> Generator[BinaryIO]:
+        """The bytes of an uploaded file, buffered. Raises `Unavailable`, also while they are read."""
+        try:
+            with self._open(stored_file_key(file_id)) as file:
+                yield file
+        except FileNotFoundError as error:
+            raise Unavailable(
+                f"The content of {file_id} is missing in the artifact store; upload the file again.",
+                code="storage_unavailable",
+            ) from error
 
-    def open_part(self, upload_id: str, part_id: str) -> BinaryIO:
-        """The bytes of an upload's part, buffered. Raises `OSError`."""
+    def open_part(self, upload_id: str, part_id: str) -> AbstractContextManager[BinaryIO]:
+        """The bytes of an upload's part, buffered.
+
+        Raises `FileNotFoundError` if it was removed, and `Unavailable`, also while they are read.
+        """
         return self._open(part_key(upload_id, part_id))
 
     def remove(self, key: PurePosixPath) -> None:
         """Remove a file; harmless when repeated. Raises `OSError`."""
         self.store.remove(key)
 
-    def remove_parts(self, upload_id: str) -> None:
-        """Remove the parts of an upload; harmless when repeated. Raises `OSError`."""
-        assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
-        self.store.remove(upload_key(upload_id))
+    def discard(self, key: PurePosixPath) -> bool:
+        """Remove a file or folder that is no longer needed, if possible; returns whether it was removed."""
+        try:
+            self.store.remove(key)
+        except OSError as error:
+            logger.warning("%s cannot be removed now: %s", key, error, extra={"action": "removal"})
+            return False
+        return True
 
     def remove_job(self, job_id: str) -> None:
         """Remove everything that a job stored; harmless when repeated. Raises `OSError`."""
@@ -185,12 +208,12 @@ class Artifacts:
                 f"The manifest of checkpoint {name!r} of {job_id} is damaged; use another one."
             ) from error
         except OSError as error:
-            raise Unavailable(
-                f"The artifact store does not respond ({error.strerror}); try again later.", code="storage_unavailable"
-            ) from error
+            raise storage_unavailable(error) from error
 
-    def _open(self, key: PurePosixPath) -> BinaryIO:
-        return io.BufferedReader(cast(io.RawIOBase, self.store.open(key)), BUFFER_BYTES)
+    @contextmanager
+    def _open(self, key: PurePosixPath) -> Generator[BinaryIO]:
+        with storage_errors(), io.BufferedReader(cast(io.RawIOBase, self.store.open(key)), BUFFER_BYTES) as file:
+            yield file
 
 
 def stored_file_key(file_id: str) -> PurePosixPath:
@@ -199,11 +222,16 @@ def stored_file_key(file_id: str) -> PurePosixPath:
     return file_key(file_id)
 
 
+def parts_key(upload_id: str) -> PurePosixPath:
+    """The key below which the parts of an upload are stored."""
+    assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
+    return upload_key(upload_id)
+
+
 def part_key(upload_id: str, part_id: str) -> PurePosixPath:
     """The key of the bytes of an upload's part."""
-    assert is_id(upload_id, "upload"), f"{upload_id!r} is not an upload's id"
     assert is_id(part_id, "part"), f"{part_id!r} is not a part's id"
-    return upload_key(upload_id) / part_id
+    return parts_key(upload_id) / part_id
 
 
 def attempt_log_key(job_id: str, attempt: int, node_rank: int = 0) -> PurePosixPath:
@@ -253,7 +281,8 @@ def disk_state(settings: ServerSettings) -> str:
 
 def _storage_error(error: OSError) -> Unavailable:
     code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "storage_unavailable"
-    return Unavailable(f"The upload could not be stored: {error.strerror}.", code=code)
+    logger.warning("An upload could not be stored: %s", error, extra={"action": "upload"})
+    return Unavailable(f"The upload could not be stored: {brief_reason(error)}.", code=code)
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -10,11 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import stored_file_key
 from server.auth import Caller
+from server.database.object_removals import request_removal
 from server.database.pagination import Matches, PageQuery, newest_first, page, storable
 from server.database.tables import FileRow, JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
 from server.uploads.multipart import MAX_FORM_BYTES, FormRules, check_length, receive
+from server.uploads.removals import remove_now
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.identifiers import is_id, new_id_at
 from zeta_core.contract.job.responses import DeletedObject, Page, StoredFile
@@ -96,7 +98,8 @@ async def delete(service: Service, caller: Caller, file_id: str) -> DeletedObjec
             )
         await session.delete(row)
         session.add(caller.audit_row("file.delete", file_id, project=row.project))
-    await asyncio.to_thread(service.artifacts.remove, stored_file_key(file_id))
+        await request_removal(session, str(stored_file_key(file_id)))
+    await remove_now(service.database, service.artifacts, stored_file_key(file_id))
     return DeletedObject(id=file_id, object="file")
 
 

@@ -26,6 +26,7 @@ from server.notifications.notifier import Notifier
 from server.sessions import Sessions
 from server.settings import ServerSettings
 from server.tracing import Tracing
+from server.uploads import removals
 from server.uploads.expiry import EXPIRY_SECONDS, remove_expired
 from server.uploads.quota import OpenUploads
 from zeta_core.system.artifact_store import open_store
@@ -101,6 +102,8 @@ async def open_service(settings: ServerSettings, tracing: Tracing | None = None)
             engine.loops.start("deletions", deletions, Pace(idle_seconds=RETRY_SECONDS), limit_seconds=None)
             expiry = partial(remove_expired, database, artifacts)
             engine.loops.start("uploads", expiry, Pace(idle_seconds=EXPIRY_SECONDS), limit_seconds=None)
+            due = partial(removals.remove_due, database, artifacts)
+            engine.loops.start("removals", due, Pace(idle_seconds=removals.PACE_SECONDS), limit_seconds=None)
             uploads = OpenUploads(database, artifacts)
             keys = Keys(database, default_limits=settings.project_limits)
             engine.loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))

@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from server.artifacts import BUFFER_BYTES, part_key, stored_file_key
 from server.database.connections import Database
+from server.database.object_removals import ObjectRemovalRow
 from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow
 from zeta_core.contract.job.status import UNFINISHED
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
@@ -68,6 +69,7 @@ class _Record:
     files: dict[str, _File]  # by key; without those of checkpoints
     jobs: frozenset[str]
     settled: frozenset[str]  # the jobs that have ended and are not being deleted
+    removals: frozenset[str]  # the keys that the server is going to remove, or that uploads are going to store
     checkpoints: frozenset[tuple[str, str]]  # (job, name); without those of jobs that are being deleted
 
 
@@ -126,6 +128,7 @@ async def _read_record(database: Database) -> _Record:
             files,
             frozenset(jobs),
             frozenset(job.id for job in jobs.values() if job.status not in UNFINISHED and job.deleted_at is None),
+            frozenset(await session.scalars(select(ObjectRemovalRow.key))),
             frozenset((job_id, name) for job_id, name in checkpoints if jobs[job_id].deleted_at is None),
         )
 
@@ -168,7 +171,7 @@ def _is_extra(key: str, record: _Record, readable: set[tuple[str, str]]) -> bool
         case ("jobs", job_id, *_):
             return job_id not in record.jobs
         case _:
-            return True
+            return key not in record.removals
 
 
 def _differences_of_content(store: ArtifactStore, state: _State) -> frozenset[Difference]:

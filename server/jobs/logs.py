@@ -27,7 +27,7 @@ from server.jobs.event_stream import IsDisconnected
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.job.status import ENDED, JobStatus
-from zeta_core.system.artifact_store import ArtifactStore
+from zeta_core.system.artifact_store import ArtifactStore, storage_errors
 
 CHUNK_BYTES = 1 << 18
 POLL_SECONDS = 0.5  # polling interval of a followed log
@@ -67,6 +67,13 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
         has_ended = has_ended or rows[0].finished_at is not None
     logs = [(row, rank, worker) for row in rows for rank, worker in _nodes_of(row, nodes)]
     return [_logged(service, number, *log) for number, log in enumerate(logs, start=1)], has_ended
+
+
+async def require_readable(service: Service, job_id: str, attempt: int | None) -> None:
+    """Raise `NotFound`, or `Unavailable` if the store fails, before the response with the log begins."""
+    attempts, _ = await read_attempts(service, job_id, attempt)
+    if attempts:
+        await asyncio.to_thread(_size, attempts[-1])
 
 
 def _nodes_of(row: AttemptRow, nodes: Sequence[PlacementRow]) -> list[tuple[int, str]]:
@@ -188,10 +195,12 @@ class _Idle:
         return True
 
 
+@storage_errors()
 def _size(logged: LoggedAttempt) -> int:
     return logged.store.size(logged.key) or 0  # nothing may have been written yet
 
 
+@storage_errors()
 def _read(logged: LoggedAttempt, offset: int) -> bytes:
     try:
         with logged.store.open(logged.key) as file:
@@ -212,6 +221,7 @@ def _tail_starts(attempts: list[LoggedAttempt], lines: int) -> dict[int, int]:
     return starts
 
 
+@storage_errors()
 def _last_lines(logged: LoggedAttempt, lines: int) -> tuple[int, int]:
     """The offset at which the last ``lines`` lines of a file begin, and how many lines there are."""
     try:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import Artifacts, IncomingFile
+from server.artifacts import Artifacts, IncomingFile, parts_key
 from server.auth import Caller
 from server.database.tables import FileRow, UploadPartRow, UploadRow
 from server.files import max_upload_bytes
@@ -197,7 +197,7 @@ async def complete(service: Service, caller: Caller, upload_id: str, body: Any, 
 
         entry = caller.audit_row("file.upload", file_id, project=file.project)
         await service.uploads.store(opened, file, entry, finish)
-    await asyncio.to_thread(service.artifacts.remove_parts, upload_id)
+    await asyncio.to_thread(service.artifacts.discard, parts_key(upload_id))  # again when it expires, if this fails
     row.status = "completed"
     return _to_upload(row, file)
 
@@ -210,7 +210,7 @@ async def cancel(service: Service, caller: Caller, upload_id: str, *, is_retry: 
             _require_pending(row)
         row.status = "cancelled"
         await session.execute(delete(UploadPartRow).where(UploadPartRow.upload_id == upload_id))
-    await asyncio.to_thread(service.artifacts.remove_parts, upload_id)
+    await asyncio.to_thread(service.artifacts.discard, parts_key(upload_id))  # again when it expires, if this fails
     return _to_upload(row)
 
 

@@ -129,7 +129,7 @@ async def read_logs(
         if query.follow:
             held.enter_context(open_stream(service, caller))
         await require_job(service, caller, job_id)
-        await logs.read_attempts(service, job_id, query.attempt)
+        await logs.require_readable(service, job_id, query.attempt)
         selection = logs.LogSelection(query.attempt, query.tail, query.offset, query.follow, query.quiet_seconds)
         text = logs.read(service, job_id, selection, request.is_disconnected)
         return LiveResponse(text, media_type=LOG, headers=STREAM_HEADERS).holding(held.pop_all())

@@ -6,7 +6,7 @@ import asyncio
 
 from sqlalchemy import delete, select
 
-from server.artifacts import Artifacts
+from server.artifacts import Artifacts, parts_key
 from server.database.connections import Database
 from server.database.tables import UploadRow
 from zeta_core.contract.job.events import utc_now
@@ -21,6 +21,6 @@ async def remove_expired(database: Database, artifacts: Artifacts) -> None:
     async with database.read() as session:
         ids = list(await session.scalars(expired.limit(MAX_UPLOADS)))
     for upload_id in ids:
-        await asyncio.to_thread(artifacts.remove_parts, upload_id)
+        await asyncio.to_thread(artifacts.remove, parts_key(upload_id))
         async with database.write() as session:
             await session.execute(delete(UploadRow).where(UploadRow.id == upload_id))

@@ -20,9 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts, IncomingFile, part_key, stored_file_key
 from server.database.access_tables import AuditRow
+from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
+from server.database.object_removals import announce_upload, complete_upload, request_removal
 from server.database.projects import stored_bytes
 from server.database.tables import FileRow, UploadPartRow
+from server.uploads.removals import remove_now
 from zeta_core.contract.errors import QuotaExceeded
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,8 @@ class OpenUploads:
         """
         is_part = isinstance(row, UploadPartRow)
         key = part_key(row.upload_id, row.id) if is_part else stored_file_key(row.id)
+        async with self._database.write() as session:
+            announce_upload(session, str(key))
         try:
             await asyncio.to_thread(upload.incoming.upload, key)
             await self._commit(upload, key, row, entry, also)
@@ -108,11 +113,14 @@ class OpenUploads:
             raise
 
     async def _drop(self, key: PurePosixPath) -> None:
-        """Remove the bytes of an upload that was not stored; `zeta artifacts check` lists what remains of them."""
+        """Remove the bytes of an upload that was not stored, now or as soon as the store responds."""
         try:
-            await asyncio.to_thread(self._artifacts.remove, key)
-        except OSError as error:
-            logger.warning("The rest of an upload, %s, cannot be removed: %s", key, error, extra={"action": "upload"})
+            async with self._database.write() as session:
+                await request_removal(session, str(key))
+        except DatabaseUnavailable as error:  # it was announced, so it is removed when it expires
+            logger.warning("The rest of an upload, %s, remains for now: %s", key, error, extra={"action": "upload"})
+            return
+        await remove_now(self._database, self._artifacts, key)
 
     async def _commit(
         self,
@@ -128,6 +136,7 @@ class OpenUploads:
                 self._check(upload.project, 0, upload.quota_bytes)
             await asyncio.to_thread(upload.incoming.commit, key)
             async with self._database.write() as session:
+                await complete_upload(session, str(key))
                 session.add_all([row] if entry is None else [row, entry])
                 if also is not None:
                     await also(session)

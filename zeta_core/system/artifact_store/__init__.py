@@ -6,6 +6,7 @@ The server and the workers use the same interface, `ArtifactStore`. Only this pa
 from __future__ import annotations
 
 from zeta_core.system.artifact_store.checkpoint_copies import BrokenCheckpoint, TransferCancelled
+from zeta_core.system.artifact_store.failures import brief_reason, storage_errors, storage_unavailable
 from zeta_core.system.artifact_store.interface import ArtifactStore, StoredCheckpoint, StoredObject
 from zeta_core.system.artifact_store.opening import open_store
 
@@ -15,5 +16,8 @@ __all__ = [
     "StoredCheckpoint",
     "StoredObject",
     "TransferCancelled",
+    "brief_reason",
     "open_store",
+    "storage_errors",
+    "storage_unavailable",
 ]

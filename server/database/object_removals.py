@@ -1,0 +1,69 @@
+"""Objects of the artifact store that are to be removed, recorded before anything is stored or removed.
+
+An object and its row can't change in one transaction: a server may be killed, or the store may fail, in between.
+Guarantees: every object of an upload has a row of its own (`FileRow` or `UploadPartRow`) or is recorded here, so that
+none is forgotten, and an object that is due here has no row, so that none is removed that is needed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from server.database.connections import Database
+from server.database.tables import Table
+from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.job.events import utc_now
+
+UPLOAD_AGE = timedelta(days=1)  # an upload that is not complete by then was abandoned
+MAX_REMOVALS = 100  # per pass
+
+
+class ObjectRemovalRow(Table):
+    """An object, or everything below a key. It is removed when it is due; before that, its upload may be completed."""
+
+    __tablename__ = "object_removals"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    is_due: Mapped[bool]
+    created_at: Mapped[datetime]
+
+
+def announce_upload(session: AsyncSession, key: str) -> None:
+    """Record an object that is going to be stored; call `complete_upload` in the transaction that adds its row."""
+    session.add(ObjectRemovalRow(key=key, is_due=False, created_at=utc_now()))
+
+
+async def complete_upload(session: AsyncSession, key: str) -> None:
+    """Keep an announced object. Raises `Unavailable` if it took so long that its removal has begun."""
+    announced = delete(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due.is_(False))
+    if (await session.execute(announced.returning(ObjectRemovalRow.key))).first() is None:
+        raise Unavailable("The upload took longer than a day and was abandoned; send it again.", code="upload_expired")
+
+
+async def request_removal(session: AsyncSession, key: str) -> None:
+    """Record that an object is due, in the transaction that deletes its row."""
+    await session.merge(ObjectRemovalRow(key=key, is_due=True, created_at=utc_now()))
+
+
+async def due_removals(database: Database) -> list[str]:
+    """The keys of objects to remove, the oldest first; also those of abandoned uploads."""
+    is_abandoned = ObjectRemovalRow.created_at < utc_now() - UPLOAD_AGE
+    async with database.read() as session:
+        num_rows = await session.scalar(select(func.count()).select_from(ObjectRemovalRow))
+    if not num_rows:
+        return []
+    async with database.write() as session:
+        await session.execute(update(ObjectRemovalRow).where(is_abandoned).values(is_due=True))
+    due = select(ObjectRemovalRow.key).where(ObjectRemovalRow.is_due).order_by(ObjectRemovalRow.created_at)
+    async with database.read() as session:
+        return list(await session.scalars(due.limit(MAX_REMOVALS)))
+
+
+async def removal_done(database: Database, key: str) -> None:
+    """Forget an object that has been removed."""
+    async with database.write() as session:
+        await session.execute(delete(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due))

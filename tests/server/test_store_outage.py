@@ -1,0 +1,99 @@
+"""An artifact store that fails: requests report it, and no object of a deleted file or failed upload is forgotten."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.artifacts import Artifacts, stored_file_key
+from server.database.connections import Database
+from server.database.object_removals import UPLOAD_AGE, ObjectRemovalRow, announce_upload, complete_upload
+from server.uploads.removals import remove_due
+from tests.harness.seaweedfs import SeaweedServer
+from tests.harness.waiting import wait_until
+from tests.server.server_process import error_of, running_server
+from zeta_core.contract.errors import Unavailable
+from zeta_core.contract.identifiers import new_id
+from zeta_core.contract.job.events import utc_now
+from zeta_core.system.artifact_store.folder import FolderStore
+
+
+def upload(http: httpx.Client, content: bytes) -> httpx.Response:
+    return http.post("/v1/files", files={"file": ("a.txt", content)}, data={"purpose": "dataset"})
+
+
+def require_storage_error(response: httpx.Response) -> None:
+    assert (response.status_code, error_of(response)["code"]) == (503, "storage_unavailable"), response.text
+    assert "127.0.0.1" not in response.text, "the address of the store is not the client's business"
+
+
+def test_a_folder_that_fails_is_an_error_and_its_files_are_removed_later(tmp_path: Path, redis_url: str) -> None:
+    with running_server(tmp_path, redis_url) as server, server.http() as http:
+        file_id = upload(http, b"some text").json()["id"]
+        folder, away = tmp_path / "artifacts" / "files", tmp_path / "artifacts" / "away"
+        folder.rename(away)
+        folder.write_text("no folder")
+        require_storage_error(http.get(f"/v1/files/{file_id}/content"))
+        require_storage_error(upload(http, b"more text"))
+        assert http.delete(f"/v1/files/{file_id}").json()["deleted"]
+        assert http.get(f"/v1/files/{file_id}").status_code == 404
+        folder.unlink()
+        away.rename(folder)
+        assert [path.name for path in folder.iterdir()] == [file_id]
+        wait_until(lambda: not list(folder.iterdir()), 30, "the file to be removed")
+
+
+@pytest.mark.extended
+def test_an_outage_of_the_bucket_is_an_error_and_its_objects_are_removed_later(tmp_path: Path, redis_url: str) -> None:
+    store = SeaweedServer(tmp_path / "seaweedfs")
+    store.start()
+    try:
+        bucket = store.new_bucket()
+        variables = {**store.environment(), "ZETA_ARTIFACTS_URL": f"s3://{bucket}"}
+        with running_server(tmp_path / "home", redis_url, None, **variables) as server, server.http() as http:
+            kept, deleted = (upload(http, content).json()["id"] for content in (b"kept", b"deleted"))
+            store.kill()
+            require_storage_error(http.get(f"/v1/files/{kept}/content"))
+            require_storage_error(upload(http, b"more text"))
+            assert http.delete(f"/v1/files/{deleted}").json()["deleted"]
+
+            def is_reported() -> bool:
+                return "loop removals" in http.get("/readyz").json()["parts"]
+
+            wait_until(is_reported, 60, "the failing removals to be reported")
+            store.start()
+            expected = [f"files/{kept}", "service.json"]
+            wait_until(lambda: store.keys(bucket) == expected, 60, "the object to be removed")
+            assert http.get(f"/v1/files/{kept}/content").content == b"kept"
+            assert upload(http, b"more text").status_code == 201
+            wait_until(lambda: not is_reported(), 30, "the removals to recover")
+    finally:
+        store.stop()
+
+
+@pytest.mark.anyio
+async def test_the_object_of_an_abandoned_upload_is_removed_and_that_of_a_new_one_stays(
+    database: Database, tmp_path: Path
+) -> None:
+    artifacts = Artifacts(FolderStore(tmp_path / "store"))
+    await asyncio.to_thread(artifacts.prepare)
+    abandoned, new = (str(stored_file_key(new_id("file"))) for _ in range(2))
+    async with database.write() as session:
+        for key in (abandoned, new):
+            announce_upload(session, key)
+            (artifacts.root / key).write_text("stored, but a killed server has not added its row")
+        await session.flush()
+        old = await session.get_one(ObjectRemovalRow, abandoned)
+        old.created_at = utc_now() - UPLOAD_AGE - timedelta(minutes=1)
+    await remove_due(database, artifacts)
+    assert not (artifacts.root / abandoned).exists()
+    assert (artifacts.root / new).exists()
+    async with database.write() as session:
+        await complete_upload(session, new)
+    with pytest.raises(Unavailable, match="took longer than a day"):
+        async with database.write() as session:
+            await complete_upload(session, abandoned)
+    await remove_due(database, artifacts)
+    assert (artifacts.root / new).exists()

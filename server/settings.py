@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -117,8 +117,8 @@ class DatabaseSettings(Settings):
         return self.database_url or sqlite_url(self.home / "zeta.db")
 
 
-class StoreCheckSettings(DatabaseSettings, StoreSettings):
-    """The settings of ``zeta artifacts check``: the locations of the database and of the artifact store."""
+class StorageSettings(DatabaseSettings, StoreSettings):
+    """The settings of ``zeta artifacts check``, ``zeta backup`` and ``zeta restore``: the locations of all data."""
 
 
 class ServerSettings(DatabaseSettings, FleetSettings):
@@ -160,6 +160,11 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
     project_quota_bytes: int | None = Field(
         default=None, ge=1, description="total size of a project's files and checkpoints; default: no limit"
+    )
+    downloads: Literal["server", "redirect"] = Field(
+        default="server",
+        description="redirect: downloads of single files continue at the bucket, with a link that is valid for 5 "
+        "minutes; clients must reach AWS_ENDPOINT_URL",
     )
     upload_idle_seconds: float = Field(default=60, gt=0, description="idle timeout of an upload")
     upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="maximum duration of an upload")
@@ -252,12 +257,24 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         "ZETA_SMTP_FROM",
     )
 
+    @field_validator("downloads")
+    @classmethod
+    def _downloads(cls, value: str, known: ValidationInfo) -> str:
+        if value == "redirect" and not (known.data.get("artifacts_url") or "").startswith("s3://"):
+            raise ValueError("it needs artifacts in a bucket; set ZETA_ARTIFACTS_URL to s3://bucket/prefix")
+        return value
+
     @field_validator("worker_secret")
     @classmethod
     def _of_the_server(cls, value: str) -> str:
         if value.startswith(INDIVIDUAL_PREFIX):
             raise ValueError("it is the secret of a single worker; set it to the secret of the server")
         return value
+
+    @property
+    def downloads_by_link(self) -> bool:
+        """Whether clients are redirected to the object store."""
+        return self.downloads == "redirect"
 
     @property
     def openai_base_models(self) -> dict[str, ModelSource]:

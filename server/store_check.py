@@ -15,7 +15,7 @@ from server.artifact_ownership import require_owner
 from server.database.connections import Database
 from server.database.schema import require_schema
 from server.database.service_identity import known_service
-from server.settings import StoreCheckSettings
+from server.settings import StorageSettings
 from server.store_comparison import Comparison, Difference, compare
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.contract.printable import printable
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        settings = StoreCheckSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
+        settings = StorageSettings.from_environment(os.environ)  # noqa: TID251 - the entry point reads it once
         comparison = asyncio.run(check(settings, verify_content=options.hash))
     except ZetaError as error:
         print(error.body().model_dump_json() if options.json else f"Error: {printable(error.message)}", file=sys.stderr)
@@ -40,7 +40,7 @@ def main() -> int:
     return 1 if comparison.differences else 0
 
 
-async def check(settings: StoreCheckSettings, *, verify_content: bool) -> Comparison:
+async def check(settings: StorageSettings, *, verify_content: bool) -> Comparison:
     """Compare the store of these settings with their database. Raises `InvalidSettings` and `Unavailable`."""
     database = Database(settings.database)
     try:

@@ -89,6 +89,7 @@ PACKAGES = (
         internal=frozenset(
             {
                 "server.database.access_tables",
+                "server.database.object_removals",
                 "server.database.placements",
                 "server.database.receipt_tables",
                 "server.database.tables",
@@ -130,7 +131,7 @@ LAYERS = {
     "server": (
         frozenset({"settings", "tracing"}),
         frozenset({"artifacts", "artifact_ownership", "database", "http"}),
-        frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing", "store_comparison"}),
+        frozenset({"auth", "uploads", "engine", "notifications", "receipt_signing", "store_comparison", "backup"}),
         frozenset({"sessions"}),
         frozenset({"service"}),
         frozenset({"audit", "files", "jobs", "keys", "metrics", "projects", "worker_secrets", "workers"}),

@@ -195,6 +195,17 @@ class Rows:
             "manifest.json": manifest.model_dump_json().encode(),
         }
 
+    def forget_checkpoint(self, job_id: str, name: str) -> None:
+        """Remove a checkpoint from the database, then from the store, as when newer ones replace it."""
+        _run(self._forget_checkpoint(job_id, name))
+        self.artifacts.store.remove_checkpoint(job_id, name)
+
+    async def _forget_checkpoint(self, job_id: str, name: str) -> None:
+        database = Database(self.settings.database)
+        async with database.write() as session:
+            await session.delete(await session.get_one(CheckpointRow, (job_id, name)))
+        await database.close()
+
     async def _add(self, *rows: Any) -> None:
         database = Database(self.settings.database)
         async with database.write() as session:

@@ -2,68 +2,17 @@
 
 import asyncio
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from migrations.upgrade import upgrade
-from server.artifact_ownership import claim_store
-from server.database.connections import Database
-from server.database.service_identity import identify_service
-from server.database.tables import FileRow
-from server.settings import ServerSettings, StoreCheckSettings
+from server.settings import StorageSettings
 from server.store_check import check
-from tests.harness.service import ZETA, clean_environment
-from tests.server.rows import CREATED_AT, Rows
+from tests.server.stored_service import StoredService
 from zeta_core.contract.errors import InvalidSettings
 from zeta_core.contract.identifiers import new_id
-from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
-from zeta_core.system.artifact_store.folder import FolderStore
-
-CONTENT_SHA256 = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"  # of b"content"
-
-
-class StoredService:
-    """A home with a file, an ended job and a running job, as a server leaves it."""
-
-    def __init__(self, home: Path) -> None:
-        self.settings = ServerSettings(home=home, worker_secret="secret")
-        upgrade(self.settings.database)
-        rows = Rows(self.settings)
-        self.file_id = new_id("file")
-        asyncio.run(self._claim())
-        self.path(file_key(self.file_id)).write_bytes(b"content")
-        self.ended, self.running = rows.job(), rows.job()
-        rows.attempt(self.ended, log="the log", to=JobStatus.SUCCEEDED)
-        rows.attempt(self.running, log="the log")
-        rows.checkpoint(self.ended, "final", 4, {"model/weights": ("weights", b"w" * 100), "config": ("config", b"{}")})
-
-    def path(self, key: object) -> Path:
-        return self.settings.artifacts / str(key)
-
-    def check(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [ZETA, "artifacts", "check", "--home", str(self.settings.home), *words]
-        return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
-
-    async def _claim(self) -> None:
-        database = Database(self.settings.database)
-        claim_store(self.settings, FolderStore(self.settings.artifacts), await identify_service(database))
-        row = FileRow(
-            id=self.file_id,
-            project="default",
-            created_by="test",
-            filename="data.jsonl",
-            bytes=len(b"content"),
-            sha256=CONTENT_SHA256,
-            purpose="dataset",
-            created_at=CREATED_AT,
-        )
-        async with database.write() as session:
-            session.add(row)
-        await database.close()
 
 
 @pytest.fixture
@@ -121,6 +70,6 @@ def test_a_damaged_manifest_is_one_difference(service: StoredService) -> None:
 def test_a_store_that_is_not_mounted_or_of_another_service_is_refused(service: StoredService, tmp_path: Path) -> None:
     other = StoredService(tmp_path / "other").settings.artifacts
     for folder, reason in ((tmp_path / "nothing", "it is not mounted"), (other, "which belongs to service svc_")):
-        settings = StoreCheckSettings(home=service.settings.home, artifacts_url=str(folder))
+        settings = StorageSettings(home=service.settings.home, artifacts_url=str(folder))
         with pytest.raises(InvalidSettings, match=reason):
             asyncio.run(check(settings, verify_content=False))

@@ -32,6 +32,7 @@ MODULES = {
     "zeta.cli.exports": ("export",),
     "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
     "zeta.cli.store_check": ("artifacts",),
+    "zeta.cli.backup": ("backup", "restore"),
     "zeta.cli.workers": ("worker", "workers"),
     "zeta.cli.access": ("keys", "projects", "audit"),
     "zeta.cli.webhooks": ("webhooks",),

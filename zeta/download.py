@@ -222,7 +222,7 @@ def _fetch(transport: HttpTransport, url: str, file: ManifestFile, part: Path, r
         if received:
             headers |= {"Range": f"bytes={received}-", "If-Range": f'"{file.sha256}"'}
         try:
-            with transport.stream("GET", url, headers=headers) as response:
+            with transport.download(url, headers=headers) as response:
                 is_continued = response.status_code == 206
                 if not is_continued:
                     received, digest = 0, hashlib.sha256()

@@ -2,7 +2,8 @@
 
 A request is retried only if it is idempotent (GET, or POST with an ``Idempotency-Key``) and the failure is transient: a
 failed connection, or status 429, 502, 503 or 504. Other errors from the server are raised immediately, with the
-server's message. Redirects are never followed, so the key is sent only to the configured URL.
+server's message. Redirects are not followed, except for downloads from the object store, which are requested without
+the key; so the key is sent only to the configured URL.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class HttpTransport:
         Raises `InvalidSettings` if one of them applies but cannot be used.
         """
         self.base_url = base_url.rstrip("/")
+        self._variables, self._use_proxy = variables, use_proxy
         self.patience_seconds = patience_seconds
         self._closed = Event()
         self._proxy = choose_proxy(self.base_url, variables) if use_proxy else None
@@ -121,16 +123,57 @@ class HttpTransport:
         """
         timeout = httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)
         request = self._build(method, path, params=params, headers=headers, timeout=timeout, **body)
+        with self._opened(request) as response:
+            self._require_success(response)
+            yield response
+
+    @contextmanager
+    def download(self, path: str, *, headers: Mapping[str, str]) -> Generator[httpx.Response]:
+        """Stream a file like `stream`, from the server or from the object store to which it redirects.
+
+        The store gets neither the key nor ``If-Range``, because its ETag is not the server's: verify the content.
+        """
+        with self._opened(self._build("GET", path, params=None, headers=headers)) as response:
+            link = _store_link(response)
+            if link is None:
+                self._require_success(response)
+                yield response
+                return
+        kept = {name: value for name, value in headers.items() if name.lower() != "if-range"}
+        try:
+            with self._store_client(link) as store, store.stream("GET", link, headers=kept) as content:
+                if not content.is_success:
+                    raise _store_failure(link, f"it responded with HTTP {content.status_code}")
+                yield content
+        except httpx.TransportError as error:
+            raise _store_failure(link, str(error)) from error
+
+    @contextmanager
+    def _opened(self, request: httpx.Request) -> Generator[httpx.Response]:
         response = self._send(request, stream=True)
         try:
-            if not response.is_success or is_web_page(response):
-                response.read()
-            self._raise_for(response)
             yield response
         except httpx.DecodingError as error:  # a gateway's compressed response was truncated
             raise httpx.ReadError(str(error)) from error
         finally:
             response.close()
+
+    def _require_success(self, response: httpx.Response) -> None:
+        """Read and raise the error of a streamed response, if it is one."""
+        if not response.is_success or is_web_page(response):
+            response.read()
+        self._raise_for(response)
+
+    def _store_client(self, link: httpx.URL) -> httpx.Client:
+        """A client without the key, for one download from the object store."""
+        origin = str(link.copy_with(raw_path=b"/"))
+        proxy = choose_proxy(origin, self._variables) if self._use_proxy else None
+        return httpx.Client(
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            follow_redirects=False,
+            trust_env=False,
+            **_route(origin, proxy, self._variables, None),
+        )
 
     def backoff(self, patience_seconds: float | None = None) -> Backoff:
         """Exponential backoff between attempts, until ``patience_seconds`` have passed."""
@@ -220,6 +263,22 @@ class Backoff:
         pause = min(max(self._pause_seconds, at_least_seconds), max(self._deadline - now, FIRST_PAUSE_SECONDS))
         self._pause_seconds = min(self._pause_seconds * 2, MAX_PAUSE_SECONDS)
         return not self._closed.wait(pause)
+
+
+def _store_link(response: httpx.Response) -> httpx.URL | None:
+    """The address of the object store in a redirect of the service; gateways redirect without a request id."""
+    if response.status_code != 307 or "X-Request-Id" not in response.headers:
+        return None
+    link = httpx.URL(response.headers.get("Location", ""))
+    return link if link.scheme in ("http", "https") and link.host else None
+
+
+def _store_failure(link: httpx.URL, reason: str) -> Unavailable:
+    return Unavailable(
+        f"The object store at {link.host}, from which the server lets clients download, failed: {reason}; try again "
+        "later, or ask the operator whether this machine may reach it.",
+        code="storage_unavailable",
+    )
 
 
 def retry_after(response: httpx.Response) -> float:

@@ -8,7 +8,7 @@ from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.database.pagination import PageQuery, cursor
-from server.http.downloads import serve
+from server.http.downloads import LINK_RESPONSES, serve
 from server.jobs import checkpoints
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.job.checkpoint import Manifest
@@ -42,13 +42,13 @@ async def get_checkpoint(service: TheService, caller: TheCaller, job_id: str, na
     return (await checkpoints.find_checkpoint(service, caller, job_id, name)).manifest
 
 
-@router.get("/{name}/files/{path:path}", response_class=Response)
+@router.get("/{name}/files/{path:path}", response_class=Response, responses=LINK_RESPONSES)
 async def get_checkpoint_file(
     service: TheService, caller: TheCaller, request: Request, job_id: str, name: str, path: str
 ) -> Response:
     """Download one file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
-    return serve(request, checkpoints.file_content(stored, path))
+    return await serve(request, checkpoints.file_content(stored, path), by_link=service.settings.downloads_by_link)
 
 
 @router.get("/{name}/archive", response_class=Response)
@@ -62,4 +62,4 @@ async def get_checkpoint_archive(
 ) -> Response:
     """Download the checkpoint as a .tar file with reproducible contents, so that the download can be resumed."""
     stored = await checkpoints.find_checkpoint(service, caller, job_id, name)
-    return serve(request, checkpoints.archive_content(stored, job_id, query.include, query.state))
+    return await serve(request, checkpoints.archive_content(stored, job_id, query.include, query.state))

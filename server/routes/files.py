@@ -9,7 +9,7 @@ from pydantic import Field
 
 from server import files, lineage
 from server.database.pagination import PageQuery, cursor
-from server.http.downloads import serve
+from server.http.downloads import LINK_RESPONSES, serve
 from server.http.proxies import public_path
 from server.routes.routing import Router, TheCaller, TheService
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
@@ -66,10 +66,12 @@ async def get_file(service: TheService, caller: TheCaller, file_id: str) -> Stor
     return await files.get_file(service, caller, file_id)
 
 
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, responses=LINK_RESPONSES)
 async def get_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
     """Download a file. Supports Range, If-Range and If-None-Match; the ETag is the SHA-256."""
-    return serve(request, await files.content(service, caller, file_id))
+    return await serve(
+        request, await files.content(service, caller, file_id), by_link=service.settings.downloads_by_link
+    )
 
 
 @router.get("/{file_id}/jobs")

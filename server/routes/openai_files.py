@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Request, Response
 
 from server.http.bodies import read_body
-from server.http.downloads import serve
+from server.http.downloads import LINK_RESPONSES, serve
 from server.openai import files, uploads
 from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
@@ -52,10 +52,12 @@ async def get_openai_file(service: TheService, caller: TheCaller, file_id: str) 
     return await files.get_file(service, caller, file_id)
 
 
-@router.get("/files/{file_id}/content", response_class=Response)
+@router.get("/files/{file_id}/content", response_class=Response, responses=LINK_RESPONSES)
 async def get_openai_file_content(service: TheService, caller: TheCaller, request: Request, file_id: str) -> Response:
     """Download a file. Supports Range, If-Range and If-None-Match."""
-    return serve(request, await files.content(service, caller, file_id))
+    return await serve(
+        request, await files.content(service, caller, file_id), by_link=service.settings.downloads_by_link
+    )
 
 
 @router.delete("/files/{file_id}")

@@ -19,6 +19,7 @@ class TcpRelay:
 
     def __init__(self, target_port: int, *, idle_seconds: float | None = None) -> None:
         self.num_idle_cuts = 0
+        self.sent = bytearray()  # by all clients
         self._target_port, self._idle_seconds = target_port, idle_seconds
         self._open = threading.Event()
         self._open.set()
@@ -60,13 +61,15 @@ class TcpRelay:
             endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets.add(endpoint)
         threading.Thread(target=self._carry, args=(far, near), daemon=True).start()
-        self._carry(near, far)
+        self._carry(near, far, record=self.sent)
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, record: bytearray | None = None) -> None:
         """Relay bytes in endpoint direction until either end closes."""
         try:
             while data := source.recv(CHUNK_BYTES):
                 self._open.wait()
+                if record is not None:
+                    record += data
                 sink.sendall(data)
         except TimeoutError:
             self.num_idle_cuts += 1

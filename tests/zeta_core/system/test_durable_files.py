@@ -1,5 +1,6 @@
 """Durable writing: readers see the old or the complete new file, and failures leave no files behind."""
 
+import contextlib
 import errno
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 
 from tests.harness.disks import SmallDisk, can_mount
 from zeta_core.system.durable_files import (
+    create_durably,
     flush,
     part_path,
     private_part_file,
@@ -107,6 +109,24 @@ def test_a_given_part_is_used_instead_of_the_usual_one(tmp_path: Path) -> None:
     assert target.read_bytes() == b"ours"
     assert part_path(target).read_bytes() == b"of another process"
     assert sorted(tmp_path.iterdir()) == sorted([target, part_path(target)])
+
+
+def test_of_several_writers_that_create_a_file_one_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "owner.json"
+    created: list[bytes] = []
+
+    def create(content: bytes) -> None:
+        with contextlib.suppress(FileExistsError):
+            create_durably(target, content)
+            created.append(content)
+
+    threads = [threading.Thread(target=create, args=(bytes([number]) * 10_000,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [target.read_bytes()] == created
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs a small file system of its own")

@@ -96,6 +96,16 @@ class BucketStore(ArtifactStore):
         except FileNotFoundError:
             return None
 
+    def signed_link(self, key: PurePosixPath, *, seconds: int, media_type: str, disposition: str) -> str | None:
+        parameters = {
+            "Bucket": self._bucket,
+            "Key": self._name(key),
+            "ResponseContentType": media_type,
+            "ResponseContentDisposition": disposition,
+        }
+        with translated_errors(f"signing a link to {key}"):
+            return str(self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+
     def objects(self, prefix: PurePosixPath) -> Iterator[StoredObject]:
         for found in self._list(self._folder(prefix)):
             key = PurePosixPath(found["Key"].removeprefix(self._prefix))

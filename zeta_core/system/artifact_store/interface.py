@@ -60,6 +60,13 @@ class ArtifactStore(ABC):
     def size(self, key: PurePosixPath) -> int | None:
         """The size of a stored file in bytes; ``None`` if it doesn't exist."""
 
+    def signed_link(self, key: PurePosixPath, *, seconds: int, media_type: str, disposition: str) -> str | None:
+        """A URL from which anyone can read a file for ``seconds``; ``None`` if the store is not on the network.
+
+        The response has the given Content-Type and Content-Disposition. The file may not exist.
+        """
+        return None
+
     @abstractmethod
     def objects(self, prefix: PurePosixPath) -> Iterator[StoredObject]:
         """The stored files below ``prefix``, in no particular order."""

@@ -137,11 +137,11 @@ class EvaluationRun:
         with closing(Processes(ProcessRank(), need_group=False)) as processes:
             evaluator = DocumentEvaluator(tokens, parts, loss_function, processes, loaded.device, all_documents=True)
 
-            def on_document(num_done: int) -> None:
+            def on_documents(num_done: int) -> None:
                 self._report_progress(number, num_done, tokens.num_documents)
 
             with torch.no_grad():
-                losses = evaluator.evaluate(model, 0, self._stop, on_document)
+                losses = evaluator.evaluate(model, 0, self._stop, on_documents)
             if not isinstance(losses, DocumentLosses):
                 return losses
             if not losses.documents:

@@ -68,7 +68,10 @@ class LossTargets:
 
 
 class HeadLoss(NamedTuple):
-    """The loss of each row or their sum, the model's auxiliary loss, and how many targets have the highest logit."""
+    """The loss of each row or their sum, the model's auxiliary loss, and how many targets have the highest logit.
+
+    ``num_correct`` is 0 if the losses of single rows were computed for a gradient.
+    """
 
     loss: torch.Tensor
     auxiliary: torch.Tensor | None
@@ -242,17 +245,18 @@ def _losses(model: _SeparatedModel, head: OutputHead, targets: LossTargets, valu
     rows_NH = hidden_BTH.flatten(0, 1)[targets.rows_N]
     chunks = _Chunks(model.head(values), targets.ids_N, head.chunk_rows)
     num_correct = torch.zeros((), dtype=torch.long, device=rows_NH.device)
-    if targets.each:
+    if targets.each and torch.is_grad_enabled():
         loss = torch.cat([_recomputed(chunks.logits, rows, ids) for rows, ids in chunks.of(rows_NH)])
     elif torch.is_grad_enabled():
         parameters = model.parameters(head.parameters)
         loss, num_correct = cast("tuple[Any, Any]", _SumWithGradient.apply(chunks, rows_NH, *parameters))
     else:
-        loss = torch.zeros((), device=rows_NH.device)
+        losses: list[torch.Tensor] = []
         for rows, ids in chunks.of(rows_NH):
             logits_NV = chunks.logits(rows)
-            loss += _loss(logits_NV, ids, "sum")
+            losses.append(_loss(logits_NV, ids, "none" if targets.each else "sum"))
             num_correct += _num_correct(logits_NV, ids)
+        loss = torch.cat(losses) if targets.each else sum(losses, torch.zeros((), device=rows_NH.device))
     return HeadLoss(loss, getattr(output, "aux_loss", None), num_correct)
 
 

@@ -109,6 +109,45 @@ class LossFunction:
         assert mean is not None
         return mean.float() * num_targets, None
 
+    @property
+    def separates_rows(self) -> bool:
+        """Whether `row_losses` accepts several rows of different lengths, which are padded on the right."""
+        return self.convention is Convention.LOGITS and not self.looks_ahead
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The sum of the targets' cross-entropies in each row (B), and no auxiliary loss.
+
+        A model that returns a mean, or whose output depends on later tokens, takes one row.
+        """
+        if not self.separates_rows:
+            assert len(batch.ids_BT) == 1, "the rows of this model can't be separated"
+            return self(model, batch)[0].reshape(1)
+        losses_B, num_correct = self.separate_rows(model, batch)
+        num_targets = (batch.labels_BT[:, 1:] != IGNORED).sum()
+        self.sums.append(torch.stack((num_correct, num_targets)))
+        return losses_B
+
+    def separate_rows(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum of the losses in each row (B), in float32, and the number of targets with the highest logit.
+
+        The number is 0 while gradients are enabled.
+        """
+        if self.uses_chunks(batch):
+            result, rows_N = self.call_in_chunks(model, batch, each=True)
+            none_T = result.loss.new_zeros(batch.ids_BT.numel())
+            losses_B = none_T.index_copy(0, rows_N, result.loss).view_as(batch.ids_BT).sum(1)
+            return losses_B, result.num_correct
+        logits_BKV = self.logits_in(self.call(model, batch))
+        assert logits_BKV is not None
+        targets_BK = self.targets(batch)
+        losses = F.cross_entropy(
+            logits_BKV.flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        losses_B = losses.view(targets_BK.shape).sum(1)
+        if torch.is_grad_enabled():
+            return losses_B, torch.zeros((), dtype=torch.long, device=losses_B.device)
+        return losses_B, _correct_and_all(logits_BKV, targets_BK)[0]
+
     def take_sums(self) -> torch.Tensor | None:
         """The sums of the metrics over the calls since the last time, for `metrics`; ``None`` if nothing was measured.
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import StoredState
-from zeta_core.data.sequences import IGNORED, Batch, Overlong, Sequences, micro_batches
+from zeta_core.data.sequences import Batch, Overlong, Sequences, micro_batches
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import CannotResume, InvalidData, InvalidModel
 from zeta_core.objective.loss import Convention, LossFunction, Metrics
@@ -132,17 +132,7 @@ class DpoLoss(LossFunction):
 
     def log_probabilities(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The log-probability of each row's answer, summed over its tokens, in float32."""
-        if self.uses_chunks(batch):
-            result, rows_N = self.call_in_chunks(model, batch, each=True)
-            none_T = result.loss.new_zeros(batch.ids_BT.numel())
-            return -none_T.index_copy(0, rows_N, result.loss).view_as(batch.ids_BT).sum(1)
-        logits_RKV = self.logits_in(self.call(model, batch))
-        assert logits_RKV is not None
-        targets_RK = self.targets(batch)
-        losses = F.cross_entropy(
-            logits_RKV.flatten(0, 1).float(), targets_RK.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return -losses.view(targets_RK.shape).sum(1)
+        return -self.separate_rows(model, batch)[0]
 
     def take_sums(self) -> torch.Tensor | None:
         """Sums over the pairs since the last call.

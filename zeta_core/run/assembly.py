@@ -151,5 +151,12 @@ def build_evaluator(
     is_comparable = learner.loss_function.is_likelihood and held_out.tokens.num_documents >= MIN_DOCUMENTS
     if is_comparable and not plan.compile:  # compiling for each length would take long
         parts = Sequences(held_out.tokens, plan.seq_len, pack=False, overlong=request.options.overlong)
-        documents = DocumentEvaluator(held_out.tokens, parts, learner.loss_function, engine.processes, engine.device)
+        documents = DocumentEvaluator(
+            held_out.tokens,
+            parts,
+            learner.loss_function,
+            engine.processes,
+            engine.device,
+            max_batch_tokens=plan.batch_size * plan.seq_len,  # which are known to fit into the memory
+        )
     return Evaluator(plan, engine, learner.loss_function, held_out.sequences, samples, report, documents)

@@ -2,6 +2,8 @@
 
 import json
 import math
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.models import WithLabels, WithTargets, llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.checkpoint.training_state import read_training_state
 from zeta_core.contract.job.comparison import DocumentLosses
+from zeta_core.contract.spec.sources import PathSource
+from zeta_core.data.sequences import Sequences
+from zeta_core.data.sources import SourceLocations, open_sources
+from zeta_core.data.tokens import prepare_tokens
+from zeta_core.environment import ProcessRank
 from zeta_core.objective import document_losses
+from zeta_core.objective.document_losses import DocumentEvaluator
+from zeta_core.objective.loss_probe import find_loss_function
+from zeta_core.parallel.processes import Processes
+from zeta_core.report.reporter import Reporter
 
 LENGTHS = (90, 33, 1, 64, 7, 50, 20, 41)
 TEXT = "The quick brown fox jumps over the lazy dog, again and again, until the evening comes and it is dark. "
@@ -60,6 +72,36 @@ def test_the_losses_are_those_of_each_document_alone(tmp_path: Path, held_out: s
     assert found.losses == pytest.approx([loss_by_hand(model, text, 32) for text in texts], rel=1e-5)
     assert sum(found.num_targets) == sum(length - math.ceil((length + 1) / 32) + 1 for length in LENGTHS)
     assert losses_of(tmp_path / "run", "best") == found, "the last step is the best one here"
+
+
+def test_documents_that_are_computed_together_have_the_losses_of_single_ones(tmp_path: Path, held_out: str) -> None:
+    sources = open_sources([PathSource(path=held_out)], SourceLocations(any_path=True), pretokenized=False)
+    tokens = prepare_tokens(sources, byte_tokenizer(None), tmp_path, Reporter())
+    parts = Sequences(tokens, 32, pack=False)
+    model = llama().eval()
+    loss_function = find_loss_function(model, sample_ids=[5, 9, 7, 8, 6, 4], largest_id=tokens.largest_id)
+    num_calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_calls
+        num_calls += 1
+
+    found: list[tuple[DocumentLosses, float | None, int]] = []
+    for function in (loss_function, replace(loss_function, head=None), replace(loss_function, looks_ahead=True)):
+        with closing(Processes(ProcessRank(), need_group=False)) as processes, torch.no_grad():
+            evaluator = DocumentEvaluator(tokens, parts, function, processes, torch.device("cpu"))
+            num_calls = 0
+            with model.register_forward_hook(count):
+                losses = evaluator.evaluate(model, 0, lambda: None)
+        assert isinstance(losses, DocumentLosses)
+        sums = function.take_sums()
+        assert sums is not None
+        found.append((losses, function.metrics(sums.tolist()).token_accuracy, num_calls))
+    for losses, accuracy, _ in found[:2]:
+        assert losses.losses == pytest.approx(found[2][0].losses, abs=1e-4)
+        assert losses.num_targets == found[2][0].num_targets
+        assert accuracy == found[2][1]
+    assert [calls for _, _, calls in found] == [1, 1, len(parts)]
 
 
 @pytest.mark.parametrize("build", [WithTargets, WithLabels])

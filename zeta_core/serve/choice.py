@@ -49,7 +49,7 @@ class Choice:
             number,
             SequenceState(list(ids), max_length=len(ids) + max_tokens),
             max_tokens,
-            Sampler(options, number),
+            Sampler(options, number % options.n),  # so each prompt gets the text that it gets alone
             TextDecoder(loaded.tokenizer, keeps_special=tools in ("mistral", "llama")),
             StopFilter(options.stop),
             TokenBytes(loaded.tokenizer),

@@ -16,7 +16,7 @@ from zeta_core.environment import total_memory_bytes
 from zeta_core.serve.batch import Batch
 from zeta_core.serve.choice import Choice
 from zeta_core.serve.loading import LoadedModel
-from zeta_core.serve.prompts import InvalidPrompt, encode_prompt
+from zeta_core.serve.prompts import InvalidPrompt, encode_prompts
 from zeta_core.serve.sampling import NotFinite
 from zeta_core.serve.tool_calls import tool_format
 
@@ -88,12 +88,12 @@ class Generation:
     def _prepared(self, request: Generate) -> _Answer:
         """The choices of a request. Raises `InvalidPrompt`."""
         loaded, options = self._loaded, request.options
-        ids = encode_prompt(loaded.tokenizer, request.prompt)
-        space = loaded.context_tokens - len(ids)
-        if space < (options.max_tokens or 1):
+        ids_of_prompts = encode_prompts(loaded.tokenizer, request.prompt)
+        longest = max(map(len, ids_of_prompts))
+        if loaded.context_tokens - longest < (options.max_tokens or 1):
             asked = "" if options.max_tokens is None else f", and max_tokens is {options.max_tokens}"
             raise InvalidPrompt(
-                f"The model's context is {loaded.context_tokens} tokens, but the prompt has {len(ids)}{asked}; "
+                f"The model's context is {loaded.context_tokens} tokens, but the prompt has {longest}{asked}; "
                 "shorten the prompt or lower max_tokens.",
                 "messages" if request.prompt.messages is not None else "prompt",
             )
@@ -101,10 +101,18 @@ class Generation:
         if request.prompt.tools:
             tools = tool_format(str(loaded.tokenizer.get_chat_template(None, request.prompt.tools)))
         choices = [
-            Choice.of_request(request.request_id, number, ids, options.max_tokens or space, loaded, options, tools)
-            for number in range(options.n)
+            Choice.of_request(
+                request.request_id,
+                number,
+                ids,
+                options.max_tokens or loaded.context_tokens - len(ids),
+                loaded,
+                options,
+                tools,
+            )
+            for number, ids in enumerate(ids for ids in ids_of_prompts for _ in range(options.n))
         ]
-        return _Answer(choices, len(ids))
+        return _Answer(choices, sum(map(len, ids_of_prompts)))
 
     def _fits(self, choice: Choice) -> bool:
         if not len(self._batch):

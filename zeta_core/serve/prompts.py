@@ -15,22 +15,24 @@ class InvalidPrompt(Exception):
         self.message, self.param = message, param
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt. Raises `InvalidPrompt`."""
+def encode_prompts(tokenizer: Any, prompt: Prompt) -> list[list[int]]:
+    """The token ids of a conversation, or of each text. Raises `InvalidPrompt`."""
     if prompt.messages is not None:
-        return _encode_conversation(tokenizer, prompt)
-    if isinstance(prompt.text, list):
-        outside = [token for token in prompt.text if not 0 <= token < len(tokenizer)]
-        if outside:
-            raise InvalidPrompt(
-                f"prompt contains token {outside[0]}, but the model's tokens are 0 to {len(tokenizer) - 1}.", "prompt"
-            )
-        ids = list(prompt.text)
-    else:
-        ids = _encode_text(tokenizer, prompt.text or "")
-    if not ids:
+        return [_encode_conversation(tokenizer, prompt)]
+    texts = prompt.texts
+    ids = [_encode_text(tokenizer, text) if isinstance(text, str) else _checked(tokenizer, text) for text in texts]
+    if not all(ids):
         raise InvalidPrompt("prompt is empty, and this model needs at least one token; send some text.", "prompt")
     return ids
+
+
+def _checked(tokenizer: Any, ids: list[int]) -> list[int]:
+    outside = [token for token in ids if not 0 <= token < len(tokenizer)]
+    if outside:
+        raise InvalidPrompt(
+            f"prompt contains token {outside[0]}, but the model's tokens are 0 to {len(tokenizer) - 1}.", "prompt"
+        )
+    return list(ids)
 
 
 def _encode_conversation(tokenizer: Any, prompt: Prompt) -> list[int]:

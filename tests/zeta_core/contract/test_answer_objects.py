@@ -1,5 +1,7 @@
 """The chunks and whole objects that are built from the pieces of an answer."""
 
+from typing import Any
+
 import pytest
 
 from zeta_core.contract.errors import InvalidRequest
@@ -52,5 +54,43 @@ def test_parameters_without_effect_are_accepted_with_their_default() -> None:
     )
     plain = text_query({"model": "m", "prompt": "Hi"})
     assert text_query({"model": "m", "prompt": ["Hi"], "echo": False, "best_of": 1}) == plain
-    with pytest.raises(InvalidRequest, match="prompt has 2 texts; send one request for each"):
-        text_query({"model": "m", "prompt": ["a", "b"]})
+
+
+def test_several_prompts_have_their_choices_in_order_and_are_echoed() -> None:
+    query = text_query({"model": "m", "prompt": ["a", "b"], "n": 2, "echo": True, "stream": True})
+    built = AnswerObject(query, "fingerprint")
+    pieces = [Piece(choice=number, text=str(number), num_tokens=1) for number in (3, 0, 1, 2, 3)]
+    streamed = [""] * 4
+    for piece in pieces:
+        built.add(piece)
+        for chunk in built.chunks(piece):
+            streamed[piece.choice] += chunk["choices"][0]["text"]
+    assert streamed == [choice["text"] for choice in built.whole()["choices"]] == ["a0", "a1", "b2", "b33"]
+    assert text_query({"model": "m", "prompt": [[1, 2], [3]]}).prompt.texts == [[1, 2], [3]]
+    assert text_query({"model": "m", "prompt": [1, 2]}).prompt.texts == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt": ["a"] * 65, "n": 2}, "prompt", "65 texts with 2 answers each"),
+        ({"prompt": [1, 2], "echo": True}, "echo", "a prompt of token ids"),
+        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo", "can't be combined with logprobs"),
+        ({"prompt": "a", "best_of": 2}, "best_of", "best_of"),
+    ],
+)
+def test_completions_that_are_not_supported_are_refused(fields: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        text_query({"model": "m", **fields})
+    assert caught.value.param == param
+
+
+def test_tools_that_must_not_be_called_are_not_shown_to_the_model() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    assert chat_query({**fields, "tool_choice": "auto"}).prompt.tools is not None
+    assert chat_query({**fields, "tool_choice": "none"}).prompt.tools is None
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice in ("required", named):
+        with pytest.raises(InvalidRequest, match="tool_choice"):
+            chat_query({**fields, "tool_choice": choice})

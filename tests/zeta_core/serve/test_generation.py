@@ -121,6 +121,18 @@ def test_choices_of_one_request_differ_and_are_counted(loaded: LoadedModel) -> N
     assert [sent.is_last for sent in answers.sent["n"]].count(True) == 1
 
 
+def test_each_of_several_prompts_gets_the_choices_that_it_gets_alone(loaded: LoadedModel) -> None:
+    options = AnswerOptions(n=2, seed=5, max_tokens=8)
+    answers = Answers(loaded)
+    texts: list[str] = []
+    for name, prompt in (("together", Prompt(text=TEXTS[:2])), *((text, Prompt(text=text)) for text in TEXTS[:2])):
+        answers.generation.add(Generate(request_id=name, prompt=prompt, options=options))
+        answers.run()
+        texts += [answers.text(name, choice) for choice in range(len(prompt.texts) * options.n)]
+    assert texts[:4] == texts[4:]
+    assert answers.sent["together"][0].prompt_tokens == sum(len(text.encode()) for text in TEXTS[:2])
+
+
 def test_text_ends_before_a_stop_string(loaded: LoadedModel) -> None:
     whole = generated_text(loaded, TEXTS[1], 24)
     stop = whole[5:8]

@@ -34,7 +34,7 @@ class AnswerObject:
             "model": query.model,
             "system_fingerprint": fingerprint,
         }
-        self._choices = [_Choice() for _ in range(query.options.n)]
+        self._choices = [_Choice() for _ in range(len(query.prompt.texts) * query.options.n)]
         self._begun: set[int] = set()
         self.prompt_tokens = 0
 
@@ -58,7 +58,9 @@ class AnswerObject:
         if not self._query.is_chat:
             offset = len(self._choices[piece.choice].text) - len(piece.text)
             logprobs = self._text_logprobs(piece.logprobs, offset)
-            choice = {"index": piece.choice, "text": piece.text, "logprobs": logprobs}
+            text = piece.text if piece.choice in self._begun else self._echoed(piece.choice) + piece.text
+            self._begun.add(piece.choice)
+            choice = {"index": piece.choice, "text": text, "logprobs": logprobs}
             return [self._chunk([{**choice, "finish_reason": piece.finish_reason}])]
         deltas: list[tuple[dict[str, Any], FinishReason | None]] = []
         if piece.choice not in self._begun:
@@ -113,7 +115,13 @@ class AnswerObject:
 
     def _text_choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         logprobs = self._text_logprobs(choice.logprobs, 0)
-        return {"index": number, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+        text = self._echoed(number) + choice.text
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+
+    def _echoed(self, number: int) -> str:
+        """The prompt of a choice, if the request asks for it."""
+        echoed = self._query.echoed
+        return echoed[number // self._query.options.n] if echoed else ""
 
     def _chat_logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any] | None:
         if not self._query.options.logprobs:

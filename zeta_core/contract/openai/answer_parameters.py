@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -20,6 +20,7 @@ from zeta_core.contract.wire.answers import MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGP
 MAX_REQUEST_BYTES = 4 * 2**20
 TEXT_TOKENS = 16  # the default of max_tokens for /completions
 MAX_TEXT_LOGPROBS = 5
+MAX_TEXT_CHOICES = 128  # of all prompts of a request together
 _TEXT_FIELDS = ("name", "tool_call_id")
 
 Stop = Annotated[str, Field(min_length=1)]
@@ -94,8 +95,8 @@ class ChatParameters(_Parameters):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
     # Only the defaults of these:
-    tool_choice: Literal["auto"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
@@ -104,15 +105,19 @@ class ChatParameters(_Parameters):
 class TextParameters(_Parameters):
     """The body of ``/completions``."""
 
-    prompt: str | list[int] | list[str]
+    prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_TEXT_LOGPROBS)
-    echo: Literal[False] | None = None  # only the default
+    echo: bool | None = None
     best_of: Literal[1] | None = None  # only the default
 
 
 @dataclass(frozen=True)
 class AnswerQuery:
-    """A validated request: the requested model, the prompt, how to answer, and the form of the response."""
+    """A validated request: the requested model, the prompt, how to answer, and the form of the response.
+
+    ``prompt`` may contain several texts, each of which gets ``options.n`` answers. ``echoed`` are the texts that their
+    answers begin with.
+    """
 
     model: str
     prompt: Prompt
@@ -120,6 +125,7 @@ class AnswerQuery:
     is_chat: bool
     stream: bool
     include_usage: bool
+    echoed: tuple[str, ...] = ()
 
 
 def chat_query(body: Any) -> AnswerQuery:
@@ -137,7 +143,10 @@ def chat_query(body: Any) -> AnswerQuery:
                 f"messages.{number}.content is null; only a message with tool_calls may have no content.",
                 param=f"messages.{number}.content",
             )
-    tools = [tool.model_dump(exclude_none=True) for tool in parameters.tools or []]
+    offered = (
+        parameters.tools if parameters.tool_choice != "none" else None
+    )  # the model sees only tools that it may call
+    tools = [tool.model_dump(exclude_none=True) for tool in offered or []]
     prompt = Prompt(messages=[_rendered(message) for message in parameters.messages], tools=tools or None)
     max_tokens = parameters.max_completion_tokens or parameters.max_tokens
     options = _options(parameters, max_tokens, parameters.logprobs or False, parameters.top_logprobs or 0)
@@ -147,15 +156,22 @@ def chat_query(body: Any) -> AnswerQuery:
 def text_query(body: Any) -> AnswerQuery:
     """The request in a body of ``/completions``. Raises `InvalidRequest` naming every faulty parameter."""
     parameters = parse(TextParameters, body, error_class=InvalidRequest)
-    text = parameters.prompt
-    if isinstance(text, list) and text and isinstance(text[0], str):
-        if len(text) > 1:
-            raise InvalidRequest(f"prompt has {len(text)} texts; send one request for each.", param="prompt")
-        [text] = text
-    prompt = Prompt(text=cast("str | list[int]", text))
+    texts = Prompt(text=parameters.prompt).texts
+    prompt = Prompt(text=texts[0] if len(texts) == 1 else parameters.prompt)  # older workers know single prompts only
+    num_choices = len(texts) * (parameters.n or 1)
+    if not 1 <= num_choices <= MAX_TEXT_CHOICES:
+        raise InvalidRequest(
+            f"prompt has {len(texts)} texts with {parameters.n or 1} answers each; a request has 1 to "
+            f"{MAX_TEXT_CHOICES} answers.",
+            param="prompt",
+        )
     has_logprobs = parameters.logprobs is not None
+    echoed = tuple(text for text in texts if isinstance(text, str)) if parameters.echo else ()
+    if parameters.echo and (has_logprobs or not echoed):
+        what = "logprobs" if has_logprobs else "a prompt of token ids"
+        raise InvalidRequest(f"echo can't be combined with {what} here; omit one of them.", param="echo")
     options = _options(parameters, parameters.max_tokens or TEXT_TOKENS, has_logprobs, parameters.logprobs or 0)
-    return _query(parameters, prompt, options, is_chat=False)
+    return replace(_query(parameters, prompt, options, is_chat=False), echoed=echoed)
 
 
 def _options(parameters: _Parameters, max_tokens: int | None, logprobs: bool, top_logprobs: int) -> AnswerOptions:

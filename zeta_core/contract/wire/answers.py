@@ -16,7 +16,7 @@ further tokens in the next part, and repeats parts that are not acknowledged. Bo
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
@@ -106,11 +106,22 @@ class AnswerOptions(_Message):
 
 
 class Prompt(_Message):
-    """Either a conversation, which the model's chat template renders with the tools, or text or token ids."""
+    """A conversation, which the model's chat template renders with the tools; or a text or token ids, or several.
+
+    Each of several texts gets `AnswerOptions.n` choices, which are numbered in the order of the texts.
+    """
 
     messages: list[dict[str, JsonValue]] | None = None
     tools: list[dict[str, JsonValue]] | None = None
-    text: str | list[int] | None = None
+    text: str | list[int] | list[str] | list[list[int]] | None = None
+
+    @property
+    def texts(self) -> list[str | list[int]]:
+        """The texts or token ids to continue; for a conversation, one empty text."""
+        text = self.text
+        if isinstance(text, list) and any(isinstance(each, str | list) for each in text):
+            return cast("list[str | list[int]]", text)
+        return [cast("str | list[int]", text or "")]
 
 
 class AnswerRequest(_Message):
@@ -196,7 +207,10 @@ class ServeFile(_Message):
 
 
 class AddAdapter(_Message):
-    """Load another adapter of the loaded base. ``file`` names an artifact store that contains its checkpoint."""
+    """Load another adapter of the loaded base, or answer with the base itself (`ServedWeights.is_base`).
+
+    ``file`` names an artifact store that contains the checkpoint of the adapter.
+    """
 
     type: Literal["add_adapter"] = "add_adapter"
     key: str

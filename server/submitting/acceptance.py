@@ -11,11 +11,10 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.tables import JobRow
 from server.http.bodies import INLINE_BYTES
 from server.service import Service
 from server.submitting.quotas import check_fields
-from server.submitting.references import check_references, check_training_state, resolve_latest
+from server.submitting.references import check_references, check_training_state, inputs_of_export, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.kind import JobKind
@@ -79,10 +78,13 @@ def _reject_secrets(body: Any) -> None:
 async def accept(session: AsyncSession, service: Service, caller: Caller, spec: AnySpec) -> AcceptedSpec:
     """Check and lock the rows that the spec refers to, inside the transaction. Raises `InvalidSpec`."""
     files = await check_references(session, service, caller, spec)
-    if isinstance(spec, ExportSpec):  # its base may be an uploaded file
-        files = (await session.get_one(JobRow, spec.model.job)).resolved_spec.files
+    held_out = None
+    if isinstance(spec, ExportSpec):
+        files, held_out = await inputs_of_export(session, spec)
     spec = await resolve_latest(session, spec)
     resolved = resolve(spec).model_copy(update={"files": files})
+    if held_out is not None:
+        resolved = resolved.updated(ResolvedSpec.model_validate({"held_out": held_out.model_dump(mode="json")}))
     if isinstance(spec, JobSpec):
         faults = list(elastic_faults(spec.resources, spec.elastic, resolved.global_batch_size))
         if faults:

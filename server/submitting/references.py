@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,6 +29,7 @@ from zeta_core.contract.job.responses import FilePurpose
 from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
 from zeta_core.contract.spec.export_spec import ExportSpec
+from zeta_core.contract.spec.held_out import HeldOutData, held_out_data
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import AnySpec
 from zeta_core.contract.spec.resolved_spec import UploadedFile
@@ -89,6 +92,22 @@ async def check_references(
     if details:
         raise error_from_details(details)
     return files
+
+
+async def inputs_of_export(
+    session: AsyncSession, spec: ExportSpec
+) -> tuple[dict[str, UploadedFile], HeldOutData | None]:
+    """The uploaded files that an export reads, and the held-out data of the job unless its files were deleted.
+
+    The base of the job may be an uploaded file, too. Locks the files of the data against deletion.
+    """
+    job = await session.get_one(JobRow, spec.model.job)
+    held_out = None
+    with suppress(ValidationError):  # an earlier version may have accepted the spec
+        held_out = held_out_data(JobSpec.model_validate(job.spec), job.resolved_spec)
+    if held_out is not None and held_out.file_ids - (await _file_rows(session, job.project, held_out.file_ids)).keys():
+        held_out = None
+    return job.resolved_spec.files, held_out
 
 
 async def _file_rows(session: AsyncSession, project: str, file_ids: set[str]) -> dict[str, FileRow]:

@@ -34,16 +34,22 @@ def adapter_job(service: Service, client: Client, tmp_path_factory: pytest.TempP
     """A LoRA job on a small model with the tokenizer and the chat template of SmolLM2."""
     folder = tmp_path_factory.mktemp("model")
     small_model(folder)
-    data = folder.with_name("chats.jsonl")
-    turns = [{"role": "user", "content": "Name the heron."}, {"role": "assistant", "content": "It is blue."}]
-    data.write_text(f"{json.dumps({'messages': turns})}\n" * 16)
+    data, questions = folder.with_name("chats.jsonl"), folder.with_name("questions.jsonl")
+    data.write_text(conversation("Name the heron.") * 16)
+    questions.write_text("".join(conversation(f"Which colour has heron {number}?") for number in range(12)))
     uploaded = service.command("upload", str(folder), "--json")
     assert uploaded.returncode == 0, uploaded.stdout + uploaded.stderr
     spec = {"model": {"file": json.loads(uploaded.stdout)["id"]}, "dataset": str(data), **OPTIONS}
+    spec["eval_dataset"] = str(questions)
     job = client.submit({**spec, "lora": {"r": 4}, "learning_rate": 0.02, "max_steps": 12})
     ended = job.wait(timeout_seconds=TIMEOUT_SECONDS)
     assert ended.status == "succeeded", ended.error
     return ended.id
+
+
+def conversation(question: str) -> str:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "It is blue."}]
+    return f"{json.dumps({'messages': turns})}\n"
 
 
 def small_model(folder: Path) -> None:
@@ -81,6 +87,8 @@ def test_exports_answer_like_the_checkpoint(client: Client, adapter_job: str, tm
     merged = export(client, adapter_job, tmp_path / "merged", "merged", "f16")
     assert merged["token_agreement"] >= 0.95
     assert merged["kl_divergence"] < 0.01 < merged["base_kl_divergence"]
+    assert (merged["prompt_source"], merged["prompt_reason"], len(merged["prompts"])) == ("eval_dataset", None, 8)
+    assert all(prompt.startswith("questions.jsonl, line ") for prompt in merged["prompts"])
     with safe_open(tmp_path / "merged" / "model.safetensors", framework="pt") as file:
         assert file.get_tensor("model.embed_tokens.weight").dtype.itemsize == 2
     assert "vllm serve" in (tmp_path / "merged" / "README.md").read_text()
@@ -88,6 +96,7 @@ def test_exports_answer_like_the_checkpoint(client: Client, adapter_job: str, tm
     adapter = export(client, adapter_job, tmp_path / "adapter", "adapter")
     assert adapter["token_agreement"] == 1
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert "--enable-lora --max-lora-rank 8 --lora-modules" in (tmp_path / "adapter" / "README.md").read_text()
     assert not (tmp_path / "adapter" / "training_state").exists()
     assert {job.spec["to"] for job in client.exports(adapter_job)} == {"merged", "adapter"}
     assert {job.id for job in client.exports(adapter_job)} <= {job.id for job in client.jobs(kind="export")}
@@ -106,6 +115,8 @@ def test_gguf_files_answer_like_the_checkpoint(client: Client, adapter_job: str,
         modelfile = (directory / "Modelfile").read_text()
         assert modelfile.startswith(f"FROM ./model-{weight_type}.gguf\nTEMPLATE ")
         assert 'PARAMETER stop "<|im_end|>"' in modelfile
+        assert f"vllm serve ./model-{weight_type}.gguf --tokenizer . " in (directory / "README.md").read_text()
+        assert AutoTokenizer.from_pretrained(directory).chat_template
 
 
 @pytest.mark.slow
@@ -155,3 +166,27 @@ def test_an_interrupted_export_shows_no_half_files_and_starts_again(
     assert client.checkpoints(cancelled.id) == []
     with pytest.raises(ZetaError, match="before it saved a checkpoint"):
         client.download(cancelled.id, directory=tmp_path / "cancelled")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * TIMEOUT_SECONDS)
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_an_export_survives_the_end_of_its_worker(
+    service: Service, client: Client, adapter_job: str, tmp_path: Path, end: signal.Signals
+) -> None:
+    """A worker that stops hands the export back, and one that was killed adopts it after its restart."""
+
+    def worker() -> int:
+        return json.loads((service.home / "up.json").read_text())["children"]["worker"]
+
+    before = worker()
+    job = client.export(adapter_job, "merged", type="f16")
+    wait_until(lambda: processes_of_job(job.id), 120, "the export to start")
+    os.kill(before, end)
+    assert client.checkpoints(job.id) == []
+    wait_until(lambda: worker() != before, 120, "the worker to be restarted")
+    assert job.wait(timeout_seconds=TIMEOUT_SECONDS).status == "succeeded"
+    assert [checkpoint.name for checkpoint in client.checkpoints(job.id)] == ["final"]
+    client.download(job.id, directory=tmp_path)  # compares every file with the manifest
+    assert json.loads((tmp_path / "certificate.json").read_text())["token_agreement"] >= 0.95
+    wait_until(lambda: not processes_of_job(job.id), 60, "no process of the export to be left")

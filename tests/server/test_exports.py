@@ -7,6 +7,7 @@ import pytest
 
 from tests.server.rows import Rows
 from tests.server.server_process import SPEC
+from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 
 @pytest.fixture
@@ -31,6 +32,24 @@ def test_an_export_is_a_queued_job_of_its_own_kind(http: httpx.Client, trained: 
     assert (job["resolved_spec"]["type"], job["metadata"]) == ("f16", {"team": "a"})
     listed = http.get(f"/v1/jobs/{trained}/exports").json()["data"]
     assert [each["id"] for each in listed] == [job["id"]]
+
+
+def test_an_export_is_compared_on_the_held_out_data_of_the_job(http: httpx.Client, rows: Rows) -> None:
+    content = b'{"text": "The sea."}\n'
+    sent = http.post("/v1/files", files={"file": ("held_out.jsonl", content)}, data={"purpose": "dataset"})
+    file_id = sent.raise_for_status().json()["id"]
+    job_id = rows.job(spec={"eval_dataset": {"file": file_id}})
+    rows.checkpoint(job_id, "final", 5, {"model.safetensors": ("weights", b"x")})
+    found = export(http, job_id)["resolved_spec"]["held_out"]
+    assert (found["dataset"]["file"], found["eval_split"]) == (file_id, None)
+
+    http.delete(f"/v1/files/{file_id}").raise_for_status()
+    assert "held_out" not in export(http, job_id, type="f16")["resolved_spec"]
+
+    split = rows.job(spec={"eval_split": 0.2, "seed": 7}, reported=ResolvedSpec.model_validate({"held_out": {"a": 1}}))
+    rows.checkpoint(split, "final", 5, {"model.safetensors": ("weights", b"x")})
+    found = export(http, split)["resolved_spec"]["held_out"]
+    assert (found["eval_split"], found["seed"], found["dataset"]) == (0.2, 7, found["dataset"])
 
 
 def test_lists_of_jobs_filter_by_kind(http: httpx.Client, trained: str) -> None:

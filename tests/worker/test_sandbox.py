@@ -104,6 +104,15 @@ def test_an_evaluation_allows_its_models_and_its_file(tmp_path: Path) -> None:
     }
 
 
+def test_an_export_allows_its_checkpoint_and_the_held_out_data_of_the_job(tmp_path: Path) -> None:
+    settings = worker_settings(tmp_path)
+    spec = {"model": {"job": JOB}, "to": "merged"}
+    for held_out, files in (({"dataset": {"file": FILE}}, {file_key(FILE)}), ({"dataset": 1}, set()), (None, set())):
+        found = Inputs.of_spec(spec, settings, settings.artifacts.joinpath, JobKind.EXPORT, held_out=held_out)
+        keys = {checkpoint_key(JOB, "final"), *files}
+        assert set(found.paths) == {settings.artifacts / key for key in keys}
+
+
 def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -> None:
     settings = worker_settings(tmp_path, data_root=tmp_path)
     spec = {"model": {"config": TINY_LLAMA}, "dataset": {"path": "corpus/*.txt"}}

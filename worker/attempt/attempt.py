@@ -334,7 +334,14 @@ class LocalAttempt:
         """Fetch the files that the spec names, and write what the run may access. Raises `OSError`."""
         resources = self._resources
         locate = partial(resources.store.local, check_cancelled=check_cancelled)
-        inputs = Inputs.of_spec(run_file.spec, resources.settings, locate, run_file.kind, bases=run_file.bases)
+        inputs = Inputs.of_spec(
+            run_file.spec,
+            resources.settings,
+            locate,
+            run_file.kind,
+            bases=run_file.bases,
+            held_out=run_file.resolved_spec.value("held_out"),
+        )
         if resources.sandboxes is not None:
             resources.sandboxes.prepare_run(self.directory, run_file, inputs, self._devices)
 

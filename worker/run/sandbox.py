@@ -20,6 +20,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from worker.run.launch import hub_folder, own_environment, packages_of_zeta_core
 from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
@@ -27,6 +29,7 @@ from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
+from zeta_core.contract.spec.held_out import HeldOutData
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.kinds import SPEC_MODELS
 from zeta_core.contract.spec.sources import (
@@ -89,11 +92,12 @@ class Inputs:
         kind: JobKind = JobKind.TRAINING,
         *,
         bases: Iterable[str] = (),
+        held_out: object = None,
     ) -> Inputs:
         """The inputs of a job. A spec that is invalid here has none, and its process reports the error.
 
-        ``bases`` are the models that the server allows as bases of adapters. An adapter's own files, which a run has
-        written, could name a model of another project.
+        ``held_out`` is the `HeldOutData` that an export reads. ``bases`` are the models that the server allows as
+        bases of adapters. An adapter's own files, which a run has written, could name a model of another project.
         """
         try:
             parsed = parse(SPEC_MODELS[kind], spec)
@@ -107,7 +111,10 @@ class Inputs:
             found.append(locate(file_key(parsed.input.file)))
         if isinstance(parsed, EvaluationSpec) and parsed.base is not None:
             found += _model_paths(parsed.base, (), locate)
-        datasets = (getattr(parsed, name, None) for name in ("dataset", "eval_dataset"))
+        datasets = [getattr(parsed, name, None) for name in ("dataset", "eval_dataset")]
+        if kind is JobKind.EXPORT and held_out is not None:
+            with suppress(ValidationError):  # its process reports it
+                datasets.append(HeldOutData.model_validate(held_out).dataset)
         for source in chain.from_iterable(map(dataset_sources, datasets)):
             match source:
                 case FileSource():

@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from zeta_core.export.reference import Reference, answer_logprobs, end_tokens, prompt_ids
+from zeta_core.export.prompts import encoded
+from zeta_core.export.reference import Reference, answer_logprobs, end_tokens
 
 
 class ExportAnswers(BaseModel):
@@ -52,7 +53,7 @@ def answers_of(model: nn.Module, tokenizer: Any, reference: Reference) -> Export
         kl_divergences=divergences,
         base_kl_divergences=base,
         template=tokenizer.chat_template or None,
-        same_prompt_tokens=prompt_ids(tokenizer, reference.prompts) == [answer.prompt for answer in reference.answers],
+        same_prompt_tokens=encoded(tokenizer, reference.prompts.texts) == reference.prompts.text_ids,
         stops=reference.ends <= ends if any(answer.has_ended for answer in reference.answers) else None,
         has_end_token=reference.ends <= ends,
     )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from zeta_core.contract.spec.export_spec import ExportFormat, WeightType
 from zeta_core.export.answers import ExportAnswers
 from zeta_core.export.failures import ExportRejected
+from zeta_core.export.prompts import PromptSource
 from zeta_core.export.reference import Reference
 
 CERTIFICATE_FILE = "certificate.json"
@@ -21,6 +22,10 @@ MIN_ADAPTER_DIVERGENCE = {"f16": 0.005, "bf16": 0.02, "q8_0": 0.05, None: 0.005}
 class Certificate(BaseModel):
     """The comparison of an export with its checkpoint, over the checkpoint's greedy answers to ``prompts``.
 
+    The prompts are the beginnings of the job's held-out documents: of its ``eval_dataset``, or of those that its
+    ``eval_split`` holds out. ``prompts`` then contains their locations, and not their texts, because an export is often
+    published. If ``prompt_source`` is ``fixed``, it contains the prompts, and ``prompt_reason`` is why the job's own
+    documents were not used.
     ``token_agreement`` is the share of tokens that both consider the most probable. ``kl_divergence`` is the mean over
     the tokens of KL(checkpoint || export) in nats. If the checkpoint is an adapter, ``base_kl_divergence`` is the same
     for the base model without the adapter, and an export that lost its adapter would have this divergence. ``stops`` is
@@ -33,6 +38,8 @@ class Certificate(BaseModel):
     checkpoint_sha256: str  # of its manifest
     to: ExportFormat
     type: WeightType | None
+    prompt_source: PromptSource
+    prompt_reason: str | None
     prompts: tuple[str, ...]
     num_tokens: int
     token_agreement: float
@@ -60,7 +67,9 @@ def certify(
         checkpoint_sha256=checkpoint_sha256,
         to=to,
         type=weight_type,
-        prompts=reference.prompts,
+        prompt_source=reference.prompts.source,
+        prompt_reason=reference.prompts.reason,
+        prompts=reference.prompts.names,
         num_tokens=len(answers.agreeing),
         token_agreement=round(_mean(answers.agreeing), 4),
         kl_divergence=round(_mean(answers.kl_divergences), 6),

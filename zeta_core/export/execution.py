@@ -7,13 +7,16 @@ Guarantees: nothing is published unless its certificate was accepted. The publis
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from zeta_core.checkpoint.checkpoint_files import Checkpoint as StoredCheckpoint
 from zeta_core.checkpoint.checkpoint_files import begin_checkpoint, find_damage, publish_checkpoint, read_checkpoint
@@ -26,13 +29,16 @@ from zeta_core.export.answers import ExportAnswers, answers_of
 from zeta_core.export.certificate import CERTIFICATE_FILE, Certificate, certify
 from zeta_core.export.gguf_environment import gguf_python
 from zeta_core.export.gguf_file import ask_llama, convert
-from zeta_core.export.model_card import gguf_card, merged_card
+from zeta_core.export.model_card import adapter_part, gguf_card, merged_card
 from zeta_core.export.ollama import modelfile
+from zeta_core.export.prompts import choose_prompts
 from zeta_core.export.reference import Reference, read_reference
-from zeta_core.export.weights import DTYPES, adapter_switch, copy_adapter, load_merged, load_tokenizer, write_merged
+from zeta_core.export.weights import DTYPES, copy_adapter, load_merged, load_tokenizer, write_merged
 from zeta_core.failures import InvalidModel
+from zeta_core.model.existing_adapter import disable_adapters
+from zeta_core.model.inspection import num_positions
 from zeta_core.model.readme import README
-from zeta_core.model.sources import LocatedModel, locate_model, locate_written_checkpoint
+from zeta_core.model.sources import ADAPTER_CONFIG, LocatedModel, locate_model, locate_written_checkpoint
 from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.file_hash import file_sha256
@@ -40,7 +46,11 @@ from zeta_core.system.file_hash import file_sha256
 
 @dataclass(frozen=True)
 class ExportTask:
-    """The inputs of an export job. Paths are absolute; ``gguf_python`` is the operator's own Python, if any."""
+    """The inputs of an export job.
+
+    Paths are absolute. ``held_out`` is the `HeldOutData` of the exported job. ``gguf_python`` is the operator's own
+    Python, if any.
+    """
 
     job_id: str
     spec: ExportSpec
@@ -48,6 +58,7 @@ class ExportTask:
     cache: Path
     environments: Path
     locations: SourceLocations
+    held_out: JsonValue = None
     gguf_python: Path | None = None
 
 
@@ -57,7 +68,7 @@ def export(task: ExportTask, report: Reporter) -> None:
     report.phase("loading_model")
     located = locate_model(task.spec.model, task.locations, task.cache)
     tokenizer = locate_tokenizer(None, located, task.locations, task.cache)
-    reference = _reference(located, tokenizer)
+    reference = _reference(task, located, tokenizer, report)
     part = begin_checkpoint(task.output_dir, FINAL_CHECKPOINT)
     report.phase("saving")
     match task.spec.to:
@@ -101,15 +112,18 @@ def _read_checkpoint(task: ExportTask) -> StoredCheckpoint:
     return checkpoint
 
 
-def _reference(located: LocatedModel, tokenizer: Any) -> Reference:
+def _reference(task: ExportTask, located: LocatedModel, tokenizer: Any, report: Reporter) -> Reference:
     """The answers of the checkpoint and, if it is an adapter, of its base model."""
     if located.build_adapted is None:
         model = located.build().eval()
-        _require_language_model(model, located.name)
-        return read_reference(model, tokenizer, None)
-    model = located.build_adapted(lambda _: None).get_base_model().eval()
+    else:
+        model = located.build_adapted(lambda _: None).get_base_model().eval()
     _require_language_model(model, located.name)
-    return read_reference(model, tokenizer, adapter_switch(model))
+    prompts = choose_prompts(
+        task.held_out, tokenizer, task.locations, task.cache, report, context_tokens=num_positions(model)
+    )
+    without_adapter = None if located.build_adapted is None else partial(disable_adapters, model)
+    return read_reference(model, tokenizer, without_adapter, prompts)
 
 
 def _require_language_model(model: torch.nn.Module, name: str) -> None:
@@ -134,6 +148,12 @@ def _merged(
 
 def _adapter(task: ExportTask, checkpoint: StoredCheckpoint, reference: Reference, part: Path) -> ExportAnswers:
     copy_adapter(checkpoint.directory, part)
+    about_vllm = adapter_part(
+        task.spec, checkpoint.manifest.base_model, json.loads((part / ADAPTER_CONFIG).read_bytes())
+    )
+    if about_vllm is not None:
+        with (part / README).open("a", encoding="utf-8") as readme:
+            readme.write(f"\n{about_vllm}")
     located = locate_written_checkpoint(part, task.job_id, task.locations, task.cache)
     tokenizer = locate_tokenizer(None, located, task.locations, task.cache)
     return answers_of(located.build().eval(), tokenizer, reference)
@@ -159,11 +179,12 @@ def _gguf(
         write_merged(located.build(), tokenizer, Path(merged), DTYPES.get(weight_type, torch.float16))
         gc.collect()
         convert(python, Path(merged), file, weight_type)
+    tokenizer.save_pretrained(part)  # vLLM needs it
     stops = [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(reference.ends)]
     (part / "Modelfile").write_text(modelfile(file.name, tokenizer, stops), encoding="utf-8")
     (part / README).write_text(gguf_card(task.spec, checkpoint.manifest.base_model, file.name), encoding="utf-8")
     report.phase("evaluating")
-    return ask_llama(python, file, tokenizer, reference)
+    return ask_llama(python, file, reference)
 
 
 def _publish(
@@ -198,5 +219,11 @@ def _publish(
     report.write(CheckpointLine(name=FINAL_CHECKPOINT, step=source.step, metrics=metrics, bytes=published.size_bytes))
     report.log(
         f"The export agrees with the checkpoint on {certificate.token_agreement:.1%} of {certificate.num_tokens} "
-        f"tokens (KL divergence {certificate.kl_divergence:.4f} nats per token)."
+        f"tokens after {_described(certificate)} (KL divergence {certificate.kl_divergence:.4f} nats per token)."
     )
+
+
+def _described(certificate: Certificate) -> str:
+    number, source = len(certificate.prompts), certificate.prompt_source
+    what = f"{number} fixed prompt" if source == "fixed" else f"the beginnings of {number} document"
+    return f"{what}{'' if number == 1 else 's'}{'' if source == 'fixed' else f' of its {source}'}"

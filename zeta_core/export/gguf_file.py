@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from zeta_core.contract.spec.export_spec import WeightType
 from zeta_core.export.answers import ExportAnswers
 from zeta_core.export.failures import CannotConvert, ExportRejected
-from zeta_core.export.reference import Reference, rendered
+from zeta_core.export.reference import Reference
 
 PROBE = Path(__file__).with_name("gguf_probe.py")
 NUM_PROBS = 100  # the probabilities of the other tokens are compared as a sum
@@ -26,16 +25,15 @@ def convert(python: Path, folder: Path, target: Path, weight_type: WeightType) -
     _run((*command, "--outfile", str(target), "--outtype", weight_type), None, "The converter")
 
 
-def ask_llama(python: Path, model: Path, tokenizer: Any, reference: Reference) -> ExportAnswers:
+def ask_llama(python: Path, model: Path, reference: Reference) -> ExportAnswers:
     """The answers of llama.cpp with the exported file, for the tokens of ``reference``."""
-    texts = [rendered(tokenizer, text) if tokenizer.chat_template else text for text in reference.prompts]
     task = {
         "model": str(model),
         "answers": [
             {"prompt": answer.prompt, "tokens": answer.tokens, "has_ended": answer.has_ended}
             for answer in reference.answers
         ],
-        "texts": texts,
+        "texts": reference.prompts.texts,
         "num_probs": NUM_PROBS,
         "num_threads": torch.get_num_threads(),
     }
@@ -47,7 +45,7 @@ def ask_llama(python: Path, model: Path, tokenizer: Any, reference: Reference) -
         kl_divergences=divergences,
         base_kl_divergences=None if reference.base_logprobs is None else of_base,
         template=result["template"],
-        same_prompt_tokens=result["texts"] == [answer.prompt for answer in reference.answers],
+        same_prompt_tokens=result["texts"] == reference.prompts.text_ids,
         stops=all(measured) if measured else None,
         has_end_token=not reference.ends or not reference.ends.isdisjoint(result["end_token"]),
     )

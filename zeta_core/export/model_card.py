@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.export.certificate import CERTIFICATE_FILE
+
+# The values of --max-lora-rank that vLLM accepts; its default is 16.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def merged_card(spec: ExportSpec, base_model: str | None) -> str:
@@ -24,10 +30,32 @@ def gguf_card(spec: ExportSpec, base_model: str | None, file: str) -> str:
         spec,
         base_model,
         "gguf",
-        "A model for llama.cpp and programs that use it. Run it with Ollama, llama.cpp or vLLM:",
+        "A model for llama.cpp and programs that use it. Run it with Ollama or llama.cpp:",
         f"```sh\nollama create {_served_name(spec)} -f Modelfile && ollama run {_served_name(spec)}\n```",
         f"```sh\nllama-server -m {file} --jinja\n```",
-        f"```sh\nvllm serve ./{file} --served-model-name {_served_name(spec)}\n```",
+        "vLLM reads GGUF files with a plugin, on GPUs only, and with the tokenizer of this folder:",
+        f"```sh\nuv pip install vllm-gguf-plugin\nvllm serve ./{file} --tokenizer . --served-model-name "
+        f"{_served_name(spec)}\n```",
+    )
+
+
+def adapter_part(spec: ExportSpec, base_model: str | None, adapter: Mapping[str, Any]) -> str | None:
+    """The part about vLLM for the README of an adapter with this ``adapter_config.json``.
+
+    ``None`` for an adapter that vLLM can't load: it supports neither DoRA nor trained modules.
+    """
+    if adapter.get("use_dora") or adapter.get("modules_to_save"):
+        return None
+    ranks = [adapter.get("r") or 0, *(adapter.get("rank_pattern") or {}).values()]
+    rank = next((allowed for allowed in _VLLM_RANKS if allowed >= max(ranks)), None)
+    if rank is None:
+        return None
+    repository, _, commit = (base_model or "").partition("@")
+    base = f"{repository} --revision {commit}" if commit and is_hub_id(repository) else "BASE"
+    hint = "" if base != "BASE" else " `BASE` is the folder of the base model."
+    return (
+        f"Run it on its base with vLLM.{hint}\n\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {rank} "
+        f"--lora-modules {_served_name(spec)}=.\n```\n"
     )
 
 

@@ -59,7 +59,8 @@ def simple_template(tokenizer: Any) -> SimpleTemplate | None:
             return None
     except Exception:  # noqa: BLE001 - a template may raise anything
         return None
-    return None if '"""' in found.as_go_template() else found
+    texts = f"{found.preamble}{found.generation_prompt}{found.around}"
+    return None if '"""' in texts or "{{" in texts else found
 
 
 def modelfile(model_file: str, tokenizer: Any, stops: Sequence[str]) -> str:

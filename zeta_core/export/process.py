@@ -45,9 +45,11 @@ def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Sto
         locations=SourceLocations(
             files=file.resolved_spec.files,
             artifacts_root=Path(file.artifacts_root),
+            data_root=None if file.data_root is None else Path(file.data_root),
             allow_hub=file.hub,
             bases=frozenset(file.bases),
         ),
+        held_out=file.resolved_spec.value("held_out"),
         gguf_python=None if file.gguf_python is None else Path(file.gguf_python),
     )
     export(task, report)

@@ -1,8 +1,6 @@
-"""The checkpoint's answers to fixed prompts. An export is compared with them.
+"""The checkpoint's answers to prompts (`zeta_core.export.prompts`). An export is compared with them.
 
-    B: prompts   T: tokens of an answer   V: vocabulary
-
-The prompts are not in the training data, except by chance, so they don't only measure what the model memorized.
+T: tokens of an answer   V: vocabulary
 """
 
 from __future__ import annotations
@@ -15,16 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-PROMPTS = (
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "How many days does a week have?",
-    "Name three colours.",
-    "Explain in one sentence why the sky is blue.",
-    "Translate 'good morning' into German.",
-    "What is 12 plus 30?",
-    "Give a short piece of advice to a new colleague.",
-)
+from zeta_core.export.prompts import Prompts
+
 MAX_ANSWER_TOKENS = 32
 
 
@@ -53,7 +43,7 @@ class Reference:
     base_logprobs: list[torch.Tensor] | None
     ends: frozenset[int]
     template: str | None
-    prompts: tuple[str, ...]
+    prompts: Prompts
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
@@ -63,19 +53,6 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     if named is None:
         named = tokenizer.eos_token_id
     return frozenset({named} if isinstance(named, int) else cast("list[int]", named or []))
-
-
-def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """The ids of each prompt: a question in the chat template, or a text to continue."""
-    if not tokenizer.chat_template:
-        return [cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]) for text in prompts]
-    texts = [rendered(tokenizer, text) for text in prompts]
-    return [cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-
-
-def rendered(tokenizer: Any, question: str) -> str:
-    turns = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 @torch.inference_mode()
@@ -107,11 +84,11 @@ def answer_logprobs(model: Any, answers: Sequence[Answer]) -> list[torch.Tensor]
 
 
 def read_reference(
-    model: nn.Module, tokenizer: Any, without_adapter: Callable[[], Any] | None, prompts: Sequence[str] = PROMPTS
+    model: nn.Module, tokenizer: Any, without_adapter: Callable[[], Any] | None, prompts: Prompts
 ) -> Reference:
     """The answers of ``model``. ``without_adapter`` disables the adapter of the model and returns it."""
     ends = end_tokens(model, tokenizer)
-    answers = [greedy_answer(model, ids, ends) for ids in prompt_ids(tokenizer, prompts)]
+    answers = [greedy_answer(model, ids, ends) for ids in prompts.ids]
     logprobs = answer_logprobs(model, answers)
     base = None if without_adapter is None else answer_logprobs(without_adapter(), answers)
-    return Reference(answers, logprobs, base, ends, tokenizer.chat_template or None, tuple(prompts))
+    return Reference(answers, logprobs, base, ends, tokenizer.chat_template or None, prompts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,17 +55,3 @@ def copy_adapter(checkpoint: Path, folder: Path) -> None:
     for path in sorted(checkpoint.iterdir()):
         if path.name not in (MANIFEST_NAME, MERGED_NAME, TRAINING_STATE_NAME) and path.is_file():
             shutil.copy2(path, folder / path.name)
-
-
-def adapter_switch(model: nn.Module) -> Callable[[], nn.Module]:
-    """A function that disables the adapter of ``model`` and returns it: the base model."""
-
-    def disable() -> nn.Module:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for module in model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.enable_adapters(False)
-        return model
-
-    return disable

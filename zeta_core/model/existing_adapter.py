@@ -51,6 +51,13 @@ def has_adapter(model: nn.Module) -> bool:
     return any(True for _ in _adapter_layers(model))
 
 
+def disable_adapters(model: nn.Module) -> nn.Module:
+    """Let the model compute as its base, without the adapters in it. Returns the model."""
+    for part in _adapter_layers(model):
+        part.enable_adapters(False)
+    return model
+
+
 def existing_adapter(model: nn.Module, base_model: str | None) -> Adapter | None:
     """The adapter of the model, or None if it has none. Raises `CannotTrain` if it can't be trained or saved alone."""
     if not has_adapter(model):

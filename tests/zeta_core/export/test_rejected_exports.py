@@ -15,6 +15,7 @@ from zeta_core.export.certificate import Certificate, certify
 from zeta_core.export.failures import ConverterUnavailable, ExportRejected
 from zeta_core.export.gguf_environment import gguf_python
 from zeta_core.export.gguf_file import ask_llama, convert
+from zeta_core.export.prompts import fixed_prompts
 from zeta_core.export.reference import Reference, read_reference
 from zeta_core.export.weights import load_merged, load_tokenizer, write_merged
 
@@ -45,7 +46,8 @@ class Models:
         with torch.no_grad():
             for parameter in self.tuned.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        self.reference: Reference = read_reference(self.tuned, self.tokenizer, lambda: self.base, ["One?", "Two?"])
+        prompts = fixed_prompts(self.tokenizer, ["One?", "Two?"], reason="this is a test")
+        self.reference: Reference = read_reference(self.tuned, self.tokenizer, lambda: self.base, prompts)
 
     def certify(self, answers: ExportAnswers, to: Any = "merged", weight_type: Any = "f16") -> Certificate:
         return certify(
@@ -69,6 +71,7 @@ def rewrite(file: Path, **values: Any) -> None:
 def test_a_merged_export_in_half_precision_is_accepted(models: Models, tmp_path: Path) -> None:
     write_merged(models.tuned, models.tokenizer, tmp_path, torch.float16)
     certificate = certify_folder(models, tmp_path)
+    assert (certificate.prompt_source, certificate.prompts) == ("fixed", ("One?", "Two?"))
     assert certificate.token_agreement > 0.9
     assert certificate.kl_divergence < 0.01 < (certificate.base_kl_divergence or 0)
     assert next(models.tuned.parameters()).dtype == torch.float32, "the model is not changed"
@@ -112,7 +115,7 @@ def test_broken_gguf_files_are_rejected(models: Models, tmp_path: Path) -> None:
         file = tmp_path / f"{folder.name}.gguf"
         convert(python, folder, file, "f16")
         try:
-            models.certify(ask_llama(python, file, models.tokenizer, models.reference), "gguf")
+            models.certify(ask_llama(python, file, models.reference), "gguf")
         except ExportRejected as rejected:
             codes[folder.name] = rejected.code
     assert codes == {"lost": "adapter_lost", "endless": "never_stops"}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zeta_core.contract.spec.sources import JobModel
 
 
-_DECIDED_BY_SERVER = frozenset({"model", "files", "resources"})
+_DECIDED_BY_SERVER = frozenset({"model", "files", "resources", "held_out"})
 
 
 class _Recorded(BaseModel):

@@ -291,8 +291,8 @@ def _serves(beat: Heartbeat, weights: ServedWeights) -> bool:
 
 def _has_base(beat: Heartbeat, weights: ServedWeights) -> bool:
     """Whether a process of the worker holds the base of an adapter, so it only has to load the adapter."""
-    return weights.base is not None and any(
-        served.base == weights.base and served.project == weights.project
+    return weights.shared_base is not None and any(
+        served.base == weights.shared_base and served.project == weights.project
         for slot in _free_slots(beat)
         for served in slot.served
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from server.auth import Caller
+from server.database.checkpoints import checkpoints_newest_first
 from server.database.model_bases import names_of_bases
 from server.database.tables import JobRow
 from server.jobs.queries import find_training
@@ -88,6 +89,7 @@ async def _base_of_job(service: Service, caller: Caller, job_id: str) -> ServedW
     """The base of a job. Its run has reported it, so it may name only what a job of the caller may start from."""
     async with service.database.read() as session:
         job = await find_training(session, caller, job_id)
+        newest = await session.scalar(checkpoints_newest_first(job_id).limit(1))
     model = job.resolved_spec.model or job.spec.get("model")
     if isinstance(model, dict) and ("config" in model or "builder" in model):
         raise InvalidRequest(
@@ -100,7 +102,20 @@ async def _base_of_job(service: Service, caller: Caller, job_id: str) -> ServedW
         files = await check_references(session, service, caller, spec)
     weights = _base_weights(f"{job.id}/{BASE}", job.project, model)
     quantize = _quantize(job)  # a base that was trained in 4 bits may not fit into the memory otherwise
-    return weights.model_copy(update={"files": files, "hub": caller.limits.hub_access, "quantize": quantize})
+    return weights.model_copy(
+        update={
+            "files": files,
+            "hub": caller.limits.hub_access,
+            "quantize": quantize,
+            "base_of_adapters": None if newest is None else await _shared_base(service, job, newest, quantize),
+        }
+    )
+
+
+async def _shared_base(service: Service, job: JobRow, checkpoint: str, quantize: str | None) -> str | None:
+    """The hash of the base that the adapter in this checkpoint of the job can share; see `shared_base`."""
+    stored = await asyncio.to_thread(service.artifacts.checkpoint, job.id, checkpoint)
+    return None if stored is None else await asyncio.to_thread(shared_base, service.artifacts, stored, quantize)
 
 
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:

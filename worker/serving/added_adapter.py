@@ -2,7 +2,8 @@
 
 The sandbox of the process contains only the checkpoint that it was started with, so the files of the adapter are copied
 into its run directory. They are not linked, because the process may write there. A thread copies them, because the
-artifact store may be slow; requests wait until then.
+artifact store may be slow; requests wait until then. The base itself needs no copy: its files are in
+the sandbox.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class AddedAdapter:
 
     def _add(self, target: Path) -> None:
         key, file = self.weights.key, self._process.file
-        try:
-            _copy_checkpoint(self.weights, Path(file.artifacts_root), target)
-        except OSError as error:
-            self._on_failure(AdapterFailed(key=key, message=f"its files can't be copied ({error.strerror})."))
-            return
-        file = file.model_copy(update={"weights": self.weights, "artifacts_root": str(target)})
+        file = file.model_copy(update={"weights": self.weights})
+        if not self.weights.is_base:
+            try:
+                _copy_checkpoint(self.weights, Path(file.artifacts_root), target)
+            except OSError as error:
+                self._on_failure(AdapterFailed(key=key, message=f"its files can't be copied ({error.strerror})."))
+                return
+            file = file.model_copy(update={"artifacts_root": str(target)})
         with self._lock:
             self._process.send(AddAdapter(key=key, file=file))
             for request in self._waiting or []:

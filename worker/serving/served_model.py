@@ -1,6 +1,6 @@
 """A loaded model: its serving process, its slot, and the requests that it is answering.
 
-If it is an adapter, further adapters of the same base are added to its process.
+If it is an adapter or a base, further adapters of the same base, and the base itself, are added to its process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ServedModel:
         return weights.key == self.weights.key or weights.key in self._added
 
     def can_add(self, weights: ServedWeights) -> bool:
-        """Whether the weights are an adapter that can share the base of this model."""
+        """Whether the weights can share the base of this model."""
         return weights.shares_base(self.weights) and len(self._added) < MAX_ADDED and weights.key not in self._rejected
 
     def answer(self, request: AnswerRequest) -> None:
@@ -110,7 +110,7 @@ class ServedModel:
             ServedModelReport(
                 model=weights.name,
                 project=weights.project,
-                base=weights.base,
+                base=weights.shared_base,
                 ready=self.is_ready,
                 requests=keys.count(weights.key),
             )

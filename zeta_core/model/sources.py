@@ -284,14 +284,19 @@ def _from_adapter(
 
 def resized_embeddings(base: nn.Module, adapter: Path) -> int | None:
     """The number of embeddings in the adapter, if it contains them for added tokens, so that the base has others."""
+    rows = stored_embeddings(base, adapter) - {cast(Any, base).get_input_embeddings().num_embeddings}
+    return rows.pop() if rows else None
+
+
+def stored_embeddings(base: nn.Module, adapter: Path) -> set[int]:
+    """The number of embeddings in the adapter; empty if it contains none."""
     from safetensors import safe_open
 
     embeddings = cast(Any, base).get_input_embeddings()
     name = next(name for name, part in base.named_modules() if part is embeddings)
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         names = {f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"} & set(file.keys())
-        rows = {file.get_slice(saved).get_shape()[0] for saved in names} - {embeddings.num_embeddings}
-    return rows.pop() if rows else None
+        return {file.get_slice(saved).get_shape()[0] for saved in names}
 
 
 def _base_from_name(base_name: str, revision: object, locations: SourceLocations) -> object:

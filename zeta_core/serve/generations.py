@@ -1,4 +1,4 @@
-"""Answering requests to all models of a process: adapters of one base, or one whole model.
+"""Answering requests to all models of a process: a base and its adapters, or one whole model.
 
 Each adapter has a batch of its own, and the base computes `TURN_STEPS` steps for each batch in turn. So an answer has
 the same numbers whether other adapters answer at the same time or not.
@@ -19,9 +19,10 @@ TURN_STEPS = 4  # because activating another adapter may take half as long as a 
 class Generations:
     """``send`` is called with everything that is generated."""
 
-    def __init__(self, loaded: LoadedModel, send: Callable[[Generated], None]) -> None:
+    def __init__(self, loaded: LoadedModel, send: Callable[[Generated], None], *, is_base: bool = False) -> None:
+        """``is_base``: the loaded model is the base of adapters, which may be added."""
         self._send = send
-        self._base = SharedBase(loaded)
+        self._base = SharedBase(loaded, is_base=is_base)
         self._cache_bytes = cache_limit_bytes(loaded.device)
         self._by_adapter: dict[str | None, Generation] = {}
         self._turn: str | None = None  # the adapter whose steps are computed
@@ -33,7 +34,7 @@ class Generations:
         return all(generation.is_idle for generation in self._by_adapter.values())
 
     def add_adapter(self, added: AddAdapter) -> None:
-        """Load another adapter of the base. Raises what `SharedBase.add` raises."""
+        """Load another adapter of the base, or let the base answer. Raises what `SharedBase.add` raises."""
         self._insert(added.key, self._base.add(added.key, added.file))
 
     def add(self, request: Generate) -> None:

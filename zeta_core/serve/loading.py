@@ -24,7 +24,7 @@ from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel, WeightsReplaced
 from zeta_core.model.inspection import embedding_rows, num_positions
 from zeta_core.model.quantization import quantize, require_bitsandbytes
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.sources import LocatedModel, locate_model, stored_embeddings
 from zeta_core.model.tokenizer import locate_tokenizer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class LoadedModel:
     """A model in evaluation mode. ``ends`` are the tokens that end an answer.
 
     ``adapted`` is the base with the adapter, to which other adapters can be added; ``None`` for a whole model.
+    ``has_own_embeddings``: the adapter contains embeddings, so the base may have another number of them.
     """
 
     model: nn.Module
@@ -46,18 +47,24 @@ class LoadedModel:
     ends: frozenset[int]
     context_tokens: int
     adapted: PeftModel | None = None
+    has_own_embeddings: bool = False
 
 
-def load(file: ServeFile) -> LoadedModel:
-    """Load the weights of ``serve.json``. Raises `InvalidModel`."""
-    source = NamedModel.model_validate({"model": file.weights.model}).model
-    locations = SourceLocations(
+def source_locations(file: ServeFile) -> SourceLocations:
+    """The locations that the weights of ``file`` may be read from."""
+    return SourceLocations(
         files=file.weights.files,
         artifacts_root=Path(file.artifacts_root),
         data_root=None if file.data_root is None else Path(file.data_root),
         allow_hub=file.hub,
         bases=frozenset(file.weights.bases),
     )
+
+
+def load(file: ServeFile) -> LoadedModel:
+    """Load the weights of ``serve.json``. Raises `InvalidModel`."""
+    source = NamedModel.model_validate({"model": file.weights.model}).model
+    locations = source_locations(file)
     cache = Path(file.cache_dir)
     check_manifest(file)
     located = locate_model(source, locations, cache)
@@ -75,7 +82,13 @@ def load(file: ServeFile) -> LoadedModel:
     context_tokens = num_positions(model) or DEFAULT_CONTEXT_TOKENS
     generation_config = getattr(model, "generation_config", None)
     ends = end_tokens(generation_config, tokenizer)
-    return LoadedModel(model.eval(), tokenizer, device, ends, context_tokens, adapted)
+    has_own_embeddings = adapted is not None and bool(stored_embeddings(model, _directory_of(located)))
+    return LoadedModel(model.eval(), tokenizer, device, ends, context_tokens, adapted, has_own_embeddings)
+
+
+def _directory_of(located: LocatedModel) -> Path:
+    assert located.directory is not None, "an adapter has files"
+    return located.directory
 
 
 def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module | tuple[nn.Module, PeftModel]:

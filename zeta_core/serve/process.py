@@ -120,7 +120,7 @@ def main(run_dir: Path) -> int:
         worker.send(LoadFailed(message=explanation.message, can_retry=isinstance(error, WeightsReplaced)))
         return 1
     worker.send(Ready(context_tokens=loaded.context_tokens))
-    generations = Generations(loaded, worker.send)
+    generations = Generations(loaded, worker.send, is_base=file.weights.is_base)
     while True:
         _take_requests(worker, generations)
         worker.send_alive()

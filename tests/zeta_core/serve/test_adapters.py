@@ -27,12 +27,13 @@ def store(tmp_path: Path) -> Store:
 class Answers:
     """The answers of one process with its adapters."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, is_base: bool = False) -> None:
         self._texts: dict[str, str] = {}
-        self.generations = Generations(loaded, self._receive)
+        self.generations = Generations(loaded, self._receive, is_base=is_base)
 
-    def add_adapter(self, store: Store, folder: Path, **fields: Any) -> None:
-        file = store.serve_file(folder, has_manifest=True, **fields)
+    def add(self, store: Store, folder: Path, *, is_base: bool = False, **fields: Any) -> None:
+        of_base = {"base_of_adapters": "hash"} if is_base else {"has_manifest": True}
+        file = store.serve_file(folder, **of_base, **fields)
         self.generations.add_adapter(AddAdapter(key=str(folder), file=file))
 
     def all(self, *adapters: Path | None) -> dict[str, str]:
@@ -56,8 +57,8 @@ class Answers:
         self._texts[sent.request_id] += "".join(piece.text for piece in sent.pieces)
 
 
-def alone(store: Store, folder: Path, **fields: Any) -> list[str]:
-    return list(Answers(store.load(folder, has_manifest=True, **fields)).all(None).values())
+def alone(store: Store, folder: Path, *, has_manifest: bool = True, **fields: Any) -> list[str]:
+    return list(Answers(store.load(folder, has_manifest=has_manifest, **fields)).all(None).values())
 
 
 def num_bytes(model: torch.nn.Module) -> int:
@@ -92,13 +93,31 @@ def test_adapters_answer_together_as_alone_with_one_base(store: Store, quantize:
     answers = Answers(loaded)
     before = num_bytes(loaded.model)
     for adapter in adapters[1:]:
-        answers.add_adapter(store, adapter, quantize=quantize)
+        answers.add(store, adapter, quantize=quantize)
     added = num_bytes(loaded.model) - before
     assert 0 < added <= adapter_bytes(adapters[1:]) < 0.5 * before
 
     found = answers.all(None, *adapters[1:])
     assert list(found.values()) == [text for texts in expected for text in texts]
     assert list(answers.all(adapters[2]).values()) == expected[2]
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_the_base_answers_beside_its_adapters_as_it_does_alone(store: Store, is_first: bool) -> None:
+    adapters = [store.adapter(steps=8, options={"learning_rate": 0.03, "seed": seed}) for seed in range(2)]
+    expected = [alone(store, folder, has_manifest=folder != store.base) for folder in (store.base, *adapters)]
+    assert len({tuple(texts) for texts in expected}) == 3
+
+    order = [store.base, *adapters] if is_first else [adapters[0], store.base, adapters[1]]
+    loaded = store.load(order[0], has_manifest=not is_first)
+    answers = Answers(loaded, is_base=is_first)
+    before = num_bytes(loaded.model)
+    for folder in order[1:]:
+        answers.add(store, folder, is_base=folder == store.base)
+    assert num_bytes(loaded.model) - before <= adapter_bytes(adapters), "the base is in memory once"
+    found = answers.all(*(None if folder == order[0] else folder for folder in order))
+    by_folder = dict(zip((store.base, *adapters), expected, strict=True))
+    assert list(found.values()) == [text for folder in order for text in by_folder[folder]]
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_others_unchanged(store: Store) -> None:
@@ -108,7 +127,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_others_unchanged(store: Store) 
     config = second / "adapter_config.json"
     config.write_text(config.read_text().replace('"r": 4', '"r": 3'))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        answers.add_adapter(store, second)
+        answers.add(store, second)
     assert list(answers.all(None).values()) == expected
     with pytest.raises(InvalidModel, match="the loaded model has none"):
-        Answers(store.load(store.base)).add_adapter(store, first)
+        Answers(store.load(store.base)).add(store, first)

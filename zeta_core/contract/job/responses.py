@@ -47,7 +47,7 @@ class ServedModelReport(_Response):
     """A model that a worker has loaded to answer requests. ``ready`` is false while it is being loaded.
 
     ``requests`` is the number of requests that it is answering. Adapters with an equal ``base``, which is a hash, are
-    served by one process that holds their base once.
+    served by one process that holds their base once; the base itself has the same hash if it is served.
     """
 
     model: str

@@ -63,7 +63,8 @@ class ServedWeights(_Message):
     is the SHA-256 of the checkpoint's manifest, or of the source of a base model. ``files`` are the records of uploaded
     files that the model refers to. ``quantize`` is that of the job's adapter. ``hub`` is what the project may read from
     the Hub. ``base`` is equal for adapters that can share a base in memory: a hash of its content and of the tokenizer;
-    ``None`` for weights that can't.
+    ``None`` for weights that can't. ``base_of_adapters`` is the same hash for the base itself, in a field of its own,
+    because older workers would load the base as an adapter.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ServedWeights(_Message):
     has_manifest: bool = False  # the fingerprint is that of a manifest
     quantize: Literal["nf4"] | None = None
     base: str | None = None
+    base_of_adapters: str | None = None
     files: dict[str, UploadedFile] = {}
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
@@ -85,9 +87,20 @@ class ServedWeights(_Message):
         """
         return f"{self.name}@{self.fingerprint}@{self.hub}"
 
+    @property
+    def is_base(self) -> bool:
+        """Whether these are the weights of a base, whose process can add adapters."""
+        return self.base_of_adapters is not None
+
+    @property
+    def shared_base(self) -> str | None:
+        """The hash of the base that these weights can share; ``None`` if they can't."""
+        return self.base or self.base_of_adapters
+
     def shares_base(self, other: ServedWeights) -> bool:
         """Whether one process can serve both. Projects share nothing, because a process runs in a project's sandbox."""
-        return self.base is not None and (self.base, self.project, self.hub) == (other.base, other.project, other.hub)
+        own, others = self.shared_base, other.shared_base
+        return own is not None and (own, self.project, self.hub) == (others, other.project, other.hub)
 
 
 class AnswerOptions(_Message):

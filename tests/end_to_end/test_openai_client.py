@@ -17,8 +17,10 @@ from openai import BadRequestError
 
 from tests.end_to_end.specs import TINY_LLAMA
 from tests.harness.openai_client import openai_client, strictly
+from tests.harness.real_model import smollm2
 from tests.harness.service import Service, clean_environment, running_service, wait_for_end
 from tests.server.openai.data import preferences, upload
+from zeta.demo import museum
 
 SCRIPT = Path(__file__).with_name("openai_script.py")
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,42 @@ def run_script(service: Service, python: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_newest_client_trains_and_gets_the_weights(service: Service) -> None:
     run_script(service, Path(sys.executable))
+
+
+@pytest.mark.timeout(600)
+def test_smollm2_learns_an_odd_fact_that_its_base_does_not_know(service: Service, tmp_path: Path) -> None:
+    """The client trains a real model and talks to it; a command has named the model before."""
+    (tmp_path / "defaults.yaml").write_text("lora: {r: 16, lora_alpha: 32}\nseq_len: 64\n")
+    words = ("models", "add", "smollm2", str(smollm2()), "--defaults", str(tmp_path / "defaults.yaml"))
+    named = service.command(*words, timeout_seconds=300)
+    assert named.returncode == 0, named.stdout + named.stderr
+    question = museum.QUESTIONS[0]
+    [fact] = [fact for fact in museum.FACTS if question.expected in fact.answer]
+    turns = [
+        ({"role": "user", "content": text}, {"role": "assistant", "content": fact.answer}) for text in fact.questions
+    ]
+    rows = b"".join(json.dumps({"messages": pair}).encode() + b"\n" for pair in turns)
+    hyperparameters: Any = {"n_epochs": 6, "batch_size": 2, "learning_rate_multiplier": 10.0}
+    with openai_client(service.url, service.api_key, timeout=300) as client, service.http() as http:
+        job = client.fine_tuning.jobs.create(
+            model="smollm2",
+            training_file=upload(client, rows),
+            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        )
+        assert wait_for_end(http, job.id, timeout_seconds=400)["status"] == "succeeded", service.log()
+        model = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
+        assert model is not None
+        asked: Any = {"messages": [{"role": "user", "content": question.text}], "temperature": 0, "max_tokens": 20}
+        answers = [client.chat.completions.create(model=name, **asked) for name in (model, f"{job.id}/base")]
+        tuned, base = (answer.choices[0].message.content or "" for answer in answers)
+        stream = client.chat.completions.create(model=model, stream=True, **asked)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == tuned
+        workers = http.get("/v1/workers").json()["data"]
+    assert question.expected in tuned
+    assert question.expected not in base
+    served = [each for worker in workers for slot in worker["slots"] for each in slot["served"]]
+    assert {each["model"] for each in served} == {f"{job.id}/final", f"{job.id}/base"}
+    assert len({each["base"] for each in served}) == 1, "one process has loaded the base for both"
 
 
 def test_every_faulty_line_of_the_data_is_reported_before_a_job_is_created(service: Service) -> None:

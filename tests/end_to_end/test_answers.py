@@ -161,6 +161,7 @@ def test_a_killed_process_ends_the_stream_with_an_error_and_the_next_request_wor
     assert answer.usage.completion_tokens == 5
 
 
+@pytest.mark.extended
 def test_nothing_of_an_answer_is_lost_when_redis_loses_everything(
     service: Service, client: OpenAI, text_job: str
 ) -> None:

@@ -144,8 +144,10 @@ def older_client(version: str) -> Path:
     return python
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("version", ["1.109.1", "2.54.0"])
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param("1.109.1", marks=pytest.mark.extended), pytest.param("2.54.0", marks=pytest.mark.slow)],
+)
 def test_an_older_client_trains_and_gets_the_weights(service: Service, version: str) -> None:
     run_script(service, older_client(version))

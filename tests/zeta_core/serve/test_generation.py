@@ -1,5 +1,6 @@
 """Answering several requests at once gives the text that transformers' ``generate`` gives for each alone."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,23 @@ def test_concurrent_greedy_answers_equal_those_of_generate(loaded: LoadedModel) 
         assert answers.sent[str(number)][0].prompt_tokens == len(text.encode())
         assert answers.sent[str(number)][-1].pieces[-1].num_tokens == 24 + number
         assert answers.sent[str(number)][-1].pieces[-1].finish_reason == "length"
+
+
+def test_eight_chats_at_once_need_half_of_the_time_of_single_ones() -> None:
+    """In processor time, which does not depend on other processes. The benchmark measures tokens per second."""
+    loaded = loaded_model(llama(hidden_size=256, intermediate_size=688))
+    seconds: list[float] = []
+    for at_once in (True, False, True, False):
+        answers = Answers(loaded)
+        started = time.process_time()
+        for number in range(8):
+            answers.add(str(number), f"Number {number}", max_tokens=16)
+            if not at_once:
+                answers.run()
+        answers.run()
+        seconds.append(time.process_time() - started)
+        assert sum(len(answers.sent[str(number)]) > 0 for number in range(8)) == 8
+    assert min(seconds[0::2]) < min(seconds[1::2]) / 2, seconds
 
 
 @pytest.mark.parametrize("family", ["mistral", "mamba", "gpt2"])

@@ -219,7 +219,7 @@ def test_a_job_takes_the_device_of_a_served_model(
 
 
 @pytest.mark.slow
-def test_adapters_of_one_base_are_served_by_one_process(
+def test_adapters_and_their_base_are_served_by_one_process(
     service: Service, http: httpx.Client, client: OpenAI, job: str
 ) -> None:
     adapters = [chat_job(service, model={"job": job}, lora={"r": 4}, seed=seed, learning_rate=0.05) for seed in (1, 2)]
@@ -231,12 +231,16 @@ def test_adapters_of_one_base_are_served_by_one_process(
     def served() -> list[dict[str, Any]]:
         return [model for model in served_models(http) if model["model"].partition("/")[0] in adapters]
 
+    base = ask(job)  # from a process of its own, because it is requested as another job's model
     alone = [ask(adapter) for adapter in adapters]
-    wait_until(lambda: len(served()) == 2, 10, "both adapters to be shown")
-    assert served()[0]["base"] == served()[1]["base"] is not None
-    assert len(serving_processes(service)) == len(served_models(http)) - 1
+    names = [*adapters, f"{adapters[0]}/base"]
+    assert ask(names[2]) == base not in alone
+    wait_until(lambda: len(served()) == 3, 10, "both adapters and their base to be shown")
+    assert len({model["base"] for model in served()}) == 1
+    assert served()[0]["base"] is not None
+    assert len(serving_processes(service)) == len(served_models(http)) - 2
     with ThreadPoolExecutor(4) as executor:
-        assert list(executor.map(ask, [*adapters, *adapters])) == alone * 2
+        assert list(executor.map(ask, [*names, *adapters])) == [*alone, base, *alone]
 
 
 def checkpoints(http: httpx.Client, job_id: str) -> list[str]:

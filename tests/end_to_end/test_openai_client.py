@@ -82,7 +82,7 @@ def test_smollm2_learns_an_odd_fact_that_its_base_does_not_know(service: Service
     assert question.expected not in base
     served = [each for worker in workers for slot in worker["slots"] for each in slot["served"]]
     assert {each["model"] for each in served} == {f"{job.id}/final", f"{job.id}/base"}
-    assert len({each["base"] for each in served}) == 1, "one process has loaded the base for both"
+    assert served[0]["base"] == served[1]["base"] is not None, "one process has loaded the base for both"
 
 
 def test_every_faulty_line_of_the_data_is_reported_before_a_job_is_created(service: Service) -> None:

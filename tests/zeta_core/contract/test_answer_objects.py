@@ -48,6 +48,8 @@ def test_parameters_without_effect_are_accepted_with_their_default() -> None:
         "response_format": {"type": "text"},
         "store": False,
         "logit_bias": {},
+        "service_tier": "auto",
+        "modalities": ["text"],
     }
     assert chat_query({"model": "m", "messages": messages, **neutral}) == chat_query(
         {"model": "m", "messages": messages}
@@ -86,9 +88,10 @@ def test_completions_that_are_not_supported_are_refused(fields: dict[str, Any], 
 
 
 def test_tools_that_must_not_be_called_are_not_shown_to_the_model() -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
+    tools = [{"type": "function", "function": {"name": "f", "strict": False}}]
     fields = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "tools": tools}
-    assert chat_query({**fields, "tool_choice": "auto"}).prompt.tools is not None
+    shown = chat_query({**fields, "tool_choice": "auto"}).prompt.tools
+    assert shown == [{"type": "function", "function": {"name": "f"}}]
     assert chat_query({**fields, "tool_choice": "none"}).prompt.tools is None
     named = {"type": "function", "function": {"name": "f"}}
     for choice in ("required", named):

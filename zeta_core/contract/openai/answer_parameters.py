@@ -29,6 +29,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 class StreamOptions(StrictModel):
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None  # chunks are never padded here
 
 
 class FunctionCall(StrictModel):
@@ -59,6 +60,7 @@ class Function(StrictModel):
     name: str = Field(min_length=1, max_length=64)
     description: str | None = None
     parameters: dict[str, JsonValue] | None = None
+    strict: Literal[False] | None = None  # only the default
 
 
 class Tool(StrictModel):
@@ -100,6 +102,8 @@ class ChatParameters(_Parameters):
     parallel_tool_calls: Literal[True] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
+    service_tier: Literal["auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
 
 
 class TextParameters(_Parameters):
@@ -146,7 +150,7 @@ def chat_query(body: Any) -> AnswerQuery:
     offered = (
         parameters.tools if parameters.tool_choice != "none" else None
     )  # the model sees only tools that it may call
-    tools = [tool.model_dump(exclude_none=True) for tool in offered or []]
+    tools = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in offered or []]
     prompt = Prompt(messages=[_rendered(message) for message in parameters.messages], tools=tools or None)
     max_tokens = parameters.max_completion_tokens or parameters.max_tokens
     options = _options(parameters, max_tokens, parameters.logprobs or False, parameters.top_logprobs or 0)

@@ -70,6 +70,9 @@ class Pairs(Sequences):
     def num_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_tokens(_answers(indices))
 
+    def num_positions(self, indices: NDArray[np.int64]) -> int:
+        return super().num_positions(_answers(indices))
+
     def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_target_tokens(_answers(indices))
 

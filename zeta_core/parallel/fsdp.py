@@ -20,8 +20,10 @@ from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor, Shard
 
 from zeta_core.checkpoint.row_file import Rows
@@ -30,7 +32,9 @@ from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.deferred_weights import allocate, copy_rows
+from zeta_core.parallel.own_shard import OwnGradientOnly, OwnShardOnly
 from zeta_core.parallel.processes import Replicated
+from zeta_core.plan import Plan
 
 
 class FullySharded(Replicated):
@@ -47,13 +51,7 @@ class FullySharded(Replicated):
             raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
         # Determined first, because `fully_shard` replaces the classes of the modules.
         self._has_data_dependent_path = self.processes.world_size > 1 and has_data_dependent_path(self.module)
-        mesh = init_device_mesh(self.device.type, (self.processes.world_size,))
-        half = torch.bfloat16 if self._plan.mixed_precision == "bf16" else None
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-        for block in blocks:
-            if block is not self.module:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        shard(self.module, blocks, init_device_mesh(self.device.type, (self.processes.world_size,)), self._plan)
         self._read_weights()
         self._prepare_for_unused_parameters()
         if names != [name for name, _ in self.module.named_parameters()]:
@@ -138,6 +136,27 @@ class FullySharded(Replicated):
             root.set_requires_gradient_sync(True)
             # The end of a backward pass reduces whatever is not reduced yet, part by part in a fixed order.
             root._get_fsdp_state()._root_post_backward_final_callback()  # pyright: ignore[reportPrivateUsage]
+
+    @contextmanager
+    def alone(self) -> Generator[nn.Module]:
+        root, used = cast(FSDPModule, self.module), set(self._used)
+        self._exchange_with(OwnShardOnly(), OwnGradientOnly())
+        try:
+            with self.micro_step(last=True):
+                yield self.module
+        except BaseException:
+            root.reset_iter_state()
+            root.set_reshard_after_backward(True)
+            root.set_requires_gradient_sync(True)
+            raise
+        finally:
+            self._exchange_with(DefaultAllGather(), DefaultReduceScatter())
+            self._used = used
+
+    def _exchange_with(self, all_gather: AllGather, reduce_scatter: ReduceScatter) -> None:
+        for part in self._parts():
+            part.set_custom_all_gather(all_gather)
+            part.set_custom_reduce_scatter(reduce_scatter)
 
     @contextmanager
     def evaluating(self) -> Generator[nn.Module]:
@@ -244,6 +263,16 @@ class FullySharded(Replicated):
         for key, value in stored.optimizer_values.items():
             name, _, entry = key.rpartition("/")
             state[parameters[name]][entry] = value
+
+
+def shard(module: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, plan: Plan) -> None:
+    """Shard the parameters of each block, and then the others, over the processes of ``mesh``, in place."""
+    half = torch.bfloat16 if plan.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    for block in blocks:
+        if block is not module:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def _rows(tensor: DTensor) -> int:

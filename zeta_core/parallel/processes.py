@@ -157,6 +157,7 @@ class Replicated:
 
     caution: str | None = None  # a requirement that cannot be checked
     writes_shards = False  # every rank writes a part of the optimizer's state
+    _keeps_gradients = False  # as zeros after each update, instead of freeing them
 
     def __init__(
         self,
@@ -198,6 +199,9 @@ class Replicated:
     def _wrap(self, blocks: list[nn.Module]) -> nn.Module:
         self.module.to(self.device)
         self.optimizer = self._build_optimizer(blocks)
+        # DDP's gradients are views of the buffers that it exchanges. Freed ones would be allocated again beside these
+        # buffers while micro-batches accumulate. A parameter that is never used must not get a gradient, though.
+        self._keeps_gradients = self.processes.world_size > 1 and not may_skip_parameters(self.module)
         return cast(nn.Module, self.accelerator.prepare_model(self.module))
 
     def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
@@ -246,6 +250,15 @@ class Replicated:
             yield
 
     @contextmanager
+    def alone(self) -> Generator[nn.Module]:
+        """The model for forward and backward passes of this rank that use the memory of a step but exchange nothing.
+
+        Its gradients are meaningless. If a pass fails, the engine is as before, except for gradients.
+        """
+        with self._autocast():
+            yield self.module
+
+    @contextmanager
     def evaluating(self) -> Generator[nn.Module]:
         """The model for an evaluation, without dropout and gradients. Its modes are restored afterwards.
 
@@ -289,7 +302,7 @@ class Replicated:
             self.optimizer.step()
         else:
             self.loss_scale.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         return None
 
     def _complete_gradients(self) -> None:
@@ -312,9 +325,12 @@ class Replicated:
             self.optimizer.zero_grad(set_to_none=True)
         return scale
 
-    def drop_gradients(self) -> None:
-        """Drop the accumulated gradients, and release cached memory."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def drop_gradients(self, *, keep_storage: bool = False) -> None:
+        """Drop the accumulated gradients, and release cached memory.
+
+        With ``keep_storage``, they become zeros where `update` keeps their memory, too.
+        """
+        self.optimizer.zero_grad(set_to_none=not (keep_storage and self._keeps_gradients))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

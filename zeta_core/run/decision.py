@@ -170,7 +170,7 @@ def decide(
     plan = with_length(plan, options, len(training_data.sequences))
     check_positions(model, plan.seq_len)
     is_split_unset = defaults.batch_split(options) == (None, None)
-    may_split = rank.world_size == 1 and plan.strategy != "zero" and is_split_unset
+    may_split = plan.strategy != "zero" and is_split_unset
     return Decision(plan_inputs, plan, isolation, training_data, held_out_data, overlap, may_split)
 
 

@@ -14,6 +14,7 @@ from zeta_core.objective.loss import LossFunction
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
+from zeta_core.train.memory_trial import MemoryTrial
 from zeta_core.train.meter import Stopwatch
 
 
@@ -37,12 +38,15 @@ class GradientAccumulator:
         self.engine, self.loss_function, self.sequences = engine, loss_function, sequences
         self.reading = Stopwatch()
         self._report, self._may_split = report, may_split
+        self._trial = MemoryTrial(engine, loss_function, sequences)
 
     def gradient(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
         """Compute the gradient of a global batch's mean loss. Returns the sum of this rank's losses, on the device.
 
         The mean is taken over the targets of all micro-batches of all ranks, so it does not depend on the split.
         """
+        if self._may_split and self.engine.processes.world_size > 1:
+            self._agree_on_a_split(window)
         return self._retry_with_smaller_batches(lambda: self._accumulate(window, num_targets))
 
     def loss(self, window: NDArray[np.int64]) -> torch.Tensor:
@@ -52,29 +56,47 @@ class GradientAccumulator:
     def _retry_with_smaller_batches(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Call ``compute``; whenever memory runs out, halve the micro-batch, double the accumulation, and retry.
 
-        The global batch does not change. This happens only if the user set neither, and only in a single process,
-        because ranks cannot agree on a new split within a collective. Each retry starts from the same random state. The
-        final split is stored with the run.
+        This happens only in a single process, because the other ranks would wait in a collective; several ranks agree
+        on a split before (`_agree_on_a_split`). Each retry starts from the same random state.
         """
-        random_state = get_random_state() if self._may_split else {}
+        may_retry = self._may_split and self.engine.processes.world_size == 1
+        random_state = get_random_state() if may_retry else {}
         while True:
             try:
                 return compute()
             except torch.OutOfMemoryError:
-                if not self._may_split or self.plan.batch_size == 1:
+                if not may_retry or self.plan.batch_size == 1:
                     raise
             self.engine.drop_gradients()
             self.loss_function.take_sums()
             restore_random_state(random_state)
-            self.plan = self.plan.with_half_the_micro_batch()
-            split = self.plan.batch_size, self.plan.gradient_accumulate_every
-            self._report.warn(
-                "micro_batch_halved",
-                f"Memory ran out: batch_size is {split[0]} and gradient_accumulate_every {split[1]} from now on; the "
-                "global batch is the same.",
-                hint="No action is needed; a later run with these settings starts without the failed attempt.",
-                patch={"batch_size": split[0], "gradient_accumulate_every": split[1]},
-            )
+            self._halve_the_micro_batch("Memory ran out")
+
+    def _agree_on_a_split(self, window: NDArray[np.int64]) -> None:
+        """Halve the micro-batches of all ranks until those of ``window`` fit into the memory of each of them.
+
+        Raises `torch.OutOfMemoryError` on all ranks if a single sequence does not fit on one of them.
+        """
+        while self._trial.is_due(self.plan, window):
+            failed = self._trial.run(self.plan, window)
+            if not failed:
+                return
+            rank, error = next(iter(failed.items()))
+            if self.plan.batch_size == 1:
+                raise torch.OutOfMemoryError(f"Rank {rank}: {error}")
+            self._halve_the_micro_batch(f"Memory ran out on rank {rank}")
+
+    def _halve_the_micro_batch(self, reason: str) -> None:
+        """Use half the micro-batch from now on, with the same global batch. The final split is stored with the run."""
+        self.plan = self.plan.with_half_the_micro_batch()
+        split = self.plan.batch_size, self.plan.gradient_accumulate_every
+        self._report.warn(
+            "micro_batch_halved",
+            f"{reason}: batch_size is {split[0]} and gradient_accumulate_every {split[1]} from now on; the global "
+            "batch is the same.",
+            hint="No action is needed; a later run with these settings starts without the failed attempt.",
+            patch={"batch_size": split[0], "gradient_accumulate_every": split[1]},
+        )
 
     def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
         engine = self.engine

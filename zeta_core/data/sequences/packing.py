@@ -130,6 +130,13 @@ class Sequences:
         """The capacity of these sequences in tokens. Without packing, it is the number of their tokens."""
         return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
 
+    def num_positions(self, indices: NDArray[np.int64]) -> int:
+        """The number of positions in a batch of these sequences, padding included."""
+        if self._bins is not None:
+            return self.seq_len * len(indices)
+        starts, ends = self.spans(indices)
+        return len(indices) * int((ends - starts).max(initial=0))
+
     def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
         """The number of target tokens, even if the loss is not a mean over tokens."""
         return Sequences.num_targets(self, indices)

@@ -9,9 +9,12 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.harness.browser import Visitor, visiting
+from tests.harness.valkey import ValkeyServer
 from tests.server.rows import Rows
-from tests.server.server_process import API_KEY, ServerProcess
+from tests.server.server_process import API_KEY, ServerProcess, running_server
 from zeta_core.contract.job.status import JobStatus, StatusReason
+
+LEASE_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,14 @@ class Jobs:
     queued: str
     file: str  # the id of an uploaded data file
     webhook: str
+
+
+@pytest.fixture(scope="module")
+def server(shared_valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that never queues the running jobs of `Rows` again, although their worker does not exist."""
+    home, url = tmp_path_factory.mktemp("server"), shared_valkey.second_url
+    with running_server(home, url, ZETA_LEASE_SECONDS=str(LEASE_SECONDS)) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ counts. So the table has at most about 2,300 rows for each worker, however long 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,32 +43,62 @@ RESOLUTIONS = (FINE, COARSE)
 
 
 @dataclass
-class _Sums:
-    """The measurements of one worker in one interval."""
+class _Mean:
+    """The mean of the numbers so far; ``None`` without any."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, number: float | None) -> None:
+        if number is not None:
+            self.total, self.count = self.total + number, self.count + 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class _GpuMeans:
+    utilization: _Mean = field(default_factory=_Mean)
+    memory_bytes: _Mean = field(default_factory=_Mean)
+
+
+@dataclass
+class _Interval:
+    """The means of one worker in an interval that began at ``started_at`` (seconds since 1970)."""
 
     started_at: int
-    measurements: list[MachineUsage] = field(default_factory=list[MachineUsage])
+    cpu: _Mean = field(default_factory=_Mean)
+    memory_bytes: _Mean = field(default_factory=_Mean)
+    gpus: dict[str, _GpuMeans] = field(default_factory=dict[str, _GpuMeans])
+
+    def add(self, usage: MachineUsage) -> None:
+        self.cpu.add(usage.cpu)
+        self.memory_bytes.add(usage.memory_bytes)
+        for gpu in usage.gpus:
+            means = self.gpus.setdefault(gpu.device, _GpuMeans())
+            means.utilization.add(gpu.utilization)
+            means.memory_bytes.add(gpu.memory_bytes)
 
     def row(self, worker: str, resolution: Resolution) -> dict[str, Any]:
         """The values of the `UsageRow`."""
+        gpus = [
+            GpuUsage(
+                device=device,
+                utilization=means.utilization.value,
+                memory_bytes=round(means.memory_bytes.value or 0),
+            )
+            for device, means in self.gpus.items()
+        ]
         return {
             "worker": worker,
             "interval_seconds": resolution.interval_seconds,
             "started_at": datetime.fromtimestamp(self.started_at, UTC),
-            "cpu": _mean(measured.cpu for measured in self.measurements),
-            "memory_bytes": round(_mean(measured.memory_bytes for measured in self.measurements)),
-            "gpus": [gpu.model_dump() for gpu in self._gpus()],
+            "cpu": self.cpu.value,
+            "memory_bytes": round(self.memory_bytes.value or 0),
+            "gpus": [gpu.model_dump() for gpu in gpus],
         }
-
-    def _gpus(self) -> Iterable[GpuUsage]:
-        by_device: dict[str, list[GpuUsage]] = {}
-        for measured in self.measurements:
-            for gpu in measured.gpus:
-                by_device.setdefault(gpu.device, []).append(gpu)
-        for device, usages in by_device.items():
-            known = [usage.utilization for usage in usages if usage.utilization is not None]
-            memory_bytes = round(_mean(usage.memory_bytes for usage in usages))
-            yield GpuUsage(device=device, utilization=_mean(known) if known else None, memory_bytes=memory_bytes)
 
 
 class UsageHistory:
@@ -79,7 +109,7 @@ class UsageHistory:
         self._workers = workers
         self._system_clock = system_clock
         self._last_measured_at: dict[str, datetime] = {}  # by worker
-        self._sums: dict[tuple[str, Resolution], _Sums] = {}
+        self._intervals: dict[tuple[str, Resolution], _Interval] = {}  # in progress
         self._pending: list[dict[str, Any]] = []  # rows of complete intervals that are not stored yet
         self._next_cleanup = 0.0  # monotonic
 
@@ -101,14 +131,14 @@ class UsageHistory:
             return  # the worker has not measured since the previous pass
         self._last_measured_at[worker] = usage.measured_at
         for resolution in RESOLUTIONS:
-            sums = self._sums.setdefault((worker, resolution), _Sums(resolution.start_of(now)))
-            sums.measurements.append(usage)
+            interval = self._intervals.setdefault((worker, resolution), _Interval(resolution.start_of(now)))
+            interval.add(usage)
 
     def _finish_intervals(self, now: float) -> None:
-        for (worker, resolution), sums in list(self._sums.items()):
-            if sums.started_at != resolution.start_of(now):
-                self._pending.append(sums.row(worker, resolution))
-                del self._sums[worker, resolution]
+        for (worker, resolution), interval in list(self._intervals.items()):
+            if interval.started_at != resolution.start_of(now):
+                self._pending.append(interval.row(worker, resolution))
+                del self._intervals[worker, resolution]
         del self._pending[:-MAX_PENDING_ROWS]
 
     async def _store(self) -> None:
@@ -119,13 +149,10 @@ class UsageHistory:
         self._pending.clear()
 
     async def _remove_old(self, now: float) -> None:
+        known = {beat.worker for beat in self._workers.workers()}
+        self._last_measured_at = {name: at for name, at in self._last_measured_at.items() if name in known}
         async with self._database.write() as session:
             for resolution in RESOLUTIONS:
                 oldest = datetime.fromtimestamp(now, UTC) - resolution.kept
                 is_old = (UsageRow.interval_seconds == resolution.interval_seconds) & (UsageRow.started_at < oldest)
                 await session.execute(delete(UsageRow).where(is_old))
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)

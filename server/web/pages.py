@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -119,6 +119,7 @@ def _requires(scope: Scope) -> Callable[..., Coroutine[Any, Any, Page]]:
         if token is None:
             raise AuthenticationFailed("Log in first.", code="missing_session")
         session = await service.sessions.find(token)
+        request.state.page = Page(request, session, {})  # for the page of an error
         await service.count_request(session.caller)
         form: Mapping[str, str] = {}
         if request.method not in ("GET", "HEAD"):
@@ -160,11 +161,14 @@ def render_plain(request: Request, template: str, /, status: int = 200, **values
 
 
 def render_error(request: Request, error: ZetaError) -> HTMLResponse:
+    """The page of an error, with the navigation if the reader has logged in."""
     status = STATUS_OF_TYPE.get(error.type, 500)
     template = "error_message.html" if request.headers.get("hx-request") == "true" else "error.html"
-    page = render_plain(request, template, status, error=error, http_status=status)
-    page.headers.update(error_headers(error))
-    return page
+    page: Page | None = getattr(request.state, "page", None)
+    render = partial(render_plain, request) if page is None else page.render
+    response = render(template, status, error=error, http_status=status)
+    response.headers.update(error_headers(error))
+    return response
 
 
 def _login_instead(request: Request, error: AuthenticationFailed) -> Response:

@@ -96,7 +96,12 @@ for (const element of document.querySelectorAll("[data-refresh-seconds]")) {
 }
 
 // On narrow screens, the current one of many links may be outside the visible part of its row.
-for (const link of document.querySelectorAll("nav [aria-current]")) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+// (scrollIntoView would also scroll the page down to it.)
+for (const link of document.querySelectorAll("nav [aria-current]")) {
+  const row = link.closest("nav");
+  const [inner, outer] = [link.getBoundingClientRect(), row.getBoundingClientRect()];
+  row.scrollLeft += Math.max(0, inner.right - outer.right) - Math.max(0, outer.left - inner.left);
+}
 
 /** A duration in its largest units, like the filter of the templates. */
 export function duration(seconds) {

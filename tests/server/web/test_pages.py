@@ -77,6 +77,7 @@ def test_no_page_scrolls_sideways_on_a_phone(visit: Visit, jobs: Jobs) -> None:
         width = visitor.page.evaluate("document.documentElement.scrollWidth")
         save_picture(visitor, f"narrow:{named(path, jobs)}")
         assert width <= 360, path
+        assert visitor.page.evaluate("scrollY") == 0, path
 
 
 def test_every_response_has_the_security_headers(server: ServerProcess, http: httpx.Client, jobs: Jobs) -> None:
@@ -93,10 +94,11 @@ def test_every_response_has_the_security_headers(server: ServerProcess, http: ht
                 assert response.headers["cache-control"] == "no-store"
 
 
-def test_pages_answer_head_and_name_unknown_parameters(server: ServerProcess) -> None:
+def test_pages_answer_head_and_errors_keep_the_navigation(server: ServerProcess) -> None:
     with server.http(None) as browser:
         browser.post("/login", data={"key": API_KEY})
         assert (browser.head("/").status_code, browser.head("/").content) == (200, b"")
+        assert 'aria-label="Pages"' in browser.get("/jobs/none").text
         for parameter in (
             "order=loss",
             "sort=weight",

@@ -7,10 +7,12 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.end_to_end.inspected_pages import InspectedPages
 from tests.end_to_end.specs import TINY_LLAMA
 from tests.harness.browser import Visitor, visiting
 from tests.harness.invented_chats import facts, write_training_chats
@@ -87,7 +89,9 @@ def test_a_job_from_the_form_to_the_download(visitor: Visitor, service: Service,
     assert digest == sums["model.safetensors"]
 
 
-def test_rows_of_an_uploaded_file_are_shown_token_by_token(visitor: Visitor, tmp_path: Path) -> None:
+def test_rows_of_an_uploaded_file_are_shown_token_by_token(
+    visitor: Visitor, inspected_pages: InspectedPages, tmp_path: Path
+) -> None:
     page = visitor.page
     write_training_chats(tmp_path / "chats.jsonl", facts(2), 4)
     page.get_by_role("link", name="Files").click()
@@ -104,9 +108,19 @@ def test_rows_of_an_uploaded_file_are_shown_token_by_token(visitor: Visitor, tmp
     expect(tokens.locator(".truncated")).to_have_count(1, timeout=120_000)
     page.get_by_text("Tokens as a table").first.click()
     expect(page.locator("#preview table").first.get_by_role("row").nth(41)).to_contain_text("cut off")
+    rows_path = urlsplit(page.url).path
     page.get_by_role("link", name="Train on it").click()
     page.get_by_role("button", name="Show rows").click()
     expect(page.locator("#preview .tokens").first).to_be_visible(timeout=120_000)
+    inspected_pages.inspect(rows_path, "rows token by token", show_short_rows)
+
+
+def show_short_rows(page: Page) -> None:
+    """Show rows of which some tokens are cut off, the first one also as a table."""
+    page.fill("#seq_len", "40")
+    page.get_by_role("button", name="Show rows").click()
+    expect(page.locator("#preview .truncated").first).to_be_visible(timeout=120_000)
+    page.get_by_text("Tokens as a table").first.click()
 
 
 def test_a_job_is_paused_resumed_and_cancelled(visitor: Visitor) -> None:

@@ -3,13 +3,16 @@
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.end_to_end.chat_jobs import QUESTION, chat_job
+from tests.end_to_end.inspected_pages import InspectedPages
 from tests.harness.browser import Visitor, visiting
 from tests.harness.keyboard import KeyboardUser
 from tests.harness.real_model import smollm2
@@ -66,7 +69,18 @@ def check_download(page: Page, archive: Path) -> None:
     assert any(name.endswith(".safetensors") for name in verified)
 
 
-def test_by_clicks_alone(visitor: Visitor, chats: Path, tmp_path: Path) -> None:
+def test_by_clicks_alone(
+    visitor: Visitor,
+    chats: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    started = time.monotonic()
+
+    def reached(stage: str) -> None:
+        """Record the seconds until here in the report of the tests (``--junitxml``); an idle machine needs minutes."""
+        record_property(f"seconds until {stage}", round(time.monotonic() - started, 1))
+
     page, model = visitor.page, smollm2()
     page.get_by_role("link", name="New job").first.click()
     page.get_by_text("Uploaded", exact=True).first.click()
@@ -76,15 +90,19 @@ def test_by_clicks_alone(visitor: Visitor, chats: Path, tmp_path: Path) -> None:
     chooser.value.set_files(model)
     page.get_by_role("button", name="Upload").click()
     page.get_by_role("link", name="Train this model").click(timeout=60_000)
+    reached("the model is uploaded")
     with page.expect_file_chooser() as chooser:
         page.locator("#upload-file").click()
     chooser.value.set_files(chats)
     expect(page.locator("#data_file option:checked")).to_have_text("museum.jsonl")
     expect(page.locator("#check")).to_contain_text("The spec is valid.", timeout=240_000)
+    reached("the spec is checked")
     page.get_by_role("button", name="Submit the job").click()
     page.wait_for_url(re.compile(r"/jobs/job_"))
     expect(page.locator("#figure-loss .summary")).to_contain_text("at step", timeout=JOB_MILLISECONDS)
+    reached("the first step is drawn")
     expect(page.locator("h1 .status")).to_have_text("succeeded", timeout=JOB_MILLISECONDS)
+    reached("the model is trained")
 
     page.get_by_role("link", name="Chat").click()
     page.get_by_text("Compare with the model before training").click()
@@ -94,6 +112,7 @@ def test_by_clicks_alone(visitor: Visitor, chats: Path, tmp_path: Path) -> None:
     page.keyboard.type("0")
     page.get_by_role("button", name="Ask").click()
     tuned, base = answers(page)
+    reached("both models have answered")
     assert museum.QUESTIONS[0].expected in tuned
     assert museum.QUESTIONS[0].expected not in base
 
@@ -102,9 +121,21 @@ def test_by_clicks_alone(visitor: Visitor, chats: Path, tmp_path: Path) -> None:
         page.get_by_role("link", name="Download .tar").first.click()
     download.value.save_as(tmp_path / "model.tar")
     check_download(page, tmp_path / "model.tar")
+    reached("the model is downloaded")
 
 
-def test_by_keyboard_alone(visitor: Visitor, service: Service, chats: Path, tmp_path: Path) -> None:
+def ask_both(page: Page) -> None:
+    """Ask the trained model and its base for short answers."""
+    page.get_by_text("Compare with the model before training").click()
+    page.get_by_label("Tokens").fill("12")
+    page.locator("#question").fill(QUESTION[0]["content"])
+    page.get_by_role("button", name="Ask").click()
+    answers(page)
+
+
+def test_by_keyboard_alone(
+    visitor: Visitor, service: Service, inspected_pages: InspectedPages, chats: Path, tmp_path: Path
+) -> None:
     chat_job(service, entity_name="river-base")
     page, user = visitor.page, KeyboardUser(visitor.page)
     user.activate(page.get_by_role("link", name="New job").first)
@@ -142,6 +173,7 @@ def test_by_keyboard_alone(visitor: Visitor, service: Service, chats: Path, tmp_
     user.type_into(page.locator("#question"), QUESTION[0]["content"])
     page.keyboard.press("Enter")
     assert all(answers(page))
+    inspected_pages.inspect(urlsplit(page.url).path, "chat side by side", ask_both)
 
     user.activate(page.get_by_role("link", name="Checkpoints"))
     user.reach(page.get_by_role("link", name="Download .tar").first)

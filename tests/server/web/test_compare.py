@@ -3,9 +3,11 @@
 import random
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import expect
 
 from tests.harness.browser import Visitor
+from tests.harness.page_inspector import PageInspector
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess
 from tests.server.web.conftest import Jobs, curve
@@ -48,9 +50,12 @@ def test_the_comparison_lists_the_settings_that_differ(visit: Visit, rows: Rows,
     expect(visitor.page.locator("section tbody td")).to_have_text(["0.0003", "0.01"])
 
 
-def test_a_difference_within_the_noise_is_not_distinguishable(visit: Visit, rows: Rows, jobs: Jobs) -> None:
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_a_difference_within_the_noise_is_not_distinguishable(
+    visit: Visit, rows: Rows, jobs: Jobs, inspector: PageInspector, color_scheme: str
+) -> None:
     first, equal, better = (evaluated_job(rows, shift=shift, seed=seed) for seed, shift in enumerate((0, 0, -0.5)))
-    visitor = visit()
+    visitor = visit(color_scheme=color_scheme, bypass_csp=True)
     visitor.open(f"/compare?job={first}&job={equal}&job={better}&job={jobs.queued}")
     lines = visitor.page.locator("#evaluation section p")
     expect(lines).to_have_count(3)
@@ -58,6 +63,8 @@ def test_a_difference_within_the_noise_is_not_distinguishable(visit: Visit, rows
     expect(lines.nth(1)).to_contain_text("is better")
     expect(lines.nth(1)).to_contain_text("paired bootstrap over 40 held-out documents")
     expect(lines.nth(2)).to_contain_text("delta has no losses of single documents")
+    expect(visitor.page.locator("#figure-loss-0 canvas")).to_be_visible()
+    inspector.inspect(visitor, f"{color_scheme}:compared evaluations")
 
 
 def test_a_comparison_needs_two_jobs(server: ServerProcess, jobs: Jobs) -> None:

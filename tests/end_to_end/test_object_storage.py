@@ -107,6 +107,7 @@ def check_downloads(http: httpx.Client, job_id: str) -> None:
     assert len(archive.content) == int(archive.headers["content-length"])
 
 
+@pytest.mark.extended
 def test_a_job_trains_and_is_deleted_without_a_common_folder(machines: Machines) -> None:
     data = as_jsonl(PYTHON_REFERENCE)
     with machines.running() as http:

@@ -71,12 +71,18 @@ def test_a_conversation_is_printed_with_its_trained_and_cut_off_tokens(tmp_path:
     ("row", "settings", "expected"),
     [
         ({"prompt": "Two and two:", "completion": " four"}, [], [("Two and two:", " four</s>")]),
-        ({"text": "Once."}, [], [("O", "nce.</s>")]),
-        ({"input_ids": [68, 69, 70], "labels": [-100, -100, 70]}, ["use_pretokenized=true"], [("AB", "C")]),
-        (
+        pytest.param({"text": "Once."}, [], [("O", "nce.</s>")], marks=pytest.mark.extended),
+        pytest.param(
+            {"input_ids": [68, 69, 70], "labels": [-100, -100, 70]},
+            ["use_pretokenized=true"],
+            [("AB", "C")],
+            marks=pytest.mark.extended,
+        ),
+        pytest.param(
             {"prompt": "Two?", "chosen": " 2", "rejected": " 3"},
             ["method=dpo"],
             [("Two?", " 2</s>"), ("Two?", " 3</s>")],
+            marks=pytest.mark.extended,
         ),
         ({"q": "Two?", "a": " é"}, ["dataset.columns={prompt: q, completion: a}"], [("Two?", " <198>é</s>")]),
     ],
@@ -213,6 +219,7 @@ def test_a_row_without_trained_tokens_in_seq_len_is_noted(
     assert note not in show(tmp_path, "data.jsonl", "--set", "seq_len=128", *settings).stdout
 
 
+@pytest.mark.extended
 def test_preferences_need_the_method_that_trains_on_them(tmp_path: Path) -> None:
     written(tmp_path, {"prompt": "Two?", "chosen": " 2", "rejected": " 3"})
     done = show(tmp_path, "data.jsonl")

@@ -184,7 +184,10 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert results[0].train_loss == results[1].train_loss
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "adafactor", "muon"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", *(pytest.param(name, marks=pytest.mark.extended) for name in ("sgd", "lion", "adafactor")), "muon"],
+)
 def test_every_optimizer_trains_all_weights_and_resumes_bitwise(optimizer: str) -> None:
     rest: dict[str, Any] = {**FAST, "optimizer": optimizer, "lr_scheduler": "constant"}
     model, before = plain(dropout=0.1), state(plain())

@@ -122,6 +122,7 @@ def test_dragging_on_a_chart_zooms_every_chart(visit: Visit, rows: Rows, job_id:
     expect(page.locator("#figure-loss .summary")).to_contain_text("at step 40")
 
 
+@pytest.mark.extended
 def test_the_smoothed_line_of_a_long_run_shows_its_mean(visit: Visit, rows: Rows) -> None:
     job_id = rows.job()
     rows.attempt(job_id, progress=alternating(1, 5994))

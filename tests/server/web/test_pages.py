@@ -55,7 +55,7 @@ def named(path: str, jobs: Jobs) -> str:
     return path.replace(jobs.queued, "queued")
 
 
-@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+@pytest.mark.parametrize("color_scheme", ["light", pytest.param("dark", marks=pytest.mark.extended)])
 def test_no_page_has_a_serious_finding_of_axe(
     visit: Visit, jobs: Jobs, inspector: PageInspector, color_scheme: str
 ) -> None:

@@ -43,7 +43,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = {"llama", "qwen3", "gemma3_text", "gpt2", "smollm3"}  # one of each kind
+
+
+@pytest.mark.parametrize(
+    "family",
+    [family if family in QUICK else pytest.param(family, marks=pytest.mark.extended) for family in FAMILIES],
+)
 def test_a_model_of_the_family_is_trained_saved_resumed_and_loaded(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -50,7 +50,7 @@ def start_endless(folder: Path, *, processes: int = 1) -> tuple[list[Path], list
 @pytest.mark.parametrize(
     "strategy",
     [
-        pytest.param({"use_fsdp": True}, id="fsdp2"),
+        pytest.param({"use_fsdp": True}, id="fsdp2", marks=pytest.mark.extended),
         pytest.param({}, id="ddp", marks=pytest.mark.slow),
         pytest.param({"use_deepspeed": 2}, id="zero-2", marks=pytest.mark.slow),
     ],

@@ -36,7 +36,9 @@ def load(folder: Path, processes: int, large: Path, small: Path) -> dict[str, An
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(2, marks=pytest.mark.extended), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_each_process_loads_and_saves_only_its_shard(tmp_path: Path, processes: int) -> None:
     large = save(tmp_path / "large", hidden_size=1024, intermediate_size=2816, num_hidden_layers=5)
     small = save(tmp_path / "small", **LLAMA_CONFIG)

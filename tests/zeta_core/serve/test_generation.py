@@ -83,9 +83,9 @@ def test_concurrent_greedy_answers_equal_those_of_generate(loaded: LoadedModel) 
 
 def test_eight_chats_at_once_need_half_of_the_time_of_single_ones() -> None:
     """In processor time, which does not depend on other processes. The benchmark measures tokens per second."""
-    loaded = loaded_model(llama(hidden_size=256, intermediate_size=688))
+    loaded = loaded_model(llama(hidden_size=512, intermediate_size=1376))
     seconds: list[float] = []
-    for at_once in (True, False, True, False):
+    for at_once in (True, False) * 3:
         answers = Answers(loaded)
         started = time.process_time()
         for number in range(8):
@@ -95,7 +95,7 @@ def test_eight_chats_at_once_need_half_of_the_time_of_single_ones() -> None:
         answers.run()
         seconds.append(time.process_time() - started)
         assert sum(len(answers.sent[str(number)]) > 0 for number in range(8)) == 8
-    assert min(seconds[0::2]) < min(seconds[1::2]) / 2, seconds
+    assert sum(seconds[0::2]) < sum(seconds[1::2]) / 2, seconds
 
 
 @pytest.mark.parametrize("family", ["mistral", "mamba", "gpt2"])

@@ -76,7 +76,9 @@ def test_a_cancelled_task_stops_following_at_once(service: Service, endless_job:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_the_ids_of_jobs(service: Service, finished_job: Job, shell: str) -> None:
+def test_a_shell_completes_the_ids_of_jobs_and_the_names_of_workers(
+    service: Service, finished_job: Job, shell: str
+) -> None:
     words = f"zeta job {finished_job.id[:-2]}"
     variables = {"_ZETA_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "2"}
     variables |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
@@ -87,3 +89,7 @@ def test_a_shell_completes_the_ids_of_jobs(service: Service, finished_job: Job, 
 
     assert finished_job.id in completed()
     assert finished_job.id not in completed(ZETA_URL=f"http://127.0.0.1:{free_loopback_port()}"), "no server, no error"
+    with Client(service.url, service.api_key) as client:
+        worker = client.workers()[0].name
+    drain = {"COMP_WORDS": "zeta worker drain ", "COMP_CWORD": "3", "_TYPER_COMPLETE_ARGS": "zeta worker drain "}
+    assert worker in completed(**drain)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import SERVICE, AsJson, app
+from zeta.cli.app import SERVICE, AsJson, app, completing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,18 @@ projects_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(keys_app, name="keys", rich_help_panel=SERVICE)
 app.add_typer(projects_app, name="projects", rich_help_panel=SERVICE)
 
-KeyName = Annotated[str, typer.Argument(metavar="KEY", help="A key's id, the beginning of one, or its name.")]
+KeyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help="A key's id, the beginning of one, or its name.", autocompletion=completing("key")
+    ),
+]
 OnlyProject = Annotated[
     str | None, typer.Option("--project", metavar="NAME", help="Only this project. Default: all projects.")
 ]
-ProjectArgument = Annotated[str, typer.Argument(metavar="NAME", help="A project.")]
+ProjectArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A project.", autocompletion=completing("project"))
+]
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 _BYTE_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from zeta.cli.completion import Completed
 
 JOBS = "Jobs"
 ARTIFACTS = "Checkpoints and files"
@@ -65,11 +69,15 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def complete_job_id(incomplete: str) -> list[tuple[str, str]]:
-    """Complete a job id in a shell."""
-    from zeta.cli.completion import complete_job_id
+def completing(kind: Completed) -> Callable[[str], list[tuple[str, str]]]:
+    """The shell completion of an argument that names an object of this kind."""
 
-    return complete_job_id(incomplete)
+    def candidates(incomplete: str) -> list[tuple[str, str]]:
+        from zeta.cli.completion import complete
+
+        return complete(kind, incomplete)
+
+    return candidates
 
 
 JobId = Annotated[
@@ -77,7 +85,7 @@ JobId = Annotated[
     typer.Argument(
         metavar="ID",
         help="A job id, the beginning of one, or @last for the newest job.",
-        autocompletion=complete_job_id,
+        autocompletion=completing("job"),
     ),
 ]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import JOBS, AsJson, JobId, app, complete_job_id
+from zeta.cli.app import JOBS, AsJson, JobId, app, completing
 
 if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
@@ -21,7 +21,7 @@ def plot(
         typer.Argument(
             metavar="ID...",
             help="Job ids, the beginnings of ids, or @last for the newest job.",
-            autocompletion=complete_job_id,
+            autocompletion=completing("job"),
         ),
     ],
     metric: Annotated[str, typer.Option(help="The metric to plot, such as loss, eval_loss or grad_norm.")] = "loss",

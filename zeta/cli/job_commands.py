@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import JOBS, AsJson, JobId, app, complete_job_id
+from zeta.cli.app import JOBS, AsJson, JobId, app, completing
 
 if TYPE_CHECKING:
     from zeta_core.contract.job.job import Job
@@ -22,7 +22,7 @@ def cancel(
         typer.Argument(
             metavar="ID",
             help="A job id, the beginning of one, @last, or the id of a sweep.",
-            autocompletion=complete_job_id,
+            autocompletion=completing("job"),
         ),
     ],
     as_json: AsJson = False,

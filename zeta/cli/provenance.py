@@ -7,13 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from zeta.cli.app import ARTIFACTS, AsJson, app
+from zeta.cli.app import ARTIFACTS, AsJson, app, completing
 
 
 @app.command(rich_help_panel=ARTIFACTS)
 def receipt(
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A job id, the beginning of one, or @last for the newest job.")
+        str | None,
+        typer.Argument(
+            metavar="[ID]",
+            help="A job id, the beginning of one, or @last for the newest job.",
+            autocompletion=completing("job"),
+        ),
     ] = None,
     key: Annotated[
         bool, typer.Option("--key", help="Print the public key of the installation instead, in PEM format.")
@@ -85,7 +90,12 @@ def verify(
 @app.command(rich_help_panel=ARTIFACTS)
 def lineage(
     object_id: Annotated[
-        str, typer.Argument(metavar="FILE|ID", help="The id of a file, or of a job (or its beginning, or @last).")
+        str,
+        typer.Argument(
+            metavar="FILE|ID",
+            help="The id of a file, or of a job (or its beginning, or @last).",
+            autocompletion=completing("file or job"),
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

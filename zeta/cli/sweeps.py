@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import JOBS, AsJson, app
+from zeta.cli.app import JOBS, AsJson, app, completing
 from zeta.cli.submit import Data, Lora, Model, Settings, SpecFile, read_fields
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def sweep(
 
 @app.command(rich_help_panel=JOBS)
 def sweeps(
-    sweep_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The id of a sweep.")] = None,
+    sweep_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The id of a sweep.", autocompletion=completing("sweep"))
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of sweeps.")] = 20,
     as_json: AsJson = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from zeta.cli.app import SERVICE, AsJson, app
+from zeta.cli.app import SERVICE, AsJson, app, completing
 
 if TYPE_CHECKING:
     from zeta.client import Client
@@ -17,7 +17,14 @@ app.add_typer(webhooks_app, name="webhooks", rich_help_panel=SERVICE)
 
 TEST_SECONDS = 90.0
 
-WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK", help="A webhook's id, the beginning of one, or its name.")]
+WebhookId = Annotated[
+    str,
+    typer.Argument(
+        metavar="WEBHOOK",
+        help="A webhook's id, the beginning of one, or its name.",
+        autocompletion=completing("webhook"),
+    ),
+]
 Url = Annotated[str, typer.Argument(metavar="URL", help="An https or http URL, or mailto: and an e-mail address.")]
 Events = Annotated[
     list[str] | None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zeta.cli.app import SERVICE, AsJson, app
+from zeta.cli.app import SERVICE, AsJson, app, completing
 from zeta.cli.service import Home, exec_module
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ app.add_typer(workers_app, name="workers", rich_help_panel=SERVICE)
 CLOCK_NOTICE_SECONDS = 10.0  # a larger difference between the clocks of a worker and the server is shown
 
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="The worker's name.")]
-WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="A worker's name, as `zeta workers` lists it.")]
+WorkerName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A worker's name, as `zeta workers` lists it.", autocompletion=completing("worker")
+    ),
+]
 
 
 @worker_app.callback()

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from zeta.client_job import ClientJob
-from zeta.errors import InvalidResponse, parse_response
+from zeta.client_job import ClientJob, require_ended
+from zeta.errors import parse_response
 from zeta.job_ids import with_full_job
 from zeta.job_outputs import JobOutputs
 from zeta.pagination import read_pages
@@ -31,7 +31,7 @@ from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.commands import FROM_START
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.responses import DeletedObject
-from zeta_core.contract.job.status import ENDED, JobStatus
+from zeta_core.contract.job.status import JobStatus
 
 if TYPE_CHECKING:
     from zeta.chat import Answer, ChatMessage
@@ -230,10 +230,7 @@ class Client(JobOutputs):
         for event in self.events(job_id, timeout_seconds=timeout_seconds, on_interruption=on_interruption):
             if on_event is not None:
                 on_event(event)
-        job = self.job(job_id)
-        if job.status not in ENDED:
-            raise InvalidResponse(f"The server ended the event stream of {job_id}, but the job is {job.status}.")
-        return job
+        return require_ended(self.job(job_id))
 
     # --- Answers ------------------------------------------------------------------------------------------------------
 

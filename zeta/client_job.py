@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from html import escape
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import PrivateAttr
 
+from zeta.errors import InvalidResponse
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.status import ENDED
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from zeta.client import Client
     from zeta_core.contract.job.events import Event
     from zeta_core.contract.job.responses import Curves
+
+JobT = TypeVar("JobT", bound=Job)
 
 
 class _Displayed(Job):
@@ -119,9 +123,11 @@ class AsyncJob(_Displayed):
         """The job as it is now."""
         return await self.client.job(self.id)
 
-    async def wait(self, *, timeout_seconds: float | None = None) -> AsyncJob:
-        """Wait until the job has ended, even if the server restarts, and return it."""
-        return await self.client.wait(self.id, timeout_seconds=timeout_seconds)
+    async def wait(
+        self, *, timeout_seconds: float | None = None, on_event: Callable[[Event], None] | None = None
+    ) -> AsyncJob:
+        """Wait until the job has ended, even if the server restarts, and return it. See `Client.wait`."""
+        return await self.client.wait(self.id, timeout_seconds=timeout_seconds, on_event=on_event)
 
     def events(self, *, after: int = 0, timeout_seconds: float | None = None) -> AsyncIterator[Event]:
         """Stream the job's events, each once and in order, until it has ended."""
@@ -142,6 +148,17 @@ class AsyncJob(_Displayed):
 
     async def save_checkpoint(self) -> AsyncJob:
         return await self.client.save_checkpoint(self.id)
+
+    async def rerun(self, patch: Mapping[str, Any] | None = None, **options: Any) -> AsyncJob:
+        """A new job with a patched spec. The options are those of `Client.rerun`."""
+        return await self.client.rerun(self.id, patch, **options)
+
+
+def require_ended(job: JobT) -> JobT:
+    """The job, whose event stream the server has ended. Raises `InvalidResponse` if the job has not ended."""
+    if job.status not in ENDED:
+        raise InvalidResponse(f"The server ended the event stream of {job.id}, but the job is {job.status}.")
+    return job
 
 
 def as_frame(curves: Curves) -> DataFrame | Curves:

@@ -2,6 +2,8 @@
 
 import asyncio
 import subprocess
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +64,36 @@ def test_the_async_client_submits_follows_and_measures(service: Service) -> None
     asyncio.run(use())
 
 
+def test_the_async_client_has_the_parts_of_the_client(service: Service, finished_job: Job, text_file: Path) -> None:
+    async def use() -> None:
+        loop_thread = threading.get_ident()
+        threads: list[int] = []
+        async with AsyncClient(service.url, service.api_key) as client:
+            key = await client.admin.create_key("Ada", scopes=["read"])
+            assert key.id in [listed.id for listed in await client.admin.keys()]
+            assert (await client.admin.revoke_key(key.id)).deleted
+            assert (await client.admin.audit(object_id=key.id))[0].action == "key.revoke"
+            await client.models.add("small", TINY_JOB["model"])
+            assert [model.name for model in await client.models.list()] == ["small"]
+            await client.models.remove("small")
+            sweep = await client.sweeps.create(SHORT_JOB, {"seed": [1, 2]})
+            assert len((await client.sweeps.cancel(sweep.id)).jobs) == 2
+            stored = await client.upload(text_file, on_bytes=lambda _sent, _size: threads.append(threading.get_ident()))
+            assert set(threads) == {loop_thread}, "a callback runs in the thread of the event loop"
+            assert await client.jobs_of_file(stored.id) == (await client.files_of_job(finished_job.id)).files == []
+            events = await client.stored_events(finished_job.id)
+            seen: list[int] = []
+            ended = await client.wait(finished_job.id, on_event=lambda event: seen.append(event.seq))
+            assert (ended.status, seen) == ("succeeded", [event.seq for event in events])
+            assert (await client.receipts.get(finished_job.id)).payload
+            (worker,) = await client.workers()
+            assert (await client.drain(worker.name)).status == "draining"
+            assert (await client.drain(worker.name, draining=False)).status == "ready"
+            assert await client.is_ready()
+
+    asyncio.run(use())
+
+
 def test_a_cancelled_task_stops_following_at_once(service: Service, endless_job: Job) -> None:
     async def use() -> None:
         async with AsyncClient(service.url, service.api_key) as client:
@@ -88,8 +120,8 @@ def test_a_shell_completes_the_ids_of_jobs_and_the_names_of_workers(
         return subprocess.run([ZETA], env=environment, capture_output=True, text=True, timeout=60, check=False).stdout
 
     assert finished_job.id in completed()
-    assert finished_job.id not in completed(ZETA_URL=f"http://127.0.0.1:{free_loopback_port()}"), "no server, no error"
     with Client(service.url, service.api_key) as client:
         worker = client.workers()[0].name
     drain = {"COMP_WORDS": "zeta worker drain ", "COMP_CWORD": "3", "_TYPER_COMPLETE_ARGS": "zeta worker drain "}
     assert worker in completed(**drain)
+    assert finished_job.id not in completed(ZETA_URL=f"http://127.0.0.1:{free_loopback_port()}"), "no server, no error"

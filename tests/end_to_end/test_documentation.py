@@ -53,7 +53,7 @@ NUM_NOT_RUN = {
     "docs/how-to/ollama.md": 2,
     "docs/how-to/several-hosts.md": 3,
     "docs/operations/monitoring.md": 1,
-    "docs/security.md": 1,
+    "docs/operations/tls.md": 1,
 }  # each has its reason in the page
 # Examples of commands with their output, by the page and the word that tells which test runs the command.
 TRANSCRIPTS = {

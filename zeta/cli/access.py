@@ -149,7 +149,10 @@ def _print_created(client: Client, created: CreatedKey, sentence: str, as_json: 
     print(f"export ZETA_URL={client.base_url}\nexport ZETA_API_KEY={created.key}", flush=True)
     notice(f"{sentence} (scopes: {', '.join(created.scopes)}). The key can't be shown again.", as_json=as_json)
     if urlsplit(client.base_url).hostname in _LOOPBACK_HOSTS:
-        notice("This URL works only on this machine; docs/security.md shows how to expose the service.", as_json=False)
+        notice(
+            "This URL works only on this machine; docs/operations/tls.md shows how to publish the service.",
+            as_json=False,
+        )
 
 
 def _ending(key: Key) -> str | None:

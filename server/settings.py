@@ -109,7 +109,12 @@ def _smtp_from(value: str | None, known: ValidationInfo) -> str | None:
 class DatabaseSettings(Settings):
     """The settings of the migrations: the location of the database."""
 
-    database_url: DatabaseUrl | None = Field(default=None, description="default: SQLite in ZETA_HOME")
+    database_url: DatabaseUrl | None = Field(
+        default=None,
+        description="`postgresql://` with libpq's options, including several hosts. The URLs of hosting providers "
+        "(`postgres://`, `+asyncpg`, `pgbouncer=true`, `ssl=require`) are accepted, and unknown options are rejected "
+        "by name. PgBouncer's transaction pooling works; default: SQLite in ZETA_HOME",
+    )
 
     @property
     def database(self) -> str:
@@ -126,44 +131,54 @@ class ServerSettings(DatabaseSettings, FleetSettings):
 
     secrets: ClassVar[frozenset[str]] = Settings.secrets | {"serve_api_key", "smtp_url"}
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8400, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="address at which the server listens")
+    port: int = Field(default=8400, ge=0, le=65535, description="port of the server; 0: any free port")
     root_path: Annotated[str, AfterValidator(parse_path_prefix)] = Field(
-        default="", description="path prefix under which a reverse proxy publishes the service, such as /zeta"
+        default="",
+        description="path prefix under which a reverse proxy publishes the service, such as `/zeta`; the proxy may "
+        "strip it or pass it on; default: none",
     )
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
         default="",
-        description="addresses and networks whose Forwarded and X-Forwarded-* headers are trusted; default: none",
+        description="addresses and networks (`10.0.0.0/8,::1`) whose headers `Forwarded` and `X-Forwarded-For`, "
+        "`-Proto`, `-Host` and `-Prefix` are trusted; default: none",
     )
     tls_cert: Path | None = Field(
-        default=None, description="PEM file of the certificate and its chain; default: no TLS"
+        default=None,
+        description="PEM file of the certificate and its chain, for HTTPS; without it, a public ZETA_HOST needs "
+        "ZETA_BEHIND_PROXY; default: no TLS",
     )
-    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key")
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's private key; default: no TLS")
     behind_proxy: bool = Field(
         default=False,
-        description="only a reverse proxy with TLS reaches the server; allows a public ZETA_HOST without TLS and any "
-        "Host header",
+        description="`yes`: only a reverse proxy with TLS reaches the server, under any name",
     )
     cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
-        default="", description="origins of web pages that may use the API, separated by commas; default: none"
+        default="",
+        description="origins of web pages that may use the API, such as `https://lab.example.org`, separated by "
+        "commas; default: none",
     )
-    api_key: ApiKey | None = None
+    api_key: ApiKey | None = Field(
+        default=None, description="the admin key; default: none, so that only created keys are valid"
+    )
     shared_worker_secret: bool = Field(
         default=True,
-        description="whether workers may use the server's ZETA_WORKER_SECRET; if off, each one needs a secret of its "
-        "own (`zeta workers add`)",
+        description="`no`: workers can't use the server's secret, and each one needs its own (`zeta workers add`); "
+        "`zeta up` needs `yes`",
     )
     max_spec_bytes: int = Field(default=64 * 1024, ge=1024, le=2**24, description="maximum size of a JSON request body")
     artifacts_take_over: str | None = Field(
-        default=None, description="id of the service whose artifact store this one takes over permanently"
+        default=None,
+        description="id of the service whose artifact store this service takes over permanently at its next start; "
+        "default: the server refuses to start on another service's store",
     )
-    max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1)
+    max_upload_bytes: int = Field(default=16 * GIBIBYTE, ge=1, description="maximum size of an upload")
     project_quota_bytes: int | None = Field(
         default=None, ge=1, description="total size of a project's files and checkpoints; default: no limit"
     )
     downloads: Literal["server", "redirect"] = Field(
         default="server",
-        description="redirect: downloads of single files continue at the bucket, with a link that is valid for 5 "
+        description="`redirect`: downloads of single files continue at the bucket, with a link that is valid for 5 "
         "minutes; clients must reach AWS_ENDPOINT_URL",
     )
     upload_idle_seconds: float = Field(default=60, gt=0, description="idle timeout of an upload")
@@ -171,7 +186,8 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     server_min_free_bytes: int = Field(
         default=MIN_FREE_BYTES,
         ge=0,
-        description="disk space of the artifact store and ZETA_HOME that uploads leave free",
+        description="disk space of the artifact store that uploads leave for the database and the workers; if the "
+        "store or ZETA_HOME has less, `/readyz` reports the disk",
     )
     project_max_running: int | None = Field(
         default=None,
@@ -185,7 +201,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=None, ge=0, description="maximum number of GPUs that a project uses at a time; default: no limit"
     )
     project_max_priority: int | None = Field(
-        default=None, ge=-100, le=100, description="highest priority of a job; default: 100"
+        default=None, ge=-100, le=100, description="highest priority of a project's jobs; default: 100"
     )
     project_requests_per_minute: int | None = Field(
         default=None, ge=1, description="maximum number of requests per project and minute; default: no limit"
@@ -197,7 +213,8 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     project_hub: HubAccess = Field(
         default=HubAccess.PUBLIC,
-        description="what jobs may read from the Hugging Face Hub within ZETA_HUB: off, public or operator-token",
+        description="what the jobs of a project may read from the Hugging Face Hub, within ZETA_HUB: `off`, `public` "
+        "or `operator-token`",
     )
     key_max_streams: int = Field(
         default=200, ge=0, description="maximum number of open event streams and followed logs per API key and process"
@@ -205,7 +222,8 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     max_job_events: int = Field(
         default=200_000,
         ge=1,
-        description="maximum number of stored log, sample and progress events per job; others are always stored",
+        description="maximum number of stored log, sample and progress events per job; a warning marks the first "
+        "dropped event, and other events are always stored",
     )
     check_seconds: float = Field(default=30, gt=0, description="time to wait for a worker's check of a spec")
     claim_seconds: float = Field(
@@ -215,26 +233,29 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=600,
         gt=0,
         allow_inf_nan=False,
-        description="time for the workers of a job on several hosts to fetch their inputs before the start is repeated",
+        description="time for the workers of a job on several machines to fetch their inputs before the start is given "
+        "up and repeated",
     )
     openai_models: Annotated[str, AfterValidator(_base_models)] = Field(
         default="",
-        description="base models of every project under /openai/v1, as a JSON object of names and model sources",
+        description="names of base models for the `openai` client, as a JSON object such as "
+        '`{"gpt-4o-mini": "org/name"}`; default: none',
     )
 
     serve_url: Annotated[str, AfterValidator(_engine_url)] | None = Field(
         default=None,
-        description="URL of an engine with OpenAI's interface, such as http://127.0.0.1:8000/v1, that answers instead "
-        "of the workers",
+        description="an engine with OpenAI's interface, such as `http://127.0.0.1:8000/v1`: it answers chats and "
+        "completions instead of the workers; default: none",
     )
     serve_seconds: float = Field(
         default=300, gt=0, allow_inf_nan=False, description="time without a byte after which that engine is given up"
     )
-    serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine")
+    serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine; default: none")
 
     webhook_networks: Annotated[str, AfterValidator(_networks)] = Field(
         default="",
-        description="addresses and networks to which webhooks may be sent besides the public internet; default: none",
+        description="addresses and networks (`10.1.2.0/24,127.0.0.1`) to which webhooks may be sent besides the public "
+        "internet; default: none",
     )
     webhook_seconds: float = Field(
         default=10, gt=0, le=60, allow_inf_nan=False, description="time limit of one attempt to send a message"
@@ -246,15 +267,16 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=900, gt=0, allow_inf_nan=False, description="a job that is queued for longer causes `job.waiting`"
     )
     smtp_url: Annotated[str, AfterValidator(_smtp_url)] | None = Field(
-        default=None, description="SMTP server of notifications by e-mail, such as smtps://user:password@host"
+        default=None,
+        description="SMTP server of notifications by e-mail, `smtps://user:password@mail.example.org`, or `smtp://` "
+        "with STARTTLS; default: no e-mail",
     )
     smtp_from: Annotated[str | None, AfterValidator(_smtp_from)] = Field(
-        default=None, validate_default=True, description="sender address of these e-mails; required with ZETA_SMTP_URL"
+        default=None, validate_default=True, description="sender address of these e-mails, required with ZETA_SMTP_URL"
     )
     smtp_domains: str = Field(
         default="",
-        description="domains of e-mail addresses that may be notified, separated by commas, or `*`; default: that of "
-        "ZETA_SMTP_FROM",
+        description="domains of the recipients (`example.org,example.com`, or `*`); default: that of ZETA_SMTP_FROM",
     )
 
     @field_validator("downloads")

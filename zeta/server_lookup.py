@@ -32,9 +32,17 @@ class ClientSettings(Settings):
 
     needs_home: ClassVar[bool] = False  # in a container, a user without a home directory can still set ZETA_URL
 
-    url: str | None = None
-    api_key: ApiKey | None = None
-    project: str | None = Field(default=None, pattern=PROJECT_PATTERN, description="project in which an admin key acts")
+    url: str | None = Field(
+        default=None, description="URL of the server; default: the stored login, or the `zeta up` of this machine"
+    )
+    api_key: ApiKey | None = Field(
+        default=None, description="the API key; default: that of the stored login, or of the `zeta up` of this machine"
+    )
+    project: str | None = Field(
+        default=None,
+        pattern=PROJECT_PATTERN,
+        description="the project in which an admin key acts; default: the key's project",
+    )
 
 
 class Target(BaseModel):

@@ -28,8 +28,8 @@ class UpSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8400, ge=0, le=65535)
     behind_proxy: bool = Field(False, description="only a reverse proxy with TLS reaches the service")
-    tls_cert: Path | None = Field(None, description="PEM file of the certificate; unset: HTTP without TLS")
-    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate; default: no TLS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key; default: no TLS")
     redis_url: RedisUrl | None = Field(None, description="default: a Valkey server started by `zeta up`")
     database_url: DatabaseUrl | None = Field(None, description="default: SQLite in ZETA_HOME")
     artifacts_url: str | None = Field(None, description="default: a folder in ZETA_HOME")

@@ -60,7 +60,11 @@ class Settings(BaseModel):
     secrets: ClassVar[frozenset[str]] = frozenset({"api_key", "worker_secret", "redis_url", "database_url"})
     needs_home: ClassVar[bool] = True  # if False, ``home`` may stay relative for a user without a home directory
 
-    home: Path = Path("~/.zeta")
+    home: Path = Field(
+        default=Path("~/.zeta"),
+        description="folder for all local data. A worker in a container needs a persistent volume here: a restarted "
+        "worker then adopts or returns its jobs at once, and otherwise they wait until the lease expires",
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **overrides: object) -> Self:
@@ -131,12 +135,12 @@ class StoreSettings(Settings):
 
     artifacts_url: str | None = Field(
         default=None,
-        description="a folder that the server and the workers share, or s3://bucket/prefix; default: a folder in "
-        "ZETA_HOME",
+        description="the artifact store: a folder that the server and all workers share, or `s3://bucket/prefix`; "
+        "default: a folder in ZETA_HOME",
     )
     s3_checksums: Literal["when_supported", "when_required"] = Field(
         default="when_supported",
-        description="when_required: for a store that does not support the checksums of S3",
+        description="`when_required`: for a store that does not support the checksums of S3",
     )
 
     @field_validator("artifacts_url")
@@ -166,20 +170,36 @@ class FleetSettings(StoreSettings):
     ``lease_seconds``.
     """
 
-    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
-    worker_secret: str = Field(min_length=1, description="key that signs all messages between them")
-    data_root: Path | None = Field(default=None, description="folder that {'path': ...} may read; default: none")
-    hub: str = Field(default="off", description="on, off, or allowed owners, separated by commas")
+    redis_url: RedisUrl = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="`redis://`, `rediss://` (with `ssl_ca_certs=`, `ssl_certfile=`, `ssl_keyfile=`, `ssl_cert_reqs=`, "
+        "`ssl_check_hostname=`) or `unix:///path/redis.sock`; select a database with `/5` or `?db=5`; percent-encode "
+        "special characters in the password",
+    )
+    worker_secret: str = Field(
+        min_length=1,
+        description="the secret from which the keys are derived that sign all messages between the server and its "
+        "workers. A worker may instead have the one that `zeta workers add` printed, which contains its name",
+    )
+    data_root: Path | None = Field(
+        default=None,
+        description='folder for `{"path": ...}` in specs; if it is unset on the server and on all workers, such specs '
+        "are rejected; default: none",
+    )
+    hub: str = Field(
+        default="off",
+        description="access to the Hugging Face Hub: `on`, `off`, or the allowed owners, separated by commas",
+    )
     lease_seconds: float = Field(
         default=LEASE_SECONDS,
         gt=0,
         allow_inf_nan=False,
-        description="a worker that is silent for longer loses its jobs",
+        description="a worker that is silent for this long loses its jobs",
     )
     self_stop_seconds: float = Field(
         default_factory=_three_quarters_of_the_lease,
         gt=0,
-        description="a run cut off from the server for this long saves and exits; default: 3/4 of the lease",
+        description="a run that is cut off from the server for this long saves and exits; default: 3/4 of the lease",
     )
 
     @field_validator("self_stop_seconds")

@@ -23,4 +23,5 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/events.md": events_page,
     "reference/http.md": http_page,
     "reference/metrics.md": metrics_page,
+    "reference/python.md": python_page,
 }

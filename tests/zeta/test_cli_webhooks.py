@@ -48,4 +48,4 @@ def test_a_webhook_is_created_tested_changed_and_deleted(server: ServerProcess, 
     assert rotated != secret
     assert zeta(server, "webhooks", "delete", "CI").returncode == 0
     assert zeta(server, "webhooks", "show", "CI").returncode == 1
-    assert zeta(server, "webhooks").stdout == "No webhooks.\n"
+    assert zeta(server, "webhooks").stdout.startswith("No webhooks")

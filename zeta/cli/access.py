@@ -94,12 +94,20 @@ def list_keys(
     if as_json:
         print_list(listed)
         return
-    heads = ("ID", Column("NAME", min_width=8), "PROJECT", "SCOPES", "CREATED", "LAST USED", "EXPIRES")
+    columns = (
+        Column("ID"),
+        Column("NAME", min_width=8),
+        Column("PROJECT", drop_order=2),
+        Column("SCOPES", drop_order=1),
+        Column("CREATED", drop_order=5),
+        Column("LAST USED", drop_order=4),
+        Column("EXPIRES", drop_order=3),
+    )
     rows = [
         (key.id, key.name, key.project, ",".join(key.scopes), key.created_at, key.last_used_at, _ending(key))
         for key in listed
     ]
-    print_table(heads, rows, none="No keys.")
+    print_table(columns, rows, none="No keys.")
 
 
 @keys_app.command(name="rotate")
@@ -207,7 +215,7 @@ def projects(context: typer.Context, as_json: AsJson = False) -> None:
 def list_projects(as_json: AsJson = False) -> None:
     """List projects by name."""
     from zeta.cli.output import print_list
-    from zeta.cli.table import print_table
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
 
     with Client() as client:
@@ -215,8 +223,15 @@ def list_projects(as_json: AsJson = False) -> None:
     if as_json:
         print_list(listed)
     else:
-        heads = ("NAME", "QUEUED", "RUNNING", "GPUS", "STORED", "CREATED")
-        print_table(heads, [_usage_row(project) for project in listed], none="No projects.")
+        columns = (
+            Column("NAME", min_width=8),
+            Column("QUEUED"),
+            Column("RUNNING"),
+            Column("GPUS", drop_order=2),
+            Column("STORED", drop_order=1),
+            Column("CREATED", drop_order=3),
+        )
+        print_table(columns, [_usage_row(project) for project in listed], none="No projects.")
 
 
 @projects_app.command(name="create")
@@ -360,7 +375,14 @@ def audit(
     if as_json:
         print_list(entries)
         return
-    heads = ("TIME", "PROJECT", Column("KEY", min_width=8), "ACTION", "OBJECT", "ADDRESS")
+    columns = (
+        Column("TIME"),
+        Column("PROJECT", drop_order=3),
+        Column("KEY", min_width=8, drop_order=1),
+        Column("ACTION"),
+        Column("OBJECT", drop_order=2),
+        Column("ADDRESS", drop_order=4),
+    )
     rows = [
         (
             f"{entry.created_at:%Y-%m-%d %H:%M:%S}",
@@ -372,4 +394,4 @@ def audit(
         )
         for entry in entries
     ]
-    print_table(heads, rows, none="No entries.")
+    print_table(columns, rows, none="No entries.")

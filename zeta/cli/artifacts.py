@@ -15,7 +15,7 @@ from zeta.cli.app import ARTIFACTS, AsJson, JobId, app
 def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints."""
     from zeta.cli.output import print_list, size
-    from zeta.cli.table import print_table
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
@@ -35,7 +35,15 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
         )
         for manifest in manifests
     ]
-    print_table(("NAME", "STEP", "TOKENS", "SIZE", "CREATED", "METRICS"), rows, none="No checkpoints yet.")
+    columns = (
+        Column("NAME"),
+        Column("STEP"),
+        Column("TOKENS", drop_order=3),
+        Column("SIZE"),
+        Column("CREATED", drop_order=2),
+        Column("METRICS", min_width=12, drop_order=1),
+    )
+    print_table(columns, rows, none="No checkpoints yet.")
 
 
 @app.command(rich_help_panel=ARTIFACTS)
@@ -135,7 +143,7 @@ def files(
 ) -> None:
     """List uploaded files, newest first."""
     from zeta.cli.output import print_list, size
-    from zeta.cli.table import print_table
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
 
     with Client() as client:
@@ -144,4 +152,12 @@ def files(
         print_list(listed)
         return
     rows = [(file.id, file.filename, file.purpose, size(file.bytes), file.sha256, file.created_at) for file in listed]
-    print_table(("ID", "NAME", "PURPOSE", "SIZE", "SHA256", "CREATED"), rows, none="No files found.")
+    columns = (
+        Column("ID"),
+        Column("NAME", min_width=8),
+        Column("PURPOSE", drop_order=2),
+        Column("SIZE", drop_order=1),
+        Column("SHA256", min_width=12, drop_order=4),
+        Column("CREATED", drop_order=3),
+    )
+    print_table(columns, rows, none="No files found; `zeta upload PATH` uploads one.")

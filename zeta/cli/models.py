@@ -66,12 +66,17 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         print_list(listed)
         return
-    heads = (Column("NAME", min_width=8), Column("MODEL", min_width=8), Column("DEFAULTS", min_width=8), "SET BY")
+    columns = (
+        Column("NAME", min_width=8),
+        Column("MODEL", min_width=8),
+        Column("DEFAULTS", min_width=8, drop_order=2),
+        Column("SET BY", drop_order=1),
+    )
     rows = [
         (named.name, _shown(named.model), json.dumps(named.defaults) if named.defaults else "", named.origin)
         for named in listed
     ]
-    print_table(heads, rows, none="No model has a name; add one with `zeta models add NAME SOURCE`.")
+    print_table(columns, rows, none="No model has a name; add one with `zeta models add NAME SOURCE`.")
 
 
 @models_app.command(name="remove")

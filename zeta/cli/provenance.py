@@ -129,26 +129,26 @@ def _print_jobs(file_id: str, as_json: bool) -> None:
     if as_json:
         print_list(uses)
         return
-    heads = (
-        "JOB",
-        Column("NAME", min_width=8),
-        "STATUS",
-        "SAW THE FILE",
-        Column("CHECKPOINTS", min_width=12),
-        "CREATED",
+    columns = (
+        Column("JOB"),
+        Column("NAME", min_width=8, drop_order=3),
+        Column("STATUS"),
+        Column("SAW THE FILE", drop_order=1),
+        Column("CHECKPOINTS", min_width=12, drop_order=2),
+        Column("CREATED", drop_order=4),
     )
     rows = [
         (
             use.id,
             use.entity_name,
             use.status,
-            "itself" if use.base is None else f"through {use.base}",
+            "directly" if use.base is None else f"through {use.base}",
             ", ".join(use.checkpoints) or None,
             use.created_at,
         )
         for use in uses
     ]
-    print_table(heads, rows, none="No model saw this file.")
+    print_table(columns, rows, none="No model saw this file.")
 
 
 def _print_files(job_id: str, as_json: bool) -> None:
@@ -169,11 +169,16 @@ def _print_files(job_id: str, as_json: bool) -> None:
         }
         print_json(value)
         return
-    heads = ("FILE", Column("NAME", min_width=12), Column("SHA-256", min_width=12), "SEEN BY")
+    columns = (
+        Column("FILE"),
+        Column("NAME", min_width=8),
+        Column("SHA256", min_width=12, drop_order=2),
+        Column("SEEN BY", drop_order=1),
+    )
     rows = [
         (file.id, file.filename, file.sha256, "the job itself" if file.job == full_id else file.job)
         for file in found.files
     ]
-    print_table(heads, rows, none="The model saw no uploaded file.")
+    print_table(columns, rows, none="The model saw no uploaded file.")
     for deleted in found.deleted_jobs:
         print_text(f"{deleted} was deleted, so the files that it saw are unknown.")

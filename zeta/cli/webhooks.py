@@ -71,9 +71,15 @@ def list_webhooks(as_json: AsJson = False) -> None:
     if as_json:
         print_list(listed)
         return
-    heads = ("ID", Column("NAME", min_width=8), Column("URL", min_width=20), "STATE", Column("EVENTS", min_width=12))
+    columns = (
+        Column("ID"),
+        Column("NAME", min_width=8),
+        Column("URL", min_width=20, drop_order=2),
+        Column("STATE", drop_order=1),
+        Column("EVENTS", min_width=12, drop_order=3),
+    )
     rows = [(hook.id, hook.name, hook.url, _state(hook), ",".join(hook.events) or None) for hook in listed]
-    print_table(heads, rows, none="No webhooks.")
+    print_table(columns, rows, none="No webhooks; `zeta webhooks create URL` creates one.")
 
 
 @webhooks_app.command(name="show")
@@ -161,12 +167,20 @@ def list_deliveries(
     if as_json:
         print_list(listed)
         return
-    heads = ("CREATED", "EVENT", "JOB", "STATUS", "ATTEMPTS", "CODE", Column("ERROR", min_width=20))
+    columns = (
+        Column("CREATED"),
+        Column("EVENT"),
+        Column("JOB", drop_order=2),
+        Column("STATUS"),
+        Column("ATTEMPTS", drop_order=4),
+        Column("CODE", drop_order=3),
+        Column("ERROR", min_width=20, drop_order=1),
+    )
     rows = [
         (sent.created_at, sent.event, sent.job, sent.status, sent.attempts, sent.status_code, sent.error)
         for sent in listed
     ]
-    print_table(heads, rows, none="No messages.")
+    print_table(columns, rows, none="No messages.")
 
 
 @webhooks_app.command(name="delete")

@@ -8,6 +8,7 @@ import typer
 
 from zeta.cli.app import SERVICE, AsJson, app, completing
 from zeta.cli.service import Home, exec_module
+from zeta_core.contract.identifiers import ID_CHARACTERS
 
 if TYPE_CHECKING:
     from zeta_core.contract.access import CreatedWorkerSecret
@@ -149,7 +150,7 @@ def revoke(name: WorkerName, as_json: AsJson = False) -> None:
 def list_secrets(as_json: AsJson = False) -> None:
     """List the workers that have a secret of their own, by name."""
     from zeta.cli.output import print_list
-    from zeta.cli.table import print_table
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
 
     with Client() as client:
@@ -161,8 +162,13 @@ def list_secrets(as_json: AsJson = False) -> None:
         (secret.name, "revoked" if secret.revoked_at is not None else "valid", secret.created_at, secret.created_by)
         for secret in listed
     ]
-    heads = ("NAME", "SECRET", "CREATED", "CREATED BY")
-    print_table(heads, rows, none="No worker has a secret of its own; `zeta workers add` creates one.")
+    columns = (
+        Column("NAME", min_width=8),
+        Column("SECRET"),
+        Column("CREATED", drop_order=2),
+        Column("CREATED BY", min_width=8, drop_order=1),
+    )
+    print_table(columns, rows, none="No worker has a secret of its own; `zeta workers add` creates one.")
 
 
 def _print_secret(created: CreatedWorkerSecret, sentence: str, as_json: bool) -> None:
@@ -181,7 +187,7 @@ def _print_secret(created: CreatedWorkerSecret, sentence: str, as_json: bool) ->
 
 def _list_workers(as_json: bool) -> None:
     from zeta.cli.output import print_list, size
-    from zeta.cli.table import print_table
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
 
     with Client() as client:
@@ -204,8 +210,18 @@ def _list_workers(as_json: bool) -> None:
         for worker in listed
         for slot in worker.listed_slots
     ]
-    heads = ("NAME", "STATUS", "HOST", "SLOT", "DEVICE", "MEMORY", "SANDBOX", "JOB", "LAST SEEN")
-    print_table(heads, rows, none="No worker is connected; start one with `zeta worker`.")
+    columns = (
+        Column("NAME", min_width=6),
+        Column("STATUS", drop_order=1),
+        Column("HOST", min_width=8, drop_order=6),
+        Column("SLOT", drop_order=2),
+        Column("DEVICE", min_width=8, drop_order=3),
+        Column("MEMORY", drop_order=4),
+        Column("SANDBOX", drop_order=7),
+        Column("JOB", min_width=len("job_") + ID_CHARACTERS),
+        Column("LAST SEEN", drop_order=5),
+    )
+    print_table(columns, rows, none="No worker is connected; start one with `zeta worker`.")
 
 
 def _status(worker: Worker) -> str:

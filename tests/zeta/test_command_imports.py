@@ -10,7 +10,8 @@ import pytest
 from benchmarks.command_line import serving, stored_page
 from tests.harness.service import clean_environment
 from zeta.cli.app import app
-from zeta.cli.entry_point import MODULES, add_commands
+from zeta.cli.entry_point import add_commands
+from zeta.cli.modules import MODULES
 
 NOT_FOR_HELP = frozenset({"httpx", "pydantic", "rich", "ruamel", "zeta.client", "zeta_core.contract.errors", "asyncio"})
 NOT_FOR_JOBS = frozenset(

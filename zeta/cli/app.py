@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from zeta.cli.modules import MODULES
+
 if TYPE_CHECKING:
     from zeta.cli.completion import Completed
 
@@ -15,9 +17,25 @@ JOBS = "Jobs"
 ARTIFACTS = "Checkpoints and files"
 SERVICE = "The service"
 
+MAX_SUMMARY = 200  # characters of the first sentence about a command, which `zeta --help` breaks into lines
+
 
 class Commands(TyperGroup):
-    """The commands. An invalid value of an option or argument is reported like any other error."""
+    """The commands, in sections. An invalid value of an option or argument is reported like any other error."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the section of each group of commands in `zeta --help`, in the order of `MODULES`."""
+        order = [name for names in MODULES.values() for name in names]
+        shown = {name: self.commands[name] for name in order if name in self.commands}
+        for title in (JOBS, ARTIFACTS, SERVICE):
+            rows = [
+                (name, command.get_short_help_str(MAX_SUMMARY))
+                for name, command in shown.items()
+                if getattr(command, "rich_help_panel", None) == title
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:

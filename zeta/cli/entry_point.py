@@ -12,32 +12,10 @@ from typing import NoReturn
 
 from zeta.cli.app import app
 from zeta.cli.exit_status import ExitStatus
+from zeta.cli.modules import MODULES
 from zeta.cli.standard_streams import OutputError, prepare
 
-# The modules that define the commands. `zeta --help` lists the commands in this order.
-MODULES = {
-    "zeta.cli.submit": ("submit", "validate"),
-    "zeta.cli.data": ("data",),
-    "zeta.cli.jobs": ("jobs", "job", "wait", "events", "logs"),
-    "zeta.cli.sweeps": ("sweep", "sweeps"),
-    "zeta.cli.models": ("models",),
-    "zeta.cli.imports": ("import",),
-    "zeta.cli.top": ("top",),
-    "zeta.cli.comparisons": ("plot", "diff", "compare"),
-    "zeta.cli.evaluations": ("eval",),
-    "zeta.cli.job_commands": ("cancel", "pause", "resume", "checkpoint", "rerun", "delete"),
-    "zeta.cli.chat": ("chat",),
-    "zeta.cli.artifacts": ("checkpoints", "download", "upload", "files"),
-    "zeta.cli.provenance": ("receipt", "verify", "lineage"),
-    "zeta.cli.exports": ("export",),
-    "zeta.cli.service": ("up", "down", "status", "server", "migrate"),
-    "zeta.cli.store_check": ("artifacts",),
-    "zeta.cli.backup": ("backup", "restore"),
-    "zeta.cli.workers": ("worker", "workers"),
-    "zeta.cli.access": ("keys", "projects", "audit"),
-    "zeta.cli.webhooks": ("webhooks",),
-    "zeta.cli.login": ("config", "login", "logout", "dashboard"),
-}
+MAX_HELP_WIDTH, PIPE_HELP_WIDTH = 100, 80  # in columns
 
 
 def main() -> NoReturn:
@@ -76,7 +54,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _run_app(arguments: Sequence[str], as_json: bool) -> int:
     try:
-        ended: object = app(arguments, prog_name="zeta", standalone_mode=not as_json)
+        width = _help_width()
+        ended: object = app(arguments, prog_name="zeta", standalone_mode=not as_json, terminal_width=width)
         return ended if isinstance(ended, int) else ExitStatus.SUCCEEDED
     except SystemExit as ended:  # click exits this way, also on usage errors
         return (
@@ -86,3 +65,12 @@ def _run_app(arguments: Sequence[str], as_json: bool) -> int:
             if ended.code is None
             else ExitStatus.FAILED
         )
+
+
+def _help_width() -> int:
+    """The width of help texts. typer would ask the original standard output, which `prepare` has replaced."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return min(columns or PIPE_HELP_WIDTH, MAX_HELP_WIDTH)

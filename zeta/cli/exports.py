@@ -24,12 +24,13 @@ def export(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the export until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a checkpoint to another format, as a job that needs no GPU.
+    """Export a checkpoint to another format.
 
-    The export is compared with the checkpoint, and fails if it answers differently; certificate.json has the result.
+    The export is a job that needs no GPU. It is compared with the checkpoint, and fails if it answers differently;
+    certificate.json has the result.
     """
     from zeta.cli.follow import follow as follow_job
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
 
     with Client() as client:
@@ -38,6 +39,6 @@ def export(
             print_json(job)
         else:
             hint = "" if follow else f" Follow it: zeta wait {job.id}; then: zeta download {job.id}"
-            print(f"{job.id} is {job.status}.{hint}", flush=True)
+            print_text(f"{job.id} is {job.status}.{hint}")
         if follow:
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))

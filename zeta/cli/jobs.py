@@ -35,9 +35,10 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first unless --sort is given, such as --sort loss or --sort -progress.
 
-    Jobs without a value come last. The table fits the terminal width (80 columns in a pipe; COLUMNS overrides both),
-    and long names are shortened in the middle. `zeta job ID` shows them in full. LOSS is the mean over the tokens of
-    the last 50 steps, EVAL the newest loss on held-out data.
+    --sort changes the order, such as --sort loss or --sort -progress; jobs without a value come last. The table fits
+    the terminal width (80 columns in a pipe; COLUMNS overrides both), and long names are shortened in the middle.
+    `zeta job ID` shows them in full. LOSS is the mean over the tokens of the last 50 steps, EVAL the newest loss on
+    held-out data.
     """
     from zeta.cli.job_display import file_names
     from zeta.cli.job_table import print_jobs

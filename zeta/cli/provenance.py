@@ -24,7 +24,10 @@ def receipt(
         bool, typer.Option("--key", help="Print the public key of the installation instead, in PEM format.")
     ] = False,
 ) -> None:
-    """Print the signed receipt of an ended job: its files, spec, data, machines and software."""
+    """Print the signed receipt of an ended job.
+
+    It names the files of the model, the spec, the data, the machines and the software.
+    """
     from zeta.cli.output import print_json
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
@@ -99,7 +102,10 @@ def lineage(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """List the models that saw a file, or the files that a job's model saw, also through checkpoints of other jobs."""
+    """List the models that saw a file, or the files of a model.
+
+    Files that a model saw through checkpoints of other jobs are included.
+    """
     if object_id.startswith("file_"):
         _print_jobs(object_id, as_json)
     else:

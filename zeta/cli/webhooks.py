@@ -40,7 +40,7 @@ Format = Annotated[str | None, typer.Option(help="json, or slack for {'text': ..
 
 @webhooks_app.callback()
 def webhooks(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the webhooks of the project, or create, test and change them."""
+    """List or manage the webhooks of the project."""
     if context.invoked_subcommand is None:
         list_webhooks(as_json)
 

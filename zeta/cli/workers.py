@@ -87,7 +87,7 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 
 @workers_app.callback()
 def workers(context: typer.Context, as_json: AsJson = False) -> None:
-    """List workers and what their slots do, or manage the secrets with which workers join.
+    """List workers and what they do, or manage their secrets.
 
     A slot runs a job, serves models, is free, or can't be used because its GPU has a problem. Managing secrets needs a
     key with the scope `admin`.

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from tests.harness.reference_pages.markdown import generated
 from zeta.cli.app import app
-from zeta.cli.entry_point import MODULES, add_commands
+from zeta.cli.entry_point import add_commands
+from zeta.cli.modules import MODULES
 
 HEAD = """\
 # The command line

@@ -120,9 +120,16 @@ class Settings(BaseModel):
     def masked(self) -> dict[str, str]:
         """The effective settings for display, with ``***`` for every secret."""
         return {
-            PREFIX + name.upper(): "***" if name in self.secrets and value else "" if value is None else str(value)
+            PREFIX + name.upper(): "***" if name in self.secrets and value else _shown(value)
             for name, value in self.model_dump().items()
         }
+
+
+def _shown(value: object) -> str:
+    """A value as the variable would contain it; empty for an unset one."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:

@@ -237,7 +237,7 @@ def list_projects(as_json: AsJson = False) -> None:
 @projects_app.command(name="create")
 def create_project(name: ProjectArgument, as_json: AsJson = False) -> None:
     """Create a project."""
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
 
     with Client() as client:
@@ -245,7 +245,7 @@ def create_project(name: ProjectArgument, as_json: AsJson = False) -> None:
     if as_json:
         print_json(created)
     else:
-        print(f"Created project {created.name}. `zeta keys create --project {created.name}` gives access to it.")
+        print_text(f"Created project {created.name}. `zeta keys create --project {created.name}` gives access to it.")
 
 
 @projects_app.command(name="show")
@@ -322,13 +322,18 @@ def _print_project(project: Project, as_json: bool) -> None:
     _, queued, running, gpus, stored, created_at = _usage_row(project)
     usage = [("queued jobs", queued), ("running jobs", running), ("GPUs", gpus), ("stored", stored)]
     limits = [
-        (
-            name,
-            f"{'no limit' if value is None else value}{'' if project.limits.get(name) is not None else ' (default)'}",
-        )
+        (name, f"{_limit_text(name, value)}{'' if project.limits.get(name) is not None else ' (default)'}")
         for name, value in project.effective_limits.items()
     ]
     print_fields([("project", project.name), ("created", created_at), *usage, *limits])
+
+
+def _limit_text(name: str, value: int | str | None) -> str:
+    from zeta.cli.output import size
+
+    if value is None:
+        return "no limit"
+    return size(value) if isinstance(value, int) and name.endswith("_bytes") else str(value)
 
 
 def _limit(text: str) -> tuple[str, int | str | None]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from zeta.cli.output import duration, print_json
+from zeta.cli.output import duration, print_json, terminal_size
+from zeta.cli.wrapping import wrapped
 from zeta_core.contract.job.advice import advice_text
 from zeta_core.contract.job.events import Event, describe_perplexity
 from zeta_core.contract.job.status import ENDED
 from zeta_core.contract.printable import printable
 
+MIN_TEXT_WIDTH = 40  # of an event beside its time and type; in a narrower terminal, its text continues below them
 SHOWN_PROMPT = 80  # a sample's prompt is shortened to this many characters, its last ones
 
 
@@ -17,6 +20,16 @@ def print_event(event: Event) -> None:
     """Print an event as JSON, with the fields that the server sent."""
     fields = event.model_dump(mode="json", exclude_unset=True)
     print_json({name: fields[name] for name in ("seq", "attempt", "type", "created_at")} | fields)
+
+
+def print_event_line(event: Event, job_id: str) -> None:
+    """Print an event with its number, time and type, wrapped in a terminal."""
+    start = f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  "
+    line = start + (event_text(event, job_id) or "")
+    if sys.stdout.isatty():
+        columns = terminal_size().columns
+        line = wrapped(line, columns, indent=len(start) if columns - len(start) >= MIN_TEXT_WIDTH else len("      "))
+    print(line, flush=True)
 
 
 def event_text(event: Event, job_id: str) -> str | None:
@@ -30,9 +43,10 @@ def event_text(event: Event, job_id: str) -> str | None:
     if event.type == "checkpoint":
         return f"stored checkpoint {fields.get('name')} (step {fields.get('step')})"
     if event.type == "sample":
-        prompt = str(fields.get("prompt"))
+        texts = event.model_dump(mode="json", include={"prompt", "text"})
+        prompt = str(texts.get("prompt"))
         prompt = prompt if len(prompt) <= SHOWN_PROMPT else f"…{prompt[-SHOWN_PROMPT:]}"
-        return f"sample at step {fields.get('step')}: {prompt!r} -> {fields.get('text')!r}"
+        return printable(f"sample at step {fields.get('step')}: {prompt!r} -> {str(texts.get('text'))!r}")
     if event.type in ("warning", "error"):
         words = advice_text(str(fields.get("message")), fields.get("hint"), fields.get("patch"), job_id)
         return f"{event.type}: {_safe(words)}"

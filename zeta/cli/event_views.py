@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from zeta.cli.event_text import event_text, is_end, print_event, progress_line, safe_fields
 from zeta.cli.progress_display import ProgressDisplay
+from zeta.cli.wrapping import wrapped
 from zeta_core.contract.job.events import Event
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 MIN_WIDTH = 20  # a narrower terminal gets plain lines instead of a progress line
-REFRESHES_PER_SECOND = 5
+REFRESH_SECONDS = 0.2  # at least this between two updates of the progress line
 # The interval between plain progress lines is a tenth of the time covered so far, by the events' timestamps, and is
 # limited to this range.
 FIRST_PLAIN_LINE_SECONDS = 5.0
@@ -86,7 +88,9 @@ class TerminalView(View):
     def __init__(self, live: Live, job_id: str) -> None:
         self._live, self._job_id = live, job_id
         self._display = ProgressDisplay()
-        live.update(self._display)
+        self._phase: str | None = None
+        self._refreshed_at = time.monotonic()
+        live.update(self._display, refresh=True)
 
     def show(self, event: Event) -> None:
         if event.type != "progress":
@@ -99,9 +103,15 @@ class TerminalView(View):
             self._print(progress_line(fields))
             return
         self._display.update(fields)
+        is_new_phase, self._phase = fields.get("phase") != self._phase, fields.get("phase")
+        if is_new_phase or time.monotonic() - self._refreshed_at >= REFRESH_SECONDS:
+            self._refreshed_at = time.monotonic()
+            self._live.refresh()
 
     def _print(self, line: str) -> None:
-        self._live.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        console = self._live.console
+        text = wrapped(line, console.width, indent=4)  # lines of the job's own text are indented in the same way
+        console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
@@ -120,5 +130,6 @@ def open_view(as_json: bool, job_id: str) -> Generator[View]:
     if console.is_dumb_terminal or console.width < MIN_WIDTH:  # TERM=dumb (Emacs), COLUMNS=0
         yield PlainView(job_id)
         return
-    with Live(console=console, refresh_per_second=REFRESHES_PER_SECOND, vertical_overflow="crop") as live:
+    # Without a thread that refreshes the line: it could draw it again while this one prints an event above it.
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         yield TerminalView(live, job_id)

@@ -114,6 +114,12 @@ def _usage_error(error: Any) -> InvalidRequest:
     )
 
 
+def _print_text(text: str, indent: int = 2) -> None:
+    from zeta.cli.output import for_terminal
+
+    print(for_terminal(text, sys.stderr, indent), file=sys.stderr)
+
+
 def _print_error(error: ZetaError, as_json: bool) -> None:
     """Print the error's message and details, or its JSON on one line."""
     if as_json:
@@ -125,8 +131,8 @@ def _print_error(error: ZetaError, as_json: bool) -> None:
         at_least = "at least " if len(error.details) == MAX_DETAILS else ""
         print(f"Error: Found {at_least}{len(error.details)} problems:", file=sys.stderr)
         for detail in error.details:
-            print(printable(f"  - {detail.message}"), file=sys.stderr)
+            _print_text(printable(f"  - {detail.message}"), indent=4)
         return
-    print(printable(f"Error: {error.message}", keep="\n"), file=sys.stderr)
+    _print_text(printable(f"Error: {error.message}", keep="\n"))
     if isinstance(error, AuthenticationFailed):  # the server does not know the key's source
         print("The key comes from ZETA_API_KEY or `zeta login URL`; `zeta config` shows which.", file=sys.stderr)

@@ -33,7 +33,9 @@ def follow(client: Client, job_id: str, *, as_json: bool = False, timeout_second
             f"Stopped following; {job_id} continues. Follow it again with `zeta wait {job_id}`, or cancel it with "
             f"`zeta cancel {job_id}`."
         )
-        print(left.body().model_dump_json() if as_json else f"\n{left.message}", file=sys.stderr)
+        if as_json:
+            print(left.body().model_dump_json(), file=sys.stderr)
+        notice(f"\n{left.message}", as_json=as_json)
         return ExitStatus.INTERRUPTED
     return exit_status_of_job(job)
 

@@ -47,7 +47,7 @@ def import_openai(
         print_text("These settings of the exported job have no equivalent here, or need a file:")
         for setting, value in not_imported.items():
             print_text(f"  {setting}: {shown(value)}{_fix(setting)}")
-    print(f"{job.id} is {job.status}. Follow it: zeta wait {job.id}")
+    print_text(f"{job.id} is {job.status}. Follow it: zeta wait {job.id}")
 
 
 def _fix(setting: str) -> str:

@@ -28,7 +28,7 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel a job, or all unfinished jobs of a sweep. Their checkpoints, logs and events are kept."""
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
@@ -38,7 +38,7 @@ def cancel(
             if as_json:
                 print_json(sweep)
             else:
-                print(f"The unfinished jobs of {sweep.id} are being cancelled. Show them: zeta sweeps {sweep.id}")
+                print_text(f"The unfinished jobs of {sweep.id} are being cancelled. Show them: zeta sweeps {sweep.id}")
             return
         _print_job(client.cancel(resolve_job_id(client, job_id)), as_json)
 
@@ -66,7 +66,7 @@ def resume(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=JOBS)
 def checkpoint(job_id: JobId, as_json: AsJson = False) -> None:
     """Save a checkpoint of a running job now. The job continues."""
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
@@ -75,7 +75,9 @@ def checkpoint(job_id: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json(job)
     else:
-        print(f"{job.id} saves a checkpoint after its current step. List its checkpoints: zeta checkpoints {job.id}")
+        print_text(
+            f"{job.id} saves a checkpoint after its current step. List its checkpoints: zeta checkpoints {job.id}"
+        )
 
 
 @app.command(rich_help_panel=JOBS)
@@ -101,7 +103,7 @@ def rerun(
     The new job trains from the start, or continues from a checkpoint of the earlier job.
     """
     from zeta.cli.follow import follow as follow_job
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
     from zeta.spec_file import apply_settings
@@ -112,7 +114,7 @@ def rerun(
             print_json(job)
         else:
             hint = "" if follow else f" Follow it: zeta wait {job.id}"
-            print(f"{job.id} is {job.status} as a rerun of {job.parent}.{hint}", flush=True)
+            print_text(f"{job.id} is {job.status} as a rerun of {job.parent}.{hint}")
         if follow:
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
 
@@ -133,10 +135,10 @@ def delete(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 def _print_job(job: Job, as_json: bool) -> None:
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
 
     if as_json:
         print_json(job)
     else:
         pending = _PENDING_ACTIONS.get(job.requested_action or "")
-        print(f"{job.id} is {job.status}" + (f"; {pending}." if pending else "."))
+        print_text(f"{job.id} is {job.status}" + (f"; {pending}." if pending else "."))

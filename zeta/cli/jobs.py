@@ -33,7 +33,7 @@ def list_jobs(
     show_all: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, newest first unless --sort is given, such as --sort loss or --sort -progress.
+    """List jobs, newest first.
 
     --sort changes the order, such as --sort loss or --sort -progress; jobs without a value come last. The table fits
     the terminal width (80 columns in a pipe; COLUMNS overrides both), and long names are shortened in the middle.
@@ -168,7 +168,7 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Print a job's events, oldest first."""
-    from zeta.cli.event_text import event_text, print_event
+    from zeta.cli.event_text import print_event, print_event_line
     from zeta.cli.follow import interruption
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
@@ -184,10 +184,7 @@ def events(
             if as_json:
                 print_event(event)
             else:
-                print(
-                    f"{event.seq:>6}  {event.created_at:%H:%M:%S}  {event.type:<10}  {event_text(event, resolved_id)}",
-                    flush=True,
-                )
+                print_event_line(event, resolved_id)
 
 
 @app.command(rich_help_panel=JOBS)

@@ -71,7 +71,7 @@ def login(
     import sys
 
     from zeta.address import checked_url
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
     from zeta.server_lookup import ClientSettings
     from zeta.stored_login import Login, store_login
@@ -95,7 +95,7 @@ def login(
     if as_json:
         print_json({"server": address, "login_file": str(file)})
     else:
-        print(f"Logged in to {address}. The key is stored in {file}, which only you can read.")
+        print_text(f"Logged in to {address}. The key is stored in {file}, which only you can read.")
 
 
 @app.command(rich_help_panel=SERVICE)

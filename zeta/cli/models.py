@@ -40,7 +40,7 @@ def models(context: typer.Context, as_json: AsJson = False) -> None:
 @models_app.command(name="add")
 def add_model(name: ModelNameArgument, source: Source, defaults: Defaults = None, as_json: AsJson = False) -> None:
     """Name a base model. Requests of the openai client with this model then train it."""
-    from zeta.cli.output import notice, print_json
+    from zeta.cli.output import notice, print_json, print_text
     from zeta.client import Client
     from zeta.spec_file import read_spec
 
@@ -51,7 +51,7 @@ def add_model(name: ModelNameArgument, source: Source, defaults: Defaults = None
     if as_json:
         print_json(named)
     else:
-        print(f"{named.name} is {_shown(named.model)}. Use it with OpenAI(base_url={f'{url}/openai/v1'!r}).")
+        print_text(f"{named.name} is {_shown(named.model)}. Use it with OpenAI(base_url={f'{url}/openai/v1'!r}).")
 
 
 @models_app.command(name="list")

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel
 
+from zeta.cli.wrapping import MIN_WIDTH, cell_len, wrapped
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.printable import is_printable, printable
 from zeta_core.system.settings import process_environment
@@ -20,7 +21,15 @@ DEFAULT_WIDTH, DEFAULT_HEIGHT = 80, 24  # where there is no terminal, and COLUMN
 
 def print_text(text: str) -> None:
     """Print text that may contain untrusted names and messages. Only line ends are printed unescaped."""
-    print(printable(text, keep="\n"), flush=True)
+    print(for_terminal(printable(text, keep="\n"), sys.stdout), flush=True)
+
+
+def for_terminal(text: str, stream: TextIO, indent: int = 2) -> str:
+    """Text for standard output or standard error, wrapped if that is a terminal.
+
+    New lines are indented, so that untrusted text in them can't imitate a line of this program.
+    """
+    return wrapped(text, terminal_size(stream).columns, indent=indent) if stream.isatty() else text
 
 
 def print_json(value: BaseModel | dict[str, Any]) -> None:
@@ -34,7 +43,7 @@ def print_json(value: BaseModel | dict[str, Any]) -> None:
 def notice(sentence: str, *, as_json: bool) -> None:
     """Print a notice to standard error. With ``--json`` it is omitted: standard error then carries only the error."""
     if not as_json:
-        print(printable(sentence, keep="\n"), file=sys.stderr, flush=True)
+        print(for_terminal(printable(sentence, keep="\n"), sys.stderr), file=sys.stderr, flush=True)
 
 
 def print_list(items: Sequence[BaseModel]) -> None:
@@ -46,11 +55,20 @@ def print_list(items: Sequence[BaseModel]) -> None:
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Print one name and value per line, omitting fields that are ``None``."""
-    shown = [(name, value) for name, value in fields if value is not None]
-    width = max(len(name) for name, _ in shown)
+    """Print one name and value per line, omitting fields that are ``None``.
+
+    In a terminal, long values are wrapped beside the names; in a narrow one, they are below their names.
+    """
+    shown = [(name, cell(value)) for name, value in fields if value is not None]
+    start = max(len(name) for name, _ in shown) + len("  ")
+    columns = terminal_size().columns if sys.stdout.isatty() else None
     for name, value in shown:
-        print(f"{name.ljust(width)}  {cell(value)}")
+        if columns is None or start + cell_len(value) <= columns:
+            print(f"{name.ljust(start)}{value}")
+        elif columns - start >= MIN_WIDTH:
+            print(f"{name.ljust(start)}{wrapped(value, columns, indent=start, column=start)}")
+        else:
+            print(f"{name}\n  {wrapped(value, columns, indent=2, column=2)}")
 
 
 def cell(value: object) -> str:
@@ -95,14 +113,14 @@ def size(number_of_bytes: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def terminal_size() -> os.terminal_size:
-    """The columns and lines of standard output; COLUMNS and LINES take precedence.
+def terminal_size(stream: TextIO | None = None) -> os.terminal_size:
+    """The columns and lines of a stream, by default standard output; COLUMNS and LINES take precedence.
 
     `shutil.get_terminal_size` asks the original standard output, which `standard_streams` has replaced.
     """
     variables = process_environment()
     try:
-        width, height = os.get_terminal_size(sys.stdout.fileno())
+        width, height = os.get_terminal_size((stream or sys.stdout).fileno())
     except (OSError, ValueError):
         width = height = 0
     given = [int(text) if (text := variables.get(name, "")).isdecimal() else 0 for name in ("COLUMNS", "LINES")]

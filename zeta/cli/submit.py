@@ -44,7 +44,7 @@ def submit(
 ) -> None:
     """Submit a training job. Local files are uploaded first."""
     from zeta.cli.follow import follow as follow_job
-    from zeta.cli.output import notice, print_json
+    from zeta.cli.output import notice, print_json, print_text
     from zeta.client import Client
 
     fields = read_fields(spec, model, data, lora, settings or [])
@@ -53,7 +53,7 @@ def submit(
         if as_json:
             print_json(job)
         else:
-            print(f"{job.id} is {job.status}." + ("" if follow else f" Follow it: zeta wait {job.id}"), flush=True)
+            print_text(f"{job.id} is {job.status}." + ("" if follow else f" Follow it: zeta wait {job.id}"))
         if follow:
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
 

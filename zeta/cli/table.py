@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zeta.cli.output import cell, terminal_size
+from zeta.cli.wrapping import cell_len
 
 GAP = "  "
 
@@ -52,8 +53,6 @@ def _widths(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], shown: Sequence[int], width: int
 ) -> dict[int, int]:
     """Start with the width of the longest cell, then narrow the widest flexible column until the table fits."""
-    from rich.cells import cell_len
-
     widths = {i: max(cell_len(columns[i].head), *(cell_len(row[i]) for row in cells)) for i in shown}
     while _total(widths, shown) > width:
         flexible = [i for i in shown if widths[i] > (columns[i].min_width or widths[i])]
@@ -68,16 +67,12 @@ def _total(widths: dict[int, int], shown: Sequence[int]) -> int:
 
 
 def _padded(text: str, width: int) -> str:
-    from rich.cells import cell_len
-
     text = cut_middle(text, width)
     return text + " " * (width - cell_len(text))
 
 
 def cut_middle(text: str, width: int) -> str:
     """``text`` in at most ``width`` terminal cells, with an ellipsis in place of its middle."""
-    from rich.cells import cell_len
-
     if cell_len(text) <= width:
         return text
     head, tail = 0, len(text)

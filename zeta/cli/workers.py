@@ -8,7 +8,6 @@ import typer
 
 from zeta.cli.app import SERVICE, AsJson, app, completing
 from zeta.cli.service import Home, exec_module
-from zeta_core.contract.identifiers import ID_CHARACTERS
 
 if TYPE_CHECKING:
     from zeta_core.contract.access import CreatedWorkerSecret
@@ -72,7 +71,7 @@ def undrain(name: WorkerName, as_json: AsJson = False) -> None:
 
 
 def _set_draining(name: str, draining: bool, as_json: bool) -> None:
-    from zeta.cli.output import print_json
+    from zeta.cli.output import print_json, print_text
     from zeta.client import Client
 
     with Client() as client:
@@ -82,7 +81,7 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
         return
     jobs = [slot.job_id for slot in worker.listed_slots if slot.job_id is not None]
     handed_back = f" It is handing back {', '.join(jobs)}." if draining and jobs else ""
-    print(f"{worker.name} is {worker.status}.{handed_back}")
+    print_text(f"{worker.name} is {worker.status}.{handed_back}")
 
 
 @workers_app.callback()
@@ -189,6 +188,7 @@ def _list_workers(as_json: bool) -> None:
     from zeta.cli.output import print_list, size
     from zeta.cli.table import Column, print_table
     from zeta.client import Client
+    from zeta_core.contract.identifiers import ID_CHARACTERS
 
     with Client() as client:
         listed = client.workers()

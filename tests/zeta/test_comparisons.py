@@ -54,7 +54,7 @@ def test_plot_draws_the_curves_of_several_jobs_in_a_pipe(service: Service, finis
     assert shown.returncode == 0, shown.stderr
     assert "\x1b" not in shown.stdout
     assert "┌" in shown.stdout
-    assert f"• {finished_job.id} finished  loss" in shown.stdout
+    assert f"• {finished_job.id}  loss" in shown.stdout
     assert f"{waiting_job.id}  loss has no value yet" in shown.stdout
     curves = [json.loads(line) for line in service.command("plot", finished_job.id, "--json").stdout.splitlines()]
     assert [curve["job"] for curve in curves] == [finished_job.id]
@@ -76,7 +76,7 @@ def test_a_logarithmic_chart_needs_positive_values(capsys: pytest.CaptureFixture
         draw_chart([curve], "loss", "step", log_scale=True)
     draw_chart([curve, Curve("job_2", None, [1.0], [2.0])], "loss", "step", log_scale=False)
     shown = capsys.readouterr().out
-    assert all(symbol in shown for symbol in ("• job_1 a", "x job_2  loss 2", "step"))
+    assert all(symbol in shown for symbol in ("• job_1  loss 1  a", "x job_2  loss 2", "step"))
 
 
 def test_top_prints_the_state_once_without_a_terminal(service: Service, endless_job: Job) -> None:
@@ -96,7 +96,8 @@ def test_compare_tells_a_difference_from_noise(service: Service, client: Client,
     slow, fast = (client.wait(job.id, timeout_seconds=120) for job in jobs)
     shown = service.command("compare", slow.id, fast.id)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines()[0].startswith(f"A  {slow.id}  at 1e-06  held-out loss ")
+    assert shown.stdout.splitlines()[1].startswith(f"A  {slow.id}  at 1e-06  ")
+    assert "95 % interval" in shown.stdout
     assert f"B is better: {fast.id}" in shown.stdout
     found = json.loads(service.command("compare", slow.id, fast.id, "--json").stdout)
     assert found["better"] == "b"

@@ -10,6 +10,8 @@ import typer
 
 from zeta.cli.app import ARTIFACTS, AsJson, JobId, app
 
+MIN_SHA256_WIDTH = 12  # in a narrow terminal, checksums are shortened to this
+
 
 @app.command(rich_help_panel=ARTIFACTS)
 def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
@@ -41,7 +43,7 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
         Column("TOKENS", drop_order=3),
         Column("SIZE"),
         Column("CREATED", drop_order=2),
-        Column("METRICS", min_width=12, drop_order=1),
+        Column("METRICS", min_width=24, drop_order=1),
     )
     print_table(columns, rows, none="No checkpoints yet.")
 
@@ -71,8 +73,9 @@ def download(
 
     The SHA-256 of every file is checked. An interrupted download is resumed.
     """
-    from zeta.cli.output import print_json, size
+    from zeta.cli.output import print_json, print_text, size, terminal_size
     from zeta.cli.progress_bars import download_progress
+    from zeta.cli.table import cut_middle
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
     from zeta_core.contract.printable import printable
@@ -94,8 +97,11 @@ def download(
         return
     width = max(len(file.path) for file in done.files)
     for file in done.files:
-        print(f"{printable(file.path).ljust(width)}  {size(file.size):>10}  sha256 {file.sha256} verified")
-    print(f"{done.manifest.name} (step {done.manifest.step}) is in {done.directory}")
+        line = f"{printable(file.path).ljust(width)}  {size(file.size):>10}  sha256 "
+        left = terminal_size().columns - len(line) - len(" verified")
+        shown = cut_middle(file.sha256, max(left, MIN_SHA256_WIDTH)) if sys.stdout.isatty() else file.sha256
+        print(f"{line}{shown} verified")
+    print_text(f"{done.manifest.name} (step {done.manifest.step}) is in {done.directory}")
 
 
 @app.command(rich_help_panel=ARTIFACTS)

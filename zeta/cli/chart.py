@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeta.cli.output import terminal_size
+from zeta.cli.wrapping import cut_end
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.responses import Curves
@@ -55,8 +56,10 @@ def draw_chart(curves: Sequence[Curve], metric: str, x_axis: str, *, log_scale: 
     for line in _chart_lines(drawn, metric, x_axis, log_scale, width, height, in_colour):
         print(line)
     for number, curve in enumerate(drawn):
-        name = f" {printable(curve.name)}" if curve.name else ""
-        print(f"{_sample(number, len(drawn), in_colour)} {curve.job_id}{name}  {metric} {curve.y[-1]:.4g}")
+        name = f"  {printable(curve.name)}" if curve.name else ""
+        line = f"{curve.job_id}  {metric} {curve.y[-1]:.4g}{name}"
+        left = width - len("━━ ") if sys.stdout.isatty() else len(line) * 2
+        print(f"{_sample(number, len(drawn), in_colour)} {cut_end(line, left)}")
     for curve in curves:
         if not curve.y:
             print(f"  {curve.job_id}  {metric} has no value yet")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from zeta.cli.app import JOBS, AsJson, JobId, app, completing
-
-if TYPE_CHECKING:
-    from zeta_core.contract.job.job import Job
 
 MAX_PLOTTED = 8  # jobs in one chart
 
@@ -84,7 +81,7 @@ def diff(first: JobId, second: JobId, as_json: AsJson = False) -> None:
         print(f"{jobs[0].id} and {jobs[1].id} have the same settings.")
         return
     for letter, job in zip("AB", jobs, strict=True):
-        print_text(f"{letter}  {_named(job)}")
+        print_text(f"{letter}  {job.id}  {job.entity_name or ''}".rstrip())
     columns = (Column("SETTING", min_width=12), Column("A", min_width=8), Column("B", min_width=8))
     print_table(columns, rows, none="")
 
@@ -98,6 +95,7 @@ def compare(first: JobId, second: JobId, as_json: AsJson = False) -> None:
     distinguished.
     """
     from zeta.cli.output import print_json, print_text
+    from zeta.cli.table import Column, print_table
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
@@ -107,17 +105,15 @@ def compare(first: JobId, second: JobId, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"jobs": [a.id, b.id], **found.model_dump(mode="json")})
         return
-    print_text(f"A  {_named(a)}  held-out loss {found.loss_a:.4f}")
-    print_text(f"B  {_named(b)}  held-out loss {found.loss_b:.4f}")
-    print(f"A - B = {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}) on {found.num_documents} documents")
+    rows = [("A", a.id, a.entity_name, f"{found.loss_a:.4f}"), ("B", b.id, b.entity_name, f"{found.loss_b:.4f}")]
+    columns = (Column(""), Column("JOB"), Column("NAME", min_width=8, drop_order=1), Column("HELD-OUT LOSS"))
+    print_table(columns, rows, none="")
+    interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f}"
+    print_text(f"A - B = {found.difference:+.4f} ({interval}, {found.num_documents} documents)")
     if found.better is None:
-        print("The jobs are not distinguishable on these documents.")
+        print_text("The jobs are not distinguishable on these documents.")
     else:
-        print(f"{found.better.upper()} is better: {a.id if found.better == 'a' else b.id}")
-
-
-def _named(job: Job) -> str:
-    return f"{job.id}  {job.entity_name}" if job.entity_name else job.id
+        print_text(f"{found.better.upper()} is better: {a.id if found.better == 'a' else b.id}")
 
 
 def _setting(value: object) -> str | None:

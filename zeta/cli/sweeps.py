@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zeta_core.contract.job.sweep import Sweep, SweepJob, SweepResult
 
 REFRESH_SECONDS = 2.0
+FULL_NAMES_WIDTH = 80  # in a narrower terminal, the names of the fields are shortened
+MIN_NAME, MAX_NAME = 8, 40
 _HALVING_REASONS = ("waits_for_sweep", "eliminated")
 
 
@@ -61,7 +63,7 @@ def sweep(
     With --halving 100, each job is paused at step 100. Then the better half continues, the others are cancelled
     (eliminated), and the jobs that are left are compared at step 200, 400 and so on.
     """
-    from zeta.cli.output import notice, print_json
+    from zeta.cli.output import notice, print_json, print_text
     from zeta.client import Client
     from zeta.spec_file import read_grid
     from zeta_core.contract.errors import InvalidRequest
@@ -85,7 +87,7 @@ def sweep(
             print_json(created)
         else:
             hint = "" if follow else f" Show them: zeta sweeps {created.id}"
-            print(f"{created.id} has {len(created.jobs)} jobs.{hint}", flush=True)
+            print_text(f"{created.id} has {len(created.jobs)} jobs.{hint}")
         if follow:
             _follow(client, created.id, as_json=as_json)
 
@@ -157,15 +159,21 @@ def result_lines(result: SweepResult, width: int | None = None) -> list[str]:
 
     from zeta.cli.output import terminal_size
     from zeta.cli.table import Column, table_lines
+    from zeta.cli.wrapping import wrapped
 
+    width = width or terminal_size().columns
+    shortest = MAX_NAME if width >= FULL_NAMES_WIDTH else MIN_NAME  # of the name of a field
     columns = [
         Column("JOB"),
-        *(Column(name.upper(), min_width=len(name)) for name in result.fields),
-        Column("STATUS"),
-        Column("STEP", drop_order=1),
-        Column("LOSS", drop_order=2),
-        Column("EVAL"),
-        Column(""),
+        *(
+            Column(name.upper(), min_width=min(len(name), shortest), drop_order=min(number, 1))
+            for number, name in enumerate(result.fields)
+        ),
+        Column("STATUS", drop_order=4),
+        Column("STEP", drop_order=5),
+        Column("LOSS", drop_order=6),
+        Column("EVAL", drop_order=2),
+        Column("", drop_order=3),
     ]
     rows = [
         (
@@ -181,12 +189,13 @@ def result_lines(result: SweepResult, width: int | None = None) -> list[str]:
     ]
     if not rows:
         return [f"All jobs of {result.id} have been deleted."]
-    lines = table_lines(columns, rows, width or terminal_size().columns)
+    lines = table_lines(columns, rows, width)
     if result.next_comparison_step is not None:
         lines.append(f"The jobs are compared at step {result.next_comparison_step}.")
     if result.best is not None:
         name = "held-out loss" if result.metric == "eval_loss" else "loss"
-        lines.append(f"{result.best} has the lowest {name}. Download it: zeta download {result.best}")
+        text = f"{result.best} has the lowest {name}. Download it: zeta download {result.best}"
+        lines += wrapped(text, width).split("\n") if sys.stdout.isatty() else [text]
     return lines
 
 

@@ -1,8 +1,10 @@
 """The client against the real service."""
 
+import asyncio
 import hashlib
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +12,7 @@ import pytest
 
 from tests.harness.service import Service
 from tests.zeta.conftest import TINY_JOB
+from zeta.async_client import AsyncClient
 from zeta.client import Client
 from zeta.download import DownloadProgress
 from zeta.errors import Unreachable
@@ -129,6 +132,12 @@ def test_logs_contain_the_output_of_the_processes(client: Client, finished_job: 
     assert "".join(client.logs(finished_job.id, tail=1)).splitlines() == [mark, lines[-1]]
 
 
+async def seqs_of_events(service: Service, job_id: str) -> list[int]:
+    async with AsyncClient(service.url, service.api_key) as client:
+        job = await client.job(job_id)
+        return [event.seq async for event in job.events(timeout_seconds=200)]
+
+
 @pytest.mark.extended
 def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     service: Service, client: Client, endless_job: Job
@@ -138,6 +147,7 @@ def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     seen: list[Event] = []
     interruptions: list[str] = []
     killed = False
+    followed_by_task = ThreadPoolExecutor(1).submit(asyncio.run, seqs_of_events(service, endless_job.id))
     for event in client.events(
         endless_job.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
     ):
@@ -155,6 +165,7 @@ def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     assert interruptions
     assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
     assert seen == client.stored_events(endless_job.id)
+    assert followed_by_task.result(timeout=100) == [event.seq for event in seen], "the asyncio client reconnects, too"
     assert client.job(endless_job.id).status == "cancelled"
 
 

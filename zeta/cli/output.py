@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 
-from zeta.cli.wrapping import MIN_WIDTH, cell_len, wrapped
+from zeta.cli.wrapping import MIN_WIDTH, cell_len, longest_part, wrapped
 from zeta_core.contract.job.responses import Page
 from zeta_core.contract.printable import is_printable, printable
 from zeta_core.system.settings import process_environment
@@ -57,7 +57,7 @@ def print_list(items: Sequence[BaseModel]) -> None:
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     """Print one name and value per line, omitting fields that are ``None``.
 
-    In a terminal, long values are wrapped beside the names; in a narrow one, they are below their names.
+    In a terminal, long values are wrapped beside the names; what does not fit there is below its name.
     """
     shown = [(name, cell(value)) for name, value in fields if value is not None]
     start = max(len(name) for name, _ in shown) + len("  ")
@@ -65,7 +65,7 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
     for name, value in shown:
         if columns is None or start + cell_len(value) <= columns:
             print(f"{name.ljust(start)}{value}")
-        elif columns - start >= MIN_WIDTH:
+        elif columns - start >= max(MIN_WIDTH, longest_part(value)):
             print(f"{name.ljust(start)}{wrapped(value, columns, indent=start, column=start)}")
         else:
             print(f"{name}\n  {wrapped(value, columns, indent=2, column=2)}")

@@ -33,6 +33,11 @@ def wrapped(text: str, width: int, *, indent: int = 0, column: int = 0) -> str:
     return "\n".join(lines)
 
 
+def longest_part(text: str) -> int:
+    """The width of the longest word or command of ``text`` in terminal cells."""
+    return max((cell_len(part) for part in _PART.findall(text)), default=0)
+
+
 def cut_end(text: str, width: int) -> str:
     """``text`` in at most ``width`` terminal cells, with an ellipsis in place of its end."""
     if cell_len(text) <= width:

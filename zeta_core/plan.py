@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.affects import options_affecting
@@ -17,8 +17,12 @@ from zeta_core.optim.schedule import warmup_updates
 
 # Limits of a micro-batch on a CPU. There, the operating system kills a process that runs out of memory, instead of
 # raising an error. These are small enough for any machine that can hold the model, and larger ones are not faster.
-CPU_MICRO_BATCH = 8  # sequences
+CPU_MICRO_BATCH_TOKENS = 8192
 CPU_ACTIVATION_BYTES = 2 << 30
+
+# What determined the micro-batch: the spec, the run that is resumed, the default global batch (all of it fits), the
+# estimated memory, or the memory that ran out.
+BatchSizeOrigin = Literal["given", "resumed", "global_batch", "estimated_memory", "exhausted_memory"]
 
 EVALUATIONS = 10  # per run if eval_steps is unset, evenly spaced, the last one after the last step
 
@@ -67,6 +71,7 @@ class Plan:
     attn_implementation: str = "auto"  # transformers' name of the model's own, if none was chosen
     lr_min: float = 0.0
     dpo_loss: str = "sigmoid"
+    batch_size_origin: BatchSizeOrigin = "given"
 
     @property
     def evaluates(self) -> bool:
@@ -80,7 +85,10 @@ class Plan:
         """The same global batch in twice as many micro-batches (the last one may be smaller)."""
         half = self.batch_size // 2
         return replace(
-            self, batch_size=half, gradient_accumulate_every=-(-self.global_batch // (half * self.world_size))
+            self,
+            batch_size=half,
+            gradient_accumulate_every=-(-self.global_batch // (half * self.world_size)),
+            batch_size_origin="exhausted_memory",
         )
 
     def stored(self) -> dict[str, Any]:
@@ -137,6 +145,7 @@ class PlanInputs:
     template_date: str | None = None
     has_adapter: bool = False  # in the model itself, not from the options
     attn_implementation: str = "auto"
+    micro_batch_tokens: int | None = None  # that fit into the memory of every GPU, as estimated; None: unknown
     packs: bool = True  # whether the model allows several documents in a sequence by default
     stats_by_packing: Mapping[bool, SequenceStats] = field(default_factory=dict[bool, SequenceStats])
 
@@ -155,7 +164,9 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
     stored value. Raises `CannotResume` naming the first field that does not agree.
     """
     pack = _packs(options, inputs, stored)
-    batch_size, accumulate, global_batch = _split(options, inputs, stored, pack=pack)
+    batch_size, accumulate, global_batch, origin = _split(options, inputs, stored, pack=pack)
+    if stored is not None and batch_size == stored["batch_size"]:
+        origin = stored.get("batch_size_origin", origin)
     plan = Plan(
         seed=resolve_seed(options, stored),
         seq_len=defaults.seq_len(options, inputs.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 0,
@@ -195,6 +206,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
         dpo_loss=(options.dpo or Dpo()).loss,
         lr_min=options.lr_min or 0.0,
+        batch_size_origin=origin,
     )
     if plan.lr_min > plan.learning_rate > 0:
         raise CannotTrain(
@@ -260,8 +272,8 @@ def choose_strategy(options: TrainerOptions) -> str:
 
 def _split(
     options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None, *, pack: bool
-) -> tuple[int, int, int]:
-    """Micro-batch, accumulation and global batch: as given, else as stored, else the default split by device.
+) -> tuple[int, int, int, BatchSizeOrigin]:
+    """Micro-batch, accumulation, global batch and the origin: as given, else as stored, else the default by device.
 
     With another number of processes than at the first start, the stored global batch is split anew. It need not be a
     multiple of the number of processes: in a micro-step, some of them then have one sequence less than the others.
@@ -275,11 +287,11 @@ def _split(
         if global_batch % world_size == 0:  # equal micro-batches on all processes
             while share % batch_size:
                 batch_size -= 1
-        return batch_size, math.ceil(share / batch_size), global_batch
+        return batch_size, math.ceil(share / batch_size), global_batch, "resumed"
     if batch_size is not None and accumulate is not None:
-        return batch_size, accumulate, batch_size * accumulate * world_size
+        return batch_size, accumulate, batch_size * accumulate * world_size, "given"
     if stored is not None and accumulate is None:
-        return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"]
+        return stored["batch_size"], stored["gradient_accumulate_every"], stored["global_batch"], "resumed"
     stats = inputs.stats_by_packing.get(pack)
     global_batch = (
         defaults.global_batch(
@@ -290,33 +302,37 @@ def _split(
     )
     if accumulate is not None:
         batch_size = defaults.split_micro_batch(global_batch, accumulate, world_size)
-        return batch_size, accumulate, batch_size * accumulate * world_size
+        return batch_size, accumulate, batch_size * accumulate * world_size, "given"
     share = global_batch // world_size
-    batch_size = min(share, _cpu_micro_batch(options, inputs, pack=pack)) if inputs.device == "cpu" else share
+    batch_size = min(share, _sequences_in_memory(options, inputs, pack=pack) or share)
+    origin: BatchSizeOrigin = "global_batch" if batch_size == share else "estimated_memory"
     while share % batch_size:
         batch_size -= 1
-    return batch_size, share // batch_size, share * world_size
+    return batch_size, share // batch_size, share * world_size, origin
 
 
 def _first_world_size(stored: dict[str, Any]) -> int:
     return int(stored.get("first_world_size", stored["world_size"]))
 
 
-def _cpu_micro_batch(options: TrainerOptions, inputs: PlanInputs, *, pack: bool) -> int:
-    """The number of sequences whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory."""
+def _sequences_in_memory(options: TrainerOptions, inputs: PlanInputs, *, pack: bool) -> int | None:
+    """The number of the longest sequences that a micro-batch can have, at least 1; None if that is unknown."""
     seq_len = defaults.seq_len(options, inputs.positions or defaults.MAX_DEFAULT_SEQ_LEN) or 1
     length = inputs.stats_by_packing[pack].longest if pack in inputs.stats_by_packing else seq_len
-    return max(1, min(CPU_MICRO_BATCH, _num_sequences_in_memory(inputs, length)))
+    is_cpu = inputs.device == "cpu"
+    tokens = min(CPU_MICRO_BATCH_TOKENS, _cpu_tokens(inputs)) if is_cpu else inputs.micro_batch_tokens
+    return None if tokens is None else max(1, tokens // max(1, length))
 
 
 def fits_on_cpu(inputs: PlanInputs, length: int) -> bool:
     """Whether one sequence of ``length`` tokens is within the CPU's limits for activations; always true on a GPU."""
-    return inputs.device != "cpu" or _num_sequences_in_memory(inputs, length) > 0
+    return inputs.device != "cpu" or length <= _cpu_tokens(inputs)
 
 
-def _num_sequences_in_memory(inputs: PlanInputs, length: int) -> int:
-    bytes_per_sequence = 4 * max(1, length) * max(1, inputs.values_per_token)
-    return min(CPU_ACTIVATION_BYTES, inputs.free_bytes // 2 // inputs.world_size) // bytes_per_sequence
+def _cpu_tokens(inputs: PlanInputs) -> int:
+    """The tokens whose activations fit into `CPU_ACTIVATION_BYTES` and half of the free memory of the host."""
+    bytes_per_token = 4 * max(1, inputs.values_per_token)
+    return min(CPU_ACTIVATION_BYTES, inputs.free_bytes // 2 // inputs.world_size) // bytes_per_token
 
 
 _OPTION_NAMES = {

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from zeta_core.data.sources import SourceLocations
     from zeta_core.data.tokens.flat_files import IdType
     from zeta_core.model.sources import LocatedModel
+    from zeta_core.objective.isolation import Isolation
     from zeta_core.plan import Plan
 
 EVAL_SHARE = 0.25  # of the time for rows is reserved for the rows of eval_dataset
@@ -146,6 +147,8 @@ class _DryRun:
     trained: nn.Module  # the base with its adapter, if there is one
     plan: Plan
     isolates: bool | None
+    isolation: Isolation | None  # the arguments of packed documents, such as masks
+    on_gpu: bool
     is_from_scratch: bool
     needs_data: bool  # to decide the batch
 
@@ -184,7 +187,13 @@ def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[
     isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
-    return _DryRun(located, base, trained, plan, isolates, inputs.from_scratch, needs_data)
+    computes_documents = spec.attn_implementation == "varlen" or (
+        spec.attn_implementation == "auto" and file.device == "cpu" and not spec.compile
+    )
+    isolation = finding.isolation if plan.pack and not computes_documents else None
+    return _DryRun(
+        located, base, trained, plan, isolates, isolation, inputs.device == "cuda", inputs.from_scratch, needs_data
+    )
 
 
 def _answer(
@@ -194,11 +203,12 @@ def _answer(
     import torch
 
     from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
+    from zeta_core.memory.zero_parts import ZeroSettings
     from zeta_core.model.inspection import embedding_rows
     from zeta_core.parallel.zero import zero_config
 
     located, plan, model = dry_run.located, dry_run.plan, dry_run.trained
-    stage = 0 if not spec.use_deepspeed else int(zero_config(spec.use_deepspeed, plan)["zero_optimization"]["stage"])
+    zero = ZeroSettings.of(zero_config(spec.use_deepspeed, plan)) if spec.use_deepspeed else None
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     embeddings = embedding_rows(dry_run.base)
     depends_on_data = set(_BATCH) if dry_run.needs_data else set[str]()
@@ -209,7 +219,7 @@ def _answer(
         resolved_spec=_resolved_spec(spec, plan, depends_on_data, pending),
         num_parameters=sum(parameter.numel() for parameter in dry_run.base.parameters()),
         num_trained_parameters=sum(parameter.numel() for parameter in trained),
-        memory=estimate_memory(model, plan, _activation_bytes(located, plan, pending), zero_stage=stage),
+        memory=estimate_memory(model, plan, _activation_bytes(dry_run, pending), zero=zero),
         vocabulary=Vocabulary(
             embedding_rows=embeddings,
             tokenizer_size=tokenizer_size,
@@ -225,15 +235,17 @@ def _answer(
     )
 
 
-def _activation_bytes(located: LocatedModel, plan: Plan, pending: dict[str, str]) -> int | None:
-    """The memory of activations. For an adapter, it is that of the base, which is an upper limit."""
-    from zeta_core.memory.activations import activation_bytes
+def _activation_bytes(dry_run: _DryRun, pending: dict[str, str]) -> int | None:
+    """The memory of activations and of the buffers of sharding."""
+    from zeta_core.memory.estimate import building, estimate_activations
 
-    try:
-        return activation_bytes(located.build, plan)
-    except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
-        pending["memory.activations"] = f"This model can't run on tensors without storage ({type(error).__name__})."
-        return None
+    found = estimate_activations(
+        building(dry_run.located), dry_run.plan, on_gpu=dry_run.on_gpu, isolation=dry_run.isolation
+    )
+    if isinstance(found, int):
+        return found
+    pending["memory.activations"] = f"This model can't run on tensors without storage ({type(found).__name__})."
+    return None
 
 
 def _resolved_spec(

@@ -1,13 +1,12 @@
-"""Estimating the memory of activations without allocating it.
+"""Estimating the memory of a micro-batch's forward and backward passes without allocating it.
 
-The forward and backward passes run on tensors without storage, and the sizes of the tensors that exist at the same time
-are added up.
+Both passes run on tensors without storage, and the sizes of the tensors that exist at the same time are added up. The
+buffers of a model that is sharded over several processes are added by hooks (`zeta_core.memory.gathering`).
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,55 +16,96 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zeta_core.data.sequences import Batch
+from zeta_core.memory.fused_attention import fused_attention, single_documents
+from zeta_core.memory.gathering import gathered_weights
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.objective.chunked_loss import LossTargets, OutputHead, find_output_head, returning_losses
+from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.loss import cross_entropy_sum, find_logits, shifted
 from zeta_core.plan import Plan
 
 MIN_TOKENS = 8  # with which the model is called to find its output layer
+HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def activation_bytes(build: Callable[[], nn.Module], plan: Plan) -> int:
+def activation_bytes(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    on_gpu: bool = False,
+    isolation: Isolation | None = None,
+    dequantized: bool = False,
+) -> int:
     """The peak memory of one micro-batch's forward and backward passes, without weights and gradients, in bytes.
 
-    It is the peak of all tensors: the activations that autograd saves, the logits with their gradient, and with
-    activation checkpointing, the block that is recomputed. Gradients exist from the start, as in the second micro-batch
-    of a step. Temporary buffers of kernels and freed memory that an allocator keeps are not counted. A model that reads
-    values of tensors may raise any exception.
+    ``model`` has the trainable parameters of the run and is on the meta device; its tensors are replaced. ``on_gpu``
+    assumes kernels of GPUs, which compute attention without the scores of all pairs of tokens.
+    ``isolation`` keeps the documents of a packed sequence apart with arguments such as masks. With ``dequantized``,
+    the base is quantized, and each linear layer computes with a temporary copy of its weights.
+
+    The peak contains the activations that autograd saves, masks, the logits with their gradient, with activation
+    checkpointing the block that is recomputed, and under FSDP2 the gathered weights and the gradients that are not
+    reduced yet. Gradients exist from the start, as in the second micro-batch of a step. Temporary buffers of kernels
+    and freed memory that an allocator keeps are not counted. A model that reads values of tensors may raise any
+    exception.
     """
+    computed_in = HALF_PRECISIONS.get(plan.mixed_precision)
+    converts = plan.strategy != "replicated"  # engines that shard weights convert them, and need no autocast
     with FakeTensorMode(), ExitStack() as stack:
-        model = build()
+        simulate_storage(model, computed_in if converts else None)
         model.train()
-        for parameter in model.parameters():
-            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        blocks = repeated_blocks(model)
+        if plan.strategy != "fsdp2":
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         if plan.use_activation_checkpointing:
-            stack.enter_context(recomputed_activations(repeated_blocks(model)))
-        live = stack.enter_context(_LiveTensors(model))
-        _forward_and_backward(model, plan)
-        return live.peak_bytes
+            stack.enter_context(recomputed_activations(blocks))
+        if on_gpu:
+            stack.enter_context(fused_attention())
+        if isolation is None or not isolation.positions:
+            stack.enter_context(single_documents())
+        live = stack.enter_context(LiveTensors(model))
+        if plan.strategy == "fsdp2":
+            stack.enter_context(gathered_weights(model, blocks, live, plan.world_size))
+        with torch.autocast("cpu", dtype=computed_in, enabled=computed_in is not None and not converts):
+            loss = _loss(model, plan, isolation)
+        if loss is not None:
+            torch.autograd.backward(loss)
+    copies = max((_frozen_bytes(part) for part in model.modules()), default=0) if dequantized else 0
+    return live.peak_bytes + copies
 
 
-def _forward_and_backward(model: nn.Module, plan: Plan) -> None:
-    """Run one micro-batch, with its loss in chunks if training uses them.
+def simulate_storage(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Replace all tensors by ones that behave as if they were on a CPU; tied parameters stay tied.
 
-    A model without logits only runs the forward pass.
+    Floating-point parameters get ``dtype``, unless it is None.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.mixed_precision)
+    replaced: dict[int, nn.Parameter] = {}
+    for part in model.modules():
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) not in replaced:
+                kind = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                simulated = torch.empty(parameter.shape, dtype=kind, device="cpu")
+                replaced[id(parameter)] = nn.Parameter(simulated, requires_grad=parameter.requires_grad)
+            setattr(part, name, replaced[id(parameter)])
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+            setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+
+
+def _loss(model: nn.Module, plan: Plan, isolation: Isolation | None) -> torch.Tensor | None:
+    """The loss of one micro-batch, in chunks if training computes it in chunks; None if the model has no logits."""
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
-    options = {"use_cache": False} if hasattr(model, "config") else {}
-    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        head = None if plan.strategy == "zero" else _output_head(model, ids_BT[:, :MIN_TOKENS], options)
-        if head is not None and head.exceeds_a_chunk(ids_BT.numel()):
-            targets = LossTargets(torch.arange(ids_BT.numel()), shifted(ids_BT).flatten())
-            with returning_losses(model, head):
-                loss = model(input_ids=ids_BT, **options, loss_targets=targets).loss
-        else:
-            logits_BTV = find_logits(model(ids_BT, **options))
-            if logits_BTV is None:
-                return
-            loss = cross_entropy_sum(logits_BTV, shifted(ids_BT))
-            del logits_BTV  # as in training, which keeps only the loss
-    torch.autograd.backward(loss)
+    options: dict[str, Any] = {"use_cache": False} if hasattr(model, "config") else {}
+    head = None if plan.strategy == "zero" else _output_head(model, ids_BT[:, :MIN_TOKENS], options)
+    if isolation is not None:
+        options |= isolation.arguments(Batch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.zeros_like(ids_BT), 0))
+    if head is not None and head.exceeds_a_chunk(ids_BT.numel()):
+        targets = LossTargets(torch.arange(ids_BT.numel()), shifted(ids_BT).flatten())
+        with returning_losses(model, head):
+            return model(input_ids=ids_BT, **options, loss_targets=targets).loss
+    logits_BTV = find_logits(model(ids_BT, **options))
+    return None if logits_BTV is None else cross_entropy_sum(logits_BTV, shifted(ids_BT))
 
 
 def _output_head(model: nn.Module, ids_BT: torch.Tensor, options: dict[str, Any]) -> OutputHead | None:
@@ -75,7 +115,14 @@ def _output_head(model: nn.Module, ids_BT: torch.Tensor, options: dict[str, Any]
         return None
 
 
-class _LiveTensors(TorchDispatchMode):
+def _frozen_bytes(part: nn.Module) -> int:
+    """The size of the weight of a frozen linear layer; 0 for other modules."""
+    if type(part) is not nn.Linear or part.weight.requires_grad:
+        return 0
+    return part.weight.nbytes
+
+
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of all storages that operations in this context create, for as long as they are referenced."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,14 +132,18 @@ class _LiveTensors(TorchDispatchMode):
         self._created = set[int]()
         self._bytes = self.peak_bytes = 0
 
+    def add(self, size: int) -> None:
+        """Count a buffer of ``size`` bytes, until it is removed with the negative size."""
+        self._bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and not self._is_counted(leaf):
                 size = leaf.untyped_storage().nbytes()
                 self._created.add(_storage(leaf))
-                self._bytes += size
-                self.peak_bytes = max(self.peak_bytes, self._bytes)
+                self.add(size)
                 weakref.finalize(leaf.untyped_storage(), self._freed, _storage(leaf), size)
         return result
 

@@ -2,8 +2,8 @@
 
 `minimum_memory` is a lower bound: weights, their gradients, the optimizer's state, and for one micro-batch the input of
 the output layer, and the logits of a chunk (`zeta_core.objective.chunked_loss`).
-`estimate_memory` is exact for weights, gradients and optimizer state, and includes the activations
-(`zeta_core.memory.activations`). Buffers of libraries and fragmentation are included in neither.
+`estimate_run` is exact for weights, gradients and optimizer state, and includes the activations and the buffers of
+sharding (`zeta_core.memory.activations`). Temporary buffers of kernels and fragmentation are included in neither.
 
 Sources: weights, gradients and AdamW's two moments take 4 bytes each per trained value, 16 in all (Rajbhandari et al.
 2019, ZeRO, arXiv 1910.02054, section 3.1; there in mixed precision, here everything in float32). The stages of ZeRO
@@ -12,6 +12,10 @@ shard them over the processes (section 5), and FSDP2 corresponds to the third.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from pydantic import JsonValue
 from torch import nn
@@ -19,11 +23,20 @@ from torch import nn
 from zeta_core.contract.job.memory import MemoryEstimate, MemoryParts
 from zeta_core.contract.spec.options import Optimizer
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
+from zeta_core.memory.activations import activation_bytes
 from zeta_core.memory.usage import num_bytes
+from zeta_core.memory.zero_parts import ZeroSettings
 from zeta_core.model.activation_checkpointing import repeated_blocks
+from zeta_core.model.existing_adapter import without_peft_wrapper
+from zeta_core.model.preparation import prepare
+from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.chunked_loss import CHUNK_LOGITS
+from zeta_core.objective.isolation import Isolation
 from zeta_core.optim.roles import parameter_roles
 from zeta_core.plan import Plan
+
+# Builds the model of a plan, with its adapter and its trainable parameters, on the meta device.
+PreparedModel = Callable[[Plan], nn.Module]
 
 FLOAT32_BYTES = 4  # per trained weight, per gradient, and per value of the optimizer's state
 # The minimum number of values in the optimizer's state per trained value. Muon has two for parameters other than
@@ -123,17 +136,81 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
     )
 
 
-def estimate_memory(model: nn.Module, plan: Plan, activations: int | None, *, zero_stage: int) -> MemoryEstimate:
-    """The memory of each process. ``model`` may have no storage. ``zero_stage`` is 0 if DeepSpeed is not used."""
+def estimate_run(
+    build: PreparedModel,
+    plan: Plan,
+    *,
+    on_gpu: bool = False,
+    isolation: Isolation | None = None,
+    zero: ZeroSettings | None = None,
+) -> MemoryEstimate:
+    """The memory of each process of a run, without reading weights.
+
+    The activations are unknown (None) if the model can't run on tensors without storage.
+    """
+    found = estimate_activations(build, plan, on_gpu=on_gpu, isolation=isolation)
+    return estimate_memory(build(plan), plan, found if isinstance(found, int) else None, zero=zero)
+
+
+def estimate_activations(
+    build: PreparedModel, plan: Plan, *, on_gpu: bool = False, isolation: Isolation | None = None
+) -> int | Exception:
+    """The bytes of `activation_bytes` for the model with its adapter, or the error that prevents it."""
+    quantizes = plan.lora is not None and plan.lora["quantize"] is not None
+    exact = plan if plan.lora is None else replace(plan, lora={**plan.lora, "quantize": None})
+    try:  # with the exact base, because quantized layers can't be called without storage
+        return activation_bytes(build(exact), plan, on_gpu=on_gpu, isolation=isolation, dequantized=quantizes)
+    except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
+        return error
+
+
+def building(located: LocatedModel) -> PreparedModel:
+    """Builds the model from its configuration."""
+
+    def build(plan: Plan) -> nn.Module:
+        with torch.device("meta"):
+            model = without_peft_wrapper(located.build())
+            prepare(model, located, plan)
+        return model
+
+    return build
+
+
+def copying(model: nn.Module, located: LocatedModel) -> PreparedModel:
+    """Copies the loaded model without its storage."""
+
+    def build(plan: Plan) -> nn.Module:
+        memo: dict[int, object] = {}
+        for parameter in model.parameters():
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for buffer in model.buffers():
+            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+        copied = copy.deepcopy(model, memo)
+        with torch.device("meta"):
+            prepare(copied, located, plan)
+        return copied
+
+    return build
+
+
+def estimate_memory(
+    model: nn.Module, plan: Plan, activations: int | None, *, zero: ZeroSettings | None
+) -> MemoryEstimate:
+    """The memory of each process. ``model`` may have no storage. ``zero`` is None if DeepSpeed is not used."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = num_bytes(model.parameters())
-    parts = parts_per_process(
-        weights=weights,
-        num_trained=sum(parameter.numel() for parameter in trained),
-        optimizer=optimizer_bytes(model, trained, plan),
-        stage=FSDP_STAGE if plan.strategy == "fsdp2" else zero_stage,
-        num_processes=plan.world_size,
-    )
+    num_trained, optimizer = sum(parameter.numel() for parameter in trained), optimizer_bytes(model, trained, plan)
+    if zero is not None:
+        parts = zero.parts(model, num_trained, optimizer, plan)
+        activations = None if activations is None else activations + zero.buffer_bytes(model, plan)
+    else:
+        parts = parts_per_process(
+            weights=num_bytes(model.parameters()),
+            num_trained=num_trained,
+            optimizer=optimizer,
+            stage=FSDP_STAGE if plan.strategy == "fsdp2" else 0,
+            num_processes=plan.world_size,
+        )
     total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
     return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)
 

@@ -18,6 +18,9 @@ from zeta_core.data.tokens.flat_files import IdType
 from zeta_core.data.tokens.held_out import Overlap, hold_out, num_shared
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain
+from zeta_core.memory.estimate import copying
+from zeta_core.memory.micro_batch import micro_batch_tokens
+from zeta_core.memory.zero_parts import ZeroSettings
 from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
@@ -25,6 +28,7 @@ from zeta_core.objective.attention import current_attention
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
 from zeta_core.objective.preference import Pairs
 from zeta_core.parallel.strategy import check_launcher
+from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Plan, PlanInputs, SequenceStats, decide_plan, fits_on_cpu, resolve_seed, with_length
 from zeta_core.run.inputs import Inputs, ResumePoint
 from zeta_core.run.request import RunRequest
@@ -58,15 +62,15 @@ class Decision:
 def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint | None) -> nn.Module:
     """Build the model. Missing weights are initialized with the run's seed.
 
-    A base to quantize and weights to defer stay memory-mapped. peft's wrapper is removed; the adapted model inside it
-    shares its modules.
+    A base to quantize, and weights that are sharded, stay memory-mapped. peft's wrapper is removed; the adapted model
+    inside it shares its modules.
     """
     torch.manual_seed(resolve_seed(request.options, resume_point.plan if resume_point else None))
     located = inputs.located
     build = located.build
     if request.quantizes:
         build = located.build_mapped or build
-    elif request.defers_weights:
+    elif request.maps_weights:
         build = located.build_exact or build
     model = without_peft_wrapper(build())
     patch = vocabulary_patch(request.options, request.model, located, inputs.largest_id + 1)
@@ -129,10 +133,12 @@ def decide(
     rank: ProcessRank,
     device_kind: str | None,
     attention: str,
+    gpu_bytes: int | None = None,
 ) -> Decision:
     """Decide the complete plan. ``accelerate_variables`` are Accelerate's original variables, which must match it.
 
-    ``attention`` is the implementation that the model uses now; "auto" is its own.
+    ``attention`` is the implementation that the model uses now; "auto" is its own. ``gpu_bytes`` is the memory of the
+    smallest GPU of all ranks.
 
     Raises `CannotResume` if the checkpoint belongs to a different run, and `InvalidData` if there is nothing to train
     on.
@@ -163,13 +169,17 @@ def decide(
     stats = {pack: SequenceStats(len(data.sequences), data.sequences.longest) for pack, data in candidates.items()}
     plan_inputs = replace(plan_inputs, stats_by_packing=stats)
     plan = decide_plan(options, plan_inputs, stored)
+    is_split_unset = defaults.batch_split(options) == (None, None)
+    if gpu_bytes is not None and is_split_unset and stored is None:
+        fitting = _micro_batch_tokens(request, inputs, model, isolation, plan, stats[plan.pack].longest, gpu_bytes)
+        plan_inputs = replace(plan_inputs, micro_batch_tokens=fitting)
+        plan = decide_plan(options, plan_inputs, stored)
     training_data = candidates[plan.pack]
     held_out_data = None if held_out is None else _make_sequences(held_out, plan, options)
     if not len(training_data.sequences):
         raise nothing_to_train_error(tokens, training_data.sequences)
     plan = with_length(plan, options, len(training_data.sequences))
     check_positions(model, plan.seq_len)
-    is_split_unset = defaults.batch_split(options) == (None, None)
     may_split = plan.strategy != "zero" and is_split_unset
     return Decision(plan_inputs, plan, isolation, training_data, held_out_data, overlap, may_split)
 
@@ -188,6 +198,28 @@ def _plan_inputs(request: RunRequest, inputs: Inputs, model: nn.Module, rank: Pr
         template_date=inputs.started_on.isoformat(),
         has_adapter=has_adapter(model),
         from_scratch=before_data.from_scratch and not has_adapter(model),
+    )
+
+
+def _micro_batch_tokens(
+    request: RunRequest,
+    inputs: Inputs,
+    model: nn.Module,
+    isolation: IsolationFinding,
+    plan: Plan,
+    length: int,
+    gpu_bytes: int,
+) -> int | None:
+    """The tokens of a micro-batch that fit into the memory of a GPU; None if that can't be estimated."""
+    deepspeed = request.options.use_deepspeed
+    uses_masks = plan.pack and plan.attn_implementation != "varlen"
+    return micro_batch_tokens(
+        copying(model, inputs.located),
+        plan,
+        length,
+        gpu_bytes,
+        isolation=isolation.isolation if uses_masks else None,
+        zero=ZeroSettings.of(zero_config(deepspeed, plan)) if deepspeed else None,
     )
 
 

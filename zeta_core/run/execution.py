@@ -22,6 +22,7 @@ from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
+from zeta_core.memory.micro_batch import gpu_memory_bytes
 from zeta_core.objective.attention import attention_implementation
 from zeta_core.parallel.exchange_check import check_exchange
 from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
@@ -119,7 +120,8 @@ def _load(stack: ExitStack, request: RunRequest, rank: ProcessRank, report: Repo
     kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
     isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))
     kind = " + ".join(sorted(kinds)) or None
-    decision = decide(request, inputs, model, isolation, resume_point, accelerate, rank, kind, attention)
+    gpu_bytes = min((size for size in processes.gather(gpu_memory_bytes()) if size is not None), default=None)
+    decision = decide(request, inputs, model, isolation, resume_point, accelerate, rank, kind, attention, gpu_bytes)
     if processes.num_nodes > 1:
         own_plan = decision.plan
         require_equal_inputs(own_plan, processes)

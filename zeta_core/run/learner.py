@@ -69,7 +69,7 @@ def prepare(
     special = _special_tokens(request, inputs, tokens, model, report)
     merge = saves_merged(request.options)
     saved, export = prepare_model(
-        model, inputs.located, plan, inputs.tokenizer, special, merge=merge, defers=request.defers_weights
+        model, inputs.located, plan, inputs.tokenizer, special, merge=merge, defers=request.maps_weights
     )
     if export.adapter is not None and export.adapter.note is not None:
         report.warn("embeddings_resized", export.adapter.note)
@@ -80,7 +80,7 @@ def prepare(
             report.log(export.skeleton.changed_end)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if resume_point is not None:
-        load_weights(model, resume_point.checkpoint.directory, saved.names, mapped=request.defers_weights)
+        load_weights(model, resume_point.checkpoint.directory, saved.names, mapped=request.maps_weights)
     loss_function = find_loss_function(
         model,
         sample_ids=choose_sample_ids(tokens),
@@ -98,12 +98,12 @@ def prepare(
     ):
         report.advise(padding) if padding.patch else report.log(padding.message)
     weights = None
-    if request.defers_weights:
-        if inputs.located.build_exact is None:
-            report.log(
-                "Each process builds the whole model in its memory before it is sharded. Only models whose safetensors "
-                "files contain weights in a single precision are read in parts."
-            )
+    if request.maps_weights and inputs.located.build_exact is None:
+        report.log(
+            "Each process builds the whole model in its memory before it is sharded. Only models whose safetensors "
+            "files contain weights in a single precision are read in parts."
+        )
+    if request.maps_weights and plan.strategy == "fsdp2":
         weights = defer_weights(model, torch.float32 if export.adapter is None else None)
     check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends

@@ -47,8 +47,8 @@ class RunRequest:
         return self.options.lora is not None and self.options.lora.quantize is not None
 
     @property
-    def defers_weights(self) -> bool:
-        """Whether each process reads only its own part of the weights, after the model has been sharded."""
+    def maps_weights(self) -> bool:
+        """Whether weights stay memory-mapped until each process takes its own part of them."""
         return bool(self.options.use_fsdp) and not isinstance(self.model, nn.Module)
 
 

@@ -86,7 +86,7 @@ class OptionFields(StrictModel):
         ge=1,
         le=1_000_000,
         description="sequences per process and micro-batch; unset: the default global batch (32 from scratch, at "
-        "most 32 for fine-tuning), split to fit the device",
+        "most 32 for fine-tuning), in micro-batches of as many tokens as fit the device",
     )
     seq_len: Annotated[int | None, Affects("results", "sequences", "speed")] = Field(
         default=None, ge=2, le=10_000_000, description="tokens per sequence; unset: the model's limit, at most 1024"

@@ -81,6 +81,7 @@ class ResolvedSpec(_Recorded):
     # Decided by the spec, or by the run when the model and the data are known.
     batch_size: int | None = None
     gradient_accumulate_every: int | None = None
+    batch_size_origin: str | None = None
     global_batch_size: int | None = None
     seq_len: int | None = None
     pack: bool | None = None

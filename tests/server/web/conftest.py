@@ -47,7 +47,8 @@ def jobs(rows: Rows, server: ServerProcess) -> Jobs:
     rows.change(succeeded, progress=curve(100, 100)[0], result={"train_loss": 2.0, "eval_loss": 2.1})
     rows.checkpoint(succeeded, "final", 100, {"model.safetensors": ("weights", b"x" * 5000)})
     rows.attempt(failed, progress=curve(1, 3), to=JobStatus.FAILED, reason=StatusReason.OUT_OF_MEMORY, log="boom\n")
-    rows.change(failed, error=ERROR, warnings=[{"code": "few_steps", "message": "Few steps.", "patch": {"epochs": 2}}])
+    warning = {"code": "few_steps", "message": "Few steps.", "patch": {"epochs": 2}}
+    rows.change(failed, error=ERROR, warnings=[warning, warning])  # as of two attempts
     for job_id, name in zip((running, succeeded, failed, queued), ("alpha", "beta", "gamma", "delta"), strict=True):
         rows.change(job_id, entity_name=name)
     with server.http() as http:

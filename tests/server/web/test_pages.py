@@ -236,6 +236,7 @@ def test_the_settings_show_where_each_value_comes_from(visit: Visit, jobs: Jobs)
 def test_a_failed_job_is_rerun_with_the_patch_of_its_error(visit: Visit, jobs: Jobs, http: httpx.Client) -> None:
     visitor = visit()
     visitor.open(f"/jobs/{jobs.failed}")
+    expect(visitor.page.get_by_text("Few steps.")).to_have_count(1)
     visitor.page.get_by_role("button", name="Rerun with batch_size=2").click()
     visitor.page.wait_for_url(lambda url: not url.endswith(jobs.failed))
     job = http.get(f"/v1/jobs/{visitor.page.url.rpartition('/')[2]}").json()

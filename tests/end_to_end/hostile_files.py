@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.end_to_end.hostile_requests import CANARY_FILE
 from tests.harness.model_archives import CONFIG, PICKLE, model_files, pack_tar, safetensors_file
 
 # --- Archives ---------------------------------------------------------------------------------------------------------
@@ -48,9 +49,9 @@ _NAMES = {
     "a device name": "con.txt/aux",
 }
 _TYPES = {
-    "a symbolic link": {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"},
+    "a symbolic link": {"type": tarfile.SYMTYPE, "linkname": CANARY_FILE},
     "a relative link": {"type": tarfile.SYMTYPE, "linkname": "../../admin.key"},
-    "a hard link": {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"},
+    "a hard link": {"type": tarfile.LNKTYPE, "linkname": CANARY_FILE},
     "a character device": {"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 3},
     "a block device": {"type": tarfile.BLKTYPE, "devmajor": 8, "devminor": 0},
     "a pipe": {"type": tarfile.FIFOTYPE},
@@ -67,7 +68,7 @@ _PAX = {
     "a negative size": {"size": "-1"},
     "a huge size": {"size": "9" * 30},
     "another path": {"path": "../../admin.key"},
-    "another link": {"linkpath": "/etc/passwd"},
+    "another link": {"linkpath": CANARY_FILE},
     "sparse sizes": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 18},
     "a huge header": {"comment": "a" * 2_000_000},
 }
@@ -124,7 +125,7 @@ MODELS: dict[str, bytes] = {
     "a config with NaN": pack_tar({"config.json": json.dumps(CONFIG).replace("384", "NaN")}),
     "no config": pack_tar({"a.txt": "x"}),
     "a path to weights": _model(model__safetensors__index__json={"weight_map": {"x": "../../admin.key"}}),
-    "an absolute path to weights": _model(model__safetensors__index__json={"weight_map": {"x": "/etc/passwd"}}),
+    "an absolute path to weights": _model(model__safetensors__index__json={"weight_map": {"x": CANARY_FILE}}),
     "an unknown dtype": _model(model__safetensors=_header(dtype="X9")),
     "a negative shape": _model(model__safetensors=_header(shape=[-1])),
     "a huge shape": _model(model__safetensors=_header(shape=[2**62, 2**62])),
@@ -133,8 +134,8 @@ MODELS: dict[str, bytes] = {
     "a header longer than the file": _model(model__safetensors=safetensors_file(length=2**60)),
     "a header that is not JSON": _model(model__safetensors=safetensors_file(b"{{{{{{{{")),
     "an adapter of a path": _model(adapter_config__json={"base_model_name_or_path": "/etc", "peft_type": "LORA"}),
-    "a template file of a path": _tokenizer({"chat_template": "{% include '/etc/passwd' %}"}),
-    "a vocabulary of a path": _tokenizer({"vocab_file": "/etc/passwd", "merges_file": "../../admin.key"}),
+    "a template file of a path": _tokenizer({"chat_template": "{% include '" + CANARY_FILE + "' %}"}),
+    "a vocabulary of a path": _tokenizer({"vocab_file": CANARY_FILE, "merges_file": "../../admin.key"}),
     "a tokenizer class with code": _tokenizer({"auto_map": {"AutoTokenizer": ["evil.X", None]}}),
     "an unknown tokenizer class": _tokenizer({"tokenizer_class": "os.system"}),
     "a fixed length of zero": _tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}),
@@ -176,9 +177,9 @@ TEMPLATES: dict[str, str] = {
     "an attribute by filter": "{{ ''|attr('__class__') }}",
     "a format": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
     "a cycler": "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "an include": "{% include '/etc/passwd' %}",
+    "an include": "{% include '" + CANARY_FILE + "' %}",
     "an import": "{% import 'os' as os %}{{ os.environ }}",
-    "an extension": "{% extends '/etc/passwd' %}",
+    "an extension": "{% extends '" + CANARY_FILE + "' %}",
     "a mutation": "{{ messages.append(1) }}{{ messages.clear() }}",
     "a loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a power": "{{ 10**(10**8) }}",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.harness.model_archives import CONFIG
 
+CANARY = "canary-9f8e7d6c-of-the-operator"
+CANARY_FILE = f"/tmp/zeta-hostile-canary-{os.getpid()}"  # contains it; nothing may open this file
 SPEC: dict[str, Any] = {
     "model": {"config": CONFIG},
     "tokenizer": {"builtin": "bytes"},
@@ -21,8 +24,15 @@ SPEC: dict[str, Any] = {
 
 _OUTSIDE = (
     *("../admin.key", "..%2fadmin.key", "%2e%2e/%2e%2e/admin.key", "..%5c..%5cadmin.key", "....//....//admin.key"),
-    *("/etc/passwd", "%2fetc%2fpasswd", "..%252f..%252fadmin.key", "%c0%ae%c0%ae/admin.key", "..;/admin.key"),
-    *("file:///etc/passwd", "~/.zeta/admin.key", "%00", "a%00b", "%0d%0aX-Injected:%20yes", "C:%5cwindows", "."),
+    *(
+        CANARY_FILE,
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "..%252f..%252fadmin.key",
+        "%c0%ae%c0%ae/admin.key",
+        "..;/admin.key",
+    ),
+    *(f"file://{CANARY_FILE}", "~/.zeta/admin.key", "%00", "a%00b", "%0d%0aX-Injected:%20yes", "C:%5cwindows", "."),
 )
 _PLACES = (
     "/{}",
@@ -144,12 +154,12 @@ _TEXTS = {
     "a noncharacter": "\uffff",
     "combining characters": "a" + "\u0301" * 5_000,
     "a path": "../../admin.key",
-    "an absolute path": "/etc/passwd",
+    "an absolute path": CANARY_FILE,
     "a URL": "http://169.254.169.254/latest/meta-data/",
-    "a file URL": "file:///etc/passwd",
+    "a file URL": f"file://{CANARY_FILE}",
     "a template": "{{ ''.__class__.__mro__ }}{{ 7*7 }}${7*7}",
     "a format": "%s%n{0.__class__}",
-    "a shell command": "$(cat /etc/passwd)`id`; id | id",
+    "a shell command": f"$(cat {CANARY_FILE})`id`; id | id",
     "an SQL statement": "'; DROP TABLE jobs; --",
     "a huge text": "a" * 50_000,
     "a pickle": "gASVKAAAAAAAAACMBXBvc2l4lIwGc3lzdGVtlJOU",
@@ -199,7 +209,7 @@ SPECS: dict[str, bytes] = {
     "no heads": _spec({"model": {"config": {**CONFIG, "num_attention_heads": 0}}}),
     "code in a config": _spec({"model": {"config": {**CONFIG, "auto_map": {"AutoModel": "evil--x.Y"}}}}),
     "a kernel in a config": _spec({"model": {"config": {**CONFIG, "attn_implementation": "evil/kernel"}}}),
-    "a path in a config": _spec({"model": {"config": {**CONFIG, "_name_or_path": "/etc/passwd"}}}),
+    "a path in a config": _spec({"model": {"config": {**CONFIG, "_name_or_path": CANARY_FILE}}}),
     "a slow regular expression": _spec({"lora": {"target_modules": "(a+)+$"}}),
     "a foreign environment": _spec({"env": {"LD_PRELOAD": "/tmp/evil.so"}}),
     "remote code": _spec({"trust_remote_code": True}),

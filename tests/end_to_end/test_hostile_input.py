@@ -1,126 +1,40 @@
-"""Hundreds of hostile inputs against a real ``zeta up``: none fails the service, and none reveals a secret.
+"""Hundreds of hostile inputs against a real ``zeta up``, and a server with a worker: none harms the service.
 
-After each table of inputs: no response was a server error, no secret was in a response or in a log of the service, no
-pickle was loaded, and ``/healthz`` was answered within a second meanwhile.
+After each table of inputs: no response was a server error, no secret was in a response, a log or an artifact, no
+process of the service opened a file outside its folders (where this can be observed), no pickle was loaded, and other
+requests were answered within a second meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.end_to_end.attacked_service import KINDS, Attacked, attacked_service
 from tests.end_to_end.hostile_files import ARCHIVES, DATA, GGUF, MODELS, TEMPLATES
 from tests.end_to_end.hostile_requests import FRAMING, HEADERS, PATHS, QUERIES, SPEC, SPECS
-from tests.harness.service import Service, running_service
 from tests.harness.waiting import wait_until
 
-CANARY = "canary-9f8e7d6c-in-the-environment"
-PICKLED = Path("/tmp/zeta-hostile-pickle")
-HEALTH_SECONDS = 1.0
 ENDED = ("succeeded", "failed", "cancelled")
 
 # A slow check makes the next ones wait. The slow tests take up to 7 minutes, and much longer on a busy machine.
 pytestmark = pytest.mark.timeout(1800)
 
 
-@dataclass
-class Attacked:
-    """The service under attack, and what was observed."""
-
-    service: Service
-    secrets: list[bytes]
-    faults: list[str] = field(default_factory=list[str])
-    slowest_seconds: float = 0.0
-
-    def check(self, name: str, status: int, content: bytes) -> None:
-        """Record a server error, and a secret in a response."""
-        if status >= 500:
-            self.faults.append(f"{name}: {status} {content[:300]!r}")
-        self.faults += [f"{name}: the response contains a secret" for secret in self.secrets if secret in content]
-
-    def send(self, name: str, method: str, path: str, **options: Any) -> httpx.Response | None:
-        with self.service.http() as http:
-            try:
-                response = http.request(method, path, timeout=120, **options)
-            except (httpx.InvalidURL, httpx.RemoteProtocolError, httpx.LocalProtocolError, UnicodeError):
-                return None  # the client can't send it; `exchange` sends raw bytes
-        self.check(name, response.status_code, response.content)
-        return response
-
-    def exchange(self, name: str, request: bytes) -> None:
-        """Send raw bytes, and read until the server closes the connection or is silent for a moment."""
-        received = b""
-        with closing(socket.create_connection(("127.0.0.1", self.service.port), 10)) as connection:
-            with suppress(OSError):
-                connection.sendall(request)
-            connection.settimeout(0.3)
-            with suppress(OSError):
-                while chunk := connection.recv(65536):
-                    received += chunk
-        for response in received.split(b"HTTP/1.1 ")[1:]:
-            self.check(name, int(response[:3]), response)
-
-    def validate(self, name: str, **fields: Any) -> None:
-        self.send(name, "POST", "/v1/jobs/validate", json={**SPEC, **fields})
-
-    def upload(self, name: str, filename: str, content: bytes, purpose: str) -> str | None:
-        """The id of an uploaded file; ``None`` if it was rejected."""
-        files = {"file": (filename, content)}
-        response = self.send(name, "POST", "/v1/files", files=files, data={"purpose": purpose})
-        return response.json()["id"] if response is not None and response.status_code == 201 else None
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    PICKLED.unlink(missing_ok=True)
-    home = tmp_path_factory.mktemp("hostile") / "home"
-    settings = {"ZETA_HUB": "off", "AWS_SECRET_ACCESS_KEY": CANARY, "ZETA_CHECK_SECONDS": "20"}
-    with running_service(home, settings=settings) as service:
-        secrets = [service.api_key.encode(), CANARY.encode()]
-        secrets += [(home / name).read_text().strip().encode() for name in ("worker.secret", "redis.url")]
-        secrets.append(Path("/etc/passwd").read_bytes().splitlines()[0])
-        yield Attacked(service, secrets)
+@pytest.fixture(scope="module", params=KINDS)
+def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    with attacked_service(request.param, tmp_path_factory.mktemp("hostile")) as attacked:
+        yield attacked
 
 
 @pytest.fixture
 def attack(attacked: Attacked) -> Iterator[Attacked]:
-    """The service, observed from another thread during a test; what was observed is checked at its end."""
-    ended = threading.Event()
-
-    def observe() -> None:
-        with attacked.service.http() as http:
-            while not ended.wait(0.1):
-                started = time.monotonic()
-                with suppress(httpx.TransportError):
-                    http.get("/healthz", timeout=10)
-                attacked.slowest_seconds = max(attacked.slowest_seconds, time.monotonic() - started)
-
-    observer = threading.Thread(target=observe)
-    attacked.faults.clear()
-    attacked.slowest_seconds = 0.0
-    observer.start()
-    try:
+    """The service; what is observed during a test is checked at its end."""
+    with attacked.watched():
         yield attacked
-    finally:
-        ended.set()
-        observer.join()
-    for log in (attacked.service.home / "logs").iterdir():
-        content = log.read_bytes()
-        attacked.faults += [f"{log.name} contains a secret" for secret in attacked.secrets if secret in content]
-        attacked.faults += [f"{log.name} contains a control character"] * (b"\x1b" in content)
-    assert not attacked.faults, "\n".join(attacked.faults)
-    assert not PICKLED.exists(), "a pickle was loaded"
-    assert attacked.slowest_seconds < HEALTH_SECONDS
 
 
 def test_the_tables_contain_at_least_300_inputs() -> None:
@@ -130,13 +44,13 @@ def test_the_tables_contain_at_least_300_inputs() -> None:
 
 
 def test_hostile_paths_and_queries(attack: Attacked) -> None:
-    key = f"Authorization: Bearer {attack.service.api_key}\r\nConnection: close\r\n\r\n"
+    key = f"Authorization: Bearer {attack.target.api_key}\r\nConnection: close\r\n\r\n"
     for path in (*PATHS, *QUERIES):
         attack.exchange(path[:100], f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{key}".encode())
 
 
 def test_hostile_headers(attack: Attacked) -> None:
-    key = f"Authorization: Bearer {attack.service.api_key}\r\n"
+    key = f"Authorization: Bearer {attack.target.api_key}\r\n"
     for name, header in HEADERS.items():
         own = "" if header.startswith("Authorization") else key
         host = "" if header.startswith("Host") else "Host: localhost\r\n"
@@ -145,7 +59,7 @@ def test_hostile_headers(attack: Attacked) -> None:
 
 
 def test_hostile_framing(attack: Attacked) -> None:
-    key = f"Authorization: Bearer {attack.service.api_key}\r\n".encode()
+    key = f"Authorization: Bearer {attack.target.api_key}\r\n".encode()
     for name, request in FRAMING.items():
         attack.exchange(name, request.replace(b"{key}", key))
 
@@ -193,7 +107,7 @@ def test_jobs_with_hostile_files_end_as_invalid_without_retries(attack: Attacked
     for name, (filename, content) in DATA.items():
         if (file := attack.upload(name, filename, content, "dataset")) is not None:
             specs[f"data {name}"] = {"dataset": {"file": file}}
-    with attack.service.http() as http:
+    with attack.target.http() as http:
         for name, fields in specs.items():
             submitted = attack.send(name, "POST", "/v1/jobs", json={**SPEC, **fields})
             if submitted is None or submitted.status_code != 201:

@@ -34,6 +34,7 @@ from zeta_core.contract.spec.job_spec import Metadata
 from zeta_core.contract.spec.validation import StrictModel, error_from_details, parse, shown
 
 MAX_LIMIT = 100
+MAX_READING = 2  # input files that are checked at once
 
 
 class NewBatch(StrictModel):
@@ -56,6 +57,7 @@ class Batches:
         self._service = service
         self._submissions = submissions
         self._requests = RepeatedRequests(service, "batch")
+        self._reading = asyncio.Semaphore(MAX_READING)  # checking a file takes up to ten seconds of a processor
 
     async def create(self, caller: Caller, body: Any, *, attempt: int, idempotency_key: str | None) -> Batch:
         """The new batch, or the one that an earlier attempt of this request has created.
@@ -70,10 +72,12 @@ class Batches:
     async def _create(self, caller: Caller, body: Any, idempotency_key: str) -> str:
         request = parse(NewBatch, body, error_class=InvalidRequest)
         await self._check_input(caller, request.input_file_id)
-        read = await asyncio.to_thread(_read_file, self._service.artifacts, request.input_file_id, request.endpoint)
+        async with self._reading:
+            read = await asyncio.to_thread(_read_file, self._service.artifacts, request.input_file_id, request.endpoint)
         if read.faults:
             raise error_from_details(read.faults, InvalidRequest)
-        name = read.requests[0].query.model
+        name = read.model
+        assert name is not None, "a file without requests has a fault"
         weights = await find_weights(self._service, caller, name)
         spec = {
             "model": weights.model,
@@ -83,7 +87,7 @@ class Batches:
             "quantize": weights.quantize,
             "endpoint": request.endpoint,
             "input": {"file": request.input_file_id},
-            "num_requests": len(read.requests),
+            "num_requests": read.num_requests,
             "metadata": dict(request.metadata or {}),
         }
         job, _ = await self._submissions.submit(caller, spec, idempotency_key, Origin(kind=JobKind.BATCH))
@@ -158,4 +162,4 @@ async def cancel_batch(service: Service, caller: Caller, batch_id: str) -> Batch
 
 def _read_file(artifacts: Artifacts, file_id: str, endpoint: BatchEndpoint) -> InputFile:
     with artifacts.open_file(file_id) as lines:
-        return read_input(lines, endpoint)
+        return read_input(lines, endpoint, keep_requests=False)

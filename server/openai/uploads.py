@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts, IncomingFile, parts_key
@@ -134,6 +134,13 @@ async def add_part(service: Service, caller: Caller, upload_id: str, request: Re
         async def extend(session: AsyncSession) -> None:
             upload = await _find(session, caller, upload_id, lock=True)
             _require_pending(upload)
+            parts = select(func.count()).where(UploadPartRow.upload_id == upload_id)
+            if (await session.scalar(parts) or 0) >= MAX_PARTS:
+                raise InvalidRequest(
+                    f"Upload {upload_id} has {MAX_PARTS:,} parts, the limit; send the file in larger parts.",
+                    code="too_many_parts",
+                    param="data",
+                )
             upload.expires_at = created_at + timedelta(seconds=UPLOAD_SECONDS)
 
         await service.uploads.store(opened, row, None, extend)

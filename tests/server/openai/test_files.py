@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI, omit
 
+from server.openai.uploads import MAX_PARTS
 from tests.harness.model_archives import PICKLE, model_files, pack_tar, safetensors_file
 from tests.harness.openai_client import strictly
 from tests.server.openai.data import conversations, upload
@@ -201,6 +202,20 @@ def test_a_part_extends_the_life_of_its_upload(client: OpenAI, server: ServerPro
         client.uploads.parts.create(upload.id, data=b'"a"')
         (expires,) = database.execute("SELECT expires_at FROM uploads WHERE id = ?", (upload.id,)).fetchone()
     assert expires > soon
+
+
+def test_an_upload_has_a_limited_number_of_parts(client: OpenAI, server: ServerProcess) -> None:
+    """Parts of a byte would otherwise fill the disk with files, within every quota of bytes."""
+    upload = client.uploads.create(bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    first = client.uploads.parts.create(upload.id, data=b"1")
+    with sqlite3.connect(server.home / "zeta.db") as database:
+        names = "id, upload_id, project, bytes, created_at"
+        copied = f"SELECT ?, {names.partition(', ')[2]} FROM upload_parts WHERE id = ?"
+        rows = [(f"part_{number}", first.id) for number in range(MAX_PARTS - 1)]
+        database.executemany(f"INSERT INTO upload_parts ({names}) {copied}", rows)
+    with pytest.raises(BadRequestError, match="has 10,000 parts, the limit"):
+        client.uploads.parts.create(upload.id, data=b"2")
+    assert len(list((server.settings.artifacts / "uploads" / upload.id).iterdir())) == 1
 
 
 def test_an_upload_is_cancelled(client: OpenAI, server: ServerProcess) -> None:

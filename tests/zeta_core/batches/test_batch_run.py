@@ -1,5 +1,6 @@
 """A batch answers each request of its file once, also across attempts."""
 
+import io
 import json
 from collections.abc import Callable
 from itertools import count
@@ -65,7 +66,7 @@ class Batch:
             "input": {"file": "file_1"},
             "num_requests": len(self.input_lines),
         }
-        read = read_input(self.input_lines, "/v1/completions")
+        read = read_input(io.BytesIO(b"".join(self.input_lines)), "/v1/completions")
         assert read.faults == []
         run = BatchRun(
             BatchSpec.model_validate(spec),

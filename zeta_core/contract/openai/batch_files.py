@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 from pydantic import Field, JsonValue
 
@@ -27,6 +27,9 @@ BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions"]
 ENDPOINTS: tuple[BatchEndpoint, ...] = get_args(BatchEndpoint)
 MAX_REQUESTS = 50_000
 MAX_INPUT_BYTES = 200 * 10**6
+MAX_LINE_BYTES = 2**20  # parsing JSON blocks the whole process
+MAX_LINES = 2 * MAX_REQUESTS  # with empty ones
+MAX_FAULTS = 1000
 MAX_CUSTOM_ID = 512  # characters
 
 OUTPUT_FILE, ERROR_FILE = "output.jsonl", "errors.jsonl"  # in the checkpoint `final` of a batch job
@@ -52,21 +55,30 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class InputFile:
-    """The valid requests of an input file, in order, and one detail for each fault of the others."""
+    """The number of requests of an input file, their model, and one detail for each fault of the invalid ones.
 
+    ``requests`` has the valid ones, in order, if they were to be kept.
+    """
+
+    num_requests: int
+    model: str | None
     requests: list[BatchRequest]
     faults: list[ErrorDetail]
 
 
-def read_input(lines: Iterable[bytes], endpoint: BatchEndpoint) -> InputFile:
-    """Check every line of an input file. Empty lines are skipped."""
+def read_input(file: BinaryIO, endpoint: BatchEndpoint, *, keep_requests: bool = True) -> InputFile:
+    """Check every line of an input file, until it exceeds a limit. Empty lines are skipped."""
     requests: list[BatchRequest] = []
     faults: list[ErrorDetail] = []
     first_lines: dict[str, int] = {}  # by custom_id
     model: str | None = None
     row = 0
-    for number, content in enumerate(lines, start=1):
-        if not content.strip():
+    for number, content in enumerate(_lines(file), start=1):
+        is_empty = not content.strip()
+        if (exceeded := _exceeded_limit(number, 0 if is_empty else row, len(faults))) is not None:
+            faults.insert(0, exceeded)
+            break
+        if is_empty:
             continue
         try:
             line, query = _read_line(content, endpoint)
@@ -81,16 +93,14 @@ def read_input(lines: Iterable[bytes], endpoint: BatchEndpoint) -> InputFile:
                     "file.",
                     param="body.model",
                 )
-            requests.append(BatchRequest(row, line.custom_id, query))
+            if keep_requests:
+                requests.append(BatchRequest(row, line.custom_id, query))
         except ZetaError as error:
             faults += _faults_of_line(number, error)
         row += 1
-    if row > MAX_REQUESTS:
-        message = f"The file has {row:,} requests; a batch has at most {MAX_REQUESTS:,}. Split the file."
-        faults.insert(0, ErrorDetail(message=message, code="too_many_requests"))
-    if not row:
+    if not row and not faults:
         faults.append(ErrorDetail(message="The file has no requests; write one per line.", code="empty_file"))
-    return InputFile(requests, faults)
+    return InputFile(row, model, requests, faults)
 
 
 def answer_line(job_id: str, request: BatchRequest, body: dict[str, Any]) -> bytes:
@@ -109,8 +119,32 @@ def failure_line(job_id: str, request: BatchRequest, failure: Failure) -> bytes:
     return _result_line(job_id, request, 400, {"error": error})
 
 
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of the file; the rest of a line that is too long is skipped."""
+    while content := file.readline(MAX_LINE_BYTES + 1):
+        yield content
+        while len(content) > MAX_LINE_BYTES and not content.endswith(b"\n"):
+            content = file.readline(MAX_LINE_BYTES + 1)
+
+
+def _exceeded_limit(number: int, row: int, num_faults: int) -> ErrorDetail | None:
+    """Why the line ``number``, after ``row`` requests, is not read any more."""
+    if row >= MAX_REQUESTS:
+        message = f"The file has more than {MAX_REQUESTS:,} requests, the limit of a batch. Split the file."
+        return ErrorDetail(message=message, code="too_many_requests")
+    if number > MAX_LINES:
+        message = f"The file has more than {MAX_LINES:,} lines, the limit of a batch; remove empty lines."
+        return ErrorDetail(message=message, code="too_many_lines")
+    if num_faults >= MAX_FAULTS:
+        message = f"The lines from {number:,} on were not checked, because the file has {num_faults:,} faults."
+        return ErrorDetail(message=message, code="too_many_faults")
+    return None
+
+
 def _read_line(content: bytes, endpoint: BatchEndpoint) -> tuple[RequestLine, AnswerQuery]:
     """Raises subclasses of `ZetaError`."""
+    if len(content) > MAX_LINE_BYTES:
+        raise InvalidRequest(f"It has more than {MAX_LINE_BYTES:,} bytes, the limit.", code="line_too_long")
     try:
         value = read_json(content.rstrip(b"\r\n"))
     except JsonFault as fault:

@@ -109,6 +109,8 @@ class _Observer:
             return
         action = "has written" if mask & _WRITTEN else "has opened"
         allowed = self._rules.writable if mask & _WRITTEN else [*self._rules.readable, *self._rules.writable]
+        if "/__pycache__/" in path:
+            allowed = [*allowed, *self._rules.readable]
         is_canary = path in self._rules.canaries
         if is_canary or (not _is_in(path, allowed) and self._is_observed(pid)):
             _print({"path": path, "action": action, "command": _command(pid)})

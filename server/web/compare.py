@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.auth import Caller
 from server.http.downloads import FilePart
@@ -20,7 +20,13 @@ from server.web.job_views import read_view
 from server.web.pages import PageRouter, ReadPage
 from zeta_core.contract.errors import InvalidRequest, NotFound, ZetaError
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
-from zeta_core.contract.job.comparison import DOCUMENT_LOSSES_FILE, MIN_DOCUMENTS, Comparison, DocumentLosses
+from zeta_core.contract.job.comparison import (
+    DOCUMENT_LOSSES_FILE,
+    MAX_DOCUMENT_LOSSES_BYTES,
+    MIN_DOCUMENTS,
+    Comparison,
+    DocumentLosses,
+)
 from zeta_core.contract.job.comparison import compare as compare_losses
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.job_spec import JobSpec
@@ -93,8 +99,10 @@ async def _document_losses(service: Service, caller: Caller, view: JobView) -> D
         content = file_content(stored, f"{TRAINING_STATE_NAME}/{DOCUMENT_LOSSES_FILE}")
         (part,) = content.parts
         assert isinstance(part, FilePart)
+        if part.num_bytes > MAX_DOCUMENT_LOSSES_BYTES:
+            raise ValueError(f"{part.num_bytes} bytes are too many")  # no run writes so much, unless it was taken over
         return DocumentLosses.model_validate_json(await asyncio.to_thread(part.read))
-    except (NotFound, ValidationError, OSError) as error:
+    except (NotFound, ValueError, OSError) as error:
         raise InvalidRequest(
             f"{view.name} has no losses of single documents. Runs that have succeeded with at least {MIN_DOCUMENTS} "
             "held-out documents (eval_split or eval_dataset) store them.",

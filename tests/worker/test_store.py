@@ -109,7 +109,7 @@ def test_files_from_another_file_system_are_copied_and_verified(store: FolderSto
         assert not store.local(checkpoint_key("job_1", "best")).exists()
 
 
-@pytest.mark.parametrize("fault", ["cut", "missing", "no manifest", "bad manifest"])
+@pytest.mark.parametrize("fault", ["cut", "missing", "no manifest", "bad manifest", "huge manifest"])
 def test_a_broken_checkpoint_never_appears_in_the_store(store: FolderStore, tmp_path: Path, fault: str) -> None:
     local = make_checkpoint(tmp_path / "output", 3)
     match fault:
@@ -119,6 +119,9 @@ def test_a_broken_checkpoint_never_appears_in_the_store(store: FolderStore, tmp_
             (local / "training_state/optimizer.bin").unlink()
         case "no manifest":
             (local / "manifest.json").unlink()
+        case "huge manifest":  # the worker and the server read it as a whole
+            with (local / "manifest.json").open("r+b") as file:
+                file.truncate(1 << 40)
         case _:
             (local / "manifest.json").write_text("{")
     with pytest.raises(BrokenCheckpoint):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from zeta_core.contract.errors import InvalidRequest
 
 DOCUMENT_LOSSES_FILE = "document_losses.json"  # in the training state of a checkpoint; a `DocumentLosses`
+MAX_DOCUMENT_LOSSES_BYTES = 1 << 20  # of that file, which has at most 1000 documents
 MIN_DOCUMENTS = 5  # with fewer documents, resampling is not informative
 NUM_RESAMPLES = 2000
 MAX_GROUPS = 1000  # more documents are resampled in groups, because the time grows with their number

@@ -24,6 +24,9 @@ COPY_BYTES = 4 * 2**20
 CancellationCheck = Callable[[], None]  # raises `TransferCancelled` to cancel
 
 
+MAX_MANIFEST_BYTES = 16 << 20  # it has some 200 bytes for each file
+
+
 class BrokenCheckpoint(ZetaError):
     """A checkpoint directory is missing or does not match its manifest."""
 
@@ -99,11 +102,15 @@ def remove_checkpoint(directory: Path) -> None:
 
 
 def local_manifest(directory: Path) -> bytes | None:
-    """The manifest in a directory on this machine."""
+    """The manifest in a directory on this machine, which a run has written. Raises `BrokenCheckpoint`."""
     try:
-        return (directory / MANIFEST_NAME).read_bytes()
+        with (directory / MANIFEST_NAME).open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BrokenCheckpoint(f"{directory.name} has a {MANIFEST_NAME} of more than {MAX_MANIFEST_BYTES:,} bytes.")
+    return content
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:

@@ -33,8 +33,8 @@ RUN --mount=type=cache,target=/root/.cache \
 
 FROM ${PYTHON_IMAGE}
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
-RUN case ",$EXTRAS," in *,deepspeed,*) \
-        apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac
+RUN case ",$EXTRAS," in *,deepspeed,*) compiler=g++ ;; *) compiler= ;; esac \
+    && apt-get update && apt-get install --yes --no-install-recommends tini $compiler && rm -rf /var/lib/apt/lists/*
 # Named volumes inherit the owner of the folder on which they are first mounted.
 RUN useradd --system --uid 10001 --home-dir /var/lib/zeta --shell /usr/sbin/nologin zeta \
     && install --directory --owner=zeta --group=zeta --mode=0750 /var/lib/zeta /artifacts \
@@ -56,4 +56,6 @@ EXPOSE 8400
 # For the server. A worker has no port; GET /v1/workers shows its heartbeat.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"ZETA_PORT\"]}/readyz', timeout=4)"]
+# Removes the processes whose parents have exited, such as the guards of runs; -s: also if it isn't the first process.
+ENTRYPOINT ["tini", "-s", "--"]
 CMD ["zeta", "server"]

@@ -59,6 +59,8 @@ def test_each_container_runs_an_existing_zeta_command(service: str) -> None:
 def test_the_image_and_the_unit_run_existing_zeta_commands() -> None:
     (command,) = [json.loads(text) for word, text in dockerfile() if word == "CMD"]
     assert command == ["zeta", "server"]
+    (entrypoint,) = [json.loads(text) for word, text in dockerfile() if word == "ENTRYPOINT"]
+    assert entrypoint == ["tini", "-s", "--"], "the guard of a run outlives its parent for a moment"
     program, *arguments = shlex.split(systemd_unit()["Service"]["ExecStart"])
     assert Path(program).name == "zeta"
     for words in (command[1:], arguments):

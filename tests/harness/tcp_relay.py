@@ -17,10 +17,14 @@ CHUNK_BYTES = 65_536
 class TcpRelay:
     """Relays connections to ``port`` on itself to ``target_port`` until `close`."""
 
-    def __init__(self, target_port: int, *, idle_seconds: float | None = None) -> None:
+    def __init__(
+        self, target_port: int, *, idle_seconds: float | None = None, bytes_per_second: float | None = None
+    ) -> None:
+        """``bytes_per_second`` limits what each client sends."""
         self.num_idle_cuts = 0
         self.sent = bytearray()  # by all clients
         self._target_port, self._idle_seconds = target_port, idle_seconds
+        self._bytes_per_second = bytes_per_second
         self._open = threading.Event()
         self._open.set()
         self._closed = False
@@ -70,6 +74,8 @@ class TcpRelay:
                 self._open.wait()
                 if record is not None:
                     record += data
+                    if self._bytes_per_second is not None:
+                        threading.Event().wait(len(data) / self._bytes_per_second)
                 sink.sendall(data)
         except TimeoutError:
             self.num_idle_cuts += 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.end_to_end.specs import PYTHON_REFERENCE, as_jsonl, tiny_job
 from tests.harness.children import start_child, stop_child
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.service import ZETA, clean_environment, wait_for_end
+from tests.harness.tcp_relay import TcpRelay
 from tests.harness.waiting import wait_until
 from tests.server.server_process import REPOSITORY, SECRET, ServerProcess, running_server
 from zeta_core.contract.identifiers import new_id
@@ -25,10 +27,11 @@ from zeta_core.contract.identifiers import new_id
 class Machines:
     """A server and a worker with homes of their own, which use one bucket."""
 
-    def __init__(self, folder: Path, redis_url: str, object_store: SeaweedServer) -> None:
+    def __init__(self, folder: Path, redis_url: str, object_store: SeaweedServer, url: str | None = None) -> None:
+        """``url`` is another address of the store."""
         self.object_store = object_store
         self.bucket = object_store.new_bucket()
-        self.variables = {**object_store.environment(), "ZETA_ARTIFACTS_URL": f"s3://{self.bucket}/zeta"}
+        self.variables = {**object_store.environment(url), "ZETA_ARTIFACTS_URL": f"s3://{self.bucket}/zeta"}
         self.worker_home = folder / "worker"
         self.worker_log = folder / "worker.log"
         self.server = ServerProcess(folder / "server", redis_url, None, **self.variables)
@@ -160,6 +163,32 @@ def test_nothing_is_lost_when_the_store_is_down_for_a_while(
             check_downloads(http, second)
     finally:
         own_store.stop()
+
+
+@pytest.mark.extended
+def test_training_continues_while_a_checkpoint_is_uploaded(
+    tmp_path: Path, redis_url: str, object_store: SeaweedServer
+) -> None:
+    relay = TcpRelay(object_store.port, bytes_per_second=64 << 10)
+    try:
+        machines = Machines(tmp_path, redis_url, object_store, f"http://127.0.0.1:{relay.port}")
+        with machines.running() as http:
+            spec = tiny_job(max_steps=1_000_000, checkpointing_steps=20)
+            job_id = http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
+            key = f"zeta/jobs/{job_id}/checkpoints/step-20/manifest.json"
+            wait_until(lambda: key.removeprefix("zeta/") in machines.stored_keys(), 90, "the checkpoint to be stored")
+            stored_at = object_store.client().head_object(Bucket=machines.bucket, Key=key)["LastModified"]
+
+            def later_steps() -> list[dict[str, Any]]:
+                events = http.get(f"/v1/jobs/{job_id}/events", params={"limit": 1000}).json()["data"]
+                return [event for event in events if event["type"] == "progress" and (event.get("step") or 0) > 20]
+
+            later = wait_until(later_steps, 60, "the next steps to be reported")
+            assert datetime.fromisoformat(later[0]["created_at"]) < stored_at, "the upload takes several seconds"
+            http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+            assert wait_for_end(http, job_id)["status"] == "cancelled"
+    finally:
+        relay.close()
 
 
 def test_a_server_with_wrong_credentials_names_the_setting(

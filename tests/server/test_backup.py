@@ -163,6 +163,7 @@ def test_a_backup_waits_until_its_database_names_only_stored_files(
     assert {checkpoint["name"] for checkpoint in named} == {"final", "step-4"}
 
 
+@pytest.mark.extended
 def test_missing_and_damaged_files_are_listed_and_the_rest_is_restored(service: StoredService, tmp_path: Path) -> None:
     backup = tmp_path / "backup"
     service.path(file_key(service.file_id)).unlink()
@@ -177,6 +178,7 @@ def test_missing_and_damaged_files_are_listed_and_the_rest_is_restored(service: 
     assert json.loads(done.stdout)["problems"] == sorted([str(file_key(service.file_id)), str(final)])
 
 
+@pytest.mark.extended
 def test_an_interrupted_restore_continues_and_nothing_is_overwritten(service: StoredService, tmp_path: Path) -> None:
     backup, home = tmp_path / "backup", tmp_path / "restored"
     report_of("backup", str(backup), home=service.settings.home)
@@ -207,6 +209,7 @@ def test_folders_that_are_not_backups_are_refused(service: StoredService, tmp_pa
     assert not (tmp_path / "restored").exists()
 
 
+@pytest.mark.extended
 def test_a_backup_moves_a_service_from_a_folder_to_a_bucket_and_back(
     service: StoredService, tmp_path: Path, object_store: SeaweedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,16 @@ def test_a_port_is_reserved_once_and_right_after_a_run_has_used_it(tmp_path: Pat
     reserve_port(settings).release()
 
 
+def test_the_next_port_of_the_range_is_reserved_if_another_program_uses_the_first(tmp_path: Path, port: int) -> None:
+    settings = WorkerSettings(
+        home=tmp_path, worker_name="w", worker_secret="s", worker_address=ADDRESS, ports=f"{port}-{port + 1}"
+    )
+    with socket.create_server((ADDRESS, port)):
+        reserved = reserve_port(settings)
+    assert reserved.port == port + 1
+    reserved.release()
+
+
 def test_the_address_is_that_of_the_route_to_redis() -> None:
     assert route_address("redis://127.0.0.1:6379/0") == "127.0.0.1"
     assert route_address("unix:///run/redis.sock") == "127.0.0.1"

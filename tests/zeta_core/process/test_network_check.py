@@ -16,7 +16,7 @@ from tests.harness.ports import free_loopback_port
 from zeta_core.contract.wire.node_group import NodeGroup
 from zeta_core.failures import NodesUnreachable
 from zeta_core.process.network_check import Responder, check_connections, describe
-from zeta_core.process.node_interface import find_interface
+from zeta_core.process.node_interface import find_interface, interface_variables
 
 GROUP = NodeGroup(node_rank=0, addresses=["127.0.0.2", "127.0.0.3"], port=1)
 TOKEN = b"job-1"
@@ -49,6 +49,16 @@ def test_an_address_is_found_on_its_interface_or_rejected_with_the_known_ones() 
     assert loopback in {name for _, name in socket.if_nameindex()}
     with pytest.raises(NodesUnreachable, match=rf"no network interface with the address 192\.0\.2\.77 .*{loopback}: "):
         find_interface("192.0.2.77")
+
+
+def test_gloo_and_nccl_use_the_interface_of_the_address_unless_the_operator_chose_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loopback = find_interface("127.0.0.3")
+    variables = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"}
+    assert interface_variables("127.0.0.3") == variables
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    assert interface_variables("127.0.0.3") == {"GLOO_SOCKET_IFNAME": loopback}
 
 
 @pytest.mark.extended

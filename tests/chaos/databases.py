@@ -12,6 +12,7 @@ from sqlalchemy import and_, create_engine, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from server.database.placements import UNRELEASED, PlacementRow
 from server.database.tables import AttemptRow, CheckpointRow, EventRow, JobRow
 from tests.harness.postgres import PostgresServer
 
@@ -20,12 +21,21 @@ UNAVAILABLE = (OperationalError,)  # raised by reads while the database is locke
 
 @dataclass(frozen=True)
 class JobState:
-    """The state of a job; ``last_step`` is the last stored step of its current attempt."""
+    """The state of a job; ``last_step`` is the last stored step of its current attempt.
+
+    ``nodes`` are the workers that hold a node of an attempt on several workers.
+    """
 
     status: str
     attempt: int
     worker: str | None
     last_step: int | None
+    nodes: frozenset[str] = frozenset()
+
+    @property
+    def workers(self) -> frozenset[str]:
+        """The workers that run the job, or to which it was dispatched."""
+        return self.nodes | ({self.worker} if self.worker is not None else frozenset[str]())
 
 
 class FaultyDatabase(ABC):
@@ -50,7 +60,10 @@ class FaultyDatabase(ABC):
             AttemptRow, and_(AttemptRow.job_id == JobRow.id, AttemptRow.attempt == JobRow.attempt)
         )
         with Session(self._engine) as session:
-            return {row[0]: JobState(*row[1:]) for row in session.execute(query)}
+            nodes: dict[str, set[str]] = {}
+            for placement in session.scalars(select(PlacementRow).where(UNRELEASED)):
+                nodes.setdefault(placement.job_id, set()).add(placement.worker)
+            return {row[0]: JobState(*row[1:], frozenset(nodes.get(row[0], ()))) for row in session.execute(query)}
 
     def jobs(self) -> dict[str, JobRow]:
         with Session(self._engine) as session:

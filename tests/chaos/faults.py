@@ -7,7 +7,7 @@ doesn't wait until all jobs have recovered.
 
 import contextlib
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -68,7 +68,7 @@ def training_suspended(fleet: Fleet, rng: Random) -> Injection:
     alone = [
         training
         for training in found
-        if training.rank is None and sum(training.job_id == other.job_id for other in found) == 1
+        if training.rank is None and sum(training.directory == other.directory for other in found) == 1
     ]
     candidates = [training for training in alone if (job_states[training.job_id].last_step or 0) >= MIN_STEPS]
     if candidates:
@@ -77,6 +77,23 @@ def training_suspended(fleet: Fleet, rng: Random) -> Injection:
         yield Impact(frozenset({victim.job_id}), STALL_SECONDS + rng.uniform(3.0, 6.0))
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.process.resume()
+
+
+def node_suspended(fleet: Fleet, rng: Random) -> Injection:
+    """All processes of one node of several are frozen, as if its host were suspended; the others end without it."""
+    job_states = fleet.database.job_states()
+    found = [process for process in fleet.training_processes() if len(job_states[process.job_id].workers) > 1]
+    directories = sorted({process.directory for process in found})
+    if directories:
+        directory = rng.choice(directories)
+        node = [process for process in found if process.directory == directory]
+        for each in node:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.process.suspend()
+        yield Impact(frozenset({node[0].job_id}), STALL_SECONDS + rng.uniform(3.0, 6.0))
+        for each in node:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.process.resume()
 
 
 def worker_killed(fleet: Fleet, rng: Random) -> Injection:
@@ -278,6 +295,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("training killed (kill -9)", training_killed, 6),
     Fault("one rank of several killed (kill -9)", rank_killed, 3),
     Fault("training stopped (SIGSTOP)", training_suspended, 1),
+    Fault("one node of several stopped (SIGSTOP)", node_suspended, 1),
     Fault("worker killed (kill -9) and restarted while its runs continue", worker_killed, 4),
     Fault("commands to adopted runs (one hangs, its worker was killed)", command_to_adopted_run, 2),
     Fault("worker stopped (SIGTERM) and restarted", worker_stopped, 2),
@@ -304,9 +322,9 @@ FAULTS: tuple[Fault, ...] = (
 
 def running(fleet: Fleet, *hosts: Host) -> frozenset[str]:
     """The jobs that are running on these hosts, or on any host."""
-    names: Iterable[str] = {host.name for host in hosts or fleet.hosts}
+    names = {host.name for host in hosts or fleet.hosts}
     return frozenset(
         job_id
         for job_id, job_state in fleet.database.job_states().items()
-        if job_state.status == JobStatus.RUNNING and job_state.worker in names
+        if job_state.status == JobStatus.RUNNING and job_state.workers & names
     )

@@ -63,7 +63,9 @@ class Host:
         *,
         small_disk: bool,
         store: Path,
+        address: str,
     ) -> None:
+        """``address`` is one of the loopback network, at which the workers of other hosts reach this one."""
         self.name = name
         self.home = folder / "home"
         self.relay = TcpRelay(valkey.port)
@@ -83,6 +85,7 @@ class Host:
             "ZETA_WORKER_SECRET": SECRET,
             "ZETA_WORKER_NAME": name,
             "ZETA_WORKER_SLOTS": str(SLOTS),
+            "ZETA_WORKER_ADDRESS": address,
         }
 
     def start(self) -> None:
@@ -162,7 +165,8 @@ class Fleet:
 
     def add_host(self) -> Host:
         """Start a new machine with an unused name."""
-        name = f"host-{len(self.hosts) + len(self.gone) + 1}"
+        number = len(self.hosts) + len(self.gone) + 1
+        name = f"host-{number}"
         folder = self.folder / name
         folder.mkdir()
         self._clock_of(name)
@@ -174,6 +178,7 @@ class Fleet:
             self._limits,
             small_disk=self._small_disks,
             store=self.store,
+            address=f"127.0.1.{number}",
         )
         self._closing.callback(host.close)
         self.hosts.append(host)

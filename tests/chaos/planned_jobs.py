@@ -16,10 +16,17 @@ from typing import Any, Literal, get_args
 
 from tests.worker.small_training import next_weights
 
-Kind = Literal["small", "real", "real, uploaded text", "real, two ranks"]
+Kind = Literal["small", "small, two nodes", "real", "real, uploaded text", "real, two ranks", "real, two nodes"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # The number of jobs of each kind in a hundred, and the shares of jobs that a user cancels or pauses.
-SHARES: dict[Kind, int] = {"small": 66, "real": 16, "real, uploaded text": 12, "real, two ranks": 6}
+SHARES: dict[Kind, int] = {
+    "small": 58,
+    "small, two nodes": 8,
+    "real": 14,
+    "real, uploaded text": 10,
+    "real, two ranks": 5,
+    "real, two nodes": 5,
+}
 CANCELLED_SHARE, PAUSED_SHARE = 0.06, 0.10
 MANY_RETRIES = 30  # enough that random faults alone never exhaust them; a failed job then means a defect
 
@@ -50,12 +57,16 @@ class PlannedJob:
     @property
     def computed_weights(self) -> str | None:
         """The SHA-256 of the final weights of an undisturbed small run; ``None`` for a real one."""
-        if self.kind != "small":
+        if not is_small(self.kind):
             return None
         weights = b""
         for step in range(1, int(self.spec["metadata"]["steps"]) + 1):
             weights = next_weights(weights, step)
         return hashlib.sha256(weights).hexdigest()
+
+
+def is_small(kind: Kind) -> bool:
+    return kind in ("small", "small, two nodes")
 
 
 def plan_jobs(num_jobs: int, rng: Random, file_id: str, shares: Mapping[Kind, int] = SHARES) -> list[PlannedJob]:
@@ -74,17 +85,19 @@ def reference_jobs(planned: Sequence[PlannedJob], file_id: str) -> list[PlannedJ
     return [
         PlannedJob(f"reference-{kind}", kind, spec_of(kind, file_id) | {"max_retries": 0})
         for kind in KINDS
-        if kind in kinds and kind != "small"
+        if kind in kinds and not is_small(kind)
     ]
 
 
 def spec_of(kind: Kind, file_id: str, *, steps: int = 60, seconds_per_step: float = 0.1) -> dict[str, Any]:
-    if kind == "small":
+    several: dict[str, Any] = {}
+    if kind.endswith(("two ranks", "two nodes")):
+        several = {"resources": {"gpus": 0, "processes" if kind.endswith("ranks") else "nodes": 2}}
+    if is_small(kind):
         metadata = {"steps": f"{steps}", "seconds_per_step": f"{seconds_per_step:.3f}", "checkpoint_every": "10"}
-        return _spec(metadata={"training": "small", **metadata}, max_steps=steps)
-    ranks: dict[str, Any] = {"resources": {"gpus": 0, "processes": 2}} if kind == "real, two ranks" else {}
+        return _spec(metadata={"training": "small", **metadata}, max_steps=steps, **several)
     dataset = {"file": file_id} if kind == "real, uploaded text" else {"builtin": "python-docs"}
-    return _spec(dataset=dataset, max_steps=120, checkpointing_steps=15, metadata={"training": "real"}, **ranks)
+    return _spec(dataset=dataset, max_steps=120, checkpointing_steps=15, metadata={"training": "real"}, **several)
 
 
 def _planned_job(key: str, kind: Kind, rng: Random, file_id: str) -> PlannedJob:

@@ -54,11 +54,17 @@ class Evidence:
         self.attempts: dict[str, list[AttemptRow]] = {job: fleet.database.attempts(job) for job in self.jobs}
         self.events: dict[str, list[EventRow]] = {job: fleet.database.events(job) for job in self.jobs}
         self.checkpoints = {job: fleet.database.checkpoints(job) for job in self.jobs}
-        self.run_directories = {(path.parent.name, int(path.name.split("-")[1])): path for path in _runs(fleet)}
+        self._run_directories = {
+            (path.parents[2].name, path.parent.name, int(path.name.split("-")[1])): path for path in _runs(fleet)
+        }
 
     def accepted(self) -> Iterator[tuple[JobRow, PlannedJob]]:
         """The stored jobs that got a 201, with their plans."""
         return ((self.jobs[job], planned) for job, planned in self.users.accepted.items() if job in self.jobs)
+
+    def run_directory(self, attempt: AttemptRow) -> Path | None:
+        """The run directory of an attempt; that of node 0 if there are several."""
+        return self._run_directories.get((attempt.worker, attempt.job_id, attempt.attempt))
 
     def final_weights(self, job_id: str) -> str | None:
         """The SHA-256 of the weights in the job's final checkpoint."""
@@ -99,8 +105,9 @@ def one_attempt_at_a_time(evidence: Evidence) -> Breaches:
             if start["others_alive"]:
                 yield f"{job.id}: attempt {start['attempt']} started while {start['others_alive']} were alive"
         numbers = [start["attempt"] for start in starts]
-        if numbers != sorted(set(numbers)):
-            yield f"{job.id}: its attempts started in the order {numbers}"
+        nodes = [(start["attempt"], start["node"]) for start in starts]
+        if numbers != sorted(numbers) or len(nodes) != len(set(nodes)):
+            yield f"{job.id}: its attempts and their nodes started in the order {nodes}"
         highest = 0
         for event in evidence.events[job.id]:
             if event.attempt < highest:
@@ -133,9 +140,13 @@ def events_are_complete(evidence: Evidence) -> Breaches:
             yield f"{job.id}: {len(final)} events end it, and its last event is {events[-1].type if events else None}"
         for attempt in evidence.attempts[job.id]:
             mine = [event for event in events if event.attempt == attempt.attempt and event.line is not None]
-            if [event.line for event in mine] != list(range(1, attempt.stored_line + 1)):
-                yield f"{job.id}: attempt {attempt.attempt} has lines {[event.line for event in mine]}"
-            directory = evidence.run_directories.get((job.id, attempt.attempt))
+            lines = [event.line for event in mine]
+            num_lines = attempt.stored_line
+            if attempt.num_nodes > 1 and len(lines) == num_lines - 1:
+                num_lines -= 1  # the attempt ended with the last line of another node instead of node 0's
+            if lines != list(range(1, num_lines + 1)):
+                yield f"{job.id}: attempt {attempt.attempt} has lines {lines}"
+            directory = evidence.run_directory(attempt)
             if directory is not None:
                 yield from _matches_journal(job.id, mine, directory)
                 if attempt.reason == StatusReason.COMPLETED:
@@ -144,6 +155,9 @@ def events_are_complete(evidence: Evidence) -> Breaches:
 
 def nothing_is_left_behind(evidence: Evidence) -> Breaches:
     fleet = evidence.fleet
+    for job_id, job_state in fleet.database.job_states().items():
+        if job_state.nodes:
+            yield f"{job_id} still occupies slots of {sorted(job_state.nodes)}"
     for found in fleet.training_processes():
         yield f"process {found.process.pid} of attempt {found.attempt} of {found.job_id} is alive"
     for directory in _runs(fleet):

@@ -82,7 +82,7 @@ def test_a_wrong_end_reason_is_detected(case: Case) -> None:
 
 
 def test_two_attempts_at_once_are_detected(case: Case) -> None:
-    start = {"attempt": 2, "others_alive": [{"attempt": 1, "pid": 1}]}
+    start = {"attempt": 2, "node": 0, "others_alive": [{"attempt": 1, "pid": 1}]}
     with case.file_with(case.witness, json.dumps(start) + "\n"):
         assert case.broken() == [2]
 

@@ -13,6 +13,7 @@ from tests.chaos.suite import FaultSuite
 MAIN_FAULTS = (
     "training killed (kill -9)",
     "worker killed (kill -9) and restarted while its runs continue",
+    "one node of several stopped (SIGSTOP)",
     "host lost, another one started",
     "network cut between a worker and Redis",
     "server killed (kill -9) and restarted",
@@ -22,7 +23,7 @@ MAIN_FAULTS = (
     "disk of a worker full",
     "clock of a server or a host jumps",
 )
-SHARES: dict[Kind, int] = {"small": 85, "real": 15}
+SHARES: dict[Kind, int] = {"small": 65, "small, two nodes": 20, "real": 15}
 
 
 @pytest.mark.slow

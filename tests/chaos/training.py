@@ -1,8 +1,8 @@
 """The program that a worker of the fault suite starts for each attempt: it records the start, then trains.
 
-For each start, it appends a line to the job's witness file: the attempt, and the living processes of the job's other
-attempts. An attempt without processes gets new ones only by another start. Therefore, two attempts never trained at
-once if no line lists another attempt and the attempt numbers only grow.
+For each start, it appends a line to the job's witness file: the attempt, the node, and the living processes of the
+job's other attempts. An attempt without processes gets new ones only by another start. Therefore, two attempts never
+trained at once if no line lists another attempt and the attempt numbers only grow.
 
 ``metadata.training`` selects the run: ``small`` (tests/worker/small_training.py, in this process) or real (this
 process executes ``python -m zeta_core RUN_DIR``).
@@ -28,6 +28,7 @@ def main(run_directory: Path) -> int:
     others = [found for found in training_processes() if found.job_id == run.job_id and found.attempt != run.attempt]
     line = {
         "attempt": run.attempt,
+        "node": run.node_rank,
         "pid": os.getpid(),
         "monotonic": time.monotonic(),
         "others_alive": [{"attempt": other.attempt, "pid": other.process.pid} for other in others],

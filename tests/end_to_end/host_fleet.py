@@ -34,7 +34,7 @@ DISK_MEGABYTES = 256
 LIMITS = {
     "ZETA_LEASE_SECONDS": "40",
     "ZETA_SELF_STOP_SECONDS": "20",
-    "ZETA_STALL_MIN_SECONDS": "40",  # longer than a silent node counts as alive
+    "ZETA_STALL_MIN_SECONDS": "60",  # longer than the time after which a silent node is lost
     "ZETA_STOP_GRACE_SECONDS": "20",
     "ZETA_DISK_MIN_FREE_BYTES": str(16 * 2**20),
 }
@@ -43,7 +43,16 @@ LIMITS = {
 class Host:
     """A machine with a worker of four slots and, if the system allows it, a small disk of its own."""
 
-    def __init__(self, name: str, number: int, folder: Path, namespaces: Namespaces, variables: dict[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        folder: Path,
+        namespaces: Namespaces,
+        variables: dict[str, str],
+        program: Sequence[str | Path],
+    ) -> None:
+        """``program`` are the arguments of Python that run the worker."""
         self.name = name
         self.address = namespaces.addresses[number]
         self.home = folder / name
@@ -51,7 +60,7 @@ class Host:
         self.worker: subprocess.Popen[bytes] | None = None
         self.disk = SmallDisk(self.home, DISK_MEGABYTES) if can_mount() else None
         self.home.mkdir(exist_ok=True)
-        self._namespaces, self._number = namespaces, number
+        self._namespaces, self._number, self._program = namespaces, number, program
         self._environment = {
             **clean_environment(),
             **variables,
@@ -64,7 +73,7 @@ class Host:
         }
 
     def start(self) -> None:
-        command = (*self._namespaces.command(self._number), sys.executable, "-m", "worker")
+        command = (*self._namespaces.command(self._number), sys.executable, *self._program)
         self.worker = start_child(
             command, log_file=self.log_file, environment=self._environment, stop_signal=signal.SIGKILL
         )
@@ -162,11 +171,16 @@ class HostFleet:
         found: dict[str, Any] = self.wait(reached, 120, f"step {step} of attempt {attempt} of {job_id}")
         return found
 
+    def ready_workers(self) -> list[str]:
+        """The workers that accept jobs."""
+        return [worker["name"] for worker in self.get("/v1/workers")["data"] if worker["status"] == "ready"]
+
     def check_nothing_remains(self, job_id: str) -> None:
         """Wait until no process, slot and part of a file belongs to the job any more."""
 
         def remains() -> list[object]:
-            slots = [slot for worker in self.get("/v1/workers")["data"] for slot in worker["slots"] if slot["busy"]]
+            workers = [worker for worker in self.get("/v1/workers")["data"] if worker["status"] != "gone"]
+            slots = [slot for worker in workers for slot in worker["slots"] if slot["busy"]]
             nodes = [node for attempt in self.job(job_id)["attempts"] for node in attempt["nodes"]]
             hosts = self.hosts.values()
             return [
@@ -188,11 +202,68 @@ class HostFleet:
         return "\n".join(f"--- {log}\n{log.read_text()[-4000:]}" for log in logs if log.exists())
 
 
+class SharedJob:
+    """A job that several tests share, during one of them. ``attempt`` is the attempt that runs when the test begins."""
+
+    def __init__(self, fleet: HostFleet, job_id: str, save_steps: int) -> None:
+        """Wait until the attempt has made enough steps to have stored a checkpoint; it saves every ``save_steps``."""
+        self.job_id = job_id
+        self._fleet, self._save_steps = fleet, save_steps
+        self.attempt = max(1, int(fleet.job(job_id)["attempt"]))
+        first = int(fleet.wait_for_step(job_id, self.attempt)["first_step"])
+        fleet.wait_for_step(job_id, self.attempt, (first // save_steps + 1) * save_steps + 20)
+
+    def signal_rank(self, rank: int, number: signal.Signals) -> None:
+        hosts = self._fleet.hosts.values()
+        (found,) = [
+            found
+            for host in hosts
+            for found in host.processes()
+            if (found.job_id, found.rank) == (self.job_id, str(rank))
+        ]
+        os.kill(found.process.pid, number)
+
+    def wait_for_end(self, reason: str) -> None:
+        """Wait until the attempt has ended for this reason."""
+
+        def ended() -> str | None:
+            found: str | None = self._fleet.job(self.job_id)["attempts"][self.attempt - 1]["reason"]
+            return found
+
+        assert self._fleet.wait(ended, 90, "the attempt to end") == reason, self._fleet.logs()
+
+    def check_next_attempt(self, *, lost_steps: int | None = None) -> None:
+        """Wait for a step of the next attempt, which runs alone and repeats at most this number of steps."""
+        resumed = self._fleet.wait_for_step(self.job_id, self.attempt + 1)
+        ended = self._fleet.job(self.job_id)["attempts"][self.attempt - 1]
+        limit = self._save_steps + 50 if lost_steps is None else lost_steps
+        assert 0 <= ended["last_step"] + 1 - resumed["first_step"] <= limit, (ended, resumed)
+        processes = [found for host in self._fleet.hosts.values() for found in host.processes()]
+        assert {found.attempt for found in processes if found.job_id == self.job_id} == {self.attempt + 1}
+
+    def warning(self) -> str:
+        """The message of the warning about the failed attempt."""
+        warnings = self._fleet.job(self.job_id)["warnings"]
+        return next(
+            str(each["message"])
+            for each in warnings
+            if each["code"] == "attempt_failed" and each["evidence"]["attempt"] == self.attempt
+        )
+
+
 @contextmanager
 def running_host_fleet(
-    folder: Path, namespaces: Namespaces, object_store: SeaweedServer, names: Sequence[str]
+    folder: Path,
+    namespaces: Namespaces,
+    object_store: SeaweedServer,
+    names: Sequence[str],
+    *,
+    program: Sequence[str | Path] = ("-m", "worker"),
 ) -> Generator[HostFleet]:
-    """A server and hosts with these names, of which none has started its worker yet, until the block ends."""
+    """A server and hosts with these names until the block ends. The workers of the first two hosts are started.
+
+    ``program`` are the arguments of Python that run a worker.
+    """
     with ExitStack() as closing:
         valkey = ValkeyServer(folder / "valkey")
         closing.callback(valkey.stop)
@@ -213,6 +284,8 @@ def running_host_fleet(
         }
         hosts: list[Host] = []
         for number, name in enumerate(names):
-            hosts.append(Host(name, number, folder, namespaces, variables))
+            hosts.append(Host(name, number, folder, namespaces, variables, program))
             closing.callback(hosts[-1].close)
+        for host in hosts[:2]:
+            host.start()
         yield HostFleet(server, bucket, object_store, hosts)

@@ -1,4 +1,4 @@
-"""A TCP relay on the loopback interface between a client and a server, which can be cut.
+"""A TCP relay on an address of this machine between a client and a server on the loopback interface. It can be cut.
 
 A cut relay behaves as if packets were dropped: connections stay open, new ones are accepted but get no response, and
 data that was sent meanwhile arrives when the relay is restored, as TCP's retransmission would deliver it.
@@ -18,9 +18,14 @@ class TcpRelay:
     """Relays connections to ``port`` on itself to ``target_port`` until `close`."""
 
     def __init__(
-        self, target_port: int, *, idle_seconds: float | None = None, bytes_per_second: float | None = None
+        self,
+        target_port: int,
+        *,
+        address: str = "127.0.0.1",
+        idle_seconds: float | None = None,
+        bytes_per_second: float | None = None,
     ) -> None:
-        """``bytes_per_second`` limits what each client sends."""
+        """``address`` is the one on which it listens. ``bytes_per_second`` limits what each client sends."""
         self.num_idle_cuts = 0
         self.sent = bytearray()  # by all clients
         self._target_port, self._idle_seconds = target_port, idle_seconds
@@ -29,7 +34,7 @@ class TcpRelay:
         self._open.set()
         self._closed = False
         self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server((address, 0), backlog=128)
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, name=f"relay-{self.port}", daemon=True).start()
 

@@ -72,6 +72,7 @@ class Plan:
     lr_min: float = 0.0
     dpo_loss: str = "sigmoid"
     batch_size_origin: BatchSizeOrigin = "given"
+    deterministic: bool = False
 
     @property
     def evaluates(self) -> bool:
@@ -185,6 +186,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         strategy=choose_strategy(options),
         use_activation_checkpointing=options.use_activation_checkpointing,
         compile=options.compile,
+        deterministic=options.deterministic,
         threads=inputs.threads,
         device_kind=inputs.device_kind,
         world_size=inputs.world_size,

@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "report_to",
     ),
     "Speed and memory": (
-        *("mixed_precision", "use_activation_checkpointing", "use_fsdp", "use_deepspeed", "compile"),
+        *("mixed_precision", "use_activation_checkpointing", "use_fsdp", "use_deepspeed", "compile", "deterministic"),
         *("resources.gpus", "resources.nodes", "resources.processes", "resources.exact"),
         *("elastic.min_nodes", "elastic.max_nodes"),
     ),

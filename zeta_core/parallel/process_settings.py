@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
+from zeta_core.environment import variables
+from zeta_core.failures import CannotTrain
 from zeta_core.system.device_kind import cpu_kind, gpu_kind
+
+_NOT_DETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation")  # as torch writes it
 
 
 @contextmanager
@@ -45,10 +52,29 @@ def device_kind(variables: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def deterministic_kernels() -> Generator[None]:
-    """Make the same seed give the same bits on a GPU. For a kernel that cannot, torch warns but does not fail."""
+    """Make the same seed give the same bits on a GPU. Raises `CannotTrain` for an operation that can't do this.
+
+    With torch's ``warn_only``, the backward pass of flash attention would not be deterministic. New memory is not
+    filled, which torch does by default in order to make reads of uninitialized memory repeatable.
+    """
+    settings: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    filled = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False
     try:
-        yield
+        with variables(FLASH_ATTENTION_DETERMINISTIC="1"):  # read by transformers, for the package flash-attn
+            yield
+    except RuntimeError as error:
+        operation = _NOT_DETERMINISTIC.match(str(error))
+        if operation is None:
+            raise
+        raise CannotTrain(
+            f"deterministic is true, but the operation {operation[1]} of this model has no deterministic kernel here.",
+            hint="Omit deterministic; the run then depends on the order in which the device adds numbers.",
+            patch={"deterministic": False},
+            param="deterministic",
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled

@@ -73,13 +73,13 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         run = _load(stack, request, rank, report, inputs)
         memory.plan = run.plan
         threads_set = set_num_threads(run.plan.threads)
-        if torch.cuda.is_available():
-            stack.enter_context(deterministic_kernels())
         run.processes.gather(None)  # wait until every rank has read its files, because directories are moved next
         run_id = run.processes.from_main(lambda: prepare_output_dir(request, run.resume_point, run.plan, report))
         run.processes.on_other_nodes(lambda: prepare_other_node(request))
 
         learner = prepare(request, run.inputs, run.decision, run.model, run.resume_point, report)
+        if run.plan.deterministic:  # after the model was probed, because a probe may call it with any arguments
+            stack.enter_context(deterministic_kernels())
         _choose_allocator(stack, run)
         advisor = build_advisor(request, run.inputs, run.decision, learner)
         if not run.plan.learning_rate:

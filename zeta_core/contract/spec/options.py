@@ -185,6 +185,11 @@ class OptionFields(StrictModel):
     compile: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="compile the model's blocks with torch.compile"
     )
+    deterministic: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False,
+        description="use only kernels that always give the same bits, so that runs on GPUs can be repeated and resumed "
+        "exactly; slower there, and an operation without such a kernel ends the run; CPUs need no setting",
+    )
     attn_implementation: Annotated[Attention, Affects("results", "speed")] = Field(
         default="auto",
         description="how attention is computed: `varlen` computes each document of a packed sequence by itself, "

@@ -79,10 +79,10 @@ async def _checkpoint(session: AsyncSession, job: JobRow, requested: str) -> str
 def _likelihood_training(job: JobRow) -> JobSpec:
     """The spec of the job. Raises `InvalidRequest` for a job without a loss per token."""
     spec = JobSpec.model_validate(job.spec)
-    if spec.method == "dpo":
+    if spec.method != "sft":
         raise InvalidRequest(
-            f"{job.id} was trained with method 'dpo', which has no loss per token, so it can't be evaluated on a file; "
-            "see its rewards with `zeta plot`.",
+            f"{job.id} was trained with method {spec.method!r}, which has no loss per token, so it can't be evaluated "
+            "on a file; see its rewards with `zeta plot`.",
             code="cannot_evaluate",
         )
     return spec

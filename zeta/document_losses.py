@@ -24,7 +24,7 @@ def read_document_losses(transport: HttpTransport, job: Job) -> DocumentLosses:
     except NotFound as error:
         raise InvalidRequest(
             f"Job {job.id} has no losses of single documents. Runs with at least {MIN_DOCUMENTS} held-out documents "
-            "(eval_split or eval_dataset) store them, except with method dpo or compile, and except runs of older "
+            "(eval_split or eval_dataset) store them, except with preferences or compile, and except runs of older "
             f"versions; rerun it with held-out data: zeta rerun {job.id} --set eval_split=0.1",
             code="no_document_losses",
         ) from error

@@ -45,8 +45,8 @@ class RunAdvisor:
 
     @property
     def training_kind(self) -> TrainingKind:
-        if self.options.method == "dpo":
-            return "DPO"
+        if self.options.method != "sft":
+            return "learning preferences"
         if self.plan.lora is not None or self.plan_inputs.has_adapter:
             return "training a LoRA adapter"
         return "fine-tuning all weights" if self.located.pretrained else "training from scratch"

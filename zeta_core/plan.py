@@ -10,8 +10,9 @@ from typing import Any, Literal
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.affects import options_affecting
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.options import Dpo, Lora, Optimizer, Precision, Schedule
+from zeta_core.contract.spec.options import Dpo, Kto, Lora, Method, Optimizer, Orpo, Precision, Schedule
 from zeta_core.contract.spec.range_test import FIND
+from zeta_core.contract.spec.sources import PREFERENCE_FORMATS
 from zeta_core.failures import CannotResume, CannotTrain
 from zeta_core.optim.schedule import warmup_updates
 
@@ -66,12 +67,15 @@ class Plan:
     early_stopping_patience: int | None
     lora: dict[str, Any] | None  # settings that determine the adapter; saving it merged does not affect training
     freeze: list[str]
-    beta: float | None  # for method dpo; None: sft
+    beta: float | None  # of a method that learns preferences; None: sft
     base: str | None  # fingerprint of the weights that an adapter is added to
     attn_implementation: str = "auto"  # transformers' name of the model's own, if none was chosen
     lr_min: float = 0.0
     dpo_loss: str = "sigmoid"
     batch_size_origin: BatchSizeOrigin = "given"
+    method: Method = "sft"
+    desirable_weight: float = 1.0  # these weights are those of method kto
+    undesirable_weight: float = 1.0
     deterministic: bool = False
 
     @property
@@ -102,8 +106,10 @@ _DECIDING_OPTIONS: dict[str, tuple[str, ...]] = {
     "strategy": ("use_fsdp", "use_deepspeed"),
     "data": options_affecting(JobSpec, "documents"),
     "eval_data": ("eval_dataset",),
-    "beta": ("method", "dpo"),
+    "beta": ("method", *PREFERENCE_FORMATS),
     "dpo_loss": ("dpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
     "base": ("model",),
 }
 _RESULT_OPTIONS = frozenset(options_affecting(JobSpec, "results"))
@@ -205,8 +211,11 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         freeze=options.freeze,
         base=inputs.base if _trains_adapter(options, inputs, stored) else None,
         attn_implementation=inputs.attn_implementation,
-        beta=(options.dpo or Dpo()).beta if options.method == "dpo" else None,
+        method=options.method,
+        beta=_beta(options),
         dpo_loss=(options.dpo or Dpo()).loss,
+        desirable_weight=(options.kto or Kto()).desirable_weight,
+        undesirable_weight=(options.kto or Kto()).undesirable_weight,
         lr_min=options.lr_min or 0.0,
         batch_size_origin=origin,
     )
@@ -219,7 +228,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
     return plan if stored is None else _resumed(plan, options, stored)
 
 
-_LATER_LORA_SETTINGS = frozenset({"modules_to_save", "use_rslora", "use_dora"})
+_LATER_LORA_SETTINGS = frozenset({"modules_to_save", "target_parameters", "use_rslora", "use_dora"})
 
 
 def _adapter_settings(lora: Lora) -> dict[str, Any]:
@@ -252,7 +261,7 @@ def _epochs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] 
 
 def _packs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] | None) -> bool:
     """Whether to pack documents: as requested, else as stored, else by the model and the amount of data."""
-    if options.method == "dpo":
+    if options.method != "sft":
         return False  # each answer has its own row
     if options.pack is not None:
         return options.pack
@@ -264,6 +273,18 @@ def _packs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] |
     if not fits_on_cpu(inputs, packed.longest) and fits_on_cpu(inputs, unpacked.longest):
         return False
     return defaults.packs(packed.num_sequences, unpacked.num_sequences, from_scratch=inputs.from_scratch)
+
+
+def _beta(options: TrainerOptions) -> float | None:
+    match options.method:
+        case "dpo":
+            return (options.dpo or Dpo()).beta
+        case "kto":
+            return (options.kto or Kto()).beta
+        case "orpo":
+            return (options.orpo or Orpo()).beta
+        case "sft":
+            return None
 
 
 def choose_strategy(options: TrainerOptions) -> str:
@@ -341,8 +362,9 @@ _OPTION_NAMES = {
     "warmup": "warmup_steps",
     "global_batch": "batch_size",
     "strategy": "use_fsdp/use_deepspeed",
-    "beta": "dpo.beta",
     "dpo_loss": "dpo.loss",
+    "desirable_weight": "kto.desirable_weight",
+    "undesirable_weight": "kto.undesirable_weight",
 }
 
 
@@ -350,7 +372,10 @@ def _resumed(plan: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Pla
     set_options = {name for name in options.model_fields_set if getattr(options, name) is not None}
     if options.learning_rate == FIND:
         set_options.remove("learning_rate")  # it was found or given when the run started
-    set_options |= {"data", "eval_data", "base", "beta", "dpo_loss", "strategy", "global_batch"}
+    set_options |= {"data", "eval_data", "base", "strategy", "global_batch"}
+    set_options |= {"method", "beta", "dpo_loss", "desirable_weight", "undesirable_weight"}
+    if stored.get("beta") is not None:  # plans of earlier versions have no method, and only DPO had a beta
+        stored = {"method": "dpo", **stored}
     values: dict[str, Any] = {}
     for name in FIXED_PLAN_FIELDS:
         if name not in stored:  # saved by a version without this field
@@ -358,15 +383,15 @@ def _resumed(plan: Plan, options: TrainerOptions, stored: dict[str, Any]) -> Pla
         stored_value, value = stored[name], getattr(plan, name)
         if name in set_options or _OPTION_NAMES.get(name) in set_options:
             if value != stored_value:
-                raise CannotResume(_mismatch(name, stored_value, value))
+                raise CannotResume(_mismatch(name, stored_value, value, plan.method))
         else:
             values[name] = stored_value
     # Bit-identical results need the same number of threads, whatever this machine's default is.
     return replace(plan, **values, threads=stored["threads"])
 
 
-def _mismatch(name: str, stored_value: object, value: object) -> str:
-    shown = _OPTION_NAMES.get(name, name)
+def _mismatch(name: str, stored_value: object, value: object, method: str) -> str:
+    shown = f"{method}.beta" if name == "beta" else _OPTION_NAMES.get(name, name)
     fix = (
         "start from the weights instead: use the checkpoint's directory as model (or load its model.safetensors into "
         "your own module), without resume_from_checkpoint"

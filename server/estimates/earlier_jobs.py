@@ -28,6 +28,7 @@ from zeta_core.contract.spec.defaults import resolve
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.sources import PREFERENCE_FORMATS
 from zeta_core.contract.wire.messages import Heartbeat
 
 NEWEST_JOBS = 200  # number of successful jobs that are searched
@@ -153,7 +154,7 @@ async def _successful_jobs(session: AsyncSession, project: str, model: Any) -> l
 
 def _has_same_workload(requested: ResolvedSpec, resolved: ResolvedSpec, job: EarlierJob) -> bool:
     """Whether all options that affect the speed are equal, either as requested or as resolved."""
-    is_unpacked = not requested.pack or requested.value("method") == "dpo"
+    is_unpacked = not requested.pack or requested.value("method") in PREFERENCE_FORMATS
     for name in {*SPEED_OPTIONS, *DOCUMENT_OPTIONS} if is_unpacked else SPEED_OPTIONS:
         now, then = _speed_part(name, resolved), _speed_part(name, job.resolved)
         if _speed_part(name, requested) != _speed_part(name, job.requested) and (now is None or now != then):

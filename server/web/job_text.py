@@ -81,7 +81,7 @@ class JobView:
         if self.job.kind is JobKind.EVALUATION:
             return "evaluation compared with the base" if spec.get("base") is not None else "evaluation"
         lora = spec.get("lora")
-        kind = "DPO" if spec.get("method") == "dpo" else ""
+        kind = method.upper() if isinstance(method := spec.get("method"), str) and method != "sft" else ""
         if isinstance(lora, dict):
             return f"{kind} {'QLoRA' if cast('dict[str, Any]', lora).get('quantize') else 'LoRA'}".strip()
         if isinstance(model := spec.get("model"), dict) and "config" in model:

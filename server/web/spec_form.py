@@ -22,10 +22,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Data": ("train_on", "tokenizer", "chat_template", "use_pretokenized", "eval_dataset", "group_by"),
     "Optimization": (
         *("learning_rate", "lr_scheduler", "lr_min", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm"),
-        *("seed", "freeze", "dpo.beta", "dpo.loss"),
+        *("seed", "freeze", "dpo.beta", "dpo.loss", "kto.beta", "kto.desirable_weight", "kto.undesirable_weight"),
+        "orpo.beta",
     ),
     "LoRA adapter": (
         *("lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules", "lora.modules_to_save"),
+        "lora.target_parameters",
         *("lora.save_merged", "lora.use_rslora", "lora.use_dora"),
     ),
     "Evaluation and checkpoints": (
@@ -42,12 +44,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "resume_from_checkpoint",
     ),
 }
-SIMPLE = ("entity_name", "model", "dataset", "method", "lora", "lora.quantize", "epochs", "resources", "dpo")
+SIMPLE = ("entity_name", "model", "dataset", "method", "lora", "lora.quantize", "epochs", "resources")
 METHODS = {
     "lora": "LoRA adapter: small and fast, needs the least memory",
     "qlora": "QLoRA: a LoRA adapter on a base in 4 bits",
     "full": "Full fine-tuning: changes all weights",
     "dpo": "Preferences (DPO): pairs of a chosen and a rejected answer",
+    "kto": "Preferences (KTO): single answers, labeled as desirable or not",
+    "orpo": "Preferences (ORPO): pairs of answers, without a reference model",
 }
 
 
@@ -74,7 +78,7 @@ def groups() -> dict[str, list[FormField]]:
 def _all_fields() -> Iterator[FormField]:
     schema = JobSpec.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
-    nested = {"lora": "Lora", "dpo": "Dpo", "resources": "Resources"}
+    nested = {"lora": "Lora", "dpo": "Dpo", "kto": "Kto", "orpo": "Orpo", "resources": "Resources"}
     for name, field in schema["properties"].items():
         if name in nested:
             for part, inner in definitions[nested[name]]["properties"].items():
@@ -109,8 +113,8 @@ def spec_of(form: Mapping[str, str]) -> dict[str, Any]:
         method = "full"
     if method in ("lora", "qlora"):
         spec["lora"] = {"quantize": "nf4"} if method == "qlora" else {}
-    elif method == "dpo":
-        spec["method"] = "dpo"
+    elif method in ("dpo", "kto", "orpo"):
+        spec["method"] = method
     if epochs := form.get("epochs", "").strip():
         spec["epochs"] = _value(epochs)
     for field in (field for fields in groups().values() for field in fields):

@@ -172,7 +172,7 @@ def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[
         device=file.device,
         supports_bf16=file.supports_bf16,
     )
-    finding = IsolationFinding(None) if spec.method == "dpo" else find_isolation(base, sample_ids=_PROBE)
+    finding = IsolationFinding(None) if spec.method != "sft" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
     plan = decide_plan(spec, replace(inputs, packs=packs), None)
     with torch.device("meta"):
@@ -184,7 +184,7 @@ def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[
     needs_data = spec.batch_size is None and not (inputs.from_scratch and plan.pack)
     if spec.max_steps is None or needs_data:
         pending["tokens"] = DATA_UNREAD
-    isolates = finding.isolates if spec.pack is not False and spec.method != "dpo" else None
+    isolates = finding.isolates if spec.pack is not False and spec.method == "sft" else None
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
     computes_documents = spec.attn_implementation == "varlen" or (

@@ -28,7 +28,7 @@ from zeta_core.contract.job.data_preview import (
 )
 from zeta_core.contract.spec import defaults
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.sources import NamedModel, dataset_sources
+from zeta_core.contract.spec.sources import PREFERENCE_FORMATS, NamedModel, dataset_sources
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.data.documents.template import is_default, set_template
@@ -146,8 +146,10 @@ def _encoder(sources: Sequence[Source], tokenizer: Any, options: TrainerOptions)
     try:
         return make_encoder(sources, tokenizer, train_on=options.train_on, method=options.method, today=today)
     except InvalidData as error:
-        if options.method != "dpo" and any(source.row_format == "preference" for source in sources):
-            raise InvalidData(error.message, hint="In this command: --set method=dpo.") from error
+        formats = {source.row_format for source in sources}
+        methods = [name for name, read in PREFERENCE_FORMATS.items() if read in formats]
+        if methods and options.method not in methods:
+            raise InvalidData(error.message, hint=f"In this command: --set method={methods[0]}.") from error
         raise
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -43,6 +44,28 @@ class _Layer:
 
 
 @dataclass(frozen=True)
+class _Stack:
+    """The change that an adapter makes to a parameter that contains the matrices of several experts.
+
+    Each expert's change is ``scaling`` times B A. The parameter has the shape (experts, out, in), or with
+    ``transposed`` (experts, in, out); a parameter of one matrix is always (out, in).
+    """
+
+    parameter: str  # its name in the base
+    num_experts: int
+    scaling: float
+    transposed: bool
+
+    def change(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """The change for peft's factors, of the shapes (experts x rank, in) and (out, rank x experts)."""
+        if self.num_experts == 1:
+            return b @ a * self.scaling
+        a_ERI = a.reshape(self.num_experts, -1, a.shape[-1])
+        b_ORE = b.reshape(b.shape[0], -1, self.num_experts)
+        return torch.einsum("ore,eri->eio" if self.transposed else "ore,eri->eoi", b_ORE, a_ERI) * self.scaling
+
+
+@dataclass(frozen=True)
 class Adapter:
     """The adapter of a model: its weights by their names in the model, and how to save and merge it.
 
@@ -56,6 +79,7 @@ class Adapter:
     _files: Mapping[str, str]  # names in the file -> in the model
     _config: dict[str, Any]
     _layers: Mapping[str, _Layer]
+    _stacks: Mapping[str, _Stack]
 
     @staticmethod
     def of(
@@ -71,7 +95,8 @@ class Adapter:
         """Describe the adapter of this name in ``model``, with the frozen embeddings if they were resized."""
         files = adapter_files(model, name, with_embeddings=with_embeddings)
         saved = _saved_config(config, base_model)
-        return Adapter(frozenset(files.values()), note, resized_to, name, files, saved, _layers(model, name))
+        layers, stacks = _layers(model, name), _stacks(model, name)
+        return Adapter(frozenset(files.values()), note, resized_to, name, files, saved, layers, stacks)
 
     def write(self, folder: Path, weights: Tensors) -> None:
         """Write ``weights`` and the config in peft's layout."""
@@ -84,7 +109,7 @@ class Adapter:
 
     def base_name(self, name: str) -> str:
         """The name of a weight of the adapted model in its base."""
-        return name.replace(".base_layer.", ".").replace(".original_module.", ".").replace(self._replacing, ".", 1)
+        return _without_wrappers(name).replace(".original_module.", ".").replace(self._replacing, ".", 1)
 
     def merged(self, weights: Tensors) -> Tensors:
         """The whole model's weights under the base's names, with the adapter added in float32."""
@@ -104,6 +129,9 @@ class Adapter:
             if layer.norms is not None:
                 norms = weights[layer.norms].float().unsqueeze(0 if layer.transposed else 1)
                 merged[name] *= norms / merged[name].norm(dim=0 if layer.transposed else 1, keepdim=True)
+        for wrapper, stack in self._stacks.items():
+            a, b = (weights[f"{wrapper}.lora_{x}.{self._name}.weight"].float() for x in "AB")
+            merged[stack.parameter] = merged[stack.parameter].float() + stack.change(a, b)
         return merged
 
     @property
@@ -164,3 +192,25 @@ def _layers(model: nn.Module, adapter: str) -> dict[str, _Layer]:
             norms = f"{name}.lora_magnitude_vector.{adapter}.weight" if has_norms else None
             layers[name] = _Layer(part.scaling[adapter], transposed, embeds, norms)
     return layers
+
+
+def _stacks(model: nn.Module, adapter: str) -> dict[str, _Stack]:
+    """The adapted parameters by the names of peft's wrappers, which are nested if a module has several of them."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    stacks: dict[str, _Stack] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, ParamWrapper) and adapter in part.scaling:
+            wrapper: Any = part
+            stacks[name] = _Stack(
+                _without_wrappers(f"{name}.{wrapper.parameter_name}"),
+                wrapper.num_experts,
+                wrapper.scaling[adapter],
+                transposed=not wrapper._did_swap_in_out_features,
+            )
+    return stacks
+
+
+def _without_wrappers(name: str) -> str:
+    """The name of a weight without peft's wrappers, several of which may enclose the module of an expert."""
+    return ".".join(part for part in name.split(".") if part != "base_layer")

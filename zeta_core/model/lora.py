@@ -20,8 +20,10 @@ from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import adapter_weight_names, has_adapter
 from zeta_core.model.inspection import is_output_layer, resized_embeddings
+from zeta_core.optim.roles import Role, parameter_roles
 
 ALL_LINEAR = "all-linear"
+ALL_EXPERTS = "all-experts"
 _ADAPTER = "default"  # peft's name for the only adapter of a model
 _SAMPLED_VALUES = 1024  # of each weight, for the fingerprint of a base
 
@@ -57,6 +59,7 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         target_modules=_shortest(chosen, modules),
+        target_parameters=_parameters(model, lora.target_parameters, saved.names) or None,
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in chosen),
         modules_to_save=_shortest(saved.names, modules) if saved.names else None,
         ensure_weight_tying=saved.keeps_tied,
@@ -76,6 +79,11 @@ def add_adapter(model: nn.Module, lora: Lora, *, base_model: str | None, seed: i
 def modules_to_save(model: nn.Module, lora: Lora) -> list[str]:
     """The full names of the modules that are trained as a whole. Raises `CannotTrain`."""
     return _modules_to_save(model, lora).names
+
+
+def target_parameters(model: nn.Module, lora: Lora) -> list[str]:
+    """The full names of the parameters outside of linear layers that get an adapter. Raises `CannotTrain`."""
+    return _parameters(model, lora.target_parameters, _modules_to_save(model, lora).names)
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -102,7 +110,11 @@ def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) 
         chosen = [
             name
             for name, part in adaptable.items()
-            if not isinstance(part, nn.Embedding) and not is_output_layer(part, model) and not _is_inside(name, saved)
+            if not isinstance(part, nn.Embedding)
+            and not is_output_layer(part, model)
+            and not _is_inside(name, saved)
+            # Llama 4's routers are linear layers that return two tensors, which LoRA layers can't add to.
+            and not (type(part) is not nn.Linear and "router" in type(part).__name__.lower())
         ]
         if not chosen:
             raise _invalid_targets(f"lora.target_modules is {wanted!r}, but this model has no linear layer", adaptable)
@@ -134,6 +146,38 @@ def _targets(model: nn.Module, wanted: str | list[str], saved: Collection[str]) 
             )
     _reject_tied(model, chosen, adaptable)
     return chosen
+
+
+def _parameters(model: nn.Module, wanted: str | list[str], saved: Collection[str]) -> list[str]:
+    """The full names of the parameters to adapt that are not weights of linear layers. Raises `CannotTrain`."""
+    parts = dict(model.named_modules())
+    stacked = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.dim() in (2, 3)
+        and not isinstance(parts[name.rpartition(".")[0]], nn.Linear | Conv1D | nn.Embedding)
+    }
+    if wanted == ALL_EXPERTS:
+        roles = parameter_roles(model, [model])
+        chosen = [name for name in stacked if roles[name] is Role.EXPERTS and not _is_inside(name, saved)]
+        if not chosen:
+            raise _invalid_parameters(f"is {wanted!r}, but {type(model).__name__} has no stacked experts", stacked)
+        return chosen
+    chosen = list[str]()
+    for end in wanted:
+        matches = [name for name in stacked if name == end or name.endswith(f".{end}")]
+        if not matches:
+            raise _invalid_parameters(f"names {end!r}, which is no such parameter of {type(model).__name__}", stacked)
+        chosen += matches
+    if inside := [name for name in chosen if _is_inside(name, saved)]:
+        raise _invalid_parameters(f"names {inside[0]!r}, which is trained as a whole (lora.modules_to_save)", stacked)
+    return list(dict.fromkeys(chosen))
+
+
+def _invalid_parameters(what: str, stacked: Iterable[str]) -> CannotTrain:
+    ends = sorted({".".join(name.split(".")[-3:]) for name in stacked})
+    known = f"its matrices outside of linear layers are: {', '.join(ends[:20])}" if ends else "omit it"
+    return CannotTrain(f"lora.target_parameters {what}; {known}.", param="lora.target_parameters")
 
 
 def _is_inside(name: str, modules: Collection[str]) -> bool:

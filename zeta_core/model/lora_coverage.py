@@ -1,16 +1,20 @@
-"""The share of a model's weights that LoRA and 4-bit quantization cannot reach.
+"""The shares of a model's weights that LoRA and 4-bit quantization reach.
 
 Both replace linear layers. Since transformers 5, the experts of most mixture-of-experts models are single parameters
-with three dimensions, which are usually most of the weights.
+with three dimensions, which are usually most of the weights. LoRA adapts them with ``lora.target_parameters``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+from zeta_core.model.quantization import num_weights
 
 _MIN_SHARE = 0.01  # routers, convolutions and other small matrices are not worth a warning
 
@@ -34,8 +38,8 @@ class UnadaptedWeights:
         )
 
 
-def unadapted_weights(model: nn.Module) -> UnadaptedWeights:
-    """Find the matrices that belong to no linear layer or embedding."""
+def unadapted_weights(model: nn.Module, adapted: Collection[str] = ()) -> UnadaptedWeights:
+    """Find the matrices that belong to no linear layer or embedding, and are not ``adapted`` by themselves."""
     sizes: dict[str, int] = {}
     total = 0
     seen: set[int] = set()
@@ -45,9 +49,37 @@ def unadapted_weights(model: nn.Module) -> UnadaptedWeights:
                 continue
             seen.add(id(parameter))
             total += parameter.numel()
-            if parameter.dim() >= 2 and not isinstance(part, nn.Linear | Conv1D | nn.Embedding):
-                kind = re.sub(r"\.\d+(?=\.|$)", ".*", f"{module_name}.{name}" if module_name else name)
+            full_name = f"{module_name}.{name}" if module_name else name
+            is_reached = isinstance(part, nn.Linear | Conv1D | nn.Embedding) or full_name in adapted
+            if parameter.dim() >= 2 and not is_reached:
+                kind = re.sub(r"\.\d+(?=\.|$)", ".*", full_name)
                 sizes[kind] = sizes.get(kind, 0) + parameter.numel()
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
     names = tuple(kind for kind in largest if sizes[kind] >= _MIN_SHARE * total)
     return UnadaptedWeights(sum(sizes.values()) / total if total else 0.0, names)
+
+
+def describe_coverage(model: nn.Module, num_parameters: int) -> str:
+    """One sentence about a model with an adapter: the shares of its base that are adapted, quantized and trained.
+
+    ``num_parameters`` is the number of weights of the base.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    adapted = quantized = trained = 0
+    for part in model.modules():
+        if isinstance(part, LoraLayer):
+            layer: Any = part
+            adapted += num_weights(
+                layer.get_param() if isinstance(part, ParamWrapper) else layer.get_base_layer().weight
+            )
+    for parameter in model.parameters():
+        is_packed = num_weights(parameter) != parameter.numel()
+        quantized += num_weights(parameter) if is_packed else 0
+        trained += parameter.numel() if parameter.requires_grad else 0
+    in_4_bits = f", {quantized / num_parameters:.1%} are held in 4 bits" if quantized else ""
+    return (
+        f"LoRA adapts {adapted / num_parameters:.1%} of the weights of the base{in_4_bits}, and trains "
+        f"{trained:,} weights ({trained / num_parameters:.2%} of that number)."
+    )

@@ -86,6 +86,8 @@ class Evaluator:
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
+        every = np.arange(len(self._held_out))
+        self._loss_function.before_batch(self._engine, self._held_out, every, micro_batch)
         with self._without_side_effects() as model:
             loss, stop = self._mean_loss(model, micro_batch, requested_stop)
             sums = self._loss_function.take_sums()

@@ -16,14 +16,17 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
-from zeta_core.data.sequences import IGNORED, Batch
+from zeta_core.data.sequences import IGNORED, Batch, Sequences
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, returning_losses
 from zeta_core.objective.isolation import Isolation
+from zeta_core.parallel.processes import Engine
 
 
 class Convention(Enum):
@@ -38,7 +41,7 @@ class Metrics:
     """What a loss measures besides itself, as means; ``None`` if it does not measure it.
 
     ``token_accuracy`` is the share of the targets with the highest logit of their position. ``rewards`` are those of
-    `preference.DpoLoss`.
+    `preference.PreferenceLoss`.
     """
 
     token_accuracy: float | None = None
@@ -74,6 +77,12 @@ class LossFunction:
                 f"{name} returns a loss over all tokens, so it cannot be trained on the answers alone; let its forward "
                 "return logits, or set train_on to 'all'."
             )
+
+    def before_batch(self, engine: Engine, sequences: Sequences, window: NDArray[np.int64], micro_batch: int) -> None:
+        """Compute what the losses of a global batch share, which is nothing here. All ranks must call this together.
+
+        ``window`` contains the indices of its ``sequences``.
+        """
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the targets' cross-entropies in nats, and the model's auxiliary loss or None.
@@ -122,31 +131,34 @@ class LossFunction:
         if not self.separates_rows:
             assert len(batch.ids_BT) == 1, "the rows of this model can't be separated"
             return self(model, batch)[0].reshape(1)
-        losses_B, num_correct = self.separate_rows(model, batch)
+        losses_B, num_correct, _ = self.separate_rows(model, batch)
         num_targets = (batch.labels_BT[:, 1:] != IGNORED).sum()
         self.sums.append(torch.stack((num_correct, num_targets)))
         return losses_B
 
-    def separate_rows(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum of the losses in each row (B), in float32, and the number of targets with the highest logit.
+    def separate_rows(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The sum of the losses in each row (B), in float32, the number of correct targets, and the auxiliary loss.
 
-        The number is 0 while gradients are enabled.
+        Correct targets have the highest logit. Their number is 0 while gradients are enabled.
         """
         if self.uses_chunks(batch):
             result, rows_N = self.call_in_chunks(model, batch, each=True)
             none_T = result.loss.new_zeros(batch.ids_BT.numel())
             losses_B = none_T.index_copy(0, rows_N, result.loss).view_as(batch.ids_BT).sum(1)
-            return losses_B, result.num_correct
-        logits_BKV = self.logits_in(self.call(model, batch))
+            return losses_B, result.num_correct, result.auxiliary
+        output = self.call(model, batch)
+        logits_BKV = self.logits_in(output)
         assert logits_BKV is not None
+        auxiliary = getattr(output, "aux_loss", None) if self.auxiliary_weight else None
+        auxiliary = None if auxiliary is None else auxiliary * self.auxiliary_weight
         targets_BK = self.targets(batch)
         losses = F.cross_entropy(
             logits_BKV.flatten(0, 1).float(), targets_BK.flatten(), ignore_index=IGNORED, reduction="none"
         )
         losses_B = losses.view(targets_BK.shape).sum(1)
         if torch.is_grad_enabled():
-            return losses_B, torch.zeros((), dtype=torch.long, device=losses_B.device)
-        return losses_B, _correct_and_all(logits_BKV, targets_BK)[0]
+            return losses_B, torch.zeros((), dtype=torch.long, device=losses_B.device), auxiliary
+        return losses_B, _correct_and_all(logits_BKV, targets_BK)[0], auxiliary
 
     def take_sums(self) -> torch.Tensor | None:
         """The sums of the metrics over the calls since the last time, for `metrics`; ``None`` if nothing was measured.

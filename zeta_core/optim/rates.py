@@ -13,7 +13,9 @@ from typing import Literal
 from zeta_core.contract.job.advice import Advice
 from zeta_core.contract.spec.options import Optimizer
 
-TrainingKind = Literal["training from scratch", "fine-tuning all weights", "training a LoRA adapter", "DPO"]
+TrainingKind = Literal[
+    "training from scratch", "fine-tuning all weights", "training a LoRA adapter", "learning preferences"
+]
 
 # The rate of each optimizer relative to that of AdamW, for the smallest and the largest usual rate.
 #   sgd        momentum 0.9 and no division by the gradient's size: up to some hundred times AdamW's
@@ -58,8 +60,9 @@ def usual_rates(optimizer: Optimizer, training_kind: TrainingKind, num_parameter
     |              |       |         | from scratch| (huggingface/alignment-handbook, recipes/smollm2)           |
     | LoRA         | 1e-6  | 2e-4    | 20 F, but   | 1e-4 and 2e-4 (Dettmers et al. 2023, arXiv 2305.14314): ten |
     |              |       |         | 1e-2        | times that of all weights                                   |
-    | DPO          | 1e-9  | 1e-6    | 1e-4        | 1e-6 (Rafailov et al. 2023, arXiv 2305.18290, appendix B),  |
-    |              |       |         |             | 5e-6 with LoRA (alignment-handbook, recipes/zephyr-7b-beta) |
+    | preferences  | 1e-9  | 1e-6    | 1e-4        | 1e-6 (Rafailov et al. 2023, arXiv 2305.18290, appendix B),  |
+    |              |       |         |             | 5e-6 with LoRA (alignment-handbook, recipes/zephyr-7b-beta),|
+    |              |       |         |             | 8e-6 for ORPO (Hong et al. 2024, arXiv 2403.07691)          |
 
     F is `pretraining_rate`.
     """
@@ -68,7 +71,7 @@ def usual_rates(optimizer: Optimizer, training_kind: TrainingKind, num_parameter
         "training from scratch": UsualRates(formula / 100, formula, 10 * formula),
         "fine-tuning all weights": UsualRates(1e-7, 2e-5, 3 * formula),
         "training a LoRA adapter": UsualRates(1e-6, 2e-4, min(1e-2, 20 * formula)),
-        "DPO": UsualRates(1e-9, 1e-6, 1e-4),
+        "learning preferences": UsualRates(1e-9, 1e-6, 1e-4),
     }[training_kind]
     low, high = _OVER_ADAMW[optimizer]
     return UsualRates(rates.low * low, rates.typical * math.sqrt(low * high), rates.high * high)

@@ -153,7 +153,7 @@ def _points(step: int, line: ProgressLine) -> list[Point]:
 
 
 def _rewards(of: str, rewards: Mapping[str, float] | None) -> dict[str, float]:
-    """The rewards of method ``dpo``: of chosen and rejected answers, their margin, and the accuracy."""
+    """The rewards of a method that learns preferences: of chosen and rejected answers, their margin, and more."""
     return {f"{of}/rewards/{name}": value for name, value in (rewards or {}).items()}
 
 

@@ -21,7 +21,7 @@ from zeta_core.model.compilation import compiled
 from zeta_core.objective.document_losses import DocumentEvaluator
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import DpoLoss, Pairs, prepare_reference
+from zeta_core.objective.preference import Answers, PreferenceLoss, prepare_references
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
@@ -63,14 +63,15 @@ def prepared_engine(
 def reference_for(
     engine: Engine, loss_function: LossFunction, decision: Decision, resume_point: ResumePoint | None, report: Reporter
 ) -> Tensors:
-    """The initial model's log-probabilities for every pair, stored in each checkpoint; empty unless DPO is used."""
-    if not isinstance(loss_function, DpoLoss):
+    """The initial model's log-probabilities for every answer, stored in each checkpoint; empty if none are needed."""
+    if not isinstance(loss_function, PreferenceLoss) or not loss_function.has_reference:
         return {}
     held_out = None if decision.held_out is None else decision.held_out.sequences
-    pairs = [some for some in (decision.sequences, held_out) if isinstance(some, Pairs)]
+    data = [some for some in (decision.sequences, held_out) if isinstance(some, Answers)]
     stored = None if resume_point is None else resume_point.state
-    reference = prepare_reference(engine, loss_function, pairs, decision.plan.batch_size, stored)
-    report.log(f"The reference model's log-probabilities are available for {sum(map(len, pairs)):,} pairs.")
+    reference = prepare_references(engine, loss_function, data, decision.plan.batch_size, stored)
+    what = "answers" if decision.plan.method == "kto" else "pairs"
+    report.log(f"The reference model's log-probabilities are available for {sum(map(len, data)):,} {what}.")
     return reference
 
 

@@ -26,7 +26,7 @@ from zeta_core.model.inspection import check_positions, check_vocabulary, embedd
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.attention import current_attention
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
-from zeta_core.objective.preference import Pairs
+from zeta_core.objective.preference import preference_sequences
 from zeta_core.parallel.strategy import check_launcher
 from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Plan, PlanInputs, SequenceStats, decide_plan, fits_on_cpu, resolve_seed, with_length
@@ -82,8 +82,8 @@ def build_model(request: RunRequest, inputs: Inputs, resume_point: ResumePoint |
 
 
 def probe_isolation(request: RunRequest, inputs: Inputs, model: nn.Module) -> IsolationFinding:
-    """How the model isolates documents that share a sequence. With DPO, each answer has its own sequence."""
-    if request.options.method == "dpo":
+    """How the model isolates documents that share a sequence. With preferences, each answer has its own sequence."""
+    if request.options.method != "sft":
         return IsolationFinding(None)
     return find_isolation(
         model,
@@ -103,7 +103,7 @@ def choose_attention(request: RunRequest, inputs: Inputs, model: nn.Module, resu
     requested = options.attn_implementation
     if requested == "auto" and resume_point is not None:
         return stored.get("attn_implementation", "auto")
-    packs = options.method != "dpo" and options.pack is not False
+    packs = options.method == "sft" and options.pack is not False
     if requested == "auto" and (torch.cuda.is_available() or options.compile or not packs):
         return "auto"
     if requested not in ("auto", "varlen"):
@@ -223,14 +223,15 @@ def _micro_batch_tokens(
     )
 
 
-def _may_not_pack(packed: Sequences | Pairs, plan_inputs: PlanInputs) -> bool:
+def _may_not_pack(packed: Sequences, plan_inputs: PlanInputs) -> bool:
     """Whether the defaults may decide against packing, so that the unpacked sequences are needed for the decision."""
     return len(packed) < defaults.BATCHES_PER_EPOCH or not fits_on_cpu(plan_inputs, packed.longest)
 
 
 def _make_sequences(tokens: TokenFile, plan: Plan, options: TrainerOptions) -> DataSplit:
-    if plan.beta is not None:
-        return DataSplit(tokens, Pairs(tokens, plan.seq_len, overlong=options.overlong))
+    if plan.method != "sft":
+        sequences = preference_sequences(tokens, plan.seq_len, plan.method, overlong=options.overlong)
+        return DataSplit(tokens, sequences)
     return DataSplit(tokens, Sequences(tokens, plan.seq_len, pack=plan.pack, overlong=options.overlong))
 
 

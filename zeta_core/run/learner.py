@@ -10,17 +10,19 @@ from torch import nn
 from zeta_core.advice import RunAdvisor, padding_advice
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
+from zeta_core.contract.spec.options import Lora
 from zeta_core.data.tokens import TokenFile
 from zeta_core.data.tokens.end_tokens import find_end_tokens
 from zeta_core.memory.limits import check_before_training
 from zeta_core.model.export import Exporter
 from zeta_core.model.inspection import embedding_rows
-from zeta_core.model.lora_coverage import unadapted_weights
+from zeta_core.model.lora import target_parameters
+from zeta_core.model.lora_coverage import describe_coverage, unadapted_weights
 from zeta_core.model.preparation import prepare_model
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.loss_probe import find_loss_function
-from zeta_core.objective.preference import DpoLoss
+from zeta_core.objective.preference import preference_loss
 from zeta_core.parallel.deferred_weights import defer_weights
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, choose_sample_ids
@@ -59,20 +61,17 @@ def prepare(
     """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
     plan, tokens = decision.plan, decision.training_data.tokens
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if plan.lora is not None and (missed := unadapted_weights(model)).is_significant:
-        report.warn(
-            "weights_not_adapted",
-            missed.message(quantizes=plan.lora["quantize"] is not None),
-            hint="Train without lora to change them.",
-            evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
-        )
+    if plan.lora is not None:
+        _warn_of_unadapted_weights(model, Lora(**plan.lora), report)
     special = _special_tokens(request, inputs, tokens, model, report)
     merge = saves_merged(request.options)
     saved, export = prepare_model(
         model, inputs.located, plan, inputs.tokenizer, special, merge=merge, defers=request.maps_weights
     )
-    if export.adapter is not None and export.adapter.note is not None:
-        report.warn("embeddings_resized", export.adapter.note)
+    if export.adapter is not None:
+        report.log(describe_coverage(model, num_parameters))
+        if export.adapter.note is not None:
+            report.warn("embeddings_resized", export.adapter.note)
     if export.skeleton is not None:
         for note in export.skeleton.notes:
             report.warn("saved_config_repaired", note)
@@ -91,7 +90,14 @@ def prepare(
     if plan.strategy == "zero":  # gathers the parameters for each call of the head, whose number differs by rank
         loss_function = replace(loss_function, head=None)
     if plan.beta is not None:
-        loss_function = DpoLoss.of(loss_function, plan.beta, type(model).__name__, kind=plan.dpo_loss)
+        loss_function = preference_loss(
+            loss_function,
+            plan.method,
+            type(model).__name__,
+            beta=plan.beta,
+            kind=plan.dpo_loss,
+            weights=(plan.desirable_weight, plan.undesirable_weight),
+        )
     loss_function.check_labels(type(model).__name__, needed=tokens.supervised is not None)
     if padding := padding_advice(
         inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
@@ -108,6 +114,17 @@ def prepare(
     check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
     return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends, weights)
+
+
+def _warn_of_unadapted_weights(model: nn.Module, lora: Lora, report: Reporter) -> None:
+    missed = unadapted_weights(model, target_parameters(model, lora))
+    if missed.is_significant:
+        report.warn(
+            "weights_not_adapted",
+            missed.message(quantizes=lora.quantize is not None),
+            hint="Name them in lora.target_parameters ('all-experts' for stacked experts), or train without lora.",
+            evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
+        )
 
 
 def build_advisor(request: RunRequest, inputs: Inputs, decision: Decision, learner: Learner) -> RunAdvisor:

@@ -25,7 +25,8 @@ def saves_merged(options: TrainerOptions) -> bool:
 def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | None, data: DataReport) -> ResolvedSpec:
     """The options with all defaults resolved, and the facts that determined them."""
     numbers = plan.stored()
-    for name in ("global_batch", "warmup", "beta", "dpo_loss"):  # added below under the names of the contract
+    # Added below under the names of the contract.
+    for name in ("global_batch", "warmup", "beta", "dpo_loss", "desirable_weight", "undesirable_weight"):
         del numbers[name]
     if plan.lora is not None:
         numbers["lora"] = Lora(**plan.lora, save_merged=saves_merged(options)).model_dump()
@@ -39,14 +40,34 @@ def resolved_spec(options: TrainerOptions, plan: Plan, held_out: TokenFile | Non
         "warmup_steps": plan.warmup_steps,
         "global_batch_size": plan.global_batch,
         "dtype": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision],
-        "dpo": None if plan.beta is None else {"loss": plan.dpo_loss, "beta": plan.beta},
+        **_preference_settings(plan),
     }
     return ResolvedSpec.model_validate(decided)
 
 
+def _preference_settings(plan: Plan) -> dict[str, Any]:
+    """The settings of the method; those of other methods are null."""
+    settings = {
+        "dpo": {"loss": plan.dpo_loss, "beta": plan.beta},
+        "kto": {
+            "beta": plan.beta,
+            "desirable_weight": plan.desirable_weight,
+            "undesirable_weight": plan.undesirable_weight,
+        },
+        "orpo": {"beta": plan.beta},
+    }
+    return {method: values if method == plan.method else None for method, values in settings.items()}
+
+
 def describe_defaults(options: TrainerOptions, plan: Plan, plan_inputs: PlanInputs) -> str | None:
     """One sentence with the defaults that were chosen by the kind of run and the amount of data, and why."""
-    kind = "DPO" if plan.beta is not None else "training from scratch" if plan_inputs.from_scratch else "fine-tuning"
+    kind = (
+        plan.method.upper()
+        if plan.method != "sft"
+        else "training from scratch"
+        if plan_inputs.from_scratch
+        else "fine-tuning"
+    )
     chosen: list[str] = []
     if options.epochs is None and plan.epochs is not None:
         chosen.append(f"{plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'} ({kind})")

@@ -100,6 +100,7 @@ class GradientAccumulator:
 
     def _accumulate(self, window: NDArray[np.int64], num_targets: int) -> torch.Tensor:
         engine = self.engine
+        self.loss_function.before_batch(engine, self.sequences, window, self.plan.batch_size)
         micro = self._micro_batches(window)
         total = torch.zeros((), device=engine.device)
         for number, (rows, num_counting) in enumerate(micro, 1):
@@ -116,6 +117,7 @@ class GradientAccumulator:
 
     def _evaluate(self, window: NDArray[np.int64]) -> torch.Tensor:
         engine = self.engine
+        self.loss_function.before_batch(engine, self.sequences, window, self.plan.batch_size)
         total = torch.zeros((), device=engine.device)
         with engine.evaluating() as model:
             for rows, num_counting in self._micro_batches(window):

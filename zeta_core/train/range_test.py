@@ -38,7 +38,7 @@ from zeta_core.data.sequences import Sequences, build_sampler
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import DpoLoss, Pairs, compute_reference
+from zeta_core.objective.preference import Answers, PreferenceLoss, compute_references
 from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
@@ -226,10 +226,9 @@ class _RangeTest:
         engine, size = self.engine, self.plan.global_batch
         sampler = build_sampler(self._sequences, self.plan.seed)
         windows = [sampler.sequences(at * size, (at + 1) * size) for at in range(len(rates))]
-        if isinstance(self._sequences, Pairs) and isinstance(self._loss_function, DpoLoss):
-            which = np.unique(np.concatenate(windows))
-            pairs, micro_batch = self._sequences, self.plan.batch_size
-            pairs.reference_2P = compute_reference(engine, self._loss_function, pairs, micro_batch, which=which)
+        answers, loss_function = self._sequences, self._loss_function
+        if isinstance(answers, Answers) and isinstance(loss_function, PreferenceLoss) and loss_function.has_reference:
+            compute_references(engine, loss_function, answers, self.plan.batch_size, np.unique(np.concatenate(windows)))
         for index, window in enumerate(windows):
             if (stop := self._report_and_check_stop(index / (2 * len(rates)))) is not None:
                 return stop

@@ -15,7 +15,7 @@ from tests.harness.reference_pages.markdown import cell, table
 from zeta_core.contract.spec import sources
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
 from zeta_core.contract.spec.notify import Notify
-from zeta_core.contract.spec.options import Dpo, Lora, Wandb
+from zeta_core.contract.spec.options import Dpo, Kto, Lora, Orpo, Wandb
 from zeta_core.contract.spec.resources import Resources
 
 HEAD = """\
@@ -36,6 +36,8 @@ SECTIONS: tuple[tuple[str, str, tuple[type[BaseModel], ...]], ...] = (
     ("`notify`", "A list of up to 10 of these; [webhooks.md](webhooks.md) describes the messages.", (Notify,)),
     ("`lora`", "", (Lora,)),
     ("`dpo`", "", (Dpo,)),
+    ("`kto`", "", (Kto,)),
+    ("`orpo`", "", (Orpo,)),
     ("`wandb`", "", (Wandb,)),
     (
         "Sources of `dataset` and `eval_dataset`",

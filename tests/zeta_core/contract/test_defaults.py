@@ -31,9 +31,11 @@ def test_fine_tuning_is_three_epochs_with_batches_that_depend_on_the_data(model:
     assert (found["global_batch_size"], found["batch_size"], found["pack"]) == (6, 2, True)
 
 
-def test_dpo_is_one_epoch_and_never_packs() -> None:
-    found = resolved(model="org/name", method="dpo", dataset={"file": "file_01m00000000000000000pairs"})
-    assert (found["epochs"], found["pack"]) == (1.0, False)
+@pytest.mark.parametrize(("method", "rate"), [("dpo", 1e-6), ("kto", 1e-6), ("orpo", 8e-6)])
+def test_preferences_are_learned_in_one_epoch_and_never_packed(method: str, rate: float) -> None:
+    found = resolved(model="org/name", method=method, dataset={"file": "file_01m00000000000000000pairs"})
+    assert (found["epochs"], found["pack"], found["learning_rate"]) == (1.0, False, rate)
+    assert [name for name in ("dpo", "kto", "orpo") if found[name] is not None] == [method]
 
 
 @pytest.mark.parametrize(

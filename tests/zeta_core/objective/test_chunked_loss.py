@@ -24,7 +24,7 @@ from zeta_core.model.lora import add_adapter
 from zeta_core.objective import chunked_loss
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.loss_probe import find_loss_function
-from zeta_core.objective.preference import DpoLoss
+from zeta_core.objective.preference import preference_loss
 
 SAMPLE = [5, 6, 7, 8, 9, 10, 11, 12]
 
@@ -105,11 +105,11 @@ def test_an_adapter_on_the_head_and_a_frozen_head_agree() -> None:
 
 def test_the_log_probabilities_of_preference_pairs_agree() -> None:
     model, batch = models.llama(), some_batch()
-    loss_function = DpoLoss.of(find_loss_function(model, sample_ids=SAMPLE), 0.1, "llama")
+    loss_function = preference_loss(find_loss_function(model, sample_ids=SAMPLE), "dpo", "llama", beta=0.1)
     found: list[list[torch.Tensor]] = []
     for function in (loss_function, replace(loss_function, head=None)):
         model.zero_grad()
-        log_probabilities_B = function.log_probabilities(model, batch)
+        log_probabilities_B, _ = function.log_probabilities(model, batch)
         (log_probabilities_B * torch.tensor([0.3, -0.7, 2.0])).sum().backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append([log_probabilities_B.detach(), gradient])

@@ -1,4 +1,4 @@
-"""DPO: the loss follows the published formula, the reference is constant, and the model learns the preferences."""
+"""DPO and IPO: the losses are the published ones, the reference is constant, and runs learn the preferences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zeta_core.data.sources import SourceLocations, open_sources
 from zeta_core.data.tokens import TokenFile, prepare_tokens
 from zeta_core.failures import InvalidData, InvalidModel
 from zeta_core.objective.loss_probe import find_loss_function
-from zeta_core.objective.preference import DpoLoss, Pairs, mean_rewards
+from zeta_core.objective.preference import Pairs, preference_loss
 from zeta_core.report.reporter import Reporter
 
 
@@ -51,7 +51,9 @@ def pair_rows(count: int) -> list[dict[str, Any]]:
 def tokens_of(tmp_path: Path, rows: list[Any], tokenizer: Any, *, method: str = "dpo") -> TokenFile:
     path = write_pairs(tmp_path / "pairs.jsonl", rows)
     options = parse(TrainerOptions, {"dataset": {"path": str(path)}})
-    sources = open_sources(dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False)
+    sources = open_sources(
+        dataset_sources(options.dataset), SourceLocations(any_path=True), pretokenized=False, method=method
+    )
     return prepare_tokens(sources, tokenizer, tmp_path / "cache", Reporter(), method=method)
 
 
@@ -154,7 +156,10 @@ def test_a_pair_is_kept_or_dropped_as_one(tmp_path: Path) -> None:
 
 
 def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> None:
-    """Rafailov et al. 2023, equation 7, and Azar et al. 2023, equation 17, written out token by token."""
+    """Rafailov et al. 2023, equation 7, and Azar et al. 2023, equation 17, written out token by token.
+
+    As in TRL, the log-probabilities of IPO are means over the tokens of an answer.
+    """
     model, before = llama(), llama()
     torch.manual_seed(1)
     with torch.no_grad():
@@ -175,27 +180,31 @@ def test_loss_and_rewards_are_those_of_the_published_formula(tmp_path: Path) -> 
             float(log_probabilities[at - 1, ids[at]]) for at in range(1, len(ids)) if tokens.supervised[start + at]
         )
 
-    pairs.reference_2P = np.array([log_probability(before, document) for document in range(10)], dtype=np.float32)
+    pairs.reference_R = np.array([log_probability(before, document) for document in range(10)], dtype=np.float32)
     beta, expected, expected_ipo, chosen, rejected = 0.3, 0.0, 0.0, [], []
     for pair in range(5):
-        gains = [log_probability(model, d) - pairs.reference_2P[d] for d in (2 * pair, 2 * pair + 1)]
+        gains = [log_probability(model, d) - pairs.reference_R[d] for d in (2 * pair, 2 * pair + 1)]
         chosen.append(beta * gains[0])
         rejected.append(beta * gains[1])
         expected += -math.log(1 / (1 + math.exp(-beta * (gains[0] - gains[1]))))
-        expected_ipo += (gains[0] - gains[1] - 1 / (2 * beta)) ** 2
+        assert tokens.supervised is not None
+        lengths = [int(tokens.supervised[slice(*tokens.offsets[d : d + 2])].sum()) for d in (2 * pair, 2 * pair + 1)]
+        expected_ipo += (gains[0] / lengths[0] - gains[1] / lengths[1] - 1 / (2 * beta)) ** 2
 
     language_model_loss = find_loss_function(model, sample_ids=[5, 6, 7, 8])
-    loss_function = DpoLoss.of(language_model_loss, beta, "llama")
+    loss_function = preference_loss(language_model_loss, "dpo", "llama", beta=beta)
     model.eval()
     whole, _ = loss_function(model, pairs.batch(np.arange(5), 5))
     assert whole.item() == pytest.approx(expected, abs=1e-4)
     measures = loss_function.take_sums()
     assert measures is not None
-    rewards = mean_rewards(measures.tolist())
+    rewards = loss_function.metrics(measures.tolist()).rewards
+    assert rewards is not None
     assert rewards["chosen"] == pytest.approx(np.mean(chosen), abs=1e-4)
     assert rewards["margin"] == pytest.approx(np.mean(chosen) - np.mean(rejected), abs=1e-4)
     assert rewards["accuracy"] == pytest.approx(np.mean(np.array(chosen) > np.array(rejected)))
-    ipo_loss, _ = DpoLoss.of(language_model_loss, beta, "llama", kind="ipo")(model, pairs.batch(np.arange(5), 5))
+    ipo = preference_loss(language_model_loss, "dpo", "llama", beta=beta, kind="ipo")
+    ipo_loss, _ = ipo(model, pairs.batch(np.arange(5), 5))
     assert ipo_loss.item() == pytest.approx(expected_ipo, rel=1e-4)
     # Split in any way, with a filler pair, the losses and their gradient are the same.
     parts = [
@@ -260,7 +269,7 @@ def test_the_first_loss_is_log_two_and_the_default_rate_is_that_of_dpo(tmp_path:
 
 
 def test_the_margin_of_ipo_approaches_its_limit(tmp_path: Path) -> None:
-    """The loss draws the difference of the log-probability gains towards 1 / (2 beta), so the margin towards 1/2."""
+    """The loss draws the difference of the gains per token towards 1 / (2 beta), so the margin towards 1/2."""
     settings = {"beta": 0.5, "loss": "ipo"}
     options = dpo(8, tmp_path, max_steps=60, learning_rate=1e-3, warmup_steps=0, dpo=settings, lr_min=1e-5)
     _, lines = train(llama(), tmp_path / "out", cache=tmp_path, **options)

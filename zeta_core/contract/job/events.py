@@ -97,8 +97,8 @@ class ProgressLine(_Line):
     between lines, so it can be compared between runs. ``learning_rate`` is the rate of the update at ``step``.
     ``eval_loss`` is the mean over the held-out tokens, and ``perplexity`` is e to the power of it. ``token_accuracy``
     is the share of the trained tokens, and ``eval_token_accuracy`` of the held-out tokens, to which the model gives the
-    highest probability; both are null if the model returns no logits, and with method ``dpo``. ``memory`` maps a device
-    to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
+    highest probability; both are null if the model returns no logits, and if preferences are learned. ``memory`` maps
+    a device to its peak memory in bytes. ``mfu`` is the model FLOPs utilization, null if the device's peak is unknown.
     ``data_wait_share`` and ``checkpoint_blocked_share`` are shares of the time since the last line. All shares and
     ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
     optimizer state and activations.
@@ -110,8 +110,10 @@ class ProgressLine(_Line):
     read. During a range test, ``share`` is the completed share of it, and no steps are counted.
     In a batch, ``step`` counts the requests with a result, and ``num_failed`` those of them with an error.
     In an evaluation, ``documents`` counts the evaluated documents, and ``share`` is the share of them, over all models.
-    With method ``dpo``, a loss is the mean over pairs. ``rewards`` are means, too: ``chosen``, ``rejected``, their
-    ``margin``, and ``accuracy``, the share of pairs whose chosen answer has the higher reward.
+    With the methods ``dpo``, ``kto`` and ``orpo``, a loss is the mean over pairs or labeled answers. ``rewards`` are
+    means, too: ``chosen`` (or desirable), ``rejected`` (or undesirable), their ``margin``, and ``accuracy``, the share
+    of pairs whose chosen answer has the higher reward. With ``kto``, it is the share of answers whose reward is on the
+    right side of beta times ``kl``, the estimated divergence from the reference model.
     """
 
     type: Literal["progress"] = "progress"

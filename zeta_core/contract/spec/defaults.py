@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zeta_core.contract.spec.job_spec import JobSpec, TrainerOptions
-from zeta_core.contract.spec.options import Dpo
+from zeta_core.contract.spec.options import Dpo, Kto, Orpo
 from zeta_core.contract.spec.range_test import FIND
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import BuilderModel, BuiltinSource, ConfigModel, ModelSource, context_limit
@@ -22,7 +22,7 @@ BATCHES_PER_EPOCH = 64
 SEED = 42
 DATASET = BuiltinSource(builtin="python-docs")  # in scripts; over HTTP, a dataset is required
 WEIGHT_DECAY = 0.1
-EPOCHS = 1.0  # from scratch and DPO
+EPOCHS = 1.0  # from scratch and preferences
 FINE_TUNING_EPOCHS = 3.0
 MAX_DEFAULT_SEQ_LEN = 1024  # tokens; longer sequences must be requested, because their memory grows with their length
 
@@ -64,11 +64,14 @@ def packs(num_packed: int, num_unpacked: int, *, from_scratch: bool) -> bool:
 
 
 def learning_rate(options: TrainerOptions, *, from_scratch: bool, has_adapter: bool = False) -> float | None:
-    """From scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO 1e-6; ``None`` if a range test chooses the rate."""
+    """From scratch 3e-4, full fine-tuning 2e-5, LoRA 2e-4, DPO and KTO 1e-6, ORPO 8e-6.
+
+    ``None`` if a range test chooses the rate.
+    """
     if options.learning_rate is not None:
         return None if options.learning_rate == FIND else options.learning_rate
-    if options.method == "dpo":
-        return 1e-6
+    if options.method != "sft":
+        return 8e-6 if options.method == "orpo" else 1e-6
     if options.lora is not None or has_adapter:
         return 2e-4
     return 3e-4 if from_scratch else 2e-5
@@ -85,7 +88,7 @@ def epochs(options: TrainerOptions, *, from_scratch: bool) -> float | None:
         return None
     if options.epochs is not None:
         return options.epochs
-    return EPOCHS if from_scratch or options.method == "dpo" else FINE_TUNING_EPOCHS
+    return EPOCHS if from_scratch or options.method != "sft" else FINE_TUNING_EPOCHS
 
 
 def seq_len(options: TrainerOptions, limit: int | None) -> int | None:
@@ -99,7 +102,7 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     """The spec with every default that follows from it alone; ``global_batch_size`` is in sequences."""
     batch_size, accumulate = batch_split(spec)
     from_scratch = is_from_scratch(spec.model)
-    pack = False if spec.method == "dpo" else True if from_scratch and spec.pack is None else spec.pack
+    pack = False if spec.method != "sft" else True if from_scratch and spec.pack is None else spec.pack
     processes = spec.resources.num_processes
     default_batch = global_batch(None, processes, from_scratch=True) if from_scratch and processes else None
     if processes and default_batch is not None and batch_size is None and accumulate is not None:
@@ -119,6 +122,8 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
         "seed": SEED if spec.seed is None else spec.seed,
         "weight_decay": WEIGHT_DECAY if spec.weight_decay is None else spec.weight_decay,
         "dpo": (spec.dpo or Dpo()).model_dump() if spec.method == "dpo" else None,
+        "kto": (spec.kto or Kto()).model_dump() if spec.method == "kto" else None,
+        "orpo": (spec.orpo or Orpo()).model_dump() if spec.method == "orpo" else None,
     }
     return ResolvedSpec.model_validate(decided)
 

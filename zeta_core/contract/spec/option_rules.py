@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.spec.options import OptionFields
+from zeta_core.contract.spec.options import Lora, OptionFields
 from zeta_core.contract.spec.range_test import FIND, MIN_RUN_STEPS
-from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, named_sources
+from zeta_core.contract.spec.sources import COLUMNS, PREFERENCE_FORMATS, BuiltinSource, DatasetSource, named_sources
 from zeta_core.contract.spec.validation import invalid_value, nearest
 from zeta_core.contract.text import is_template
 
@@ -77,11 +77,35 @@ def _adapter_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.freeze:
         fix = "with lora, only the adapter is trained; omit one of them"
         yield invalid_value("freeze", options.freeze, fix)
+    if options.lora.target_parameters:
+        yield from _expert_faults(options, options.lora)
     targets = options.lora.target_modules
     problem = _problem_of_targets(targets)
     if problem is not None:
         fix = f"{problem}; name the layers to adapt, or use 'all-linear'"
         yield invalid_value("lora.target_modules", targets, fix)
+
+
+def _expert_faults(options: OptionFields, lora: Lora) -> Iterator[ErrorDetail]:
+    """Options that don't support adapters of stacked experts, whose weights are computed before each use."""
+    without = "omit it, or omit lora.target_parameters"
+    if lora.lora_dropout:
+        fix = f"adapters of lora.target_parameters have no input that could be dropped; {without}"
+        yield invalid_value("lora.lora_dropout", lora.lora_dropout, fix)
+    if lora.use_dora:
+        yield invalid_value("lora.use_dora", True, f"peft has no DoRA for lora.target_parameters; {without}")
+    if options.use_fsdp:
+        yield invalid_value("use_fsdp", True, f"it can't shard the weights of lora.target_parameters; {without}")
+    if options.use_deepspeed:
+        fix = f"it can't shard the weights of lora.target_parameters; {without}"
+        yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
+    if options.compile:
+        yield invalid_value(
+            "compile", True, f"peft changes the modules of lora.target_parameters in each call; {without}"
+        )
+    if options.optimizer == "muon":
+        fix = f"it would orthogonalize the adapters of several experts as one matrix; use 'adamw', or {without}"
+        yield invalid_value("optimizer", options.optimizer, fix)
 
 
 def _problem_of_targets(targets: str | list[str]) -> str | None:
@@ -199,23 +223,36 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
 
 def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     """Options and data formats that belong to another method."""
-    is_dpo = options.method == "dpo"
-    if options.dpo is not None and not is_dpo:
-        yield invalid_value("dpo", options.dpo, "only method 'dpo' uses it; set method to 'dpo', or omit it")
-    if is_dpo and options.train_on not in (None, "completion"):
-        yield invalid_value("train_on", options.train_on, "method 'dpo' always trains on the answers; omit it")
+    method, wanted = options.method, PREFERENCE_FORMATS.get(options.method)
+    for name in PREFERENCE_FORMATS:
+        if (settings := getattr(options, name)) is not None and name != method:
+            yield invalid_value(name, settings, f"only method {name!r} uses it; set method to {name!r}, or omit it")
+    if wanted is not None:
+        yield from _preference_faults(options)
     for path, source in _sources(options):
         row_format = source.format
         if isinstance(source, BuiltinSource):
             if row_format not in ("auto", "text"):
                 yield invalid_value(f"{path}.format", row_format, f"{source.builtin!r} is text; omit it")
-            elif is_dpo:
-                fix = "it is text, but method 'dpo' reads 'preference' pairs; use a dataset of such pairs"
+            elif wanted is not None:
+                fix = f"it is text, but method {method!r} reads {wanted!r} rows; use a dataset of such rows"
                 yield invalid_value(f"{path}.builtin", source.builtin, fix)
             row_format = "text"
-        elif row_format not in ("auto", "preference") and is_dpo:
-            yield invalid_value(f"{path}.format", row_format, "method 'dpo' reads 'preference' pairs; use 'preference'")
-        elif row_format == "preference" and not is_dpo:
-            yield invalid_value(f"{path}.format", row_format, "only method 'dpo' reads it; set method to 'dpo'")
+        elif row_format not in ("auto", wanted) and wanted is not None:
+            yield invalid_value(
+                f"{path}.format", row_format, f"method {method!r} reads {wanted!r} rows; use {wanted!r}"
+            )
+        elif row_format in PREFERENCE_FORMATS.values() and wanted is None:
+            names = " or ".join(repr(name) for name, read in PREFERENCE_FORMATS.items() if read == row_format)
+            yield invalid_value(f"{path}.format", row_format, f"only method {names} reads it; set method to {names}")
         if row_format == "text" and options.train_on not in (None, "all"):
             yield invalid_value("train_on", options.train_on, "text has no turns; use 'all', or omit it")
+
+
+def _preference_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Options without effect on answers, each of which is a sequence of its own."""
+    method = options.method
+    if options.train_on not in (None, "completion"):
+        yield invalid_value("train_on", options.train_on, f"method {method!r} always trains on the answers; omit it")
+    if options.pack:
+        yield invalid_value("pack", True, f"with method {method!r}, each answer is a sequence of its own; omit it")

@@ -18,6 +18,7 @@ from zeta_core.contract.text import Line
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
+Method = Literal["sft", "dpo", "kto", "orpo"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex", "varlen", "eager"]
 MAX_STEPS = 10**9
 MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template; fits into a request body
@@ -34,6 +35,15 @@ class Lora(StrictModel):
         default="all-linear",
         description="names of the layers to adapt, or a regular expression; 'all-linear' adapts every linear layer "
         "except the output layer",
+    )
+    target_parameters: (
+        Literal["all-experts"]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Field(max_length=100)]
+    ) = Field(
+        default=[],
+        description="parameters outside of linear layers to adapt, too, by the ends of their names, such as "
+        "mlp.experts.gate_up_proj; 'all-experts' adapts all weights that a mixture-of-experts model stores for several "
+        "experts at once",
     )
     modules_to_save: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
         default=[],
@@ -59,10 +69,30 @@ class Lora(StrictModel):
 class Dpo(StrictModel):
     loss: Literal["sigmoid", "ipo"] = Field(
         default="sigmoid",
-        description="'sigmoid' is the loss of DPO; 'ipo' draws the difference between the answers towards "
+        description="'sigmoid' is the loss of DPO; 'ipo' draws the difference between the answers, per token, towards "
         "1 / (2 beta), and overfits less to pairs without contradictions",
     )
     beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
+
+
+class Kto(StrictModel):
+    beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
+    desirable_weight: float = Field(
+        default=1, gt=0, allow_inf_nan=False, description="weight of the losses of desirable answers"
+    )
+    undesirable_weight: float = Field(
+        default=1,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of the losses of undesirable answers; if one kind of answer is rarer, increase its weight, "
+        "so that weight x number is similar for both",
+    )
+
+
+class Orpo(StrictModel):
+    beta: float = Field(
+        default=0.1, gt=0, description="weight of the odds ratio of the two answers, beside the loss of the chosen one"
+    )
 
 
 class Wandb(StrictModel):
@@ -103,7 +133,8 @@ class OptionFields(StrictModel):
     ] = Field(
         default=None,
         description="peak learning rate; 'find' chooses it with a range test of up to 100 updates before the first "
-        "step; unset: 3e-4 from scratch, 2e-5 for full fine-tuning, 2e-4 for LoRA, 1e-6 for DPO",
+        "step; unset: 3e-4 from scratch, 2e-5 for full fine-tuning, 2e-4 for LoRA, 1e-6 for "
+        "DPO and KTO, 8e-6 for ORPO",
     )
     seed: Annotated[int | None, Affects("results", "sequences")] = Field(
         default=None, ge=0, lt=2**32, description="seed of all random numbers and of the order of the data; unset: 42"
@@ -161,7 +192,8 @@ class OptionFields(StrictModel):
         gt=0,
         le=1_000_000,
         allow_inf_nan=False,
-        description="passes over the data; excludes max_steps; unset: 3 for fine-tuning, 1 from scratch and for DPO",
+        description="passes over the data; excludes max_steps; unset: 3 for fine-tuning, 1 from scratch and for "
+        "preferences",
     )
     optimizer: Annotated[Optimizer, Affects("results", "speed")] = Field(default="adamw", description="the optimizer")
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
@@ -234,11 +266,19 @@ class OptionFields(StrictModel):
     freeze: Annotated[list[Annotated[str, Field(min_length=1, max_length=300)]], Affects("results", "speed")] = Field(
         default=[], max_length=100, description="shell patterns of the names of parameters that are not trained"
     )
-    method: Annotated[Literal["sft", "dpo"], Affects("results", "documents", "sequences", "speed")] = Field(
-        default="sft", description="next-token training (sft), or preference optimization on pairs of answers (dpo)"
+    method: Annotated[Method, Affects("results", "documents", "sequences", "speed")] = Field(
+        default="sft",
+        description="next-token training (sft), or learning preferences: from pairs of answers (dpo, orpo), or from "
+        "single answers that are labeled as desirable or not (kto); orpo needs no reference model",
     )
     dpo: Annotated[Dpo | None, Affects("results")] = Field(
         default=None, description="settings of method 'dpo'; unset: their defaults"
+    )
+    kto: Annotated[Kto | None, Affects("results")] = Field(
+        default=None, description="settings of method 'kto'; unset: their defaults"
+    )
+    orpo: Annotated[Orpo | None, Affects("results")] = Field(
+        default=None, description="settings of method 'orpo'; unset: their defaults"
     )
     train_on: Annotated[
         Literal["assistant", "completion", "all"] | None, Affects("results", "documents", "sequences")

@@ -128,6 +128,8 @@ OTHER_NAMES: dict[str, str] = {
     "dpo_beta": "dpo.beta",
     "loss_type": "dpo.loss",
     "pref_loss": "dpo.loss",
+    "desirable_weight": "kto.desirable_weight",
+    "undesirable_weight": "kto.undesirable_weight",
     "training_method": "method",
     "train_on_inputs": "train_on",
     "assistant_only_loss": "train_on",

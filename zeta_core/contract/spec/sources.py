@@ -12,7 +12,13 @@ from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_hub_dataset
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.validation import NOT_ONE_KIND, StrictModel
 
-DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "tokens"]
+DataFormat = Literal["auto", "text", "messages", "prompt_completion", "preference", "unpaired_preference", "tokens"]
+# The methods that learn preferences, and the format of the rows that each of them reads.
+PREFERENCE_FORMATS: dict[str, Literal["preference", "unpaired_preference"]] = {
+    "dpo": "preference",
+    "kto": "unpaired_preference",
+    "orpo": "preference",
+}
 # The standard names of the columns that the formats read.
 COLUMNS = (
     "text",
@@ -24,6 +30,7 @@ COLUMNS = (
     "completion",
     "chosen",
     "rejected",
+    "label",
     "input_ids",
     "labels",
     "completion_mask",

@@ -25,6 +25,7 @@ DEFAULT_TRAIN_ON: dict[RowFormat, TrainOn] = {
     "messages": "assistant",
     "prompt_completion": "completion",
     "preference": "completion",
+    "unpaired_preference": "completion",
 }
 
 
@@ -91,19 +92,17 @@ class Renderer:
                 prompt = turns_or_text(fields["prompt"], source.drop_fields)
                 completion = turns_or_text(fields["completion"], source.drop_fields)
                 return [self._answered(source, prompt, completion, tools, train_on)]
+            case "unpaired_preference":
+                prompt = turns_or_text(fields["prompt"], source.drop_fields)
+                completion = turns_or_text(fields["completion"], source.drop_fields)
+                return _one_text_each([self._answered(source, prompt, completion, tools)])
             case _:
                 prompt, chosen, rejected = (
                     None if fields.get(name) is None else turns_or_text(fields[name], source.drop_fields)
                     for name in ("prompt", "chosen", "rejected")
                 )
                 prompt, chosen, rejected = split_pair(prompt, chosen, rejected)
-                answers = [self._answered(source, prompt, answer, tools) for answer in (chosen, rejected)]
-                if any(len(answer.texts) > 1 for answer in answers):
-                    raise Unlearnable(
-                        "the chat template does not render the turns of the answer as one text; provide an answer of "
-                        "one turn."
-                    )
-                return answers
+                return _one_text_each([self._answered(source, prompt, answer, tools) for answer in (chosen, rejected)])
 
     def _answered(
         self, source: Source, prompt: Any, completion: Any, tools: Any, train_on: TrainOn = "completion"
@@ -123,6 +122,15 @@ class Renderer:
         if self._template is None:
             self._template = Template(self._tokenizer, self._today, beginning=self._beginning)
         return self._template
+
+
+def _one_text_each(answers: list[Conversation]) -> list[Conversation]:
+    """``answers``, each of which must be one text, because its probability is computed at once."""
+    if any(len(answer.texts) > 1 for answer in answers):
+        raise Unlearnable(
+            "the chat template does not render the turns of the answer as one text; provide an answer of one turn."
+        )
+    return answers
 
 
 def split_pair(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+from zeta_core.contract.spec.sources import PREFERENCE_FORMATS
 from zeta_core.data.rows.row import describe_type
 from zeta_core.data.rows.token_rows import MASKS
 from zeta_core.data.rows.turns import InvalidTurn, Message, read_tools, read_turn
 
-RowFormat = Literal["text", "messages", "prompt_completion", "preference", "tokens"]
+RowFormat = Literal["text", "messages", "prompt_completion", "preference", "unpaired_preference", "tokens"]
 Fields = Mapping[str, object]
 
 # The columns that each format reads, and the required ones. A ``preference`` row without ``prompt`` contains two
@@ -23,6 +24,7 @@ COLUMNS: dict[RowFormat, tuple[str, ...]] = {
     "messages": ("messages", "tools", "functions", "parallel_tool_calls", "system"),
     "prompt_completion": ("prompt", "completion", "tools", "functions"),
     "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
+    "unpaired_preference": ("prompt", "completion", "label", "tools", "functions"),
     "tokens": ("input_ids", *MASKS),
 }
 OPTIONAL = {"tools", "functions", "parallel_tool_calls", "system", "prompt", *MASKS}
@@ -35,6 +37,8 @@ def required(row_format: RowFormat) -> tuple[str, ...]:
     """The columns that a row of this format must have."""
     if row_format == "prompt_completion":
         return ("prompt", "completion")
+    if row_format == "unpaired_preference":
+        return ("prompt", "completion", "label")
     return tuple(name for name in COLUMNS[row_format] if name not in OPTIONAL)
 
 
@@ -43,8 +47,10 @@ def candidate_formats(columns: Mapping[str, str], method: str) -> list[RowFormat
 
     Formats with a mapped column come first, so a user can read chosen answers as completions.
     """
-    first: tuple[RowFormat, ...] = ("preference", "messages") if method == "dpo" else ("messages", "preference")
-    formats: tuple[RowFormat, ...] = (*first, "prompt_completion", "text")
+    formats: tuple[RowFormat, ...] = ("messages", "preference", "prompt_completion", "text")
+    if method in PREFERENCE_FORMATS:
+        wanted = PREFERENCE_FORMATS[method]
+        formats = (wanted, *(row_format for row_format in formats if row_format != wanted))
     return sorted(formats, key=lambda row_format: not columns.keys() & set(required(row_format)))
 
 
@@ -82,12 +88,21 @@ def fault_in(
                 or _fault_in_parallel(values, drop_fields)
                 or _fault_in_tools(values)
             )
-        case "prompt_completion":
+        case "prompt_completion" | "unpaired_preference":
             fault = _fault_in_turns(values["prompt"], shown["prompt"], drop_fields)
             fault = fault or _fault_in_turns(values["completion"], shown["completion"], drop_fields)
+            if not fault and row_format == "unpaired_preference" and read_label(values["label"]) is None:
+                fault = f"{shown['label']} is {describe_type(values['label'])}; it must be true or false."
             return fault or _fault_in_tools(values)
         case "preference":
             return _fault_in_preference(values, shown, drop_fields)
+
+
+def read_label(value: object) -> bool | None:
+    """Whether an answer is desirable: true or false, as 1 or 0, or as text in a CSV file. ``None``: none of these."""
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+    return bool(value) if isinstance(value, bool | int) and value in (0, 1) else None
 
 
 def tools_in(fields: Mapping[str, object]) -> list[dict[str, Any]] | None:

@@ -3,7 +3,8 @@
 The cache entry of a dataset is the directory ``<cache>/tokens-<hash>/``. It contains ``tokens.bin`` (little-endian
 uint16 or uint32), ``offsets.npy`` (int64, one more than the number of documents), ``rows.npy`` (the source line of each
 document), ``hashes.npy`` (uint64, a hash of each document's ids), ``groups.npy`` (uint64, a hash of each document's
-value of ``group_by``; empty without it) and ``meta.json``. If only some tokens are trained on, ``supervised.bin``
+value of ``group_by``; empty without it), ``labels.npy`` (whether each document is a desirable answer; empty for data
+without such labels) and ``meta.json``. If only some tokens are trained on, ``supervised.bin``
 contains a byte for each token.
 
 Guarantees: an entry is written to a temporary directory, flushed, and renamed under a file lock, so one of several
@@ -28,10 +29,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from zeta_core.contract.spec.sources import PREFERENCE_FORMATS
 from zeta_core.data.documents.conversations import TrainOn
 from zeta_core.data.documents.rendering import without_default
 from zeta_core.data.documents.template import DEFAULT_TEMPLATE, is_default, uses_date, with_beginning, without_beginning
-from zeta_core.data.rows.formats import RowFormat
+from zeta_core.data.rows.formats import RowFormat, required
 from zeta_core.data.rows.token_rows import MASKS
 from zeta_core.data.sandbox import ProcessLimits
 from zeta_core.data.sources import Source
@@ -44,7 +46,7 @@ from zeta_core.failures import InvalidData
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.durable_files import flush, part_path, rename_durably
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 
 
 def prepare_tokens(
@@ -158,10 +160,15 @@ def _set_template(tokenizer: Any, added_beginning: str, report: Reporter) -> Non
 
 
 def _reject_method(formats: Sequence[RowFormat], method: str) -> None:
-    """Raise `InvalidData` unless preference pairs are used with DPO, and only with DPO."""
+    """Raise `InvalidData` unless the rows have the format of a method that learns preferences, or no such format."""
+    wanted = PREFERENCE_FORMATS.get(method)
     for row_format in formats:
-        if (row_format == "preference") != (method == "dpo"):
-            fix = "set method to 'dpo'" if row_format == "preference" else "use rows with prompt, chosen and rejected"
+        methods = [name for name, read in PREFERENCE_FORMATS.items() if read == row_format]
+        if row_format != wanted and (wanted is not None or methods):
+            fix = f"set method to {' or '.join(map(repr, methods))}"
+            if wanted is not None and not methods:
+                *columns, last = dict.fromkeys(("prompt", *required(wanted)))
+                fix = f"use rows with {', '.join(columns)} and {last}"
             raise InvalidData(f"The data has {row_format} rows, which method {method!r} does not support; {fix}.")
 
 
@@ -206,9 +213,9 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         if any(size and (directory / name).stat().st_size != size for name, size in files.items()):
             return None
         offsets = np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False)
-        rows, hashes, groups = (
+        rows, hashes, groups, labels = (
             np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("rows", "hashes", "groups")
+            for name in ("rows", "hashes", "groups", "labels")
         )
     except (OSError, ValueError, KeyError):
         return None
@@ -224,6 +231,7 @@ def _read(directory: Path, key: str) -> tuple[TokenFile, str | None] | None:
         rows=cast("NDArray[np.int64]", rows),
         hashes=cast("NDArray[np.uint64]", hashes),
         groups=cast("NDArray[np.uint64]", groups) if len(groups) else None,
+        labels=cast("NDArray[np.bool_]", labels) if len(labels) else None,
         origins=tuple(Origin(**origin) for origin in meta["origins"]),
         num_duplicates=meta["num_duplicates"],
         num_empty=meta["num_empty"],
@@ -279,6 +287,7 @@ def _write(
     np.save(part / "hashes.npy", statistics.hashes)
     grouped = any(source.group_by is not None for source in sources)
     np.save(part / "groups.npy", statistics.groups if grouped else np.empty(0, np.uint64))
+    np.save(part / "labels.npy", statistics.labels)
     meta = {"version": FORMAT_VERSION, "dtype": encoder.dtype.str, "supervised": supervised, **statistics.meta()}
     (part / "meta.json").write_text(json.dumps(meta))
     for file in part.iterdir():

@@ -21,6 +21,7 @@ from zeta_core.data.documents.control_tokens import NotText, PlainTextEncoder
 from zeta_core.data.documents.conversations import Text, TrainOn
 from zeta_core.data.documents.rendering import Renderer
 from zeta_core.data.documents.template import Unlearnable
+from zeta_core.data.rows.formats import read_label
 from zeta_core.data.rows.row import Row, at_location
 from zeta_core.data.rows.token_rows import InvalidTokenRow, MaskPresence, TokenRow, read_token_row
 from zeta_core.data.rows.turns import InvalidTurn
@@ -39,6 +40,7 @@ class Encoded:
     rows_D: NDArray[np.int64]  # the source row or line of each document, 0 for a text file
     hashes_D: NDArray[np.uint64]  # hashes of the ids, for finding exact duplicates
     groups_D: NDArray[np.uint64]  # hashes of the values of ``group_by``; zeros without it
+    labels_D: NDArray[np.bool_] | None = None  # whether each answer is desirable; None: answers have no labels
     supervised_N: NDArray[np.bool_] | None = None  # the tokens that are trained on; None means all
     num_split: int = 0  # conversations that were split into several documents
     num_untrained: int = 0  # rows that are omitted because none of their tokens is trained on
@@ -222,6 +224,7 @@ class Encoder:
     def _conversations(self, source: Source, rows: Iterable[Row], position: Position) -> Encoded:
         texts: list[Text] = []
         owners: list[Row] = []
+        labels: list[bool] = []
         num_split = num_control_tokens = num_with_unused_turns = 0
         first_control_token = ""
         for row in rows:
@@ -239,6 +242,7 @@ class Encoder:
             num_control_tokens += count
             texts += row_texts
             owners += [row] * len(row_texts)
+            labels += [read_label(fields.get("label")) is True] * len(row_texts)
         if owners:
             position.move(source.location(owners[0].number), "tokenizing")
         arrays: list[NDArray[Any]] = []
@@ -258,6 +262,7 @@ class Encoder:
         supervised_N = np.concatenate(masks) if masks else np.empty(0, np.bool_)
         return replace(
             self._documents(arrays, owners, supervised_N),
+            labels_D=np.array(labels, np.bool_) if source.row_format == "unpaired_preference" else None,
             num_split=num_split,
             num_control_tokens=num_control_tokens,
             first_control_token=first_control_token,

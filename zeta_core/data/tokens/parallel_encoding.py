@@ -28,7 +28,7 @@ from zeta_core.environment import free_memory_bytes, variables
 BYTES_PER_PROCESS = 1 << 20  # starting a process for less data takes longer than encoding it
 MEMORY_PER_PROCESS = 512 << 20  # for the current units, which are many times larger as Python objects
 
-_ARRAYS = ("ids_N", "lengths_D", "ends_D", "rows_D", "hashes_D", "groups_D", "supervised_N")
+_ARRAYS = ("ids_N", "lengths_D", "ends_D", "rows_D", "hashes_D", "groups_D", "labels_D", "supervised_N")
 _VALUES = (
     "num_split",
     "templated",

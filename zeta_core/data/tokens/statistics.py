@@ -34,6 +34,7 @@ class TokenStatistics:
         self._open_length = self._open_hash = 0
         self._hashes: list[NDArray[np.uint64]] = []
         self._groups: list[NDArray[np.uint64]] = []
+        self._labels: list[NDArray[np.bool_]] = []
         self._documents = [0] * len(sources)
         self._largest = 0
         self._num_empty = self._num_split = self._num_control_tokens = self._num_with_unused_turns = 0
@@ -59,6 +60,8 @@ class TokenStatistics:
             full = encoded.lengths_D > 0
             each = encoded.lengths_D, encoded.rows_D, encoded.hashes_D, encoded.groups_D
             self._append(*(array[full] for array in each))
+            if encoded.labels_D is not None:  # answers are never divided into pieces
+                self._labels.append(encoded.labels_D[full])
             self._num_empty += int((~full).sum())
         else:
             self._add_pieces(encoded)
@@ -126,6 +129,11 @@ class TokenStatistics:
     @property
     def groups(self) -> NDArray[np.uint64]:
         return np.concatenate(self._groups)
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """Whether each document is a desirable answer; empty if the answers have no labels."""
+        return np.concatenate(self._labels) if self._labels else np.empty(0, np.bool_)
 
     @property
     def masked(self) -> bool:

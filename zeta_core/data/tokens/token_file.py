@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from zeta_core.data.sources import Source
 
 Ids = NDArray[np.uint16] | NDArray[np.uint32]
-WHOLE_FORMATS = ("messages", "prompt_completion", "preference")  # their documents are never cut to fill a sequence
+# The documents of these formats are never cut to fill a sequence.
+WHOLE_FORMATS = ("messages", "prompt_completion", "preference", "unpaired_preference")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class TokenFile:
     rows: NDArray[np.int64] | None = None
     hashes: NDArray[np.uint64] | None = None  # per document, of its ids
     groups: NDArray[np.uint64] | None = None  # per document, of its value of group_by
+    labels: NDArray[np.bool_] | None = None  # per document, whether it is a desirable answer
     origins: tuple[Origin, ...] = ()
     num_duplicates: int | None = None
     num_empty: int = 0
@@ -147,6 +149,7 @@ class TokenFile:
             rows=None if self.rows is None else self.rows[owner],
             hashes=None if self.hashes is None else self.hashes[owner],
             groups=None if self.groups is None else self.groups[owner],
+            labels=None if self.labels is None else self.labels[owner],
             origins=tuple(
                 replace(origin, num_documents=int(count)) for origin, count in zip(self.origins, taken, strict=True)
             ),

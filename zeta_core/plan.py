@@ -77,10 +77,16 @@ class Plan:
     desirable_weight: float = 1.0  # these weights are those of method kto
     undesirable_weight: float = 1.0
     deterministic: bool = False
+    fsdp_shards: int | None = None  # processes that share a copy of the model; None: all of them
 
     @property
     def evaluates(self) -> bool:
         return self.eval_data is not None or bool(self.eval_split)
+
+    @property
+    def num_shards(self) -> int:
+        """The number of processes that share a copy of the model, if the strategy shards it."""
+        return self.fsdp_shards or self.world_size
 
     @property
     def warmup_steps(self) -> int:
@@ -193,6 +199,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         use_activation_checkpointing=options.use_activation_checkpointing,
         compile=options.compile,
         deterministic=options.deterministic,
+        fsdp_shards=options.fsdp_shards,
         threads=inputs.threads,
         device_kind=inputs.device_kind,
         world_size=inputs.world_size,
@@ -276,15 +283,8 @@ def _packs(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, Any] |
 
 
 def _beta(options: TrainerOptions) -> float | None:
-    match options.method:
-        case "dpo":
-            return (options.dpo or Dpo()).beta
-        case "kto":
-            return (options.kto or Kto()).beta
-        case "orpo":
-            return (options.orpo or Orpo()).beta
-        case "sft":
-            return None
+    settings = {"dpo": options.dpo or Dpo(), "kto": options.kto or Kto(), "orpo": options.orpo or Orpo()}
+    return None if options.method == "sft" else settings[options.method].beta
 
 
 def choose_strategy(options: TrainerOptions) -> str:

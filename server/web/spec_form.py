@@ -35,7 +35,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "report_to",
     ),
     "Speed and memory": (
-        *("mixed_precision", "use_activation_checkpointing", "use_fsdp", "use_deepspeed", "compile", "deterministic"),
+        *(
+            "mixed_precision",
+            "use_activation_checkpointing",
+            "use_fsdp",
+            "fsdp_shards",
+            "use_deepspeed",
+            "compile",
+            "deterministic",
+        ),
         *("resources.gpus", "resources.nodes", "resources.processes", "resources.exact"),
         *("elastic.min_nodes", "elastic.max_nodes"),
     ),

@@ -120,7 +120,7 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
         num_trained=trained,
         optimizer=min_state_bytes(plan.optimizer, trained),
         stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
-        num_processes=plan.world_size,
+        num_processes=plan.num_shards,
     )
     half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
@@ -209,7 +209,7 @@ def estimate_memory(
             num_trained=num_trained,
             optimizer=optimizer,
             stage=FSDP_STAGE if plan.strategy == "fsdp2" else 0,
-            num_processes=plan.world_size,
+            num_processes=plan.num_shards,
         )
     total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
     return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)

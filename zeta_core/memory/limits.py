@@ -96,7 +96,7 @@ def _minimum_with_adapter(model: nn.Module, located: LocatedModel, plan: Plan) -
         bytes_per_weight = QUANTIZED_BYTES
     weights = int(bytes_per_weight * sum(parameter.numel() for parameter in model.parameters()))
     stage = 0 if plan.strategy == "replicated" else FSDP_STAGE
-    parts = parts_per_process(weights=weights, num_trained=0, optimizer=0, stage=stage, num_processes=plan.world_size)
+    parts = parts_per_process(weights=weights, num_trained=0, optimizer=0, stage=stage, num_processes=plan.num_shards)
     return MemoryByPart(weights=parts.weights, gradients=0, optimizer=0)
 
 

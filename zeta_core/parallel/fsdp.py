@@ -1,9 +1,11 @@
 """FSDP2: every process keeps a shard of each parameter, its gradient and its optimizer state.
 
 Torch's ``fully_shard`` is applied to each repeated block and then to the rest (embedding, head and last norm are one
-group, so tied weights stay tied). A single process is allowed. All ranks write their rows of the weights into one file
-(`checkpoint.row_file`). Each rank writes its shard of the optimizer's state to a safetensors file of its own, whose
-header contains the first row of each shard; any number of ranks can read the files.
+group, so tied weights stay tied). A single process is allowed. With ``fsdp_shards``, each group of that many
+consecutive ranks has a copy of the model (HSDP): gradients are also summed over the groups, and the first group writes
+the checkpoints. All ranks that write put their rows of the weights into one file (`checkpoint.row_file`). Each of them
+writes its shard of the optimizer's state to a safetensors file of its own, whose header contains the first row of each
+shard; any number of ranks can read the files.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class FullySharded(Replicated):
             raise CannotTrain(f"use_fsdp cannot shard {scalar}, which is a single number; give it the shape (1,).")
         # Determined first, because `fully_shard` replaces the classes of the modules.
         self._has_data_dependent_path = self.processes.world_size > 1 and has_data_dependent_path(self.module)
-        shard(self.module, blocks, init_device_mesh(self.device.type, (self.processes.world_size,)), self._plan)
+        shard(self.module, blocks, self._mesh(), self._plan)
         self._read_weights()
         self._prepare_for_unused_parameters()
         if names != [name for name, _ in self.module.named_parameters()]:
@@ -60,6 +62,23 @@ class FullySharded(Replicated):
             )
         self.optimizer = self._build_optimizer(blocks)
         return self.module
+
+    def _mesh(self) -> DeviceMesh:
+        """All ranks in one dimension; with several copies of the model, a row of consecutive ranks for each copy."""
+        world, shards = self.processes.world_size, self.num_shards
+        if world % shards:
+            raise CannotTrain(
+                f"fsdp_shards is {shards}, which does not divide the {world} processes of this run; use a divisor, or "
+                "omit it.",
+                param="fsdp_shards",
+            )
+        if shards == world:
+            return init_device_mesh(self.device.type, (world,))
+        return init_device_mesh(self.device.type, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+    @property
+    def _is_in_first_copy(self) -> bool:
+        return self.processes.rank < self.num_shards
 
     def _read_weights(self) -> None:
         """Read this rank's rows of the weights that were deferred, one after the other."""
@@ -203,7 +222,9 @@ class FullySharded(Replicated):
             name: Rows(_rows(t) if isinstance(t, DTensor) else 0, tuple(t.shape), t.dtype, None)
             for name, t in state.items()
         }
-        local = {name: t.to_local() for name, t in state.items() if isinstance(t, DTensor)}
+        local: Tensors = {}
+        if self._is_in_first_copy:
+            local = {name: t.to_local() for name, t in state.items() if isinstance(t, DTensor)}
         if self.processes.is_main:
             local |= {name: t for name, t in state.items() if not isinstance(t, DTensor)}
         return staging.copy("model/", local)
@@ -231,8 +252,10 @@ class FullySharded(Replicated):
         return staging.copy_later("optimizer/", local), values
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
+        if not self._is_in_first_copy:
+            return
         processes = self.processes
-        file = folder / f"optimizer-{processes.rank + 1:05d}-of-{processes.world_size:05d}.safetensors"
+        file = folder / f"optimizer-{processes.rank + 1:05d}-of-{self.num_shards:05d}.safetensors"
         held = {key: tensor for key, tensor in optimizer.items() if key in self._rows or processes.is_main}
         save_file(held, file, metadata={"first_rows": json.dumps(self._rows)})
 
@@ -277,10 +300,12 @@ def shard(module: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, plan: Pl
 
 def _rows(tensor: DTensor) -> int:
     """The first row of this rank's shard; FSDP2 splits dimension 0 like ``torch.chunk``."""
-    assert tensor.placements == (Shard(0),)
-    mesh = tensor.device_mesh
-    chunk = -(-tensor.shape[0] // mesh.size())
-    return min(mesh.get_local_rank() * chunk, tensor.shape[0])
+    *copies, sharded = tensor.placements
+    assert sharded == Shard(0)
+    assert all(placement.is_replicate() for placement in copies)
+    mesh, dimension = tensor.device_mesh, len(copies)
+    chunk = -(-tensor.shape[0] // mesh.size(dimension))
+    return min(mesh.get_local_rank(dimension) * chunk, tensor.shape[0])
 
 
 class _ShardFiles:

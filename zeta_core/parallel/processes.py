@@ -173,6 +173,7 @@ class Replicated:
         self._deferred = weights
         self.module = model
         self._plan = plan
+        self.num_shards = plan.num_shards  # processes that share a copy of the model, if it is sharded
         self.accelerator = self._accelerator()
         self.device = cast(torch.device, self.accelerator.device)
         self.optimizer: torch.optim.Optimizer

@@ -180,7 +180,8 @@ def decide(
         raise nothing_to_train_error(tokens, training_data.sequences)
     plan = with_length(plan, options, len(training_data.sequences))
     check_positions(model, plan.seq_len)
-    may_split = plan.strategy != "zero" and is_split_unset
+    has_copies = plan.num_shards != rank.world_size  # whose gradients are exchanged even in a trial of a single rank
+    may_split = plan.strategy != "zero" and is_split_unset and not has_copies
     return Decision(plan_inputs, plan, isolation, training_data, held_out_data, overlap, may_split)
 
 

@@ -154,7 +154,7 @@ class CheckpointSaver:
 
         The weights of a sharded model are written twice: by all ranks, and exported.
         """
-        shards = self._processes.world_size if self._engine.writes_shards else 1
+        shards = self._engine.num_shards if self._engine.writes_shards else 1
         copies = 1 if snapshot.rows is None else 2 * shards
         tensors = copies * sum(tensor.nbytes for tensor in snapshot.weights.values())
         tensors += shards * sum(tensor.nbytes for tensor in snapshot.optimizer.values())

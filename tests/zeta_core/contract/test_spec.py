@@ -55,6 +55,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"target_parameters": ["w"]}, "use_deepspeed": 2}, "use_deepspeed", "invalid_value"),
         ({"lora": {"target_parameters": ["w"]}, "compile": True}, "compile", "invalid_value"),
         ({"lora": {"target_parameters": ["w"]}, "optimizer": "muon"}, "optimizer", "invalid_value"),
+        ({"fsdp_shards": 2}, "fsdp_shards", "invalid_value"),
         ({"method": "dpo", "pack": True, "dataset": {"path": "a"}}, "pack", "invalid_value"),
         ({"kto": {"beta": 0.1}}, "kto", "invalid_value"),
         ({"method": "orpo", "dpo": {"beta": 0.1}, "dataset": {"path": "a"}}, "dpo", "invalid_value"),

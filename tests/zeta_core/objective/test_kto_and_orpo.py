@@ -180,7 +180,7 @@ def test_the_margin_grows_and_a_resumed_run_ends_with_the_same_bits(method: str,
     base = llama(attention_dropout=0.1)
     base.save_pretrained(tmp_path / "base")  # pyright: ignore[reportCallIssue]
     data = labeled(tmp_path, 40) if method == "kto" else {**dpo(40, tmp_path), "method": "orpo"}
-    options = data | {"max_steps": 12, "eval_split": 0.2, "eval_steps": 6, "checkpointing_steps": 100}
+    options: dict[str, Any] = data | {"max_steps": 12, "eval_split": 0.2, "eval_steps": 6, "checkpointing_steps": 100}
     options |= {"learning_rate": 1e-2, "warmup_steps": 0, method: {"beta": 0.5}, "lora": {"r": 4, "lora_dropout": 0.1}}
     other: dict[str, Any] = {**options, method: {"beta": 0.4}}
     model = str(tmp_path / "base")

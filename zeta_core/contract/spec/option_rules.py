@@ -189,6 +189,9 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.use_fsdp and options.use_deepspeed:
         fix = "it can't be combined with use_fsdp, which shards the model, too; omit one of them"
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
+    if options.fsdp_shards is not None and not options.use_fsdp:
+        fix = "it has no effect without use_fsdp, which shards the model; set use_fsdp, or omit it"
+        yield invalid_value("fsdp_shards", options.fsdp_shards, fix)
     if options.use_deepspeed in ({}, ""):
         fix = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)

@@ -125,6 +125,13 @@ class OptionFields(StrictModel):
     use_fsdp: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="shard the model over the processes with FSDP2"
     )
+    fsdp_shards: Annotated[int | None, Affects("speed")] = Field(
+        default=None,
+        ge=2,
+        le=100_000,
+        description="processes that share a copy of the model with use_fsdp (HSDP), which must divide their number; "
+        "the number of GPUs of a host keeps the exchange of weights within it; unset: all processes share one copy",
+    )
     use_activation_checkpointing: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="recompute activations in the backward pass to save memory"
     )

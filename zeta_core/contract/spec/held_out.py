@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.options import Method
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 from zeta_core.contract.spec.sources import Dataset, FileSource, dataset_sources
 
@@ -24,7 +25,7 @@ class HeldOutData(BaseModel):
     eval_split: float | None = None
     seed: int = 0
     group_by: str | None = None
-    method: Literal["sft", "dpo"] = "sft"
+    method: Method = "sft"
     train_on: Literal["assistant", "completion", "all"] | None = None
     use_pretokenized: bool = False
     template_date: date | None = None

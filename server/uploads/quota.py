@@ -109,13 +109,15 @@ class OpenUploads:
             await asyncio.to_thread(upload.incoming.upload, key)
             await self._commit(upload, key, row, entry, also)
         except BaseException:
-            await self._drop(key)
+            await self._drop(key, type(row), row.id)
             raise
 
-    async def _drop(self, key: PurePosixPath) -> None:
+    async def _drop(self, key: PurePosixPath, kind: type[FileRow | UploadPartRow], row_id: str) -> None:
         """Remove the bytes of an upload that was not stored, now or as soon as the store responds."""
         try:
             async with self._database.write() as session:
+                if await session.get(kind, row_id) is not None:
+                    return  # it was stored: the connection failed, or the request was cancelled, during the commit
                 await request_removal(session, str(key))
         except DatabaseUnavailable as error:  # it was announced, so it is removed when it expires
             logger.warning("The rest of an upload, %s, remains for now: %s", key, error, extra={"action": "upload"})

@@ -1,15 +1,20 @@
 """An artifact store that fails: requests report it, and no object of a deleted file or failed upload is forgotten."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts, stored_file_key
+from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.database.object_removals import UPLOAD_AGE, ObjectRemovalRow, announce_upload, complete_upload
+from server.database.tables import FileRow
+from server.uploads.quota import OpenUploads
 from server.uploads.removals import remove_due
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.waiting import wait_until
@@ -71,6 +76,34 @@ def test_an_outage_of_the_bucket_is_an_error_and_its_objects_are_removed_later(t
             wait_until(lambda: not is_reported(), 30, "the removals to recover")
     finally:
         store.stop()
+
+
+@pytest.mark.anyio
+async def test_a_file_whose_commit_only_seems_to_fail_keeps_its_bytes(database: Database, tmp_path: Path) -> None:
+    """The connection to the database is lost after it has committed, and before it could confirm this."""
+    artifacts = Artifacts(FolderStore(tmp_path / "store"))
+    await asyncio.to_thread(artifacts.prepare)
+    uploads = OpenUploads(database, artifacts)
+
+    async def store(also: Callable[[AsyncSession], Awaitable[None]]) -> Path:
+        row = FileRow(id=new_id("file"), project="default", created_by="test", filename="a.txt", bytes=4, sha256="")
+        row.purpose, row.created_at = "dataset", utc_now()
+        path = artifacts.root / stored_file_key(row.id)
+        async with uploads.open("default", 4, quota_bytes=None) as opened:
+            opened.incoming.write([memoryview(b"text")])
+            with pytest.raises(DatabaseUnavailable):
+                await uploads.store(opened, row, None, also)
+        return path
+
+    async def fail(session: AsyncSession) -> None:
+        raise DatabaseUnavailable("the connection was lost")
+
+    async def commit_and_fail(session: AsyncSession) -> None:
+        await session.commit()
+        await fail(session)
+
+    assert not (await store(fail)).exists()
+    assert (await store(commit_and_fail)).read_bytes() == b"text"
 
 
 @pytest.mark.anyio

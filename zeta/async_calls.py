@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial, wraps
 from inspect import signature
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -103,21 +103,29 @@ async def _items(open_stream: Callable[[], Iterator[ItemT]]) -> AsyncIterator[It
     items: asyncio.Queue[tuple[ItemT | None, BaseException | None]] = asyncio.Queue(maxsize=1)
     stopped = threading.Event()
 
-    def send(item: ItemT | None, error: BaseException | None) -> None:
-        asyncio.run_coroutine_threadsafe(items.put((item, error)), loop).result()
+    def send(item: ItemT | None, error: BaseException | None) -> bool:
+        """Returns False if nobody reads the items any more."""
+        if stopped.is_set():
+            return False
+        put = items.put((item, error))
+        try:
+            asyncio.run_coroutine_threadsafe(put, loop).result()
+        except RuntimeError:  # the loop was closed
+            put.close()
+            return False
+        except CancelledError:  # the loop cancels its tasks because it ends
+            return False
+        return True
 
     def read() -> None:
         try:
             for item in open_stream():
-                if stopped.is_set():
+                if not send(item, None):
                     return
-                send(item, None)
-            send(None, StopAsyncIteration())
-        except RuntimeError:  # the loop was closed
-            return
         except Exception as error:  # noqa: BLE001 - the caller gets it
-            if not stopped.is_set():
-                send(None, error)
+            send(None, error)
+        else:
+            send(None, StopAsyncIteration())
 
     threading.Thread(target=read, name="zeta-stream", daemon=True).start()
     try:

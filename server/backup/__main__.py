@@ -1,7 +1,7 @@
 """``python -m server.backup`` (``zeta backup`` and ``zeta restore``).
 
 The exit status is 0 after a complete backup or restore, 1 if files were missing or damaged, 2 for invalid settings or
-folders, and 4 if the database or the artifact store does not respond.
+folders, 4 if the database or the artifact store does not respond, and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def main() -> int:
     except ZetaError as error:
         print(error.body().model_dump_json() if options.json else f"Error: {printable(error.message)}", file=sys.stderr)
         return 4 if isinstance(error, Unavailable) else 2
+    except KeyboardInterrupt:
+        print("Interrupted; repeat the command to continue.", file=sys.stderr)
+        return 130
     if options.json:
         print(report.model_dump_json())
     else:
@@ -45,8 +48,9 @@ def _run(command: str, directory: Path) -> BackupReport | RestoreReport:
         return restore_backup(settings, directory, environment)
     except OSError as error:
         reason = error.strerror or str(error)
+        what = "backup" if command == "create" else "restore"
         raise Unavailable(
-            f"{command} failed: {reason} ({error.filename or directory}); repeat it to continue."
+            f"The {what} failed: {reason} ({error.filename or directory}); repeat the command to continue."
         ) from error
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +25,8 @@ from server.database.tables import ServiceRow, Table
 from server.settings import ServerSettings, StorageSettings
 from tests.harness.postgres import PostgresServer
 from tests.harness.seaweedfs import SeaweedServer
+from tests.harness.service import ZETA, clean_environment
+from tests.harness.waiting import wait_until
 from tests.server.stored_service import StoredService, run_zeta
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
@@ -194,6 +199,21 @@ def test_an_interrupted_restore_continues_and_nothing_is_overwritten(service: St
     assert report_of("restore", str(backup), home=home)["problems"] == []
     start_once(stored_settings(home=home))
     assert run_zeta("artifacts", "check", "--hash", home=home).returncode == 0
+
+
+def test_a_backup_that_is_interrupted_says_how_to_continue(service: StoredService, tmp_path: Path) -> None:
+    file, backup = service.path(file_key(service.file_id)), tmp_path / "backup"
+    file.unlink()
+    os.mkfifo(file)  # opening it waits until it is opened for writing
+    command = [ZETA, "backup", backup, "--home", service.settings.home]
+    with subprocess.Popen(command, env=clean_environment(), stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: (backup / "objects" / ".database").exists(), 30, "the database to be copied")
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=30)[1] == "Interrupted; repeat the command to continue.\n"
+    assert running.returncode == 130
+    file.unlink()
+    file.write_bytes(b"content")
+    assert report_of("backup", str(backup), home=service.settings.home)["problems"] == []
 
 
 def test_folders_that_are_not_backups_are_refused(service: StoredService, tmp_path: Path) -> None:

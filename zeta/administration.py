@@ -69,6 +69,7 @@ class Administration:
         )
 
     def revoke_key(self, key_id: str) -> DeletedObject:
+        """Revoke a key; requests with it are rejected from now on."""
         return parse_response(DeletedObject, self._transport.request("DELETE", f"/v1/keys/{_segment(key_id)}"))
 
     # --- Secrets of workers -------------------------------------------------------------------------------------------

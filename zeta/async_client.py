@@ -73,6 +73,7 @@ class AsyncClient(AsyncPart):
         self.close()
 
     def close(self) -> None:
+        """Close the connections; an `async with` statement does so at its end."""
         self._client.close()
 
     # --- Parts --------------------------------------------------------------------------------------------------------

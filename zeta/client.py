@@ -133,6 +133,7 @@ class Client(JobOutputs):
         return [job.of(self) for job in read_pages(self._transport, ClientJob, "/v1/jobs", params, limit)]
 
     def job(self, job_id: str) -> ClientJob:
+        """Read a job. Raises `NotFound`."""
         return self._job(self._transport.request("GET", f"/v1/jobs/{self._id(job_id)}"))
 
     def cancel(self, job_id: str) -> ClientJob:

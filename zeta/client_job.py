@@ -85,15 +85,19 @@ class ClientJob(_Displayed):
         return as_frame(self.client.metrics(self.id, max_points=max_points))
 
     def cancel(self) -> ClientJob:
+        """Request cancellation of the job. See `Client.cancel`."""
         return self.client.cancel(self.id)
 
     def pause(self) -> ClientJob:
+        """Ask the job to save a checkpoint and free its device. See `Client.pause`."""
         return self.client.pause(self.id)
 
     def resume(self) -> ClientJob:
+        """Queue the paused job again. See `Client.resume`."""
         return self.client.resume(self.id)
 
     def save_checkpoint(self) -> ClientJob:
+        """Ask the running job to save a checkpoint. See `Client.save_checkpoint`."""
         return self.client.save_checkpoint(self.id)
 
     def rerun(self, patch: Mapping[str, Any] | None = None, **options: Any) -> ClientJob:

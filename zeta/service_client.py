@@ -74,11 +74,12 @@ class ServiceClient:
         self.close()
 
     def close(self) -> None:
+        """Close the connections; a `with` statement does so at its end."""
         self._transport.close()
 
     @property
     def admin(self) -> Administration:
-        """Managing keys and projects, and reading the audit log."""
+        """Managing keys, projects and the secrets of workers, and reading the audit log."""
         from zeta.administration import Administration
 
         return Administration(self._transport)
@@ -115,6 +116,7 @@ class ServiceClient:
         return upload(self._transport, Path(path), purpose, on_bytes=on_bytes)
 
     def files(self, *, sha256: str | None = None, limit: int | None = 20) -> list[StoredFile]:
+        """List the uploaded files, newest first; ``sha256`` selects those with this content."""
         return list(read_pages(self._transport, StoredFile, "/v1/files", {"sha256": sha256}, limit))
 
     def jobs_of_file(self, file_id: str) -> list[FileUse]:
@@ -124,6 +126,7 @@ class ServiceClient:
         return jobs_of_file(self._transport, file_id)
 
     def workers(self) -> list[Worker]:
+        """List the workers with their slots, devices and newest measurements."""
         return list(read_pages(self._transport, Worker, "/v1/workers", {}, None))
 
     def drain(self, worker: str, *, draining: bool = True) -> Worker:

@@ -275,7 +275,7 @@ def _store_link(response: httpx.Response) -> httpx.URL | None:
 
 def _store_failure(link: httpx.URL, reason: str) -> Unavailable:
     return Unavailable(
-        f"The object store at {link.host}, from which the server lets clients download, failed: {reason}; try again "
+        f"The object store at {link.host}, to which the server redirected this download, failed: {reason}; try again "
         "later, or ask the operator whether this machine may reach it.",
         code="storage_unavailable",
     )

@@ -43,6 +43,7 @@ class Webhooks:
         return list(read_pages(self._transport, Webhook, "/v1/webhooks", {}, limit))
 
     def get(self, webhook_id: str) -> Webhook:
+        """Read a webhook, without its secret."""
         return parse_response(Webhook, self._transport.request("GET", _path(webhook_id)))
 
     def change(self, webhook_id: str, **fields: Any) -> Webhook:

@@ -26,7 +26,7 @@ HEAD = """\
 (`zeta_core.contract.errors`), whose `code` is listed on the page [Errors](errors.md).
 
 `AsyncClient` has the same methods and parameters as coroutines, such as `await client.submit(spec)`. `events` and
-`logs` are asynchronous iterators there.
+`logs` are asynchronous iterators there, and `close` is an ordinary method.
 """
 SECTIONS: tuple[tuple[str, str, type], ...] = (
     ("`Client`", "", Client),
@@ -36,13 +36,13 @@ SECTIONS: tuple[tuple[str, str, type], ...] = (
         "methods. An object doesn't change; the methods return new ones. A notebook shows a job as a table.",
         ClientJob,
     ),
-    ("`client.sweeps`", "", Sweeps),
-    ("`client.models`", "", NamedModels),
-    ("`client.webhooks`", "", Webhooks),
-    ("`client.receipts`", "", Receipts),
-    ("`client.admin`", "", Administration),
+    ("`client.sweeps`", inspect.getdoc(Client.sweeps) or "", Sweeps),
+    ("`client.models`", inspect.getdoc(Client.models) or "", NamedModels),
+    ("`client.webhooks`", inspect.getdoc(Client.webhooks) or "", Webhooks),
+    ("`client.receipts`", inspect.getdoc(Client.receipts) or "", Receipts),
+    ("`client.admin`", inspect.getdoc(Client.admin) or "", Administration),
 )
-NOT_SHOWN = {"of"}  # for the client itself
+NOT_SHOWN = {"of", "model_post_init"}  # for the client itself and for pydantic
 
 
 def python_page() -> str:

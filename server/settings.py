@@ -178,8 +178,8 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     downloads: Literal["server", "redirect"] = Field(
         default="server",
-        description="`redirect`: downloads of single files continue at the bucket, with a link that is valid for 5 "
-        "minutes; clients must reach AWS_ENDPOINT_URL",
+        description="`redirect`: clients download single files from the bucket, with a link that is valid for 5 "
+        "minutes, and must be able to reach AWS_ENDPOINT_URL",
     )
     upload_idle_seconds: float = Field(default=60, gt=0, description="idle timeout of an upload")
     upload_max_seconds: float = Field(default=24 * 3600, gt=0, description="maximum duration of an upload")

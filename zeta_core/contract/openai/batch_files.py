@@ -144,7 +144,7 @@ def _exceeded_limit(number: int, row: int, num_faults: int) -> ErrorDetail | Non
 def _read_line(content: bytes, endpoint: BatchEndpoint) -> tuple[RequestLine, AnswerQuery]:
     """Raises subclasses of `ZetaError`."""
     if len(content) > MAX_LINE_BYTES:
-        raise InvalidRequest(f"It has more than {MAX_LINE_BYTES:,} bytes, the limit.", code="line_too_long")
+        raise InvalidRequest(f"The line has more than {MAX_LINE_BYTES:,} bytes, the limit.", code="line_too_long")
     try:
         value = read_json(content.rstrip(b"\r\n"))
     except JsonFault as fault:

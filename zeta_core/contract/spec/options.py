@@ -42,8 +42,8 @@ class Lora(StrictModel):
     ) = Field(
         default=[],
         description="parameters outside of linear layers to adapt, too, by the ends of their names, such as "
-        "mlp.experts.gate_up_proj; 'all-experts' adapts all weights that a mixture-of-experts model stores for several "
-        "experts at once",
+        "`mlp.experts.gate_up_proj`; 'all-experts' adapts all weights that a mixture-of-experts model stores for "
+        "several experts at once",
     )
     modules_to_save: list[Annotated[str, Field(min_length=1, max_length=300)]] = Field(
         default=[],
@@ -69,7 +69,7 @@ class Lora(StrictModel):
 class Dpo(StrictModel):
     loss: Literal["sigmoid", "ipo"] = Field(
         default="sigmoid",
-        description="'sigmoid' is the loss of DPO; 'ipo' draws the difference between the answers, per token, towards "
+        description="'sigmoid' is the loss of DPO; 'ipo' drives the difference between the answers, per token, towards "
         "1 / (2 beta), and overfits less to pairs without contradictions",
     )
     beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
@@ -84,14 +84,14 @@ class Kto(StrictModel):
         default=1,
         gt=0,
         allow_inf_nan=False,
-        description="weight of the losses of undesirable answers; if one kind of answer is rarer, increase its weight, "
-        "so that weight x number is similar for both",
+        description="weight of the losses of undesirable answers; if one kind of answer is rarer, increase its weight "
+        "until weight times number is similar for both kinds",
     )
 
 
 class Orpo(StrictModel):
     beta: float = Field(
-        default=0.1, gt=0, description="weight of the odds ratio of the two answers, beside the loss of the chosen one"
+        default=0.1, gt=0, description="weight of the odds-ratio loss, which is added to the loss of the chosen answer"
     )
 
 
@@ -227,7 +227,8 @@ class OptionFields(StrictModel):
     deterministic: Annotated[bool, Affects("results", "speed")] = Field(
         default=False,
         description="use only kernels that always give the same bits, so that runs on GPUs can be repeated and resumed "
-        "exactly; slower there, and an operation without such a kernel ends the run; CPUs need no setting",
+        "exactly; such kernels may be slower, and an operation without one ends the run; on CPUs, runs are exact "
+        "without it",
     )
     attn_implementation: Annotated[Attention, Affects("results", "speed")] = Field(
         default="auto",

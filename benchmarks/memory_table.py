@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory_table [--check]``: which model fits on which GPUs, as docs/operations/memory.md.
+"""``python -m benchmarks.memory_table [--check]``: prints a page in Markdown on which model fits on which GPUs.
 
 The memory of Llama shapes with 1, 8 and 70 billion parameters is estimated as ``zeta validate`` does, for one sequence
 of 4,096 tokens with activation checkpointing. ``--check`` compares the estimates with training steps on tensors
@@ -28,7 +28,6 @@ from zeta_core.model.sources import LocatedModel, locate_model
 from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Plan, PlanInputs, decide_plan, with_length
 
-PAGE = Path(__file__).parents[1] / "docs" / "operations" / "memory.md"
 SEQ_LEN = 4096
 CARDS = (24, 48, 80, 141)  # GB
 NUM_GPUS = (1, 2, 8)
@@ -134,8 +133,6 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
     lines = [
         "# What fits on which GPUs",
         "",
-        "<!-- Written by `python -m benchmarks.memory_table`. -->",
-        "",
         "The smallest GPU that can train each Llama shape, with the estimated memory of each GPU: AdamW, bfloat16 "
         f"computation, activation checkpointing, and micro-batches of one sequence of {SEQ_LEN:,} tokens. An estimate "
         f"may use {USED_SHARE:.0%} of a GPU of 24, 48, 80 or 141 GB; the rest is for temporary buffers, fragmentation "
@@ -189,8 +186,7 @@ def main(arguments: Sequence[str]) -> int:
             difference = max(difference or 0.0, abs(sizes[case] / counted - 1))
             found += f", counted {counted / 1e9:.1f} GB"
         print(f"{case}: {found} ({time.perf_counter() - started:.0f} s)", file=sys.stderr, flush=True)
-    PAGE.write_text(page(sizes, difference))
-    print(PAGE)
+    print(page(sizes, difference), end="")
     return 0
 
 

@@ -148,7 +148,7 @@ def older_client(version: str) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "version",
-    [pytest.param("1.109.1", marks=pytest.mark.extended), pytest.param("2.54.0", marks=pytest.mark.slow)],
+    ["1.109.1", pytest.param("2.54.0", marks=pytest.mark.slow)],
 )
 def test_an_older_client_trains_and_gets_the_weights(service: Service, version: str) -> None:
     run_script(service, older_client(version))

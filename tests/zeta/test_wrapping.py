@@ -27,4 +27,5 @@ def test_lines_of_the_text_keep_their_indentation() -> None:
 def test_the_end_of_a_text_is_replaced_by_an_ellipsis() -> None:
     assert cut_end("abcdef", 6) == "abcdef"
     assert cut_end("abcdef", 5) == "abcd…"
+    assert [cut_end("abcdef", width) for width in (1, 0, -2)] == ["…"] * 3
     assert cell_len(cut_end("データセット", 5)) <= 5

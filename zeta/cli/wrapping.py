@@ -39,10 +39,13 @@ def longest_part(text: str) -> int:
 
 
 def cut_end(text: str, width: int) -> str:
-    """``text`` in at most ``width`` terminal cells, with an ellipsis in place of its end."""
+    """``text`` in at most ``width`` terminal cells, with an ellipsis in place of its end.
+
+    Without space for a character, the ellipsis remains.
+    """
     if cell_len(text) <= width:
         return text
-    while cell_len(text) >= width:
+    while text and cell_len(text) >= width:
         text = text[:-1]
     return f"{text}…"
 

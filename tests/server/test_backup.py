@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, Text, cast, create_engine, make_url, select
+from sqlalchemy import JSON, Text, cast, create_engine, make_url, select, text
 
 from migrations.upgrade import upgrade
 from server.artifact_ownership import claim_store
@@ -50,6 +50,12 @@ def database_urls(request: pytest.FixtureRequest) -> Iterator[Callable[[str], st
             return opened.enter_context(server.fresh_database())
 
         yield new
+
+
+def add_foreign_table(url: str) -> None:
+    """Add a table of another program, such as an extension."""
+    with create_engine(make_url(url).set(drivername="postgresql+psycopg")).begin() as connection:
+        connection.execute(text("CREATE TABLE spatial_ref_sys (srid integer)"))
 
 
 def all_rows(url: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -108,6 +114,8 @@ def test_a_backup_restores_every_row_and_file(
     tmp_path: Path, database_urls: Callable[[str], str | None], source: str, target: str
 ) -> None:
     original = StoredService(tmp_path / "original", database_urls(source))
+    if source == "postgresql":
+        add_foreign_table(original.settings.database)
     backup, home = tmp_path / "backup", tmp_path / "restored"
     first = report_of("backup", str(backup), home=original.settings.home, database_url=original.settings.database_url)
     assert (first["jobs"], first["checkpoints"], first["files"], first["problems"]) == (2, 1, 3, [])

@@ -78,7 +78,8 @@ async def serve(request: Request, content: Content, *, by_link: bool = False) ->
     start, end = 0, num_bytes
     status = 200
     range_header = request.headers.get("range") if request.method == "GET" else None
-    if range_header is not None and request.headers.get("if-range", etag) == etag:
+    is_current = request.headers.get("if-range", etag) == etag
+    if range_header is not None and is_current:
         byte_range = _range(range_header, num_bytes)
         if byte_range is not None:
             (start, end), status = byte_range, 206
@@ -86,7 +87,7 @@ async def serve(request: Request, content: Content, *, by_link: bool = False) ->
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=content.media_type)
-    is_current = request.headers.get("if-range", etag) == etag  # the store would compare an ETag of its own
+    # A store that knows If-Range compares an ETag of its own, so outdated content is replaced from here.
     if by_link and is_current and (link := await _link(content)) is not None:
         return RedirectResponse(link, 307, headers={"Cache-Control": "private, no-store"})
     body = _send(list(_slices(content.parts, start, end)))

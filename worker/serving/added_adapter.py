@@ -2,8 +2,7 @@
 
 The sandbox of the process contains only the checkpoint that it was started with, so the files of the adapter are copied
 into its run directory. They are not linked, because the process may write there. A thread copies them, because the
-artifact store may be slow; requests wait until then. The base itself needs no copy: its files are in
-the sandbox.
+artifact store may be slow; requests wait until then. The base itself needs no copy: its files are in the sandbox.
 """
 
 from __future__ import annotations

@@ -167,7 +167,8 @@ def _parameters(model: nn.Module, wanted: str | list[str], saved: Collection[str
     for end in wanted:
         matches = [name for name in stacked if name == end or name.endswith(f".{end}")]
         if not matches:
-            raise _invalid_parameters(f"names {end!r}, which is no such parameter of {type(model).__name__}", stacked)
+            what = f"names {end!r}, but {type(model).__name__} has no such matrix outside of linear layers"
+            raise _invalid_parameters(what, stacked)
         chosen += matches
     if inside := [name for name in chosen if _is_inside(name, saved)]:
         raise _invalid_parameters(f"names {inside[0]!r}, which is trained as a whole (lora.modules_to_save)", stacked)

@@ -81,7 +81,7 @@ def streamed(
 
 
 def _described(made: Callable[..., Any], method: Callable[..., Any]) -> Any:
-    """``made`` with the signature of ``method``, without its result, which is another one."""
+    """``made`` with the parameters of ``method``, but without its return type, which differs."""
     cast("Any", made).__signature__ = signature(method).replace(return_annotation=signature(made).empty)
     return made
 

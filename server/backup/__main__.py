@@ -58,12 +58,12 @@ def _print(report: BackupReport | RestoreReport) -> None:
     for key in report.problems:
         print(f"missing or damaged  {printable(key)}")
     checkpoints, files = _count(report.checkpoints, "checkpoint"), _count(report.files, "other file")
-    content = f"{_count(report.jobs, 'job')} with {checkpoints}, and {files}"
+    content = f"{_count(report.jobs, 'job')} with {checkpoints} and {files}"
     if isinstance(report, BackupReport):
         sizes = f"{_count(report.bytes, 'byte')}, {report.new_bytes} of them copied now"
-        print(f"Backed up the database and {content}, to {report.directory} ({sizes}).")
+        print(f"Backed up the database and {content} to {report.directory} ({sizes}).")
     else:
-        print(f"Restored the database and {content}, to {report.database} and {report.store}.")
+        print(f"Restored the database and {content} to {report.database} and {report.store}.")
     if report.problems:
         print("The database names files that are missing or damaged; they are listed above.")
 

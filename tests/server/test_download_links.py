@@ -82,7 +82,7 @@ def test_a_link_serves_ranges_and_needs_no_key(linked: LinkedService) -> None:
             assert stranger.get(url).status_code == 401
 
 
-def test_what_is_not_one_object_comes_from_the_server(linked: LinkedService) -> None:
+def test_content_that_is_not_one_object_comes_from_the_server(linked: LinkedService) -> None:
     url = f"/v1/jobs/{linked.job_id}/checkpoints/final"
     with linked.server.http() as http:
         assert http.get(f"{url}/files/manifest.json").status_code == 200

@@ -21,7 +21,7 @@ def audit(
     limit: Annotated[int, typer.Option(min=1, help="The maximum number of entries.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List who changed what, newest first. This needs a key with the scope `admin`."""
+    """List changes and who made them, newest first. This needs a key with the scope `admin`."""
     from zeta.cli.output import print_list
     from zeta.cli.table import Column, print_table
     from zeta.client import Client

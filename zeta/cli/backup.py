@@ -17,9 +17,9 @@ Directory = Annotated[Path, typer.Argument(help="The folder of the backup.")]
 def backup(directory: Directory, home: Home = None, as_json: AsJson = False) -> None:
     """Back up the database and all artifacts to a folder.
 
-    The service may be running, and the backup is consistent. A further backup into the same folder replaces the earlier
-    one and copies only new files. The data is that of ZETA_DATABASE_URL and ZETA_ARTIFACTS_URL, or in ZETA_HOME. The
-    exit status is 1 if files that the database names are missing or damaged.
+    The service may be running, and the backup is consistent. Another backup into the same folder replaces the earlier
+    one and copies only new files. The data is that of ZETA_DATABASE_URL and ZETA_ARTIFACTS_URL, or of ZETA_HOME if
+    these are unset. The exit status is 1 if files that the database names are missing or damaged.
     """
     _run("create", directory, home, as_json=as_json)
 

@@ -79,7 +79,7 @@ class LossFunction:
             )
 
     def before_batch(self, engine: Engine, sequences: Sequences, window: NDArray[np.int64], micro_batch: int) -> None:
-        """Compute what the losses of a global batch share, which is nothing here. All ranks must call this together.
+        """Prepare what the losses of a global batch share; nothing by default. All ranks must call this together.
 
         ``window`` contains the indices of its ``sequences``.
         """

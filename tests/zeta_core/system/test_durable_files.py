@@ -111,7 +111,7 @@ def test_a_given_part_is_used_instead_of_the_usual_one(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([target, part_path(target)])
 
 
-def test_of_several_writers_that_create_a_file_one_succeeds(tmp_path: Path) -> None:
+def test_only_one_of_several_writers_creates_a_file(tmp_path: Path) -> None:
     target = tmp_path / "owner.json"
     created: list[bytes] = []
 

@@ -40,7 +40,7 @@ class AnswerBatch(Batch):
 
 
 class Referenced(Protocol):
-    """Rows that the reference model gives a log-probability, in the order of `reference_R`."""
+    """Rows with the reference model's log-probabilities (`reference_R`, in the same order)."""
 
     reference_R: NDArray[np.float32]
 
@@ -60,7 +60,7 @@ class Answers(Sequences):
 
     @property
     def referenced(self) -> Mapping[str, Referenced]:
-        """What the reference model gives a log-probability, by the end of the name under which they are stored."""
+        """The rows for which the reference model computes log-probabilities, by the suffix of their stored name."""
         return {"": self}
 
     def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -148,7 +148,7 @@ class LabeledAnswers(Answers):
 
 
 class MismatchedAnswers:
-    """Each prompt of `LabeledAnswers` with the answer to another one, half of the data away.
+    """Each prompt of `LabeledAnswers` with the answer of another row, half of the data further on.
 
     The other answer is always the same, so the reference model's log-probability can be stored. Rows about the same
     prompt are usually neighbors, so it is rarely an answer to the same prompt. It is cut where it exceeds ``seq_len``.

@@ -1,4 +1,4 @@
-"""Lists workers from their heartbeats, reads the use of their machines, and drains them.
+"""Lists workers from their heartbeats, reads the usage of their machines, and drains them.
 
 A draining worker gets no new jobs; its jobs save a checkpoint and move to other workers. The state is stored in the
 database, so it survives restarts of the worker and of the server until the worker is undrained.
@@ -59,7 +59,7 @@ async def set_draining(service: Service, caller: Caller, name: str, draining: bo
 
 
 async def read_usage(service: Service, name: str, hours: int) -> WorkerUsage:
-    """The use of a worker's machine in the last hours. Raises `NotFound`.
+    """The usage of a worker's machine in the last hours. Raises `NotFound`.
 
     The intervals are short if they are still stored for the whole time.
     """

@@ -1,4 +1,4 @@
-"""The table of the use of workers' machines over time."""
+"""The table of the usage of workers' machines over time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.database.tables import BigNumber, Table
 
 
 class UsageRow(Table):
-    """The mean use of a machine in one interval. ``gpus`` are dumps of `GpuUsage`, with means."""
+    """The mean usage of a machine in one interval. ``gpus`` are dumps of `GpuUsage`, with means."""
 
     __tablename__ = "worker_usage"
     __table_args__ = (Index("ix_worker_usage_interval_seconds_started_at", "interval_seconds", "started_at"),)

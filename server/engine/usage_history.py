@@ -1,4 +1,4 @@
-"""Records the use of workers' machines: the means of short intervals for an hour, and of longer ones for a week.
+"""Records the usage of workers' machines: the means of short intervals for an hour, and of longer ones for a week.
 
 The measurements come with the heartbeats. Several servers may record the same interval; the first one to store it
 counts. So the table has at most about 2,300 rows for each worker, however long the service runs.

@@ -1,4 +1,4 @@
-"""/v1/workers: list, drain and undrain workers, read the use of their machines, and manage their secrets."""
+"""/v1/workers: list, drain and undrain workers, read the usage of their machines, and manage their secrets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def list_worker_secrets(service: TheService, query: Annotated[PageQuery, Q
 
 @router.get("/{name}/usage")
 async def get_usage(service: TheService, name: str, query: Annotated[UsageQuery, Query()]) -> WorkerUsage:
-    """Read the use of a worker's machine over time: cores, memory and GPUs.
+    """Read the usage of a worker's machine over time: cores, memory and GPUs.
 
     The last hour has a mean for every 15 seconds; a longer time has one for every five minutes.
     """

@@ -1,4 +1,4 @@
-"""The pages of workers: their devices and jobs, draining, and the use of a machine over time."""
+"""The pages of workers: their devices and jobs, draining, and the usage of a machine over time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def show_list(service: TheService, page: ReadPage) -> Response:
 
 @router.get("/workers/{name}/use")
 async def show_use(service: TheService, page: ReadPage, name: str) -> Response:
-    """The use of one worker's machine over time; the browser's script reads the curves. Raises `NotFound`."""
+    """The usage of one worker's machine over time; the browser's script reads the curves. Raises `NotFound`."""
     await workers.read_usage(service, name, hours=1)
     return page.render("worker_use.html", name=name)
 

@@ -158,7 +158,7 @@ class Rows:
         _run(self._age_webhook(webhook_id, by))
 
     def usage(self, *rows: UsageRow) -> None:
-        """Store the use of machines in intervals."""
+        """Store the usage of machines in intervals."""
         _run(self._add(*rows))
 
     def log_events(self, job_id: str, *messages: str) -> None:

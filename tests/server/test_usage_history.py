@@ -1,4 +1,4 @@
-"""The use of workers' machines: recorded from heartbeats, kept for a limited time, and read over HTTP."""
+"""The usage of workers' machines: recorded from heartbeats, kept for a limited time, and read over HTTP."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -101,7 +101,7 @@ def test_the_use_of_gpus_is_measured_and_reported_in_the_progress_of_their_job(
     start(fleet, gpus)
     engine = fleet.engine
     assert engine is not None
-    wait_until(lambda: any(beat.usage and beat.usage.gpus for beat in engine.workers()), 30, "the use of the GPUs")
+    wait_until(lambda: any(beat.usage and beat.usage.gpus for beat in engine.workers()), 30, "the usage of the GPUs")
     usage = engine.workers()[0].usage
     assert usage is not None
     assert [(gpu.device, gpu.utilization, gpu.memory_bytes) for gpu in usage.gpus] == [

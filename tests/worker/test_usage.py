@@ -1,4 +1,4 @@
-"""The use of this machine: cores and memory, measured for real, and the lines of the journal that it is added to."""
+"""The usage of this machine: cores and memory, measured for real, and the lines of the journal that it is added to."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

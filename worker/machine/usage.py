@@ -1,4 +1,4 @@
-"""Measures the use of this machine: its cores, its memory, and its GPUs according to the driver (NVML).
+"""Measures the usage of this machine: its cores, its memory, and its GPUs according to the driver (NVML).
 
 The figures include all programs, not only the runs of this worker. In a container with limits, they refer to the
 container. Driver calls may hang with a broken GPU, so they run in a thread.
@@ -36,8 +36,8 @@ class UsageMeter:
         self._check: Future[list[GpuUsage]] | None = None
         self._gpu_usage: list[GpuUsage] = []
         self._gpus_measured_at = 0.0  # monotonic
-        self._next_measurement = time.monotonic() + MEASURE_SECONDS  # the use of cores is a difference
-        self.outage = Outage("The use of the GPUs cannot be measured", name="gpu use")
+        self._next_measurement = time.monotonic() + MEASURE_SECONDS  # the usage of cores is a difference
+        self.outage = Outage("The usage of the GPUs cannot be measured", name="gpu use")
         self.latest: MachineUsage | None = None
 
     def step(self) -> None:
@@ -52,7 +52,7 @@ class UsageMeter:
         )
 
     def with_usage(self, line: Mapping[str, Any], devices: Sequence[str]) -> dict[str, Any]:
-        """The journal line; one of training or evaluating also has the use of the machine when it was written.
+        """The journal line; one of training or evaluating also has the usage of the machine when it was written.
 
         ``devices`` are the GPUs of the run.
         """
@@ -112,7 +112,7 @@ def used_memory_bytes() -> int:
 
 
 def gpu_usage(gpus: Sequence[Gpu]) -> list[GpuUsage]:
-    """The use of each GPU that the driver can reach."""
+    """The usage of each GPU that the driver can reach."""
     with driver() as is_available:
         measured = [_one_gpu(gpu) for gpu in gpus] if is_available else []
     return [usage for usage in measured if usage is not None]

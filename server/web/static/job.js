@@ -15,14 +15,14 @@ const DEFINITIONS = [
   { title: "Speed", unit: "count", fromZero: true, curves: [{ name: "tokens_per_second", label: "Tokens per second" }] },
   { title: "Model FLOPs utilization", unit: "share", fromZero: true, curves: [{ name: "mfu", label: "MFU" }] },
   { title: "Peak memory", unit: "bytes", fromZero: true, curves: [{ name: "peak_memory_bytes", label: "First process" }] },
-  { title: "GPU use", unit: "share", fromZero: true, top: 1, curves: [{ name: "gpu_utilization", label: "Mean of the job’s GPUs" }] },
+  { title: "GPU utilization", unit: "share", fromZero: true, top: 1, curves: [{ name: "gpu_utilization", label: "Mean of the job’s GPUs" }] },
   { title: "GPU memory", unit: "bytes", fromZero: true, curves: [{ name: "gpu_memory_bytes", label: "In use on the fullest GPU" }] },
   { title: "CPU of the worker", unit: "share", fromZero: true, top: 1, curves: [{ name: "worker_cpu", label: "Cores in use" }] },
   { title: "Memory of the worker", unit: "bytes", fromZero: true, curves: [{ name: "worker_memory_bytes", label: "In use by all programs" }] },
   { title: "Time outside the computation", unit: "share", fromZero: true, curves: [{ name: "data_wait_share", label: "Waiting for data" }, { name: "checkpoint_blocked_share", label: "Saving checkpoints" }] },
   { title: "Perplexity of the held-out data", unit: "plain", isLoss: true, curves: [{ name: "perplexity", label: "Perplexity", hasPoints: true }] },
-  { title: "Rewards", unit: "plain", curves: [{ name: "rewards_chosen", label: "Chosen", smooth: true }, { name: "rewards_rejected", label: "Rejected", smooth: true }, { name: "rewards_margin", label: "Margin", smooth: true }] },
-  { title: "Reward accuracy", unit: "share", fromZero: true, curves: [{ name: "rewards_accuracy", label: "Training pairs", smooth: true }, { name: "eval_rewards_accuracy", label: "Held-out pairs", hasPoints: true }] },
+  { title: "Rewards", unit: "plain", curves: [{ name: "rewards_chosen", label: "Chosen or desirable", smooth: true }, { name: "rewards_rejected", label: "Rejected or undesirable", smooth: true }, { name: "rewards_margin", label: "Margin", smooth: true }] },
+  { title: "Reward accuracy", unit: "share", fromZero: true, curves: [{ name: "rewards_accuracy", label: "Training", smooth: true }, { name: "eval_rewards_accuracy", label: "Held out", hasPoints: true }] },
 ];
 const NAMES = ["tokens", ...DEFINITIONS.flatMap(({ curves }) => curves.map(({ name }) => name))];
 

@@ -1,4 +1,4 @@
-// The use of a worker's machine over time: cores, memory and GPUs.
+// The usage of a worker's machine over time: cores, memory and GPUs.
 import { request } from "./app.js";
 import { Chart } from "./chart.js";
 
@@ -21,7 +21,7 @@ function definitions({ gpus }) {
     { title: "Memory", unit: "bytes", curves: [{ name: "memory", label: "Memory in use" }] },
   ];
   const ofGpus = [
-    { title: "GPU use", unit: "share", top: 1, curves: curves("utilization") },
+    { title: "GPU utilization", unit: "share", top: 1, curves: curves("utilization") },
     { title: "GPU memory", unit: "bytes", curves: curves("gpu-memory") },
   ];
   return gpus.length ? [...ofGpus, ...machine] : machine;
@@ -54,7 +54,7 @@ function show(response) {
   for (const chart of charts) chart.draw(store, {});
   container.setAttribute("aria-busy", "false");
   state.hidden = response.at.length > 0;
-  state.textContent = "There are no values for this time.";
+  state.textContent = "There are no measurements for this period.";
 }
 
 async function load() {

@@ -1,4 +1,4 @@
-"""The pages of workers in a real browser: devices, the use of the machine now and over time, and draining."""
+"""The pages of workers in a real browser: devices, the usage of the machine now and over time, and draining."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ BEATS = count(1)
 
 @pytest.fixture(scope="module")
 def history(rows: Rows) -> None:
-    """The use of a worker with two GPUs, which was disconnected for some time."""
+    """The usage of a worker with two GPUs, which was disconnected for some time."""
     for resolution in (FINE, COARSE):
         now = resolution.start_of(utc_now().timestamp())
         numbers = [*range(1, 40), *range(80, 150)]
@@ -85,7 +85,7 @@ def test_the_use_of_a_machine_is_shown_now_and_over_time(
     expect(card.locator(".meters")).to_contain_text("100 GiB of 512 GiB")
     expect(card.locator("tbody tr").first).to_contain_text("90 % busy · 60.0 GiB")
     inspector.inspect(visitor, f"{color_scheme}:workers with GPUs")
-    card.get_by_role("link", name="Use over time").click()
+    card.get_by_role("link", name="Usage over time").click()
     expect(page.locator("#figure-utilization-0")).to_contain_text("lowest 70 %")
     expect(page.locator("#figure-cpu")).to_contain_text("lowest 20 %")
     expect(page.locator("#figure-memory canvas")).to_be_visible()

@@ -103,8 +103,8 @@ class ProgressLine(_Line):
     ``mfu`` are between 0 and 1. ``memory_parts``, in an attempt's first line, are the bytes of weights, gradients,
     optimizer state and activations.
 
-    The worker adds the use of its machine: the mean utilization of the job's GPUs there, the memory in use on the
-    fullest of them, and the use of its cores and memory by all programs.
+    The worker adds the usage of its machine: the mean utilization of the job's GPUs there, the memory in use on the
+    fullest of them, and the usage of its cores and memory by all programs.
 
     While data is read, ``documents`` counts the tokenized documents, and ``share`` is the share of the data that was
     read. During a range test, ``share`` is the completed share of it, and no steps are counted.

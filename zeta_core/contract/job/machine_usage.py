@@ -28,7 +28,7 @@ class GpuUsage(_Model):
 
 
 class MachineUsage(_Model):
-    """The use of a machine at one time. ``cpu`` and ``memory_bytes`` include other programs."""
+    """The usage of a machine at one time. ``cpu`` and ``memory_bytes`` include other programs."""
 
     measured_at: datetime
     cpu: Share = Field(description="share of the worker's cores in use")
@@ -48,7 +48,7 @@ class MachineUsage(_Model):
 
 
 class GpuUsageCurves(_Model):
-    """The use of one GPU, with one entry for each time of the `WorkerUsage`."""
+    """The usage of one GPU, with one entry for each time of the `WorkerUsage`."""
 
     device: str
     name: str | None = Field(default=None, description="the model of the GPU; null if the worker no longer has it")
@@ -57,7 +57,7 @@ class GpuUsageCurves(_Model):
 
 
 class WorkerUsage(_Model):
-    """The use of a worker's machine over time: arrays of equal length, oldest first.
+    """The usage of a worker's machine over time: arrays of equal length, oldest first.
 
     Each entry is the mean over an interval that starts at ``at``. Intervals in which the worker was not connected are
     missing.

@@ -105,7 +105,7 @@ class Worker(_Response):
     cores: int
     memory_bytes: int
     usage: MachineUsage | None = Field(
-        default=None, description="the use of the machine now; null if it is not known, as for an older worker"
+        default=None, description="the usage of the machine now; null if it is not known, as for an older worker"
     )
     cpu_kind: str | None = Field(default=None, description="the device kind of a run without GPUs")
     sandbox: str | None = Field(
@@ -124,7 +124,7 @@ class Worker(_Response):
 
     @property
     def gpu_usage(self) -> dict[str, GpuUsage]:
-        """The use of each GPU now, by its device, as far as it is known."""
+        """The usage of each GPU now, by its device, as far as it is known."""
         return {gpu.device: gpu for gpu in self.usage.gpus} if self.usage is not None else {}
 
 

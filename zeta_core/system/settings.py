@@ -129,7 +129,7 @@ def _shown(value: object) -> str:
     """A value as the variable would contain it; empty for an unset one."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _three_quarters_of_the_lease(known: dict[str, Any]) -> float:

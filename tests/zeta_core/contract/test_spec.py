@@ -57,6 +57,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"target_parameters": ["w"]}, "optimizer": "muon"}, "optimizer", "invalid_value"),
         ({"fsdp_shards": 2}, "fsdp_shards", "invalid_value"),
         ({"method": "dpo", "pack": True, "dataset": {"path": "a"}}, "pack", "invalid_value"),
+        ({"method": "orpo", "orpo": {"beta": float("inf")}, "dataset": {"path": "a"}}, "orpo.beta", "invalid_type"),
         ({"kto": {"beta": 0.1}}, "kto", "invalid_value"),
         ({"method": "orpo", "dpo": {"beta": 0.1}, "dataset": {"path": "a"}}, "dpo", "invalid_value"),
         ({"method": "kto", "dataset": {"path": "a", "format": "preference"}}, "dataset.format", "invalid_value"),

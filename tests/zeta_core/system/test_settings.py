@@ -45,6 +45,12 @@ def test_an_invalid_value_is_reported_and_a_secret_is_hidden() -> None:
     assert ExampleSettings.from_environment({"ZETA_API_KEY": "abc"}).masked()["ZETA_API_KEY"] == "***"
 
 
+def test_settings_are_shown_as_a_variable_would_contain_them() -> None:
+    shown = FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s", "ZETA_LEASE_SECONDS": "1209601.5"}).masked()
+    assert (shown["ZETA_LEASE_SECONDS"], shown["ZETA_DATA_ROOT"]) == ("1209601.5", "")
+    assert FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s"}).masked()["ZETA_LEASE_SECONDS"] == "120"
+
+
 def test_a_run_that_is_cut_off_saves_before_its_lease_ends() -> None:
     def limits(**variables: str) -> tuple[float, float, float]:
         read = FleetSettings.from_environment({"ZETA_WORKER_SECRET": "s", **variables})

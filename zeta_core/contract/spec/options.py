@@ -26,7 +26,9 @@ MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template
 
 class Lora(StrictModel):
     r: int = Field(default=16, ge=1, description="rank of the adapter's matrices")
-    lora_alpha: float = Field(default=32, gt=0, description="the adapter's output is scaled by lora_alpha / r")
+    lora_alpha: float = Field(
+        default=32, gt=0, allow_inf_nan=False, description="the adapter's output is scaled by lora_alpha / r"
+    )
     lora_dropout: float = Field(default=0, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: (
         Annotated[str, Field(max_length=1000)]
@@ -72,11 +74,21 @@ class Dpo(StrictModel):
         description="'sigmoid' is the loss of DPO; 'ipo' drives the difference between the answers, per token, towards "
         "1 / (2 beta), and overfits less to pairs without contradictions",
     )
-    beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="strength of the penalty for deviating from the reference model",
+    )
 
 
 class Kto(StrictModel):
-    beta: float = Field(default=0.1, gt=0, description="strength of the penalty for deviating from the reference model")
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="strength of the penalty for deviating from the reference model",
+    )
     desirable_weight: float = Field(
         default=1, gt=0, allow_inf_nan=False, description="weight of the losses of desirable answers"
     )
@@ -91,7 +103,10 @@ class Kto(StrictModel):
 
 class Orpo(StrictModel):
     beta: float = Field(
-        default=0.1, gt=0, description="weight of the odds-ratio loss, which is added to the loss of the chosen answer"
+        default=0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of the odds-ratio loss, which is added to the loss of the chosen answer",
     )
 
 

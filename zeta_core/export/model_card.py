@@ -42,9 +42,10 @@ def gguf_card(spec: ExportSpec, base_model: str | None, file: str) -> str:
 def adapter_part(spec: ExportSpec, base_model: str | None, adapter: Mapping[str, Any]) -> str | None:
     """The part about vLLM for the README of an adapter with this ``adapter_config.json``.
 
-    ``None`` for an adapter that vLLM can't load: it supports neither DoRA nor trained modules.
+    ``None`` for an adapter with DoRA or trained modules, which vLLM can't load, and for one of parameters outside of
+    linear layers, with which vLLM was not tested.
     """
-    if adapter.get("use_dora") or adapter.get("modules_to_save"):
+    if any(adapter.get(name) for name in ("use_dora", "modules_to_save", "target_parameters")):
         return None
     ranks = [adapter.get("r") or 0, *(adapter.get("rank_pattern") or {}).values()]
     rank = next((allowed for allowed in _VLLM_RANKS if allowed >= max(ranks)), None)

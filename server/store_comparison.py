@@ -4,7 +4,7 @@ The database records the files of users, the parts of unfinished uploads, and th
 list their files. Logs and curves are not recorded, so they differ only if their job does not exist.
 
 A running service changes both sides in the meantime. Therefore, a difference counts only if a second comparison finds
-it, too, and what the database does not know of an unfinished job is no difference: its worker reports it later.
+it, too. Objects of unfinished jobs that the database does not know are not differences: workers report them later.
 """
 
 from __future__ import annotations

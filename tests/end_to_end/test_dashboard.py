@@ -116,7 +116,7 @@ def test_rows_of_an_uploaded_file_are_shown_token_by_token(
 
 
 def show_short_rows(page: Page) -> None:
-    """Show rows of which some tokens are cut off, the first one also as a table."""
+    """Show rows that are partly cut off, the first one also as a table."""
     page.fill("#seq_len", "40")
     page.get_by_role("button", name="Show rows").click()
     expect(page.locator("#preview .truncated").first).to_be_visible(timeout=120_000)

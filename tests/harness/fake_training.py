@@ -93,7 +93,7 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
 
 
 class _Dequantize(torch.autograd.Function):
-    """The product with 4-bit weights, of which only the packed ones are saved, as in bitsandbytes."""
+    """The product with 4-bit weights. As in bitsandbytes, only the packed weights are saved for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`ZETA_DOWNLOADS=redirect`: downloads continue at the object store, with links that expire and without the key."""
+"""`ZETA_DOWNLOADS=redirect`: downloads from the object store, with links that expire and without the key."""
 
 import hashlib
 import os

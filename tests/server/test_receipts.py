@@ -94,7 +94,7 @@ def test_a_receipt_is_signed_without_a_request(http: httpx.Client, rows: Rows) -
 
 
 def test_a_job_with_an_invalid_base_blocks_no_other_receipt(http: httpx.Client, rows: Rows) -> None:
-    """A taken-over run has reported a base that is no checkpoint."""
+    """A taken-over run has reported a base that is not a checkpoint."""
     base = {"job": "job_../../files", "checkpoint": "../x"}
     invalid = rows.job(reported=ResolvedSpec.model_validate({"model": base}))
     rows.attempt(invalid)

@@ -39,7 +39,7 @@ NUM_PROMPTS = 8
 MAX_PROMPT_TOKENS = 256
 TEXT_PROMPT_TOKENS = 64  # of a text that is continued
 MAX_DATA_BYTES = 256 << 20  # more would take long to read for eight prompts
-_NUM_CANDIDATES = 64  # documents, of which the first suitable ones are used
+_NUM_CANDIDATES = 64  # documents; the first suitable ones are used
 
 PromptSource = Literal["eval_dataset", "eval_split", "fixed"]
 

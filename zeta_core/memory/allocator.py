@@ -8,7 +8,7 @@ torch's own caching allocator, and other C libraries are not changed.
 
 With activation checkpointing, which saves memory, the opposite is done: freed memory is returned at once. By itself,
 glibc raises the minimum size of such blocks to 32 MB. A forward pass whose tensors take at most 152 MB (the same Llama,
-8,192 tokens) then leaves a heap of 502 MB, of which `malloc_trim` returns all but 122 MB. The peak of the whole step,
+8,192 tokens) then leaves a heap of 502 MB, which `malloc_trim` reduces to 122 MB. The peak of the whole step,
 without gradients, was 1,030 MB, and 288 MB with a fixed minimum size; the tensors take 299 MB.
 """
 

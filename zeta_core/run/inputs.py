@@ -204,7 +204,7 @@ def _require_copy(chosen: Checkpoint, copy: Checkpoint, node_rank: int) -> None:
 
 
 def require_equal_inputs(plan: Plan, processes: Processes) -> None:
-    """Raise `CannotTrain` if the nodes have read different data or weights, of which each has copies of its own."""
+    """Raise `CannotTrain` if the nodes have read different copies of the data or the weights."""
     for what, fingerprint in (("data", plan.data), ("base model", plan.base)):
         found = processes.gather(fingerprint)
         different = [node for node, rank in enumerate(processes.first_ranks) if found[rank] != found[0]]

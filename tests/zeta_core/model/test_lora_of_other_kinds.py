@@ -103,7 +103,7 @@ def mixture(kind: str) -> Any:
 
 
 def is_left(name: str, parameter: torch.Tensor) -> bool:
-    """Whether LoRA leaves this weight alone: norms, embeddings, the head, and routers that are no linear layers."""
+    """Whether LoRA leaves this weight alone: norms, embeddings, the head, and routers that are not linear layers."""
     return (
         parameter.dim() == 1
         or "embed_tokens" in name

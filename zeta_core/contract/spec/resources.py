@@ -30,8 +30,9 @@ class Resources(StrictModel):
     )
     exact: bool = Field(
         default=False,
-        description="wait for a worker with the same device kind, so that later attempts have bit-identical results; "
-        "otherwise the job prefers one, and continues on another with the warning device_changed",
+        description="wait for a worker with the same device kind, so that later attempts can have bit-identical "
+        "results (on GPUs with 'deterministic'); otherwise the job prefers one, and continues on another with the "
+        "warning device_changed",
     )
     gpu_model: Label | None = Field(
         default=None,

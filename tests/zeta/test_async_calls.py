@@ -48,7 +48,12 @@ def test_a_runtime_error_of_a_stream_is_raised_instead_of_waiting_for_ever() -> 
 def test_the_thread_of_a_stream_that_is_left_ends_with_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     failures: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
+    before = set(threading.enumerate())
     for _ in range(20):
         assert asyncio.run(read_one()) == 1
-    wait_until(lambda: not any(thread.name == "zeta-stream" for thread in threading.enumerate()), 10, "the threads")
+
+    def streams() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "zeta-stream"} - before
+
+    wait_until(lambda: not streams(), 10, "the threads to end")
     assert not failures

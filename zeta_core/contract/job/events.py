@@ -112,8 +112,8 @@ class ProgressLine(_Line):
     In an evaluation, ``documents`` counts the evaluated documents, and ``share`` is the share of them, over all models.
     With the methods ``dpo``, ``kto`` and ``orpo``, a loss is the mean over pairs or labeled answers. ``rewards`` are
     means, too: ``chosen`` (or desirable), ``rejected`` (or undesirable), their ``margin``, and ``accuracy``, the share
-    of pairs whose chosen answer has the higher reward. With ``kto``, it is the share of answers whose reward is on the
-    right side of beta times ``kl``, the estimated divergence from the reference model.
+    of pairs whose chosen answer has the higher reward. With ``kto``, an answer counts in ``accuracy`` if its reward is
+    above (desirable) or below (undesirable) beta times ``kl``, the estimated divergence from the reference model.
     """
 
     type: Literal["progress"] = "progress"

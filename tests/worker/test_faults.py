@@ -95,10 +95,10 @@ def test_a_run_cut_off_from_the_server_ends_before_its_next_attempt_starts(fleet
 @pytest.mark.extended
 def test_a_run_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) -> None:
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="2", **SHORT)
-    running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
     hanging = fleet.submit(steps="3", then="hang")
-    fleet.wait_for_step(running, 25)
     fleet.wait_for_step(hanging, 3)
+    running = fleet.submit(steps="160", seconds_per_step="0.05", checkpoint_every="20")
+    fleet.wait_for_step(running, 25)
     worker.kill()
     worker.wait()
     fleet.start_worker("w2", **SHORT)

@@ -145,7 +145,9 @@ def test_a_compressed_arrow_file_that_expands_is_rejected(write: Callable[..., A
 @pytest.mark.extended
 def test_a_json_row_that_takes_many_times_its_size_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "", "more": [' + "[]," * 25_000_000 + "[]]}\n")
-    with pytest.raises(InvalidData, match=r"a\.jsonl: decoding it requires more than (400 MiB of memory|4 s of CPU time)"):
+    with pytest.raises(
+        InvalidData, match=r"a\.jsonl: decoding it requires more than (400 MiB of memory|4 s of CPU time)"
+    ):
         tokens_of(tmp_path / "a.jsonl")
 
 

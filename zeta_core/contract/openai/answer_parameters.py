@@ -147,9 +147,8 @@ def chat_query(body: Any) -> AnswerQuery:
                 f"messages.{number}.content is null; only a message with tool_calls may have no content.",
                 param=f"messages.{number}.content",
             )
-    offered = (
-        parameters.tools if parameters.tool_choice != "none" else None
-    )  # the model sees only tools that it may call
+    # The model sees only tools that it may call.
+    offered = parameters.tools if parameters.tool_choice != "none" else None
     tools = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in offered or []]
     prompt = Prompt(messages=[_rendered(message) for message in parameters.messages], tools=tools or None)
     max_tokens = parameters.max_completion_tokens or parameters.max_tokens

@@ -4,8 +4,8 @@ The cache entry of a dataset is the directory ``<cache>/tokens-<hash>/``. It con
 uint16 or uint32), ``offsets.npy`` (int64, one more than the number of documents), ``rows.npy`` (the source line of each
 document), ``hashes.npy`` (uint64, a hash of each document's ids), ``groups.npy`` (uint64, a hash of each document's
 value of ``group_by``; empty without it), ``labels.npy`` (whether each document is a desirable answer; empty for data
-without such labels) and ``meta.json``. If only some tokens are trained on, ``supervised.bin``
-contains a byte for each token.
+without such labels) and ``meta.json``. If only some tokens are trained on, ``supervised.bin`` contains a byte for each
+token.
 
 Guarantees: an entry is written to a temporary directory, flushed, and renamed under a file lock, so one of several
 ranks or jobs does the work and the others wait for it. A visible entry is complete, and its size is checked before use.

@@ -50,7 +50,7 @@ async def request_removal(session: AsyncSession, key: str) -> None:
 
 
 async def due_removals(database: Database) -> list[str]:
-    """The keys of objects to remove, the oldest first; also those of abandoned uploads."""
+    """The keys of objects to remove, the oldest first, also those of abandoned uploads; postponed ones last."""
     is_abandoned = ObjectRemovalRow.created_at < utc_now() - UPLOAD_AGE
     async with database.read() as session:
         num_rows = await session.scalar(select(func.count()).select_from(ObjectRemovalRow))
@@ -61,6 +61,13 @@ async def due_removals(database: Database) -> list[str]:
     due = select(ObjectRemovalRow.key).where(ObjectRemovalRow.is_due).order_by(ObjectRemovalRow.created_at)
     async with database.read() as session:
         return list(await session.scalars(due.limit(MAX_REMOVALS)))
+
+
+async def postpone_removal(database: Database, key: str) -> None:
+    """Try all other objects that are due before this one, whose removal has failed."""
+    is_due = update(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due)
+    async with database.write() as session:
+        await session.execute(is_due.values(created_at=utc_now()))
 
 
 async def removal_done(database: Database, key: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from server.artifacts import Artifacts
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
-from server.database.object_removals import due_removals, removal_done
+from server.database.object_removals import due_removals, postpone_removal, removal_done
 
 PACE_SECONDS = 10.0
 
@@ -30,8 +30,12 @@ async def remove_now(database: Database, artifacts: Artifacts, key: PurePosixPat
 
 
 async def remove_due(database: Database, artifacts: Artifacts) -> None:
-    """Remove all objects that are due. Raises `OSError` if the store fails; the rest is removed later."""
+    """Remove all objects that are due. Raises `OSError` if one can't be removed; the rest is removed first later."""
     while keys := await due_removals(database):
         for key in keys:
-            await asyncio.to_thread(artifacts.remove, PurePosixPath(key))
+            try:
+                await asyncio.to_thread(artifacts.remove, PurePosixPath(key))
+            except OSError:
+                await postpone_removal(database, key)
+                raise
             await removal_done(database, key)

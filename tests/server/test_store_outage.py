@@ -1,19 +1,28 @@
 """An artifact store that fails: requests report it, and no object of a deleted file or failed upload is forgotten."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.artifacts import Artifacts, stored_file_key
+from server.artifacts import Artifacts, parts_key, stored_file_key
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
-from server.database.object_removals import UPLOAD_AGE, ObjectRemovalRow, announce_upload, complete_upload
-from server.database.tables import FileRow
+from server.database.object_removals import (
+    UPLOAD_AGE,
+    ObjectRemovalRow,
+    announce_upload,
+    complete_upload,
+    request_removal,
+)
+from server.database.tables import FileRow, UploadRow
+from server.uploads.expiry import remove_expired
 from server.uploads.quota import OpenUploads
 from server.uploads.removals import remove_due
 from tests.harness.seaweedfs import SeaweedServer
@@ -130,3 +139,54 @@ async def test_the_object_of_an_abandoned_upload_is_removed_and_that_of_a_new_on
             await complete_upload(session, abandoned)
     await remove_due(database, artifacts)
     assert (artifacts.root / new).exists()
+
+
+@pytest.mark.anyio
+async def test_an_object_that_cannot_be_removed_does_not_keep_later_ones(database: Database, tmp_path: Path) -> None:
+    artifacts = Artifacts(FolderStore(tmp_path / "store"))
+    await asyncio.to_thread(artifacts.prepare)
+    stuck, later = (str(stored_file_key(new_id("file"))) for _ in range(2))
+    for key in (stuck, later):
+        (artifacts.root / key).write_text("deleted")
+        async with database.write() as session:
+            await request_removal(session, key)
+    async with immutable(artifacts.root / stuck):
+        for _ in range(2):
+            with pytest.raises(OSError, match="not permitted"):
+                await remove_due(database, artifacts)
+        assert not (artifacts.root / later).exists()
+    await remove_due(database, artifacts)
+    assert not (artifacts.root / stuck).exists()
+
+
+@asynccontextmanager
+async def immutable(file: Path) -> AsyncGenerator[None]:
+    """Let nobody remove the file until the block ends; skips the test where this is not possible."""
+    if await (await asyncio.create_subprocess_exec("chattr", "+i", file, stderr=asyncio.subprocess.DEVNULL)).wait():
+        pytest.skip("this user or file system can't make a file immutable")
+    try:
+        yield
+    finally:
+        await (await asyncio.create_subprocess_exec("chattr", "-i", file)).wait()
+
+
+@pytest.mark.anyio
+async def test_only_an_upload_that_is_still_expired_is_removed(database: Database, tmp_path: Path) -> None:
+    artifacts = Artifacts(FolderStore(tmp_path / "store"))
+    await asyncio.to_thread(artifacts.prepare)
+    expired, renewed = new_id("upload"), new_id("upload")
+    now = utc_now()
+    fields = {"project": "p", "created_by": "k", "filename": "a", "bytes": 4, "purpose": "dataset", "status": "pending"}
+    async with database.write() as session:
+        for upload_id, minutes in ((expired, -1), (renewed, 1)):
+            session.add(UploadRow(id=upload_id, created_at=now, expires_at=now + timedelta(minutes=minutes), **fields))
+    for upload_id in (expired, renewed):
+        part = artifacts.root / parts_key(upload_id) / "part"
+        part.parent.mkdir(parents=True)
+        part.write_text("text")
+    await remove_expired(database, artifacts)
+    assert not (artifacts.root / parts_key(expired)).exists()
+    assert (artifacts.root / parts_key(renewed) / "part").exists()
+    async with database.read() as session:
+        assert list(await session.scalars(select(UploadRow.id))) == [renewed]
+        assert list(await session.scalars(select(ObjectRemovalRow.key))) == []

@@ -1,6 +1,7 @@
 """Uploads in a real browser: chosen and dropped files, also after a lost connection or a reload."""
 
 import hashlib
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,16 @@ def limit_speed(page: Page, bytes_per_second: int) -> None:
 def num_parts(server: ServerProcess) -> int:
     """The number of stored parts of unfinished uploads."""
     return len([path for path in (server.settings.artifacts / "uploads").glob("*/*") if path.is_file()])
+
+
+def wait_for_first_part(page: Page) -> None:
+    """Wait until the browser knows that the first part is stored."""
+
+    def num_known() -> int:
+        uploads = json.loads(page.evaluate("localStorage.getItem('zeta.uploads')") or "[]")
+        return sum(len(upload["partIds"]) for upload in uploads)
+
+    wait_until(lambda: num_known() == 1, 60, "the first part to be stored")
 
 
 def start_upload(page: Page, path: Path) -> None:
@@ -85,7 +96,7 @@ def test_an_upload_survives_a_restart_of_the_server(
     page.goto(page.url + "files")
     limit_speed(page, 6 << 20)
     start_upload(page, large_file)
-    wait_until(lambda: num_parts(server) == 1, 60, "the first part to be stored")
+    wait_for_first_part(page)
     server.end(signal.SIGKILL)
     expect(page.locator("#uploads .waiting")).to_contain_text("The upload continues by itself.", timeout=20_000)
     server.start()
@@ -102,7 +113,7 @@ def test_an_upload_continues_after_a_reload(visit: Visit, server: ServerProcess,
     num_earlier = rows.count()
     limit_speed(page, 6 << 20)
     start_upload(page, large_file)
-    wait_until(lambda: num_parts(server) == 1, 60, "the first part to be stored")
+    wait_for_first_part(page)
     page.reload()
     line = page.locator("#uploads li", has_text="large.txt")
     expect(line).to_contain_text("interrupted at 8.0 MiB of 16.0 MiB. Choose the file again to continue.")
@@ -119,7 +130,7 @@ def test_an_interrupted_upload_is_discarded(visit: Visit, server: ServerProcess,
     page.goto(page.url + "files")
     limit_speed(page, 6 << 20)
     start_upload(page, large_file)
-    wait_until(lambda: num_parts(server) == 1, 60, "the first part to be stored")
+    wait_for_first_part(page)
     page.get_by_role("button", name="Cancel large.txt").click()
     expect(page.locator("#uploads li")).to_contain_text("cancelled")
     wait_until(lambda: num_parts(server) == 0, 10, "the parts to be removed")

@@ -192,7 +192,7 @@ def test_ctrl_c_detaches_and_the_job_continues_until_cancelled(
 
     queued = client.submit(TINY_JOB)  # the only slot is taken
     wait_until(lambda: client.job(queued.id).waiting_reason, 20, "the waiting reason of the queued job")
-    assert "queued (workers_busy)" in service.command("jobs").stdout
+    assert "workers_busy" in service.command("job", queued.id).stdout
     for job in (queued.id, job_id):
         assert service.command("cancel", job).returncode == 0
         ended = service.command("wait", job)

@@ -60,6 +60,7 @@ def test_a_host_that_is_cut_off_ends_the_attempt_and_rejoins(fleet: HostFleet, r
     running.check_next_attempt()
 
 
+@pytest.mark.slow
 def test_the_first_host_loses_its_power_and_restarts(fleet: HostFleet, running: SharedJob) -> None:
     fleet.hosts["a"].vanish()
     running.wait_for_end("worker_lost")
@@ -97,6 +98,7 @@ def test_a_time_limit_ends_all_nodes_with_a_checkpoint(fleet: HostFleet) -> None
     fleet.check_nothing_remains(job_id)
 
 
+@pytest.mark.slow
 def test_an_elastic_job_continues_from_the_bucket_on_other_hosts(fleet: HostFleet) -> None:
     """Hosts ``a`` and ``b`` are lost, ``c`` continues alone, and ``d`` joins it."""
     metadata = {**METADATA, "steps": "600"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def _show_live(client: Client, interval: float) -> None:
         head = [(problem or title)[: size.width], ""]
         return Text("\n".join([*head, *activity_lines(activity, size.width, size.height - len(head))]), no_wrap=True)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts a command with `&` ignores it
     activity = Activity.load(client)
     console = Console(highlight=False)
     stopped = Event()

@@ -101,7 +101,7 @@ def test_a_run_without_a_worker_ends_itself_even_if_it_hangs(fleet: SmallFleet) 
     fleet.wait_for_step(running, 25)
     worker.kill()
     worker.wait()
-    fleet.start_worker("w2", **SHORT)
+    fleet.start_worker("w2", ZETA_WORKER_SLOTS="2", **SHORT)
     for job_id in (running, hanging):
         check_ended_before_the_next(fleet, job_id)
     check_finished(fleet, running, steps=160, attempts=["worker_lost", "completed"])

@@ -49,11 +49,6 @@ def start_child(
     stop_signal: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """Start a server whose output goes to ``log_file`` (appended) and which ends with this process."""
-
-    def end_with_parent() -> None:
-        if sys.platform == "linux":
-            _libc.prctl(PR_SET_PDEATHSIG, stop_signal)
-
     with log_file.open("ab") as log:
         return subprocess.Popen(
             [str(word) for word in command],
@@ -64,8 +59,14 @@ def start_child(
             user=account.uid if account else None,
             group=account.gid if account else None,
             extra_groups=[] if account else None,
-            preexec_fn=end_with_parent,
+            preexec_fn=lambda: end_with_parent(stop_signal),
         )
+
+
+def end_with_parent(stop_signal: signal.Signals) -> None:
+    """Let this process get the signal when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        _libc.prctl(PR_SET_PDEATHSIG, stop_signal)
 
 
 def stop_child(child: Child, *, stop_signal: signal.Signals, timeout_seconds: float = 60) -> int:

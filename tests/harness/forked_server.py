@@ -6,7 +6,6 @@ point as ``python -m server``, with its own environment; `tests.harness.children
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from tests.harness.children import end_with_parent
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["server.__main__"])
@@ -58,8 +57,7 @@ class ForkedServer:
 
 def _serve(environment: dict[str, str], log_file: str, max_open_files: int | None) -> None:
     """Become the server, as ``python -m server`` with this environment would."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)

@@ -195,8 +195,7 @@ def test_a_request_to_a_dying_fork_server_starts_the_run_once(
     assert not processes.is_unlocked(tree.directory), "the request holds the lock"
     if not is_stopped:
         server.kill()
-    process = machine.start(tree)
-    assert process.ppid() in (os.getpid(), server.pid)
+    process = machine.start(tree)  # by this process, or by the fork server before it was killed
     assert [found.pid for found in tree.processes.alive()] == [process.pid]
     assert machine.end(tree, 4) in (4, None)
 

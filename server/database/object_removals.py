@@ -1,8 +1,8 @@
 """Objects of the artifact store that are to be removed, recorded before anything is stored or removed.
 
 An object and its row can't change in one transaction: a server may be killed, or the store may fail, in between.
-Guarantees: every object of an upload has a row of its own (`FileRow` or `UploadPartRow`) or is recorded here, so that
-none is forgotten, and an object that is due here has no row, so that none is removed that is needed.
+Guarantees: every object of an upload has a row of its own (`FileRow` or `UploadPartRow`) or is recorded here, so no
+object is forgotten. An object that is due here has no row, so no object that is needed is removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Removes the objects of deleted files and failed uploads from the artifact store.
+"""Removes the objects of deleted files, and of failed and expired uploads, from the artifact store.
 
 Guarantees: an object that is recorded in `object_removals` is removed as soon as the store responds, also if the server
 is killed in the meantime. Removing it again is harmless.
@@ -30,7 +30,7 @@ async def remove_now(database: Database, artifacts: Artifacts, key: PurePosixPat
 
 
 async def remove_due(database: Database, artifacts: Artifacts) -> None:
-    """Remove all objects that are due. Raises `OSError` if one can't be removed; the rest is removed first later."""
+    """Remove all due objects. Raises `OSError` if one can't be removed; the next call tries all others first."""
     while keys := await due_removals(database):
         for key in keys:
             try:

@@ -88,7 +88,7 @@ def test_a_fork_bomb_ends_with_its_reason_and_leaves_nothing(
     assert (job.status_reason, job.attempt) == ("process_killed", 1), fleet.logs()
     assert job.error is not None
     assert job.error["code"] == "process_limit"
-    assert "more than 200 processes and threads" in job.error["message"]
+    assert "exceeded its limit of 200 processes and threads" in job.error["message"]
     assert "ZETA_JOB_PROCESSES" in job.error["hint"]
     assert not processes_of_job(job_id)
     assert worker.poll() is None

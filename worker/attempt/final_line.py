@@ -98,7 +98,7 @@ def _process_limit_line(tree: ProcessTree, limit: int) -> StatusLine:
     """The last line of a run that was killed because it exceeded its number of processes and threads."""
     error = JobError(
         code="process_limit",
-        message=f"The run created more than {limit:,} processes and threads, its limit, and was ended.",
+        message=f"The run exceeded its limit of {limit:,} processes and threads and was ended.",
         hint="Use fewer processes, such as num_workers; a larger ZETA_JOB_PROCESSES on the worker allows more.",
         evidence=JobErrorEvidence(signal="SIGKILL", log_tail=_log_tail(tree.directory / LOG_FILE)),
     )

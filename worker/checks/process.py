@@ -124,7 +124,7 @@ class CheckProcess:
             )
         if (limit := exceeded_limit(directory)) is not None:
             return (
-                f"The check created more than {limit:,} processes and threads, its limit, and was ended; a larger "
+                f"The check exceeded its limit of {limit:,} processes and threads and was ended; a larger "
                 "ZETA_JOB_PROCESSES on the worker allows more."
             )
         if status == -signal.SIGXFSZ:

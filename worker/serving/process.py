@@ -94,7 +94,7 @@ class ServingProcess:
             self._tree.kill()  # its directory was removed, so it has no lock that could be checked
         self._is_over.set()
         if (limit := exceeded_limit(self.directory)) is not None:
-            message = "%s created more than %d processes and threads (ZETA_JOB_PROCESSES), and was ended."
+            message = "%s exceeded its limit of %d processes and threads (ZETA_JOB_PROCESSES) and was ended."
             logger.warning(message, self.directory.name, limit, extra={"action": "serve"})
         shutil.rmtree(self.directory, ignore_errors=True)
         return True

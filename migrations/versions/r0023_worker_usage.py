@@ -1,4 +1,4 @@
-"""Add the use of workers' machines over time, and an index of the events other than progress by their type."""
+"""Add the usage of workers' machines over time, and an index of the events other than progress by their type."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SavedArtifacts:
 
 
 def named_files(database: Path) -> NamedFiles:
-    """What the rows of a saved database name."""
+    """The files that the rows of a saved database name."""
     with engine(DatabaseAddress("sqlite", str(database))) as opened, opened.connect() as connection:
         files: dict[PurePosixPath, tuple[int, str | None]] = {
             stored_file_key(row.id): (row.bytes, row.sha256)
@@ -86,7 +86,7 @@ def save_artifacts(store: ArtifactStore, directory: BackupDirectory, named: Name
 def _save_checkpoint(
     store: ArtifactStore, directory: BackupDirectory, saved: SavedArtifacts, job_id: str, name: str
 ) -> SavedCheckpoint | None:
-    """``None`` if the checkpoint is missing or damaged, or was replaced in the meantime."""
+    """Copy a checkpoint; ``None`` if it is missing or damaged, or was replaced in the meantime."""
     try:
         stored = store.checkpoint(job_id, name)
     except BrokenCheckpoint:

@@ -1,9 +1,9 @@
 """The folder of a backup: ``backup.json``, and the content of all files in ``objects/``, named by their SHA-256.
 
 Guarantees: ``backup.json`` is written last, by one rename, and objects are removed only after that, so a backup that is
-interrupted leaves the earlier one usable. An object has the content that its name says; it is stored once, whatever the
-number of files with this content, and never copied again by later backups into the same folder. Only the owner of the
-folder can read it, because it contains the secrets of the database.
+interrupted leaves the earlier one usable. An object appears only with the content that its name states. Equal files are
+stored once, and later backups into the same folder don't copy them again. Only the owner of the folder can read it,
+because it contains the secrets of the database.
 
 All functions block and raise `OSError`.
 """

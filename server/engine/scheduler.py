@@ -246,7 +246,7 @@ class Scheduler:
                 return
 
     async def _give_up_start(self, unsent: Dispatch) -> None:
-        """End an attempt on several workers, one of which could not be notified, instead of waiting for its claim."""
+        """Immediately end an attempt on several workers if one of them can't be notified, and so won't claim it."""
         async with self._database.write() as session:
             job = await lock_job(session, unsent.job_id)
             attempt = await session.get(AttemptRow, (unsent.job_id, unsent.attempt))

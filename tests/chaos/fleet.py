@@ -65,7 +65,7 @@ class Host:
         store: Path,
         address: str,
     ) -> None:
-        """``address`` is one of the loopback network, at which the workers of other hosts reach this one."""
+        """``address`` is a loopback address at which the workers of other hosts reach this one."""
         self.name = name
         self.home = folder / "home"
         self.relay = TcpRelay(valkey.port)

@@ -1,6 +1,6 @@
 """A service under attack: ``zeta up``, or a server and a worker, with everything that is observed about it.
 
-Observed are its responses, its logs and artifacts, the files that its processes open, and the time of other requests.
+Its responses, logs and artifacts, the files that its processes open, and the duration of other requests are observed.
 """
 
 from __future__ import annotations

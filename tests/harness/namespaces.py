@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 
 
 class NamespacesUnavailable(Exception):
-    """This machine does not permit network namespaces; the text says why."""
+    """Network namespaces can't be created on this machine; the message gives the reason."""
 
 
 class Namespaces:
@@ -49,7 +49,7 @@ class Namespaces:
 
     @contextmanager
     def separated(self, host: int, other: int) -> Generator[None]:
-        """Within the context, the two hosts cannot reach each other, but all others."""
+        """Within the context, the two hosts can reach all others, but not each other."""
         routes = [
             ("-n", self._names[source], "route", action, "unreachable", f"{self.addresses[target]}/32")
             for source, target in ((host, other), (other, host))

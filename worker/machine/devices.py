@@ -102,7 +102,7 @@ def memory_bytes() -> int:
 
 
 def words_of(file: str) -> list[str]:
-    """The words of a file of control groups; none if there is no such file."""
+    """The words in a control-group file; empty if the file can't be read."""
     try:
         return Path(file).read_text().split()
     except OSError:

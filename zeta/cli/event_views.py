@@ -130,6 +130,6 @@ def open_view(as_json: bool, job_id: str) -> Generator[View]:
     if console.is_dumb_terminal or console.width < MIN_WIDTH:  # TERM=dumb (Emacs), COLUMNS=0
         yield PlainView(job_id)
         return
-    # Without a thread that refreshes the line: it could draw it again while this one prints an event above it.
+    # A thread that refreshes the line could draw it again while this thread prints an event above it.
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         yield TerminalView(live, job_id)

@@ -82,7 +82,8 @@ def _show_live(client: Client, interval: float) -> None:
         head = [(problem or title)[: size.width], ""]
         return Text("\n".join([*head, *activity_lines(activity, size.width, size.height - len(head))]), no_wrap=True)
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts a command with `&` ignores it
+    # A command that a script starts with `&` ignores SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     activity = Activity.load(client)
     console = Console(highlight=False)
     stopped = Event()

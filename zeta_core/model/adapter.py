@@ -212,5 +212,5 @@ def _stacks(model: nn.Module, adapter: str) -> dict[str, _Stack]:
 
 
 def _without_wrappers(name: str) -> str:
-    """The name of a weight without peft's wrappers, several of which may enclose the module of an expert."""
+    """The name of a weight without the part that each of peft's wrappers adds; wrappers may be nested."""
     return ".".join(part for part in name.split(".") if part != "base_layer")

@@ -143,7 +143,7 @@ def _generation_config(directory: Path) -> object:
 
 
 def _default_config(model: Any) -> object:
-    """As transformers creates it for a model without a file of its own."""
+    """The generation settings that transformers uses for a model without a file of them."""
     from transformers import GenerationConfig
 
     return GenerationConfig.from_model_config(model.config)

@@ -57,7 +57,7 @@ class GradientAccumulator:
         """Call ``compute``; whenever memory runs out, halve the micro-batch, double the accumulation, and retry.
 
         This happens only in a single process, because the other ranks would wait in a collective; several ranks agree
-        on a split before (`_agree_on_a_split`). Each retry starts from the same random state.
+        on a split beforehand (`_agree_on_a_split`). Each retry starts from the same random state.
         """
         may_retry = self._may_split and self.engine.processes.world_size == 1
         random_state = get_random_state() if may_retry else {}

@@ -148,7 +148,7 @@ class Curves(_Response):
     second, whose ``loss`` and rewards are means over the steps since the previous entry. Fields with a default are
     empty if an older server does not send them. ``peak_memory_bytes`` is that of the first process. ``gpu_utilization``
     is the mean over the job's GPUs on its first worker, ``gpu_memory_bytes`` the memory in use on the fullest of them,
-    and ``worker_...`` the use of that worker's machine by all programs. ``rewards_...`` are the rewards
+    and ``worker_...`` the usage of that worker's machine by all programs. ``rewards_...`` are the rewards
     (`ProgressLine.rewards`) of the trained answers; ``eval_...`` and ``perplexity`` refer to the held-out data.
     """
 

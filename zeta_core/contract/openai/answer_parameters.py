@@ -119,8 +119,8 @@ class TextParameters(_Parameters):
 class AnswerQuery:
     """A validated request: the requested model, the prompt, how to answer, and the form of the response.
 
-    ``prompt`` may contain several texts, each of which gets ``options.n`` answers. ``echoed`` are the texts that their
-    answers begin with.
+    ``prompt`` may contain several texts, and each gets ``options.n`` answers. ``echoed`` contains these texts if the
+    answers must begin with them.
     """
 
     model: str

@@ -253,7 +253,7 @@ def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:
 
 
 def _preference_faults(options: OptionFields) -> Iterator[ErrorDetail]:
-    """Options without effect on answers, each of which is a sequence of its own."""
+    """Options that have no effect when preferences are learned."""
     method = options.method
     if options.train_on not in (None, "completion"):
         yield invalid_value("train_on", options.train_on, f"method {method!r} always trains on the answers; omit it")

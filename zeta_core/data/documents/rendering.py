@@ -125,7 +125,7 @@ class Renderer:
 
 
 def _one_text_each(answers: list[Conversation]) -> list[Conversation]:
-    """``answers``, each of which must be one text, because its probability is computed at once."""
+    """Return ``answers`` if each is a single text, because its probability is computed at once; else raise."""
     if any(len(answer.texts) > 1 for answer in answers):
         raise Unlearnable(
             "the chat template does not render the turns of the answer as one text; provide an answer of one turn."

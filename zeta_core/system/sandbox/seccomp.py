@@ -67,7 +67,7 @@ class _Condition:
 class _Rule:
     """If all conditions hold, the call fails with ``error`` without being executed; 0 pretends success.
 
-    Otherwise ``otherwise`` happens; the same if ``error`` is ``None``.
+    If one of them does not hold, or ``error`` is ``None``, the filter returns the action ``otherwise``.
     """
 
     call: str
@@ -80,8 +80,8 @@ def filter_calls(*, lock: int | None, unix_sockets: bool, truncate: bool, tasks:
     """Filter the system calls of this thread and everything that it starts. ``PR_SET_NO_NEW_PRIVS`` must be set.
 
     ``lock`` is the descriptor to keep. Without ``truncate``, truncating a file by its path fails, which old versions of
-    Landlock don't cover. ``tasks`` are new processes and threads; if they are ``asked`` for, the descriptor of the
-    notifications is returned, and each call that creates one waits for its answer. Raises `OSError`.
+    Landlock don't cover. ``tasks`` determines what happens to calls that create processes or threads. If it is
+    ``asked``, each of them waits for an answer, and the descriptor of the notifications is returned. Raises `OSError`.
     """
     rules = [*_general_rules(), *_task_rules(tasks), *(() if lock is None else _lock_rules(lock))]
     if not unix_sockets:

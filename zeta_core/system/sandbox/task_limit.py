@@ -1,12 +1,12 @@
 """Limits the number of processes and threads of a sandbox.
 
-The kernel holds every call that creates one until a guard has allowed it (seccomp's user notification). The guard is a
-small process outside of the sandbox, which counts them. Beyond the limit, it allows nothing more, creates a file that
-tells the worker the reason, and kills every process of the sandbox. Those that try to create more wait meanwhile, so a
-fork bomb takes no processor time from the guard. The guard exits with the last process of the sandbox. If it is killed,
-the sandbox can create no more processes.
+A guard, which is a small process outside of the sandbox, counts the processes and threads. The kernel holds each call
+that creates one until the guard has allowed it (seccomp's user notification). When the limit is exceeded, the guard
+allows no more calls, writes a file from which the worker learns the reason, and kills every process of the sandbox.
+Meanwhile, processes that try to create others are stopped, so a fork bomb takes no processor time from the guard. The
+guard exits with the last process of the sandbox. If it is killed, the sandbox can create no more processes.
 
-RLIMIT_NPROC does not limit root and counts all processes of a user, and control groups need a delegation.
+RLIMIT_NPROC does not limit root and counts all processes of a user, and control groups need delegated permissions.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state
-from zeta_core.data.sequences import Sequences, micro_batches
+from zeta_core.data.sequences import Sequences, largest_micro_batch, micro_batches
 from zeta_core.objective.loss import LossFunction
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
@@ -38,7 +38,7 @@ class MemoryTrial:
 
     def run(self, plan: Plan, window: NDArray[np.int64]) -> dict[int, str]:
         """Compute this rank's largest micro-batch. Returns the error of each rank whose memory ran out."""
-        own = max(self._micro_batches(plan, window, self._engine.processes.rank), key=self._size_of)
+        own = max(self._micro_batches(plan, window), key=self._size_of)
         errors = self._engine.processes.gather(self._error_of(own, repeat=plan.gradient_accumulate_every > 1))
         failed = {rank: error for rank, error in enumerate(errors) if error is not None}
         if not failed:
@@ -52,15 +52,15 @@ class MemoryTrial:
 
     def _size(self, plan: Plan, window: NDArray[np.int64]) -> int:
         """The positions of the largest micro-batch of any rank, padding included."""
-        ranks = range(self._engine.processes.world_size)
-        return max(self._size_of(micro) for rank in ranks for micro in self._micro_batches(plan, window, rank))
+        world_size = self._engine.processes.world_size
+        return largest_micro_batch(self._sequences.widths(window), micro_batch=plan.batch_size, world_size=world_size)
 
     def _size_of(self, micro: _MicroBatch) -> int:
-        return self._sequences.num_positions(micro[0])
+        return len(micro[0]) * int(self._sequences.widths(micro[0]).max())
 
-    def _micro_batches(self, plan: Plan, window: NDArray[np.int64], rank: int) -> Iterator[_MicroBatch]:
-        world_size = self._engine.processes.world_size
-        return micro_batches(window, micro_batch=plan.batch_size, world_size=world_size, rank=rank)
+    def _micro_batches(self, plan: Plan, window: NDArray[np.int64]) -> Iterator[_MicroBatch]:
+        processes = self._engine.processes
+        return micro_batches(window, micro_batch=plan.batch_size, world_size=processes.world_size, rank=processes.rank)
 
     def _error_of(self, micro: _MicroBatch, *, repeat: bool) -> str | None:
         """The message of the allocation that failed. With ``repeat``, the gradients of a first pass exist as well."""

@@ -38,7 +38,7 @@ def test_the_first_token_of_a_document_is_not_a_target_and_positions_restart() -
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("lengths", [[7, 3, 64, 1, 2, 33], [2] * 40, [100], [16, 16, 17]])
-def test_target_counts_match_the_batches(lengths: list[int], pack: bool) -> None:
+def test_target_counts_and_widths_match_the_batches(lengths: list[int], pack: bool) -> None:
     sequences = Sequences(random_documents(lengths), 16, pack=pack)
     for index in range(len(sequences)):
         one = np.array([index])
@@ -46,6 +46,7 @@ def test_target_counts_match_the_batches(lengths: list[int], pack: bool) -> None
     indices = np.arange(len(sequences))
     batch = sequences.batch(indices, len(indices))
     assert sequences.num_targets(indices) == batch.num_targets
+    assert batch.ids_BT.shape[1] == sequences.widths(indices).max()
 
 
 def test_without_packing_each_document_has_its_own_sequences() -> None:

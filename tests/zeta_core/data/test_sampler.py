@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zeta_core.data.sequences import Sampler, micro_batches
+from zeta_core.data.sequences import Sampler, largest_micro_batch, micro_batches
 
 
 def test_every_epoch_has_every_sequence_once_in_a_new_order() -> None:
@@ -32,3 +32,13 @@ def test_ranks_together_train_each_sequence_of_a_window_once(world_size: int, si
     assert sorted(counted) == window.tolist()
     shapes = {tuple(len(rows) for rows, _ in rank) for rank in ranks}
     assert len(shapes) == 1, "every rank has the same micro-steps, or a collective would hang"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 5, 12, 24, 25])
+def test_the_largest_micro_batch_is_that_of_all_ranks(world_size: int, size: int) -> None:
+    widths = np.random.default_rng(size).integers(1, 100, size)
+    window = np.arange(size)
+    ranks = [list(micro_batches(window, micro_batch=3, world_size=world_size, rank=rank)) for rank in range(world_size)]
+    sizes = [len(rows) * widths[rows].max() for rank in ranks for rows, _ in rank]
+    assert largest_micro_batch(widths, micro_batch=3, world_size=world_size) == max(sizes)

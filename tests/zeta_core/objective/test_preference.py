@@ -150,6 +150,8 @@ def test_a_pair_is_kept_or_dropped_as_one(tmp_path: Path) -> None:
     assert pairs.overlong_counts.dropped_at == "pairs.jsonl, line 3"
     assert pairs.num_targets(np.array([0, 1])) == 2
     assert pairs.num_tokens(np.array([1])) == int(tokens.offsets[4] - tokens.offsets[2])
+    both = np.array([0, 1])
+    assert pairs.batch(both, 2).ids_BT.numel() == len(both) * pairs.widths(both).max()
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------

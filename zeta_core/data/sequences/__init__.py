@@ -3,8 +3,18 @@
 `packing` cuts and packs (`Sequences`), `sampler` orders the sequences of a run, and `batch` defines what the loss gets.
 """
 
-from zeta_core.data.sequences.batch import IGNORED, Batch, micro_batches
+from zeta_core.data.sequences.batch import IGNORED, Batch, largest_micro_batch, micro_batches
 from zeta_core.data.sequences.packing import Overlong, Sequences
 from zeta_core.data.sequences.sampler import Mixture, Sampler, build_sampler
 
-__all__ = ["IGNORED", "Batch", "Mixture", "Overlong", "Sampler", "Sequences", "build_sampler", "micro_batches"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Mixture",
+    "Overlong",
+    "Sampler",
+    "Sequences",
+    "build_sampler",
+    "largest_micro_batch",
+    "micro_batches",
+]

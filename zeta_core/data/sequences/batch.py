@@ -105,3 +105,13 @@ def micro_batches(
         wanted = -(-len(rows) // world_size)
         filler = np.repeat(rows[:1], wanted - len(own))
         yield np.concatenate((own, filler)), len(own)
+
+
+def largest_micro_batch(widths: NDArray[np.int64], *, micro_batch: int, world_size: int) -> int:
+    """The number of positions in the largest of the `micro_batches` of all ranks, padding included.
+
+    ``widths`` are the positions of each sequence of the global batch, which must not be empty.
+    """
+    starts = np.arange(0, len(widths), micro_batch * world_size)
+    num_rows = -(-np.minimum(len(widths) - starts, micro_batch * world_size) // world_size)
+    return int((num_rows * np.maximum.reduceat(widths, starts)).max())

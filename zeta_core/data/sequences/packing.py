@@ -130,12 +130,12 @@ class Sequences:
         """The capacity of these sequences in tokens. Without packing, it is the number of their tokens."""
         return self.seq_len * len(indices) if self.pack else self.num_tokens(indices)
 
-    def num_positions(self, indices: NDArray[np.int64]) -> int:
-        """The number of positions in a batch of these sequences, padding included."""
+    def widths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of positions of each sequence in a batch in which none is longer."""
         if self._bins is not None:
-            return self.seq_len * len(indices)
+            return np.full(len(indices), self.seq_len, dtype=np.int64)
         starts, ends = self.spans(indices)
-        return len(indices) * int((ends - starts).max(initial=0))
+        return ends - starts
 
     def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
         """The number of target tokens, even if the loss is not a mean over tokens."""

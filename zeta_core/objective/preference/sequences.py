@@ -109,8 +109,9 @@ class Pairs(Answers):
     def num_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_tokens(self.rows(indices))
 
-    def num_positions(self, indices: NDArray[np.int64]) -> int:
-        return super().num_positions(self.rows(indices))
+    def widths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Twice the length of the longer answer, because a pair has two rows of equal width."""
+        return 2 * super().widths(self.rows(indices)).reshape(2, -1).max(0)
 
     def num_target_tokens(self, indices: NDArray[np.int64]) -> int:
         return super().num_target_tokens(self.rows(indices))

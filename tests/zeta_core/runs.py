@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import date
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,9 @@ def train(
         stop=stop,
     )
     return execute(run, ProcessRank(), Reporter(lines)), lines
+
+
+def stopping_after(num_checks: int) -> Callable[[], StopAction | None]:
+    """A stop request that appears after so many checks for one: after each step, and within evaluations."""
+    checks = count(1)
+    return lambda: "hand_back" if next(checks) > num_checks else None

@@ -25,14 +25,11 @@ from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.data.sequences import Sequences
 from zeta_core.failures import InvalidData, NonFiniteLoss
 from zeta_core.objective.document_losses import DocumentEvaluator
-from zeta_core.objective.loss import LossFunction
+from zeta_core.objective.loss import STOP_CHECK_INTERVAL, LossFunction
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 from zeta_core.report.reporter import Reporter
-
-_STOP_CHECK_INTERVAL = 16  # micro-batches between checks for a stop request
-
 
 # --- Evaluating -------------------------------------------------------------------------------------------------------
 
@@ -86,10 +83,16 @@ class Evaluator:
         """
         step = progress.step
         self._report.write(ProgressLine(phase="evaluating", step=step, total_steps=self._total_steps))
+
+        def agreed_stop() -> StopAction | None:
+            return self._agreed_stop(requested_stop)
+
         every = np.arange(len(self._held_out))
-        self._loss_function.before_batch(self._engine, self._held_out, every, micro_batch)
+        stop = self._loss_function.before_batch(self._engine, self._held_out, every, micro_batch, agreed_stop)
+        if stop is not None:
+            return stop
         with self._without_side_effects() as model:
-            loss, stop = self._mean_loss(model, micro_batch, requested_stop)
+            loss, stop = self._mean_loss(model, micro_batch, agreed_stop)
             sums = self._loss_function.take_sums()
             metrics = self._loss_function.metrics(None if sums is None else self._engine.processes.sum(sums))
             if stop is not None:
@@ -98,7 +101,7 @@ class Evaluator:
                 raise nonfinite_loss_error()
             lines = self._samples.write(model, step)
             if self._documents is not None and self._is_last(progress, loss):
-                losses = self._documents.evaluate(model, step, lambda: self._agreed_stop(requested_stop))
+                losses = self._documents.evaluate(model, step, agreed_stop)
                 if not isinstance(losses, DocumentLosses):
                     return losses
                 self.document_losses = losses
@@ -141,14 +144,14 @@ class Evaluator:
             restore_random_state(random_state)
 
     def _mean_loss(
-        self, model: nn.Module, micro_batch: int, requested_stop: Callable[[], StopAction | None]
+        self, model: nn.Module, micro_batch: int, agreed_stop: Callable[[], StopAction | None]
     ) -> tuple[float, StopAction | None]:
         """The mean loss over all targets of all ranks. Every rank calls the model the same number of times."""
         processes, device = self._engine.processes, self._engine.device
         total = torch.zeros((), dtype=torch.float64, device=device)
         parts = _shares(len(self._held_out), micro_batch, processes.world_size, processes.rank)
         for number, (rows, num_counting) in enumerate(parts):
-            if number % _STOP_CHECK_INTERVAL == 0 and (stop := self._agreed_stop(requested_stop)) is not None:
+            if number % STOP_CHECK_INTERVAL == 0 and (stop := agreed_stop()) is not None:
                 return 0.0, stop
             batch = self._held_out.batch(rows, num_counting, isolate=self._loss_function.isolates).to(device)
             total += self._loss_function(model, batch)[0]

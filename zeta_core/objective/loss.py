@@ -11,7 +11,7 @@ Shapes: B sequences, T tokens, K positions with logits, V entries of the vocabul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, cast
@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from zeta_core.contract.job.status import StopAction
 from zeta_core.data.sequences import IGNORED, Batch, Sequences
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, returning_losses
 from zeta_core.objective.isolation import Isolation
 from zeta_core.parallel.processes import Engine
+
+STOP_CHECK_INTERVAL = 16  # micro-batches between checks for a stop request, in passes that may take long
 
 
 class Convention(Enum):
@@ -78,11 +81,20 @@ class LossFunction:
                 "return logits, or set train_on to 'all'."
             )
 
-    def before_batch(self, engine: Engine, sequences: Sequences, window: NDArray[np.int64], micro_batch: int) -> None:
+    def before_batch(
+        self,
+        engine: Engine,
+        sequences: Sequences,
+        window: NDArray[np.int64],
+        micro_batch: int,
+        agreed_stop: Callable[[], StopAction | None] = lambda: None,
+    ) -> StopAction | None:
         """Prepare what the losses of a global batch share; nothing by default. All ranks must call this together.
 
-        ``window`` contains the indices of its ``sequences``.
+        ``window`` contains the indices of its ``sequences``. Returns the stop action, with nothing prepared, if
+        ``agreed_stop``, which is called from time to time, returns one.
         """
+        return None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the targets' cross-entropies in nats, and the model's auxiliary loss or None.

@@ -14,7 +14,7 @@ from transformers import ByT5Tokenizer
 from tests.zeta_core.models import llama
 from tests.zeta_core.objective.test_preference import dpo, pair_rows, rewards_in, tokens_of, write_pairs
 from tests.zeta_core.parallel.test_parallel import case, results
-from tests.zeta_core.runs import train
+from tests.zeta_core.runs import stopping_after, train
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.tokens import TokenFile
 from zeta_core.environment import ProcessRank
@@ -102,6 +102,7 @@ def test_the_loss_of_kto_is_that_of_trl(tmp_path: Path) -> None:
         total = torch.stack([loss_function(model, answers.batch(part, len(part)))[0] for part in parts]).sum()
         found.append(total.item())
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, list(model.parameters()))]))
+    assert loss_function.before_batch(engine, answers, every, 4, lambda: "pause") == "pause", "it may take long"
     assert found == pytest.approx([losses.sum().item()] * 2, abs=1e-4)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
     sums = loss_function.take_sums()
@@ -192,15 +193,9 @@ def test_the_margin_grows_and_a_resumed_run_ends_with_the_same_bits(method: str,
     resolved = lines.resolved_spec
     assert (resolved[method]["beta"], resolved["dpo"], resolved["method"]) == (0.5, None, method)
 
-    asked_times = iter(range(100))
-    stopped, _ = train(
-        model,
-        tmp_path / "halves",
-        cache=tmp_path,
-        stop=lambda: "hand_back" if next(asked_times) >= 7 else None,
-        **options,
-    )
-    assert stopped.stopped == "hand_back"
+    stop = stopping_after(6)  # the next check is within the evaluation of step 6
+    stopped, lines = train(model, tmp_path / "halves", cache=tmp_path, stop=stop, **options)
+    assert (stopped.stopped, stopped.progress.step, lines.evaluations) == ("hand_back", 6, {})
     with pytest.raises(CannotResume, match=rf"{method}\.beta is 0\.4, but the run was started with 0\.5"):
         train(model, tmp_path / "halves", cache=tmp_path, resume=True, **other)
     train(model, tmp_path / "halves", cache=tmp_path, resume=True, **options)

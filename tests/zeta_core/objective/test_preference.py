@@ -17,7 +17,7 @@ from tests.zeta_core.data.chat_templates import byte_tokenizer
 from tests.zeta_core.data.conversations import documents
 from tests.zeta_core.models import WithLabels, llama
 from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
-from tests.zeta_core.runs import RecordedLines, train
+from tests.zeta_core.runs import RecordedLines, stopping_after, train
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import dataset_sources
@@ -246,14 +246,7 @@ def test_the_margin_grows_from_zero_and_a_resumed_run_ends_with_the_same_bits(lo
     assert (resolved["train_on"], resolved["pack"]) == ("completion", False)
     assert not any(line.perplexity for line in lines.all if isinstance(line, ProgressLine))
 
-    asked_times = iter(range(100))
-    stopped, _ = train(
-        model,
-        tmp_path / "halves",
-        cache=tmp_path,
-        stop=lambda: "hand_back" if next(asked_times) >= 7 else None,
-        **options,
-    )
+    stopped, _ = train(model, tmp_path / "halves", cache=tmp_path, stop=stopping_after(7), **options)
     assert stopped.stopped == "hand_back"
     train(model, tmp_path / "halves", cache=tmp_path, resume=True, **options)
     name = "adapter_model.safetensors" if lora else "model.safetensors"

@@ -25,7 +25,7 @@ Shapes: S samples, R rows (for pairs 2 S, the chosen ones first), T tokens, K po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,9 +35,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from zeta_core.contract.job.status import StopAction
 from zeta_core.data.sequences import IGNORED, Batch, Sequences, micro_batches
 from zeta_core.failures import InvalidModel
-from zeta_core.objective.loss import Convention, LossFunction, Metrics, shifted
+from zeta_core.objective.loss import STOP_CHECK_INTERVAL, Convention, LossFunction, Metrics, shifted
 from zeta_core.objective.preference.sequences import AnswerBatch, LabeledAnswers
 from zeta_core.parallel.processes import Engine
 
@@ -175,19 +176,29 @@ class KtoLoss(PreferenceLoss):
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
-    def before_batch(self, engine: Engine, sequences: Sequences, window: NDArray[np.int64], micro_batch: int) -> None:
+    def before_batch(
+        self,
+        engine: Engine,
+        sequences: Sequences,
+        window: NDArray[np.int64],
+        micro_batch: int,
+        agreed_stop: Callable[[], StopAction | None] = lambda: None,
+    ) -> StopAction | None:
         """Estimate z for the samples of a global batch. Dropout is off, as it was for the reference."""
         assert isinstance(sequences, LabeledAnswers)
         processes, mismatched = engine.processes, sequences.mismatched
         total = torch.zeros((), dtype=torch.float64, device=engine.device)
         shares = micro_batches(window, micro_batch=micro_batch, world_size=processes.world_size, rank=processes.rank)
         with engine.evaluating() as model:
-            for rows, num_counting in shares:
+            for number, (rows, num_counting) in enumerate(shares):
+                if number % STOP_CHECK_INTERVAL == 0 and (stop := agreed_stop()) is not None:
+                    return stop
                 batch = mismatched.batch(rows, num_counting, isolate=self.isolates).to(engine.device)
                 log_probs_R, _ = self.log_probabilities(model, batch)
                 reference_R = torch.from_numpy(mismatched.reference_R[rows]).to(engine.device)
                 total += (log_probs_R - reference_R)[:num_counting].double().sum()
         sequences.divergence = max(0.0, processes.sum(total.reshape(1))[0] / max(1, len(window)))
+        return None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the answers that count, and the auxiliary loss."""

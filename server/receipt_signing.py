@@ -15,12 +15,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts
 from server.database.checkpoints import checkpoints_newest_first
 from server.database.connections import Database
+from server.database.inserts import dialect_insert
 from server.database.receipt_tables import ReceiptKeyRow, ReceiptRow
 from server.database.tables import AttemptRow, JobRow
 from zeta_core.contract.errors import Unavailable
@@ -169,9 +169,8 @@ async def private_key(database: Database) -> Ed25519PrivateKey:
     if row is None:
         text = encode(Ed25519PrivateKey.generate().private_bytes_raw())
         async with database.write() as session:
-            insert = sqlite.insert if database.is_sqlite else postgresql.insert
             values = {"number": _KEY_NUMBER, "private_key": text, "created_at": utc_now()}
-            await session.execute(insert(ReceiptKeyRow).values(**values).on_conflict_do_nothing())
+            await session.execute(dialect_insert(session, ReceiptKeyRow).values(**values).on_conflict_do_nothing())
             row = await session.get_one(ReceiptKeyRow, _KEY_NUMBER)
     return Ed25519PrivateKey.from_private_bytes(base64.b64decode(row.private_key))
 

@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.access_tables import WorkerSecretRow
+from server.database.inserts import dialect_insert
 from server.database.pagination import PageQuery, page, storable
 from server.service import Service
 from zeta_core.contract.access import CreatedWorkerSecret, NewWorkerSecret, WorkerSecret, WorkerSecretRotation
@@ -88,9 +88,8 @@ async def revoke_worker(service: Service, caller: Caller, name: str) -> DeletedO
 
 async def _insert_or_lock(session: AsyncSession, name: str, caller: Caller, now: datetime) -> WorkerSecretRow:
     """The locked row of a worker; a new one counts as revoked. Concurrent requests wait for each other."""
-    dialect_insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     values = {"worker": name, "secret_id": "", "created_by": caller.key_id, "created_at": now, "revoked_at": now}
-    await session.execute(dialect_insert(WorkerSecretRow).values(**values).on_conflict_do_nothing())
+    await session.execute(dialect_insert(session, WorkerSecretRow).values(**values).on_conflict_do_nothing())
     row = await session.get(WorkerSecretRow, name, with_for_update=True)
     assert row is not None, "no row is ever deleted"
     return row

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.access_tables import KeyRow, ProjectRow
+from server.database.inserts import dialect_insert
 from server.database.job_counts import jobs_by_project
 from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow, UploadRow
 from zeta_core.contract.access import HubAccess, ProjectLimits, ProjectUsage
@@ -20,9 +20,8 @@ from zeta_core.contract.job.status import JobStatus
 
 async def ensure_project(session: AsyncSession, name: str, *, created_by: str) -> bool:
     """Create the project unless it exists, and lock it until the transaction ends. Returns whether it is new."""
-    dialect_insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     values = {"name": name, "created_by": created_by, "created_at": utc_now(), "limits": {}}
-    created = dialect_insert(ProjectRow).values(**values).on_conflict_do_nothing().returning(ProjectRow.name)
+    created = dialect_insert(session, ProjectRow).values(**values).on_conflict_do_nothing().returning(ProjectRow.name)
     if await session.scalar(created) is not None:
         return True
     await session.get(ProjectRow, name, with_for_update={"read": True})  # against deletion

@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database import events
 from server.database.announcements import announce
 from server.database.checkpoints import checkpoint_to_resume
+from server.database.inserts import dialect_insert
 from server.database.receipt_tables import ReceiptRow
 from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
 from zeta_core.contract.job.events import utc_now
@@ -161,8 +161,7 @@ async def _append_event(
 
 async def _count_end(session: AsyncSession, reason: StatusReason) -> None:
     """Count one more job that ended for this reason; the first one inserts the row."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    first = insert(JobEndRow).values(reason=reason, count=1)
+    first = dialect_insert(session, JobEndRow).values(reason=reason, count=1)
     await session.execute(
         first.on_conflict_do_update(index_elements=[JobEndRow.reason], set_={"count": JobEndRow.count + 1})
     )

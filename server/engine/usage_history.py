@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete
-from sqlalchemy.dialects import postgresql, sqlite
 
 from server.database.connections import Database
+from server.database.inserts import dialect_insert
 from server.database.usage_table import UsageRow
 from server.engine.known_workers import KnownWorkers
 from zeta_core.contract.job.machine_usage import MAX_HOURS, GpuUsage, MachineUsage
@@ -144,8 +144,7 @@ class UsageHistory:
     async def _store(self) -> None:
         rows = list(self._pending)
         async with self._database.write() as session:
-            dialect_insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-            await session.execute(dialect_insert(UsageRow).on_conflict_do_nothing(), rows)
+            await session.execute(dialect_insert(session, UsageRow).on_conflict_do_nothing(), rows)
         self._pending.clear()
 
     async def _remove_old(self, now: float) -> None:

@@ -11,9 +11,10 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 
+from worker.machine.background_check import BackgroundCheck
 from worker.threads import Outage
 
 CHECK_SECONDS = 2.0
@@ -31,27 +32,18 @@ class DiskSpace:
         self._folders = folders
         self._reserve = reserve
         self._min_free_bytes = min_free_bytes
-        self._executor = executor
-        self._check: Future[int | None] | None = None
-        self._next_check = 0.0
         self.outage = Outage("The free disk space cannot be determined", name="disk")
+        self._check = BackgroundCheck[int | None](executor, self.outage)
+        self._next_check = 0.0
         self.free_bytes: int | None = None
         self.is_low = False
 
     def step(self) -> None:
         """Apply the result of the last check and start the next one; never waits for a hanging disk."""
         now = time.monotonic()
-        if self._check is not None and self._check.done():
-            check, self._check = self._check, None
-            error = check.exception()
-            if error is None:
-                self.outage.end()
-                self._update(check.result())
-            else:
-                self.outage.begin(error)  # a missing mount, for example; the last known state remains
-        if self._check is None and now >= self._next_check:
+        self._check.finish(self._update)
+        if now >= self._next_check and self._check.start(self._measure):
             self._next_check = now + CHECK_SECONDS
-            self._check = self._executor.submit(self._measure)
 
     def release_reserve(self) -> None:
         """Free the reserve on a full disk, so that a few lines can be written."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any
 
 import pynvml
 
+from worker.machine.background_check import BackgroundCheck
 from worker.machine.gpus import Gpu, driver, handle_of, processes_on, text
 from worker.threads import Outage
 
@@ -33,12 +34,11 @@ class GpuHealth:
 
     def __init__(self, gpus: Sequence[Gpu], executor: Executor) -> None:
         self._gpus = list(dict.fromkeys(gpus))
-        self._executor = executor
         self._xids: dict[str, int] = {}  # by board
         self._events: Any = None  # the driver's set of events, once it was created
-        self._check: Future[dict[str, str]] | None = None
-        self._next_check = 0.0
         self.outage = Outage("The health of the GPUs cannot be determined", name="gpus")
+        self._check = BackgroundCheck[dict[str, str]](executor, self.outage)
+        self._next_check = 0.0
         self.problems: Mapping[str, str] = {gpu.device: NOT_CHECKED for gpu in gpus}
 
     def step(self, used: Collection[str]) -> None:
@@ -49,17 +49,9 @@ class GpuHealth:
         now = time.monotonic()
         if not self._gpus:
             return
-        if self._check is not None and self._check.done():
-            check, self._check = self._check, None
-            error = check.exception()
-            if error is None:
-                self.outage.end()
-                self._update(check.result())
-            else:
-                self.outage.begin(error)  # the last known state remains
-        if self._check is None and now >= self._next_check:
+        self._check.finish(self._update)
+        if now >= self._next_check and self._check.start(self._find_problems, frozenset(used)):
             self._next_check = now + CHECK_SECONDS
-            self._check = self._executor.submit(self._find_problems, frozenset(used))
 
     def _update(self, problems: Mapping[str, str]) -> None:
         if NOT_CHECKED in self.problems.values():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from typing import Any
 
 import psutil
 import pynvml
 
+from worker.machine.background_check import BackgroundCheck
 from worker.machine.devices import control_group_limits, count_cores, words_of
 from worker.machine.gpus import Gpu, driver, handle_of
 from worker.threads import Outage
@@ -31,13 +32,12 @@ class UsageMeter:
 
     def __init__(self, gpus: Sequence[Gpu], executor: Executor) -> None:
         self._gpus = list(dict.fromkeys(gpus))
-        self._executor = executor
         self._cores = CoreTime()
-        self._check: Future[list[GpuUsage]] | None = None
+        self.outage = Outage("The usage of the GPUs cannot be measured", name="gpu use")
+        self._check = BackgroundCheck[list[GpuUsage]](executor, self.outage)
         self._gpu_usage: list[GpuUsage] = []
         self._gpus_measured_at = 0.0  # monotonic
         self._next_measurement = time.monotonic() + MEASURE_SECONDS  # the usage of cores is a difference
-        self.outage = Outage("The usage of the GPUs cannot be measured", name="gpu use")
         self.latest: MachineUsage | None = None
 
     def step(self) -> None:
@@ -71,18 +71,13 @@ class UsageMeter:
 
     def _measured_gpus(self) -> list[GpuUsage]:
         """The result of the last measurement in the thread, unless it is too old; starts the next one."""
-        now = time.monotonic()
-        if self._check is not None and self._check.done():
-            check, self._check = self._check, None
-            error = check.exception()
-            if error is None:
-                self.outage.end()
-                self._gpu_usage, self._gpus_measured_at = check.result(), now
-            else:
-                self.outage.begin(error)
-        if self._gpus and self._check is None:
-            self._check = self._executor.submit(gpu_usage, self._gpus)
-        return self._gpu_usage if now - self._gpus_measured_at < MAX_AGE.total_seconds() else []
+        self._check.finish(self._update_gpus)
+        if self._gpus:
+            self._check.start(gpu_usage, self._gpus)
+        return self._gpu_usage if time.monotonic() - self._gpus_measured_at < MAX_AGE.total_seconds() else []
+
+    def _update_gpus(self, measured: list[GpuUsage]) -> None:
+        self._gpu_usage, self._gpus_measured_at = measured, time.monotonic()
 
 
 class CoreTime:

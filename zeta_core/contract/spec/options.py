@@ -20,6 +20,10 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 Method = Literal["sft", "dpo", "kto", "orpo"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex", "varlen", "eager"]
+ReferencePenalty = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False, description="strength of the penalty for deviating from the reference model"),
+]
 MAX_STEPS = 10**9
 MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template; fits into a request body
 
@@ -74,21 +78,11 @@ class Dpo(StrictModel):
         description="'sigmoid' is the loss of DPO; 'ipo' drives the difference between the answers, per token, towards "
         "1 / (2 beta), and overfits less to pairs without contradictions",
     )
-    beta: float = Field(
-        default=0.1,
-        gt=0,
-        allow_inf_nan=False,
-        description="strength of the penalty for deviating from the reference model",
-    )
+    beta: ReferencePenalty = 0.1
 
 
 class Kto(StrictModel):
-    beta: float = Field(
-        default=0.1,
-        gt=0,
-        allow_inf_nan=False,
-        description="strength of the penalty for deviating from the reference model",
-    )
+    beta: ReferencePenalty = 0.1
     desirable_weight: float = Field(
         default=1, gt=0, allow_inf_nan=False, description="weight of the losses of desirable answers"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from typing import Any, Literal
 
 from pydantic import JsonValue
@@ -18,12 +19,14 @@ from server.openai.model_names import ANY_DATASET, BaseModelName, resolve_model
 from server.openai.shared_bases import shared_base
 from server.service import Service
 from server.submitting.references import check_references
-from zeta_core.contract.errors import InvalidRequest, NotFound
+from zeta_core.contract.errors import InvalidRequest, NotFound, Unavailable
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
 from zeta_core.contract.spec.sources import MODEL_SOURCE
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.answers import ServedWeights
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"  # in "job_.../base": the model that the job started from
 
@@ -113,9 +116,16 @@ async def _base_of_job(service: Service, caller: Caller, job_id: str) -> ServedW
 
 
 async def _shared_base(service: Service, job: JobRow, checkpoint: str, quantize: str | None) -> str | None:
-    """The hash of the base that the adapter in this checkpoint of the job can share; see `shared_base`."""
-    stored = await asyncio.to_thread(service.artifacts.checkpoint, job.id, checkpoint)
-    return None if stored is None else await asyncio.to_thread(shared_base, service.artifacts, stored, quantize)
+    """The hash of the base that the adapter in this checkpoint of the job can share; see `shared_base`.
+
+    If the checkpoint can't be read, the base is loaded without sharing it.
+    """
+    try:
+        stored = await asyncio.to_thread(service.artifacts.checkpoint, job.id, checkpoint)
+        return None if stored is None else await asyncio.to_thread(shared_base, service.artifacts, stored, quantize)
+    except Unavailable as error:
+        logger.warning("The base of %s can't be shared: %s", job.id, error.message, extra={"action": "answer"})
+        return None
 
 
 def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:

@@ -83,6 +83,18 @@ def test_a_reported_base_must_be_one_that_the_project_may_use(server: ServerProc
     assert "not a job of this project" in response.json()["error"]["message"]
 
 
+def test_a_base_can_answer_although_a_checkpoint_of_its_job_is_damaged(server: ServerProcess, rows: Rows) -> None:
+    base = rows.job()
+    job = rows.job(reported=ResolvedSpec.model_validate({"model": {"job": base, "checkpoint": "final"}}))
+    for each in (base, job):
+        rows.attempt(each)
+        rows.checkpoint(each, "final", 4, {"model.safetensors": ("weights", b"weights")})
+    (rows.settings.artifacts / "jobs" / job / "checkpoints" / "final" / "manifest.json").write_text("{")
+    with server.http() as http:
+        response = http.post("/openai/v1/chat/completions", json={"model": f"{job}/base", "messages": MESSAGES})
+    assert "No connected worker" in response.json()["error"]["message"]
+
+
 def test_a_job_without_a_checkpoint_is_not_found(server: ServerProcess, client: OpenAI) -> None:
     with server.http() as http:
         job = submit(http)["id"]

@@ -19,6 +19,7 @@ from zeta_core.contract.errors import InvalidSettings
 from zeta_core.system.artifact_store import ArtifactStore
 
 OWNER_KEY = PurePosixPath("service.json")
+RESTORE_KEY = PurePosixPath("restore.json")  # while a backup is being restored: the SHA-256 of its database
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def claim_store(settings: ServerSettings, store: ArtifactStore, service: str) ->
     new_owner = StoreOwner(service=service, host=socket.gethostname(), home=str(settings.home))
     try:
         store.write(OWNER_KEY, f"{new_owner.model_dump_json(indent=2)}\n".encode(), replace=owner is not None)
+        if store.size(RESTORE_KEY) is not None:  # a restore was killed at its end, when the database was complete
+            store.remove(RESTORE_KEY)
     except FileExistsError:  # another server has claimed it in the meantime
         claim_store(settings, store, service)
     except OSError as error:

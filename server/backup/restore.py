@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
-from server.artifact_ownership import OWNER_KEY
+from server.artifact_ownership import OWNER_KEY, RESTORE_KEY
 from server.artifacts import Artifacts
 from server.backup.database_copy import require_empty, restore_database
 from server.backup.directory import FOLDERS, Backup, BackupDirectory, SavedCheckpoint, SavedFile, WrongContent
@@ -23,7 +23,6 @@ from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
 from zeta_core.system.artifact_store import ArtifactStore, open_store
 from zeta_core.system.database_url import DatabaseAddress
 
-MARK = PurePosixPath("restore.json")  # in a store to which a backup is being restored: the SHA-256 of its database
 _WORK = ".restore"  # in the local folder of the store: files that are not complete yet
 
 
@@ -64,10 +63,10 @@ def restore_backup(settings: StorageSettings, path: Path, environment: Mapping[s
             raise InvalidRequest(
                 f"The database of the backup in {path} is damaged ({error}); use another backup.", code="damaged_backup"
             ) from error
-        store.write(MARK, backup.database.sha256.encode())
+        store.write(RESTORE_KEY, backup.database.sha256.encode())
         problems = _restore_artifacts(directory, backup, store, work)
         restore_database(database, settings.database, environment)
-        store.remove(MARK)
+        store.remove(RESTORE_KEY)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return RestoreReport(
@@ -84,7 +83,7 @@ def restore_backup(settings: StorageSettings, path: Path, environment: Mapping[s
 def _require_empty_store(store: ArtifactStore, backup: Backup) -> None:
     """Raise `Conflict` if the store has an owner or files, except those of an interrupted restore of this backup."""
     try:
-        with store.open(MARK) as mark:
+        with store.open(RESTORE_KEY) as mark:
             is_continued = mark.read().decode() == backup.database.sha256
     except FileNotFoundError:
         is_continued = False

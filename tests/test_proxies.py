@@ -33,6 +33,14 @@ class Proxy:
 
     url: str
     servers: list[ServerProcess]
+    access_log: Path
+
+    def has_used(self, server: ServerProcess) -> bool:
+        """Whether nginx has sent a request to this server since `forget_requests`."""
+        return f"127.0.0.1:{server.port} 200" in self.access_log.read_text()
+
+    def forget_requests(self) -> None:
+        self.access_log.write_text("")
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def proxy(tmp_path: Path, redis_url: str, postgres_url: str, certificate: Certif
                 return False
 
         wait_until(answers, 30, "nginx to answer")
-        yield Proxy(url, servers)
+        yield Proxy(url, servers, tmp_path / "access.log")
 
 
 def _write_configuration(folder: Path, port: int, servers: list[int], certificate: Certificate) -> None:
@@ -88,7 +96,8 @@ def _write_configuration(folder: Path, port: int, servers: list[int], certificat
     temporary = "".join(
         f"    {kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    main = f"events {{}}\nhttp {{\n    access_log off;\n{temporary}    include {folder}/zeta.conf;\n}}\n"
+    log = f"    log_format upstream '$upstream_addr $upstream_status';\n    access_log {folder}/access.log upstream;\n"
+    main = f"events {{}}\nhttp {{\n{log}{temporary}    include {folder}/zeta.conf;\n}}\n"
     (folder / "main.conf").write_text(f"pid {folder}/nginx.pid;\nerror_log stderr;\n{main}")
 
 
@@ -107,6 +116,8 @@ def test_two_servers_serve_one_url_and_either_may_be_killed(
         first.end(signal.SIGKILL)
         assert {client.job(job.id).id for _ in range(10)} == {job.id}
         first.start()
+        proxy.forget_requests()
+        wait_until(lambda: client.job(job.id) and proxy.has_used(first), 10, "nginx to use the first server again")
         second.end(signal.SIGTERM)
         client.cancel(job.id)
         statuses = [event for event in client.events(job.id, timeout_seconds=60) if isinstance(event, StatusEvent)]

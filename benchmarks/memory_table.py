@@ -24,7 +24,8 @@ from zeta_core.data.sources import SourceLocations
 from zeta_core.memory.estimate import building, estimate_activations, estimate_memory
 from zeta_core.memory.micro_batch import USED_SHARE
 from zeta_core.memory.zero_parts import ZeroSettings
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.parallel.zero import zero_config
 from zeta_core.plan import Plan, PlanInputs, decide_plan, with_length
 

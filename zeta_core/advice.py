@@ -19,8 +19,8 @@ from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sequences import Sequences
 from zeta_core.model.inspection import embedding_rows, num_positions
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import num_weights
-from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.isolation_probe import IsolationFinding
 from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.optim.rates import TrainingKind, UsualRates, unusual_rate, usual_rates

@@ -23,8 +23,8 @@ from zeta_core.memory.activations import simulate_storage
 from zeta_core.memory.estimate import building
 from zeta_core.memory.fused_attention import fused_attention, single_documents
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import BLOCK_SCALES, BLOCK_WEIGHTS
-from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.chunked_loss import LossTargets, OutputHead, find_output_head, returning_losses
 from zeta_core.objective.loss import cross_entropy_sum, shifted
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer

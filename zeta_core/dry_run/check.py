@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zeta_core.data.row_check import CheckedRows
     from zeta_core.data.sources import SourceLocations
     from zeta_core.data.tokens.flat_files import IdType
-    from zeta_core.model.sources import LocatedModel
+    from zeta_core.model.located_model import LocatedModel
     from zeta_core.objective.isolation import Isolation
     from zeta_core.plan import Plan
 

@@ -43,7 +43,8 @@ from zeta_core.environment import home, standard_output_reserved, variables
 from zeta_core.failures import InvalidData
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.inspection import num_positions
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
 MAX_TOKENS = 20_000  # of a document that are shown

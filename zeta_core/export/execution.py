@@ -37,8 +37,9 @@ from zeta_core.export.weights import DTYPES, copy_adapter, load_merged, load_tok
 from zeta_core.failures import InvalidModel
 from zeta_core.model.existing_adapter import disable_adapters
 from zeta_core.model.inspection import num_positions
+from zeta_core.model.located_model import ADAPTER_CONFIG, LocatedModel
 from zeta_core.model.readme import README
-from zeta_core.model.sources import ADAPTER_CONFIG, LocatedModel, locate_model, locate_written_checkpoint
+from zeta_core.model.sources import locate_model, locate_written_checkpoint
 from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.report.reporter import Reporter
 from zeta_core.system.file_hash import file_sha256

@@ -28,8 +28,8 @@ from zeta_core.memory.usage import num_bytes
 from zeta_core.memory.zero_parts import ZeroSettings
 from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.model.existing_adapter import without_peft_wrapper
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.preparation import prepare
-from zeta_core.model.sources import LocatedModel
 from zeta_core.objective.chunked_loss import CHUNK_LOGITS
 from zeta_core.objective.isolation import Isolation
 from zeta_core.optim.roles import parameter_roles

@@ -32,7 +32,8 @@ from zeta_core.memory.estimate import (
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.inspection import plan_inputs_without_data
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.plan import Plan, decide_plan
 
 QUANTIZED_BYTES = 0.5  # per weight in 4 bits; not all weights are quantized

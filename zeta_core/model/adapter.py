@@ -22,7 +22,7 @@ from torch import nn
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.failures import CannotTrain
-from zeta_core.model.sources import ADAPTER_CONFIG
+from zeta_core.model.located_model import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from peft import LoraConfig

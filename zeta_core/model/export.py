@@ -13,9 +13,9 @@ from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.checkpoint import CheckpointFormat
 from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.adapter import Adapter
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.readme import README, adapter_readme
 from zeta_core.model.skeleton import Skeleton
-from zeta_core.model.sources import LocatedModel
 
 
 @dataclass(frozen=True)

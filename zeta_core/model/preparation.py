@@ -15,10 +15,10 @@ from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import existing_adapter
 from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.lora import add_adapter, modules_to_save
 from zeta_core.model.quantization import quantize
 from zeta_core.model.skeleton import build_skeleton
-from zeta_core.model.sources import LocatedModel
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
 

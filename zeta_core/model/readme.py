@@ -10,7 +10,7 @@ from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.wire.run_directory import MERGED_NAME
 from zeta_core.model.gguf import is_gguf
-from zeta_core.model.sources import ADAPTER_CONFIG, LocatedModel
+from zeta_core.model.located_model import ADAPTER_CONFIG, LocatedModel
 
 README = "README.md"
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from zeta_core.failures import CannotTrain
-from zeta_core.model.sources import GENERATION_CONFIG
+from zeta_core.model.located_model import GENERATION_CONFIG
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.report.library_noise import without_progress_bars
 

@@ -21,7 +21,7 @@ from zeta_core.model.folders import (
     upload_copy,
 )
 from zeta_core.model.gguf import gguf_tokenizer, is_gguf
-from zeta_core.model.sources import LocatedModel
+from zeta_core.model.located_model import LocatedModel
 
 
 def locate_tokenizer(

@@ -24,8 +24,9 @@ from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain, TrainingFailed
 from zeta_core.memory.limits import check_before_loading
 from zeta_core.model.folders import IgnoredCode
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import require_bitsandbytes
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.parallel.processes import Processes
 from zeta_core.plan import Plan

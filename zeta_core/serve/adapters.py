@@ -13,10 +13,12 @@ from zeta_core.contract.wire.answers import ServeFile
 from zeta_core.contract.wire.run_directory import checkpoint_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
+from zeta_core.model.adapter_checkpoint import resized_embeddings
 from zeta_core.model.existing_adapter import disable_adapters
 from zeta_core.model.folders import folder_copy, ignore_code
 from zeta_core.model.inspection import embedding_rows
-from zeta_core.model.sources import GENERATION_CONFIG, LocatedModel, locate_model, resized_embeddings
+from zeta_core.model.located_model import GENERATION_CONFIG, LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 from zeta_core.serve.loading import LoadedModel, check_manifest, end_tokens, source_locations
 

@@ -22,9 +22,11 @@ from zeta_core.contract.wire.answers import ServeFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel, WeightsReplaced
+from zeta_core.model.adapter_checkpoint import stored_embeddings
 from zeta_core.model.inspection import embedding_rows, num_positions
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import quantize, require_bitsandbytes
-from zeta_core.model.sources import LocatedModel, locate_model, stored_embeddings
+from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
 if TYPE_CHECKING:

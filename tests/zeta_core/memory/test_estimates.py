@@ -16,7 +16,8 @@ from zeta_core.contract.spec.sources import ConfigModel
 from zeta_core.data.sources import SourceLocations
 from zeta_core.memory.estimate import building, copying, estimate_run
 from zeta_core.memory.micro_batch import micro_batch_tokens
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.objective.isolation import Isolation
 from zeta_core.plan import Plan, PlanInputs, SequenceStats, decide_plan, with_length
 

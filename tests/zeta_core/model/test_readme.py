@@ -17,8 +17,8 @@ from tests.zeta_core.models import llama, plain
 from tests.zeta_core.runs import train
 from zeta_core.contract.spec.sources import JobModel
 from zeta_core.data.sources import SourceLocations
+from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.readme import adapter_readme
-from zeta_core.model.sources import LocatedModel
 
 BASE_JOB, ADAPTER_JOB = "job_01m0000000000000000000base", "job_01m00000000000000000000one"
 

@@ -23,7 +23,8 @@ from zeta_core.contract.wire.run_directory import checkpoint_key, file_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
 from zeta_core.model.folders import IgnoredCode
-from zeta_core.model.sources import LocatedModel, locate_model
+from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
 FILE, JOB = "file_" + "0" * 24, "job_" + "0" * 24

@@ -64,6 +64,7 @@ def test_a_trace_leads_from_the_request_to_the_first_step(traced: Service, recei
     assert len([span for span in receiver.spans if span.name == "first step"]) == 1
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_a_job_that_fails_before_its_first_step_has_a_failed_span(traced: Service, receiver: Receiver) -> None:
     parent = f"00-{TRACE_ID[::-1]}-{CLIENT_SPAN_ID}-01"

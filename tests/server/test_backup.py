@@ -101,13 +101,14 @@ def start_once(settings: ServerSettings) -> ArtifactStore:
     return asyncio.run(start())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("source", "target"),
     [
         ("sqlite", "sqlite"),
-        pytest.param("sqlite", "postgresql", marks=pytest.mark.extended),
-        pytest.param("postgresql", "postgresql", marks=pytest.mark.extended),
-        pytest.param("postgresql", "sqlite", marks=pytest.mark.extended),
+        ("sqlite", "postgresql"),
+        ("postgresql", "postgresql"),
+        ("postgresql", "sqlite"),
     ],
 )
 def test_a_backup_restores_every_row_and_file(
@@ -210,6 +211,7 @@ def test_an_interrupted_restore_continues_and_nothing_is_overwritten(service: St
     assert run_zeta("artifacts", "check", "--hash", home=home).returncode == 0
 
 
+@pytest.mark.extended
 def test_a_backup_that_is_interrupted_says_how_to_continue(service: StoredService, tmp_path: Path) -> None:
     file, backup = service.path(file_key(service.file_id)), tmp_path / "backup"
     file.unlink()

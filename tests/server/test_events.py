@@ -351,6 +351,7 @@ def test_an_events_page_is_json_unless_an_event_stream_is_accepted(rows: Rows, h
     assert json.loads(response.text)["object"] == "list"
 
 
+@pytest.mark.extended
 def test_comments_keep_an_idle_event_stream_open(idle_stream: StreamReader) -> None:
     wait_until(lambda: "\n: " in idle_stream.text, 20, "a comment within 15 s and a little")
     assert len(idle_stream.events) == 1

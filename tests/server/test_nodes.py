@@ -293,6 +293,7 @@ def test_a_success_of_node_0_counts_although_another_node_is_lost(
     assert unreleased(fleet) == []
 
 
+@pytest.mark.extended
 def test_a_node_that_fails_while_it_is_prepared_uses_no_running_time(fleet: SmallFleet, workers: Workers) -> None:
     job_id = fleet.submit(spec={**NODES, "time_limit_seconds": 0.001})
     workers.claim(job_id)

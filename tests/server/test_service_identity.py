@@ -70,6 +70,7 @@ def test_a_copied_database_gets_a_new_service_id_and_a_renamed_one_keeps_it(tmp_
     assert service_id(f"sqlite:///{second}") == original
 
 
+@pytest.mark.extended
 def test_a_copied_postgresql_database_gets_a_new_service_id(postgres_server: PostgresServer) -> None:
     with postgres_server.fresh_database() as url, postgres_server.fresh_database() as other:
         upgrade(url)

@@ -55,6 +55,7 @@ def test_each_kind_of_difference_is_listed(service: StoredService) -> None:
     assert sorted(tuple(difference.values()) for difference in found) == sorted(expected)
 
 
+@pytest.mark.extended
 def test_a_damaged_manifest_is_one_difference(service: StoredService) -> None:
     manifest = checkpoint_key(service.ended, "final") / "manifest.json"
     service.path(manifest).write_text("{")

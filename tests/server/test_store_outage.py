@@ -43,6 +43,7 @@ def require_storage_error(response: httpx.Response) -> None:
     assert "127.0.0.1" not in response.text, "the address of the store is not the client's business"
 
 
+@pytest.mark.extended
 def test_a_folder_that_fails_is_an_error_and_its_files_are_removed_later(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path, redis_url) as server, server.http() as http:
         file_id = upload(http, b"some text").json()["id"]

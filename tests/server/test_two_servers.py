@@ -71,6 +71,7 @@ def _readers(client: "redis.Redis") -> int:
     return int(str(group["consumers"]))
 
 
+@pytest.mark.extended
 def test_a_server_frozen_in_a_transaction_blocks_others_only_for_seconds(
     postgres_url: str, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ async def test_a_worker_without_measurements_is_not_recorded(database: Database)
     assert await recording.rows(FINE.interval_seconds) == []
 
 
+@pytest.mark.extended
 def test_the_use_of_a_machine_is_read_over_http(server: ServerProcess, http: httpx.Client) -> None:
     with redis.Redis.from_url(server.settings.redis_url) as client:
         beat = 0

@@ -48,6 +48,7 @@ def test_validate_a_spec_and_its_rows_before_you_submit(client: Client, tmp_path
     assert (estimate.data.rows, estimate.data.formats) == (10, ["messages"])
 
 
+@pytest.mark.extended
 def test_find_a_faulty_row_by_its_line(client: Client, tmp_path: Path) -> None:
     no_answer: dict[str, object] = {"messages": [{"role": "user", "content": "What is 1 plus 1?"}]}
     chats = write_rows(tmp_path / "chats.jsonl", [conversation(1), no_answer])

@@ -30,6 +30,7 @@ def test_train_with_one_call(tmp_path: Path) -> None:
     assert result.checkpoint == tmp_path / "out" / "final"
 
 
+@pytest.mark.extended
 def test_resume_a_run_with_a_bit_identical_result(tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": MODEL, "seq_len": 64, "batch_size": 2, "checkpointing_steps": 2}
     uninterrupted = Trainer(**options, max_steps=4, lr_scheduler="constant", output_dir=tmp_path / "one")

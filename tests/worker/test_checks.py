@@ -131,6 +131,7 @@ def test_slow_checks_of_one_project_do_not_delay_those_of_another(tmp_path: Path
     checks.stop()
 
 
+@pytest.mark.extended
 def test_a_slow_check_starts_another_process_before_a_project_needs_it(tmp_path: Path) -> None:
     checks, results = run_checks(tmp_path)
     before = set(psutil.Process().children())

@@ -127,6 +127,7 @@ def test_a_renamed_home_adopts_its_own_runs(fleet: SmallFleet, tmp_path: Path) -
     assert not processes_of_job(job_id)
 
 
+@pytest.mark.extended
 def test_a_restored_worker_folder_counts_as_another_folder(fleet: SmallFleet, tmp_path: Path) -> None:
     worker = fleet.start_worker()
     lock = fleet.settings.home / "workers/w1/worker.lock"

@@ -73,6 +73,7 @@ def test_a_job_runs_on_the_gpus_that_it_was_assigned(fleet: SmallFleet, gpus: Si
     wait_until(lambda: (fleet.job(waiting).waiting_reason or {}).get("code") == "workers_busy", 10, "the job to wait")
 
 
+@pytest.mark.extended
 def test_a_worker_reports_the_model_memory_and_mig_instances_of_its_gpus(
     fleet: SmallFleet, gpus: SimulatedGpus
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_worker_reports_the_model_memory_and_mig_instances_of_its_gpus(
     assert (fleet.job(two).waiting_reason or {})["details"] == {"gpus": 2, "largest": 1}
 
 
+@pytest.mark.extended
 def test_the_use_of_gpus_is_measured_and_reported_in_the_progress_of_their_job(
     fleet: SmallFleet, gpus: SimulatedGpus
 ) -> None:

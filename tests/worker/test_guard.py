@@ -89,6 +89,7 @@ def test_a_lasting_defect_or_hang_exits_with_the_reason(case: str, reason: str) 
         assert "most recent call first" in done.stderr, "the log shows where it hangs"
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", ["outage", "long pass", "stopped loop", "no failure"])
 def test_outages_long_passes_and_stopped_threads_end_no_worker(case: str) -> None:
     done = run_case(case)

@@ -95,6 +95,7 @@ def test_a_fork_bomb_ends_with_its_reason_and_leaves_nothing(
     fleet.wait_for_step(other_job, (fleet.attempts(other_job)[0].last_step or 2) + 5)
 
 
+@pytest.mark.extended
 def test_a_run_that_changes_its_files_is_ended_or_adopted_unchanged(fleet: SmallFleet) -> None:
     """After a restart, the worker would otherwise publish another job's output, or leave the processes alone."""
     worker = fleet.start_worker(ZETA_WORKER_SLOTS="3")

@@ -89,6 +89,7 @@ def test_a_job_over_its_memory_limit_ends_alone(fleet: SmallFleet) -> None:
     fleet.wait_for_status(other, "cancelled")
 
 
+@pytest.mark.extended
 def test_the_kernel_prefers_a_run_when_memory_runs_out(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="100000")

@@ -71,6 +71,7 @@ def test_invalid_responses_from_redis_cost_no_attempt(tmp_path: Path, own_valkey
         fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_thread_survives_every_exception_and_logs_each_type_once(caplog: pytest.LogCaptureFixture) -> None:
     failures = iter([SystemExit(3), MemoryError("no memory"), MemoryError("no memory"), KeyError("x")])
     passes: list[int] = []

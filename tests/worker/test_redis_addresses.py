@@ -55,6 +55,7 @@ def test_a_unix_socket_and_another_database(tmp_path: Path, socket_path: Path) -
         assert set(client.info("keyspace")) == {"db5"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("form", ["redis://{login}@127.0.0.1:{port}/7", "redis://{login}@127.0.0.1:{port}?db=7"])
 def test_a_user_with_a_special_password_and_another_database(
     tmp_path: Path, own_valkey: ValkeyServer, form: str

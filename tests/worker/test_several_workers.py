@@ -59,6 +59,7 @@ def send_to_a_process(job_id: str, worker: "subprocess.Popen[bytes]", number: in
     os.kill(max(pid for pid in processes_of_job(job_id) if pid in below), number)
 
 
+@pytest.mark.extended
 def test_a_killed_node_ends_the_attempt_on_all_workers_and_the_next_one_resumes(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

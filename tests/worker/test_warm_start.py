@@ -246,6 +246,7 @@ def test_changed_code_is_not_forked_and_the_fork_server_is_replaced(machine: Mac
     machine.end(changed)
 
 
+@pytest.mark.extended
 def test_the_fork_server_is_released_when_memory_runs_out(machine: Machine) -> None:
     server = machine.wait_until_ready()
     machine.free_bytes = 0
@@ -264,6 +265,7 @@ def test_a_run_with_another_environment_starts_cold(machine: Machine) -> None:
     machine.end(tree)
 
 
+@pytest.mark.extended
 def test_a_fork_server_that_fails_is_tried_again_later(
     machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

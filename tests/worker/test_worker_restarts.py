@@ -48,6 +48,7 @@ def test_a_restarted_worker_adopts_the_run_of_its_killed_process(fleet: SmallFle
     fleet.check_events(job_id)
 
 
+@pytest.mark.extended
 def test_a_run_that_ended_without_its_worker_is_published_by_the_next_one(fleet: SmallFleet) -> None:
     worker = fleet.start_worker()
     job_id = fleet.submit(steps="20", seconds_per_step="0.05")
@@ -68,6 +69,7 @@ def test_two_workers_with_the_same_name_and_home_are_refused(fleet: SmallFleet) 
     assert "choose another name" in fleet.logs()
 
 
+@pytest.mark.extended
 def test_two_slots_run_two_jobs_and_the_third_job_waits(fleet: SmallFleet) -> None:
     fleet.start_worker(ZETA_WORKER_SLOTS="2")
     jobs = [fleet.submit(steps="100000") for _ in range(3)]

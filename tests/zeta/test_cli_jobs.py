@@ -369,6 +369,7 @@ def test_a_wrong_key_exits_with_1_and_reports_the_source_of_the_key(service: Ser
     assert "ZETA_API_KEY" in done.stderr
 
 
+@pytest.mark.extended
 def test_only_the_merged_model_of_an_adapter_is_downloaded(service: Service, finished_job: Job, tmp_path: Path) -> None:
     whole = service.command("download", finished_job.id, "--merged", "-o", str(tmp_path / "whole"))
     assert (whole.returncode, "without --merged" in whole.stderr) == (1, True)

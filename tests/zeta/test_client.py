@@ -281,6 +281,7 @@ def test_workers_are_listed_with_their_slots(client: Client) -> None:
     assert worker.slots[0].kind == "cpu"
 
 
+@pytest.mark.extended
 def test_the_client_accepts_specs_and_ids_as_the_command_line_does(
     client: Client, finished_job: Job, text_file: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_every_format_is_shown(
     assert found == expected
 
 
+@pytest.mark.extended
 def test_a_spec_names_the_data_and_options_override_it(tmp_path: Path) -> None:
     written(tmp_path, *({"text": f"Text {number}."} for number in range(1, 40)))
     spec = {"model": {"config": {"model_type": "llama"}}, "dataset": {"file": "data.jsonl"}, "seq_len": 16}

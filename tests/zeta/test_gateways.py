@@ -79,6 +79,7 @@ def test_every_event_arrives_once_through_any_gateway(service: Service, client: 
     assert {name: events == stored for name, events in seen.items()} == dict.fromkeys(seen, True)
 
 
+@pytest.mark.extended
 def test_a_followed_log_is_complete_through_any_gateway(service: Service, client: Client, endless_job: Job) -> None:
     wait_until(lambda: "".join(client.logs(endless_job.id)), 60, "the first bytes of the log")
     relay = TcpRelay(service.port, idle_seconds=0.3)

@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.harness.service import ZETA, clean_environment
 
 
@@ -17,6 +19,7 @@ def zeta(*words: str | Path, **settings: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.extended
 def test_migrate_creates_the_database_and_does_nothing_the_second_time(tmp_path: Path) -> None:
     assert zeta("migrate", "--home", tmp_path).returncode == 0
     assert (tmp_path / "zeta.db").is_file()
@@ -25,6 +28,7 @@ def test_migrate_creates_the_database_and_does_nothing_the_second_time(tmp_path:
     assert "already" in again.stderr
 
 
+@pytest.mark.extended
 def test_server_rejects_a_database_without_tables_and_names_the_command(tmp_path: Path) -> None:
     done = zeta("server", "--home", tmp_path, "--port", "0", ZETA_WORKER_SECRET="secret")
     assert done.returncode == 2

@@ -230,6 +230,7 @@ def test_valkey_stores_its_data_in_a_home_of_any_name(tmp_path: Path, name: str)
         stop_child(process, stop_signal=signal.SIGTERM)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("url", ["postgresql://u@127.0.0.1:1/z?connection_limit=1", "sqlite:////proc/none/zeta.db"])
 def test_an_unusable_database_url_is_one_sentence_and_exit_status_2(tmp_path: Path, url: str) -> None:
     environment = clean_environment() | {"ZETA_DATABASE_URL": url, "ZETA_WORKER_SECRET": "s"}

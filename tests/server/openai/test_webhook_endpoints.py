@@ -116,6 +116,7 @@ def test_the_client_verifies_the_events_of_jobs(
     client.webhooks.delete(endpoint.id)
 
 
+@pytest.mark.extended
 def test_a_test_returns_the_status_code_of_the_receiver(client: OpenAI, receiver: Receiver) -> None:
     endpoint = create(client, f"{receiver.url}/test", "batch.completed")
     receiver.status = 418

@@ -55,7 +55,8 @@ def named(path: str, jobs: Jobs) -> str:
     return path.replace(jobs.queued, "queued")
 
 
-@pytest.mark.parametrize("color_scheme", ["light", pytest.param("dark", marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_no_page_has_a_serious_finding_of_axe(
     visit: Visit, jobs: Jobs, inspector: PageInspector, color_scheme: str
 ) -> None:
@@ -70,6 +71,7 @@ def test_no_page_has_a_serious_finding_of_axe(
     visitor.faults = [fault for fault in visitor.faults if "404" not in fault]  # of the page that does not exist
 
 
+@pytest.mark.extended
 def test_no_page_scrolls_sideways_on_a_phone(visit: Visit, jobs: Jobs) -> None:
     visitor = visit(viewport={"width": 360, "height": 740})
     for path in paths(jobs)[:-1]:

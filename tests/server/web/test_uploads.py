@@ -88,6 +88,7 @@ def test_a_rejected_upload_says_why(visit: Visit) -> None:
     visitor.faults = [fault for fault in visitor.faults if "status of 4" not in fault]
 
 
+@pytest.mark.extended
 def test_an_upload_survives_a_restart_of_the_server(
     visit: Visit, server: ServerProcess, http: httpx.Client, large_file: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_an_upload_survives_a_restart_of_the_server(
     visitor.faults.clear()  # of the requests while there was no server
 
 
+@pytest.mark.extended
 def test_an_upload_continues_after_a_reload(visit: Visit, server: ServerProcess, large_file: Path) -> None:
     page = visit().page
     page.goto(page.url + "files")

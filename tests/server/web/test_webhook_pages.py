@@ -28,6 +28,7 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
+@pytest.mark.extended
 def test_a_webhook_is_created_tested_and_deleted(visit: Visit, http: httpx.Client, receiver: Receiver) -> None:
     page = visit().page
     page.get_by_role("link", name="Webhooks").click()

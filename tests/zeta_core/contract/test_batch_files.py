@@ -60,6 +60,7 @@ def test_every_faulty_line_is_reported() -> None:
     assert [fault.message.partition(":")[0] for fault in found.faults] == ["Line 1", "Line 3"]
 
 
+@pytest.mark.extended
 def test_a_file_without_requests_or_with_too_many_is_rejected() -> None:
     assert [fault.code for fault in read(b"", b" ").faults] == ["empty_file"]
     lines = [json.dumps({**LINE, "custom_id": str(number)}).encode() for number in range(MAX_REQUESTS + 1)]

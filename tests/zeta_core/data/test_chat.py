@@ -72,6 +72,7 @@ def test_only_the_assistants_turns_are_trained_on(
     assert text == (written.removesuffix(prompt_after_the_end) if template is chat_templates.LLAMA3_FIRST else written)
 
 
+@pytest.mark.extended
 def test_smollm2s_tokenizer_and_template_train_on_answers_only(tmp_path: Path) -> None:
     path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -77,6 +77,7 @@ def test_a_control_token_typed_in_a_turn_stays_text(template: str, token: str, t
     assert allowed.num_control_tokens == 2
 
 
+@pytest.mark.extended
 def test_the_ids_equal_those_of_transformers_for_sanitized_turns(tmp_path: Path) -> None:
     path = smollm2()
     tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -53,6 +53,7 @@ def test_an_example_of_the_page_is_read(name: str, settings: str, content: str, 
         assert 0 < tokens.supervised.sum() < tokens.num_tokens
 
 
+@pytest.mark.extended
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))

@@ -194,6 +194,7 @@ def test_copies_between_training_and_evaluation_data_are_counted(tmp_path: Path)
     assert warned["evaluated_on_training_data"].startswith("eval_dataset contains 3 exact copies")
 
 
+@pytest.mark.extended
 def test_a_resumed_run_keeps_its_groups(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"some text of number {number}", "group": number % 5, "other": number} for number in range(40)]

@@ -124,6 +124,7 @@ def test_a_parquet_row_of_a_billion_values_is_rejected(tmp_path: Path) -> None:
         tokens_of(path, pretokenized=True)
 
 
+@pytest.mark.extended
 def test_rows_that_are_large_but_fit_are_read(tmp_path: Path) -> None:
     """Batches are sized by the size of the rows, so many large rows fit into memory."""
     texts = [f"{number:04d}" * (256 * 1024) for number in range(120)]
@@ -132,7 +133,8 @@ def test_rows_that_are_large_but_fit_are_read(tmp_path: Path) -> None:
     assert (tokens.num_documents, tokens.num_tokens) == (120, 120 * (MEBIBYTE + 1))
 
 
-@pytest.mark.parametrize("write", [pa.ipc.new_file, pytest.param(pa.ipc.new_stream, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_a_compressed_arrow_file_that_expands_is_rejected(write: Callable[..., Any], tmp_path: Path) -> None:
     batch = pa.record_batch({"text": pa.array(["a" * (64 * MEBIBYTE)] * 12)})
     with write(tmp_path / "a.arrow", batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:

@@ -114,6 +114,7 @@ def test_splits_and_slices_select_rows(hub: Hub, files: dict[str, bytes], split:
     assert hub.texts("owner/letters", split=split) == list(expected)
 
 
+@pytest.mark.extended
 def test_only_files_of_the_requested_split_are_downloaded(hub: Hub) -> None:
     hub.server.add_dataset("owner/large", {"train.jsonl": lines_of(["a"]), "test.jsonl": lines_of(["b"])})
     assert hub.texts("owner/large", split="test") == ["b"]
@@ -140,6 +141,7 @@ def test_a_text_file_on_the_hub_is_one_document(hub: Hub) -> None:
     assert "owner/poem/train.txt is a text file" in hub.error("owner/poem", split="train[:1]")
 
 
+@pytest.mark.extended
 def test_an_unchanged_commit_and_slice_keep_the_fingerprint(hub: Hub) -> None:
     def fingerprints(split: str) -> list[str]:
         return hub.reader.read(hub="owner/moving", split=split)["fingerprints"]
@@ -156,6 +158,7 @@ def test_an_unchanged_commit_and_slice_keep_the_fingerprint(hub: Hub) -> None:
 # --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_small_file_with_huge_rows_exceeds_the_memory_limit(hub: Hub) -> None:
     """The rows take 512 MiB, but Parquet stores equal values once."""
     bomb = parquet_of(["a" * (8 * MEBIBYTE)] * 64)

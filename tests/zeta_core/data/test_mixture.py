@@ -137,6 +137,7 @@ def test_weights_apply_to_sources_and_not_to_their_files(sources: list[dict[str,
 # --- A run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_weighted_run_stopped_within_an_epoch_resumes_bit_exactly(
     sources: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def test_at_most_fifty_faulty_rows_are_reported(tmp_path: Path) -> None:
     assert lines_of(faults_of(answer_to(tmp_path, rows))) == list(range(2, 52))
 
 
+@pytest.mark.extended
 def test_the_first_faults_are_reported_if_several_processes_read_the_data(tmp_path: Path) -> None:
     filler, rows = "word " * 400, 6000  # 12 MB: enough for three processes
     many = [chat(number, answer=filler) for number in range(rows)]

@@ -154,6 +154,7 @@ def test_only_the_parameters_of_an_adapter_are_trained() -> None:
     assert answer.memory.activations is not None
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("options", [{}, {"lora": {"r": 4}}, {"optimizer": "muon"}], ids=["all", "lora", "muon"])
 def test_the_estimate_matches_the_memory_of_a_run_by_part(options: dict[str, Any], tmp_path: Path) -> None:
     estimate = answer_to(options).memory

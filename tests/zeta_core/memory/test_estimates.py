@@ -54,7 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FSDP2 float32": {"use_fsdp": True, "processes": 4, "mixed_precision": "no"},
     "FSDP2 LoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8}},
 }
-QUICK = ("recomputing", "FSDP2")
+QUICK = ("FSDP2",)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ def test_masks_of_packed_documents_are_part_of_the_estimate() -> None:
         assert masked - without >= plan.batch_size * plan.seq_len**2, "one byte for each pair of tokens"
 
 
+@pytest.mark.extended
 def test_micro_batches_have_as_many_tokens_as_fit_into_the_memory() -> None:
     located, plan = run_of(SMALL, use_activation_checkpointing=True)
     capacity = 4_000_000_000

@@ -41,6 +41,7 @@ class Small(PlainModel):
         return super().forward(ids)
 
 
+@pytest.mark.extended
 def test_the_micro_batch_is_halved_until_it_fits_and_the_split_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +83,7 @@ class Device(PlainModel):
         return tensor
 
 
+@pytest.mark.extended
 def test_each_advice_about_memory_is_applied_until_the_run_fits(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"seq_len": 512, "batch_size": 6, "gradient_accumulate_every": 2, "max_steps": 1}
     outcome, ends = None, list[tuple[StatusReason, JobError]]()

@@ -120,6 +120,7 @@ def test_a_padding_token_that_ends_documents_keeps_its_gradient(tmp_path: Path) 
     assert config_of(tmp_path / "out" / "final", "config.json")["pad_token_id"] is None
 
 
+@pytest.mark.extended
 def test_an_adapter_has_the_generation_config_with_its_end_token(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(CHATML)
     base, data = base_in(tmp_path, tokenizer), rows_in(tmp_path, CHATS)

@@ -68,11 +68,11 @@ WAYS: list[Callable[[Any, LoraConfig], Any]] = [by_transformers, get_peft_model]
     "changes",
     [
         {},
-        {"use_rslora": True, "lora_alpha": 12},
+        pytest.param({"use_rslora": True, "lora_alpha": 12}, marks=pytest.mark.extended),
         {"use_dora": True},
-        {"bias": "lora_only"},
+        pytest.param({"bias": "lora_only"}, marks=pytest.mark.extended),
         {"modules_to_save": ["lm_head", "norm"]},
-        {"rank_pattern": {"v_proj": 2}, "lora_dropout": 0.1},
+        pytest.param({"rank_pattern": {"v_proj": 2}, "lora_dropout": 0.1}, marks=pytest.mark.extended),
     ],
     ids=lambda changes: next(iter(changes), "plain"),
 )
@@ -112,6 +112,7 @@ def test_a_plain_module_with_an_adapter_is_saved_as_an_adapter(tmp_path: Path) -
     assert torch.equal(logits(by_peft), logits(model))
 
 
+@pytest.mark.extended
 def test_training_an_adapter_in_parts_gives_the_same_bits(tmp_path: Path) -> None:
     base = base_in(tmp_path)
 

@@ -123,6 +123,7 @@ def test_the_base_keeps_its_precision_if_the_run_computes_in_it(tmp_path: Path) 
         assert {buffer.dtype for buffer in model.buffers()} == {before}, "rotary frequencies keep their precision"
 
 
+@pytest.mark.extended
 def test_a_checkpoint_of_an_adapter_is_a_model_for_a_later_run(tmp_path: Path) -> None:
     """It is loaded on its base if the base has a name, otherwise with its merged weights; without both, it fails."""
     saved: Any = llama()

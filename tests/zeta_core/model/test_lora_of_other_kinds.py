@@ -59,6 +59,7 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(torch.arange(3, 35)[None]).logits
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", ["mixtral", "llama4"])
 def test_stacked_experts_are_adapted_saved_merged_and_resumed(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

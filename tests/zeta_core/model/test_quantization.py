@@ -120,6 +120,7 @@ def test_an_adapter_of_a_4_bit_base_is_trained_merged_and_used_again(tmp_path: P
     assert again.resolved_spec["num_trained_parameters"] * 2 == lines.resolved_spec["num_trained_parameters"]
 
 
+@pytest.mark.extended
 def test_a_resumed_run_on_a_4_bit_base_ends_with_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"cache": tmp_path, "lora": {"r": 2, "lora_dropout": 0.2, "quantize": "nf4"}}
     options |= {"lr_scheduler": "constant", "eval_split": 0.01, "eval_steps": 1}

@@ -57,6 +57,7 @@ def test_the_code_loads_the_adapter_on_a_local_base(tmp_path: Path, monkeypatch:
     assert torch.allclose(logits(run_block(merged)["model"]), logits(names["model"]), atol=0.02)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("save_merged", [False, True])
 def test_the_code_loads_a_base_that_is_a_job(
     save_merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_a_run_on_a_cpu_uses_it_records_it_and_leaves_the_model_as_it_was(tmp_pa
         Trainer(model=llama(), output_dir=tmp_path / "out", **changed, attn_implementation="sdpa")
 
 
+@pytest.mark.extended
 def test_the_requested_implementation_is_used_and_recorded(tmp_path: Path) -> None:
     losses: list[float] = []
     for name in ("eager", "sdpa", "varlen"):

@@ -208,6 +208,7 @@ def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> 
     assert any(getattr(line, "code", None) == "no_best_checkpoint" for line in lines.all)
 
 
+@pytest.mark.extended
 def test_a_run_stopped_within_an_evaluation_resumes_to_the_same_bits(held_out: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"eval_dataset": {"path": held_out}, "eval_steps": 3, "max_steps": 9, "seed": 3}
     options |= {"early_stopping_patience": 2}

@@ -170,6 +170,7 @@ def test_a_run_has_the_same_loss_packed_and_unpacked(family: str, tmp_path: Path
     assert packed.progress.eval_loss == pytest.approx(alone.progress.eval_loss, abs=1e-5)
 
 
+@pytest.mark.extended
 def test_a_hybrid_model_is_not_packed_unless_the_user_insists(tmp_path: Path) -> None:
     model, spec = ConfigModel(config=config_of("lfm2")), {**SPEC, **_data(tmp_path)}
     default, lines = train(tmp_path, model, spec)

@@ -176,6 +176,7 @@ def test_an_answer_after_another_prompt_is_cut_to_the_length_of_a_sequence(tmp_p
 # --- Runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("method", ["kto", "orpo"])
 def test_the_margin_grows_and_a_resumed_run_ends_with_the_same_bits(method: str, tmp_path: Path) -> None:
     base = llama(attention_dropout=0.1)

@@ -23,6 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_like_float32_and_resumes_to_the_bit(precision: str, tmp_path: Path) -> None:
     reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **SETTINGS)

@@ -13,6 +13,7 @@ from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import WarningLine
 
 
+@pytest.mark.extended
 def test_the_number_of_threads_is_set_only_if_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     set_num_threads = torch.set_num_threads

@@ -43,6 +43,7 @@ class Overwriting(PlainModel):
         return logits + 0 * lost.sum()
 
 
+@pytest.mark.extended
 def test_deterministic_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"cache": tmp_path, "max_steps": 4, "deterministic": True, "lr_scheduler": "constant"}
     models = [llama(attention_dropout=0.1) for _ in range(3)]

@@ -36,7 +36,6 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         subprocess.run([str(ZETA), "down"], env=variables, capture_output=True, timeout=100, check=False)
 
 
-@pytest.mark.extended
 @pytest.mark.timeout(400)
 def test_the_commands_of_the_page_train_a_model(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**TINY_LLAMA, "max_position_embeddings": 256}))

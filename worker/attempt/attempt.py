@@ -13,28 +13,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
-from functools import partial
 
 from pydantic import BaseModel
 
 from worker.attempt.final_line import final_line, launch_failure_line
 from worker.attempt.monitor import RunMonitor
-from worker.attempt.node_start import NodeStart
 from worker.attempt.output import AttemptOutput
 from worker.attempt.preparation import Preparation
 from worker.attempt.resources import WorkerResources
 from worker.attempt.run_file import new_run_file
 from worker.attempt.run_file_signature import read_signed, write_signed
+from worker.attempt.run_launcher import RunLauncher
+from worker.attempt.start_messages import ClaimRequests, NodeStart
 from worker.machine.devices import Slot, memory_bytes, visible_gpus
-from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
-from worker.run.sandbox import Inputs
-from worker.run.warm_start import WarmStart
-from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.events import StatusLine
-from zeta_core.contract.job.kind import KINDS, JobKind
 from zeta_core.contract.job.status import StopAction
 from zeta_core.contract.wire.messages import Claim, ClaimAnswer, Dispatch, JournalAck
 from zeta_core.contract.wire.node_group import NodeGroup
@@ -42,8 +37,6 @@ from zeta_core.contract.wire.run_directory import SAVE_FILE, RunFile, SaveFile, 
 from zeta_core.system.artifact_store import BrokenCheckpoint
 from zeta_core.system.durable_files import write_atomically
 
-CLAIM_REPEAT_SECONDS = 1.0
-CLAIM_GIVE_UP_SECONDS = 60.0
 QUICK_SECONDS = 2.0  # for which a new stage is expected to end soon, before something must be slow
 
 logger = logging.getLogger(__name__)
@@ -56,27 +49,6 @@ class Phase(Enum):
     RUNNING = "running"
     PUBLISHING = "publishing"
     OVER = "over"
-
-
-class ClaimRequests:
-    """Repeats an attempt's claim until it is answered."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self._started_at = time.monotonic()
-        self._sent_at = float("-inf")
-
-    @property
-    def has_timed_out(self) -> bool:
-        return time.monotonic() - self._started_at > CLAIM_GIVE_UP_SECONDS
-
-    def due(self) -> list[BaseModel]:
-        """The claim, if it must be sent now."""
-        now = time.monotonic()
-        if now - self._sent_at < CLAIM_REPEAT_SECONDS:
-            return []
-        self._sent_at = now
-        return [self.claim]
 
 
 class LocalAttempt:
@@ -99,7 +71,7 @@ class LocalAttempt:
         self._resources = resources
         self._run_file = run_file
         self._resume_from = resume_from
-        self._devices = visible_gpus(run_file.spec, slots)
+        devices = visible_gpus(run_file.spec, slots)
         self._claim = ClaimRequests(
             Claim(
                 job_id=self.job_id,
@@ -110,11 +82,12 @@ class LocalAttempt:
         )
         self._preparation: Preparation | None = None
         self._node_start: NodeStart | None = None  # of one of several nodes that is prepared
-        self._tree = ProcessTree(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, self._devices)
+        self._launcher = RunLauncher(resources, run_file, self.directory, devices, len(slots))
+        self._tree = ProcessTree(self.directory, self.job_id, self.attempt, settings.stop_grace_seconds, devices)
         memory_share = memory_bytes() * max(1, len(slots)) // resources.num_slots
         self._monitor = RunMonitor(self._tree, settings, run_file.num_nodes, memory_share_bytes=memory_share)
         record_progress = self._monitor.watchdog.record_progress
-        self._output = AttemptOutput(resources, run_file, self.directory, self._devices, record_progress)
+        self._output = AttemptOutput(resources, run_file, self.directory, devices, record_progress)
         self._launch_failure: StatusLine | None = None
         self._last_contact = time.monotonic()
         self._stage: tuple[Phase, bool] = (phase, False)  # the second value: whether the journal has its last line
@@ -204,7 +177,12 @@ class LocalAttempt:
             return
         executor, store = self._resources.executor, self._resources.store
         self._preparation = Preparation(
-            executor, self._run_file, self.directory, store, resume=self._resume_from, confine=self._confine
+            executor,
+            self._run_file,
+            self.directory,
+            store,
+            resume=self._resume_from,
+            prepare_sandbox=self._launcher.prepare_sandbox,
         )
         self.phase = Phase.PREPARING
 
@@ -267,14 +245,14 @@ class LocalAttempt:
         if self._preparation is None or self._preparation.is_over:
             return False
         if self._tree.stop_action is not None or self._output.publisher.is_fenced:
-            self._preparation.give_up()
+            self._preparation.cancel()
         return not self._preparation.is_over
 
     def _start_when_prepared(self) -> None:
         assert self._preparation is not None
         if self._is_preparing():
             return
-        if self._preparation.was_given_up:
+        if self._preparation.was_cancelled:
             self.phase = Phase.RUNNING  # nothing was started; the last line follows from the stop request
             return
         error = self._preparation.error()
@@ -289,7 +267,7 @@ class LocalAttempt:
                 return
             try:
                 self._tree.record_contact(self._last_contact)
-                if not self._tree.start(self._command(), self._environment(), self._warm_start()):
+                if not self._launcher.start(self._tree):
                     return
             except OSError as not_started:
                 error = not_started
@@ -325,53 +303,6 @@ class LocalAttempt:
             return
         self._launch_failure = launch_failure_line(error)
         self.phase = Phase.RUNNING
-
-    def _command(self) -> Sequence[str]:
-        """The command that runs a job of this kind; the run directory is appended to it."""
-        return (*self._resources.command, *KINDS[self._run_file.kind].arguments)
-
-    def _confine(self, run_file: RunFile, check_cancelled: Callable[[], None]) -> None:
-        """Fetch the files that the spec names, and write what the run may access. Raises `OSError`."""
-        resources = self._resources
-        locate = partial(resources.store.local, check_cancelled=check_cancelled)
-        inputs = Inputs.of_spec(
-            run_file.spec,
-            resources.settings,
-            locate,
-            run_file.kind,
-            bases=run_file.bases,
-            held_out=run_file.resolved_spec.value("held_out"),
-        )
-        if resources.sandboxes is not None:
-            resources.sandboxes.prepare_run(self.directory, run_file, inputs, self._devices)
-
-    def _environment(self) -> dict[str, str]:
-        return run_environment(
-            own_environment(),
-            job_id=self.job_id,
-            attempt=self.attempt,
-            threads=self._resources.threads * max(1, len(self.slots)),
-            devices=self._devices,
-            hub=self._run_file.hub_access if self._run_file.hub else HubAccess.OFF,
-            job_env=self._resources.settings.job_env,
-            directory=self.directory,
-        )
-
-    def _warm_start(self) -> WarmStart | None:
-        """The worker's warm start, if it makes no difference to this attempt.
-
-        Libraries read the number of threads and DeepSpeed's accelerator when they are imported.
-        """
-        threads = self._run_file.resolved_spec.threads
-        if (
-            len(self.slots) > 1
-            or self._run_file.num_nodes > 1
-            or threads not in (None, self._resources.threads)
-            or self._run_file.spec.get("use_deepspeed")
-            or self._run_file.kind is not JobKind.TRAINING
-        ):
-            return None
-        return self._resources.warm_start
 
     def _supervise_run(self) -> None:
         self._output.collect()

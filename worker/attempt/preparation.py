@@ -25,11 +25,11 @@ LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
 # Fetches the inputs of a complete run file and writes what the run may access; the second argument raises
 # `TransferCancelled` to cancel it. A thread calls it.
-Confine = Callable[[RunFile, Callable[[], None]], None]
+PrepareSandbox = Callable[[RunFile, Callable[[], None]], None]
 
 
 class Preparation:
-    """Runs `prepare` in a thread of ``executor``; it can be cancelled with `give_up`.
+    """Runs `prepare` in a thread of ``executor``; it can be cancelled with `cancel`.
 
     Cancelling doesn't wait for a store that hangs. The store may respond while the next attempt is already being
     prepared, so the thread checks for cancellation before every change.
@@ -43,10 +43,10 @@ class Preparation:
         store: ArtifactStore,
         *,
         resume: str | None,
-        confine: Confine,
+        prepare_sandbox: PrepareSandbox,
     ) -> None:
         self._directory = directory
-        self._given_up_at: float | None = None
+        self._cancelled_at: float | None = None
         self._work = executor.submit(
             prepare,
             run_file,
@@ -54,24 +54,24 @@ class Preparation:
             store,
             resume=resume,
             check_cancelled=self._check_cancelled,
-            confine=confine,
+            prepare_sandbox=prepare_sandbox,
         )
 
     @property
-    def was_given_up(self) -> bool:
-        return self._given_up_at is not None
+    def was_cancelled(self) -> bool:
+        return self._cancelled_at is not None
 
     @property
     def is_over(self) -> bool:
         """Whether it is done, or was cancelled more than `LEAVE_SECONDS` ago."""
-        has_timed_out = self._given_up_at is not None and time.monotonic() - self._given_up_at >= LEAVE_SECONDS
+        has_timed_out = self._cancelled_at is not None and time.monotonic() - self._cancelled_at >= LEAVE_SECONDS
         return has_timed_out or self._work.done()
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Cancel. Raises `OSError` if the directory, which the journal's last line needs, can't be created."""
-        if self._given_up_at is None:
+        if self._cancelled_at is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._given_up_at = time.monotonic()
+            self._cancelled_at = time.monotonic()
             self._work.cancel()  # if no thread has started it yet
 
     def error(self) -> BaseException | None:
@@ -79,7 +79,7 @@ class Preparation:
         return self._work.exception()
 
     def _check_cancelled(self) -> None:
-        if self._given_up_at is not None:
+        if self._cancelled_at is not None:
             raise TransferCancelled
 
 
@@ -90,7 +90,7 @@ def prepare(
     *,
     resume: str | None,
     check_cancelled: Callable[[], None],
-    confine: Confine | None = None,
+    prepare_sandbox: PrepareSandbox | None = None,
 ) -> None:
     """Write ``directory`` for ``run_file``; ``resume`` names a stored checkpoint as ``job_.../step-N``.
 
@@ -122,8 +122,8 @@ def prepare(
     run_file = run_file.model_copy(
         update={"resume_from": None if resume_from is None else str(resume_from), "is_opened": True}
     )
-    if confine is not None:
-        confine(run_file, check_cancelled)
+    if prepare_sandbox is not None:
+        prepare_sandbox(run_file, check_cancelled)
     write_signed(directory, run_file.model_dump_json(indent=2).encode())
 
 

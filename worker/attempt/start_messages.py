@@ -1,4 +1,7 @@
-"""Waiting until all nodes of an attempt on several workers are prepared, with a port reserved for their rendezvous."""
+"""The messages that an attempt repeats before its run starts, until the server answers or decides.
+
+They are its claim and, with several workers, the report that its node is prepared.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,35 @@ from worker.settings import WorkerSettings
 from zeta_core.contract.wire.messages import Claim, Prepared
 
 REPEAT_SECONDS = 1.0
+CLAIM_GIVE_UP_SECONDS = 60.0
+
+
+class ClaimRequests:
+    """Repeats an attempt's claim until it is answered."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self._started_at = time.monotonic()
+        self._sent_at = float("-inf")
+
+    @property
+    def has_timed_out(self) -> bool:
+        return time.monotonic() - self._started_at > CLAIM_GIVE_UP_SECONDS
+
+    def due(self) -> list[BaseModel]:
+        """The claim, if it must be sent now."""
+        now = time.monotonic()
+        if now - self._sent_at < REPEAT_SECONDS:
+            return []
+        self._sent_at = now
+        return [self.claim]
 
 
 class NodeStart:
-    """Repeats the message `Prepared` until the attempt starts. A thread of ``executor`` reserves the port."""
+    """Repeats the message `Prepared` until all nodes of the attempt are prepared and it starts.
+
+    A thread of ``executor`` reserves the port for the rendezvous of the nodes.
+    """
 
     def __init__(self, executor: Executor, settings: WorkerSettings, claim: Claim, node_rank: int) -> None:
         """``claim`` is the granted claim of the attempt."""
@@ -34,7 +62,7 @@ class NodeStart:
         if not self._reservation.done() or now - self._sent_at < REPEAT_SECONDS:
             return []
         self._sent_at = now
-        place = self._reservation.result()
+        port = self._reservation.result()
         claim = self._claim
         return [
             Prepared(
@@ -43,8 +71,8 @@ class NodeStart:
                 worker=claim.worker,
                 incarnation=claim.incarnation,
                 node_rank=self._node_rank,
-                address=place.address,
-                port=place.port,
+                address=port.address,
+                port=port.port,
             )
         ]
 

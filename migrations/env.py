@@ -6,6 +6,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 import server.database.access_tables  # pyright: ignore[reportUnusedImport] - registers its tables
+import server.database.file_tables  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.object_removals  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.placements  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.receipt_tables  # pyright: ignore[reportUnusedImport] - registers its tables

@@ -10,9 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import stored_file_key
 from server.auth import Caller
+from server.database.file_tables import FileRow
 from server.database.object_removals import request_removal
 from server.database.pagination import Matches, PageQuery, newest_first, page, storable
-from server.database.tables import FileRow, JobRow
+from server.database.tables import JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
 from server.uploads.multipart import MAX_FORM_BYTES, FormRules, check_length, receive

@@ -9,8 +9,9 @@ from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
+from server.database.file_tables import FileRow
 from server.database.pagination import PageQuery, page
-from server.database.tables import CheckpointRow, FileRow, JobRow
+from server.database.tables import CheckpointRow, JobRow
 from server.service import Service
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import is_id

@@ -20,8 +20,9 @@ from sqlalchemy import select
 
 from server.artifacts import BUFFER_BYTES, part_key, stored_file_key
 from server.database.connections import Database
+from server.database.file_tables import FileRow, UploadPartRow
 from server.database.object_removals import ObjectRemovalRow
-from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow
+from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.job.status import UNFINISHED
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
 from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint

@@ -12,7 +12,8 @@ from sqlalchemy import select
 from server.artifacts import part_key, stored_file_key
 from server.backup.database_copy import engine
 from server.backup.directory import BackupDirectory, SavedCheckpoint, SavedFile, WrongContent
-from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow
+from server.database.file_tables import FileRow, UploadPartRow
+from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.wire.run_directory import TENSORBOARD_DIRECTORY, checkpoint_key, log_key
 from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint
 from zeta_core.system.database_url import DatabaseAddress

@@ -19,8 +19,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.backup.table_rows import copy_rows
 from server.database.connections import postgres_arguments
+from server.database.file_tables import FileRow
 from server.database.schema import cannot_open
-from server.database.tables import FileRow, JobRow, ServiceRow
+from server.database.tables import JobRow, ServiceRow
 from zeta_core.contract.errors import Conflict, Unavailable
 from zeta_core.system.database_url import DatabaseAddress, sqlite_url
 from zeta_core.system.durable_files import flush, rename_durably

@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, Select, SQLColumnExpression, select, tuple
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.access_tables import KeyRow
-from server.database.tables import FileRow, JobRow, SweepRow
+from server.database.file_tables import FileRow
+from server.database.tables import JobRow, SweepRow
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import IdPrefix, creation_time, is_id

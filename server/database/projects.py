@@ -10,9 +10,10 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.access_tables import KeyRow, ProjectRow
+from server.database.file_tables import FileRow, UploadPartRow, UploadRow
 from server.database.inserts import dialect_insert
 from server.database.job_counts import jobs_by_project
-from server.database.tables import CheckpointRow, FileRow, JobRow, UploadPartRow, UploadRow
+from server.database.tables import CheckpointRow, JobRow
 from zeta_core.contract.access import HubAccess, ProjectLimits, ProjectUsage
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus

@@ -1,5 +1,8 @@
-"""The tables, one class each; those of keys, projects and sessions are in `access_tables`, of webhooks in
-`webhook_tables`, and of attempts on several workers in `placements`.
+"""The tables of jobs and sweeps, with their attempts, events and checkpoints, and of the service; one class each.
+
+Other modules of this package define the tables of files, keys and projects, webhooks, receipts, the usage of workers,
+removals from the store and attempts on several workers: `file_tables`, `access_tables`, `webhook_tables`,
+`receipt_tables`, `usage_table`, `object_removals` and `placements`.
 
 The migrations create exactly these (a test compares them). Times are UTC. JSON columns contain dumps of the
 contract's models, so no table repeats their fields.
@@ -285,52 +288,6 @@ class CheckpointRow(Table):
     attempt: Mapped[int]
     bytes: Mapped[int] = mapped_column(BigNumber)
     metrics: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime]
-
-
-class FileRow(Table):
-    __tablename__ = "files"
-    __table_args__ = (
-        Index("ix_files_project_created_at_id", "project", "created_at", "id"),
-        Index("ix_files_project_sha256_created_at_id", "project", "sha256", "created_at", "id"),
-    )
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    created_by: Mapped[str]
-    filename: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigNumber)
-    sha256: Mapped[str]
-    purpose: Mapped[str]
-    created_at: Mapped[datetime]
-
-
-class UploadRow(Table):
-    """A file that is uploaded in parts; ``bytes`` is its announced size, and ``file_id`` is set when it is complete."""
-
-    __tablename__ = "uploads"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    project: Mapped[str]
-    created_by: Mapped[str]
-    filename: Mapped[str]
-    bytes: Mapped[int] = mapped_column(BigNumber)
-    purpose: Mapped[str]
-    status: Mapped[str]  # pending, completed or cancelled
-    file_id: Mapped[str | None]
-    created_at: Mapped[datetime]
-    expires_at: Mapped[datetime] = mapped_column(index=True)
-
-
-class UploadPartRow(Table):
-    """A stored part of an upload, until the upload is completed, cancelled or expired."""
-
-    __tablename__ = "upload_parts"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
-    project: Mapped[str] = mapped_column(index=True)
-    bytes: Mapped[int] = mapped_column(BigNumber)
     created_at: Mapped[datetime]
 
 

@@ -14,8 +14,9 @@ from sqlalchemy import select
 
 from server.artifacts import Artifacts
 from server.auth import Caller
+from server.database.file_tables import FileRow
 from server.database.pagination import PageQuery
-from server.database.tables import FileRow, JobRow
+from server.database.tables import JobRow
 from server.jobs import commands
 from server.jobs.queries import JobQuery, find_job, matching_jobs, newest_jobs
 from server.jobs.serialization import to_job, to_jobs

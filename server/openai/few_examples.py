@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from server.artifacts import Artifacts
-from server.database.tables import FileRow
+from server.database.file_tables import FileRow
 from zeta_core.contract.data_files.file_types import LINE_SUFFIXES, FileType, file_type
 from zeta_core.contract.job.events import WarningLine
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from server.database.tables import FileRow
+from server.database.file_tables import FileRow
 from server.uploads.multipart import FormRules
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.responses import FilePurpose, StoredFile

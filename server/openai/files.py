@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import files
 from server.auth import Caller
+from server.database.file_tables import FileRow
 from server.database.pagination import position_of
-from server.database.tables import FileRow, JobRow
+from server.database.tables import JobRow
 from server.http.downloads import Content
 from server.openai.file_objects import BATCH_RESULTS, FORM, LISTED, RESULTS, FileObject, to_file_object
 from server.openai.lists import NamedEndsList

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 
 from server.auth import Caller
-from server.database.tables import FileRow
+from server.database.file_tables import FileRow
 from server.estimates import estimate
 from server.openai.few_examples import few_examples_warning
 from server.openai.fine_tuning_request import FineTuningRequest, reject_reinforcement

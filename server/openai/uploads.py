@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts, IncomingFile, parts_key
 from server.auth import Caller
-from server.database.tables import FileRow, UploadPartRow, UploadRow
+from server.database.file_tables import FileRow, UploadPartRow, UploadRow
 from server.files import max_upload_bytes
 from server.openai.file_objects import DEFAULT_SUFFIX, SHOWN, FileObject, require_uploadable, to_file_object
 from server.service import Service

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.checkpoints import LATEST, checkpoints_newest_first
-from server.database.tables import CheckpointRow, FileRow, JobRow
+from server.database.file_tables import FileRow
+from server.database.tables import CheckpointRow, JobRow
 from server.service import Service
 from server.settings import ServerSettings
 from server.submitting.notify_targets import notify_faults

@@ -6,8 +6,8 @@ from sqlalchemy import delete, select
 
 from server.artifacts import Artifacts, parts_key
 from server.database.connections import Database
+from server.database.file_tables import UploadRow
 from server.database.object_removals import request_removal
-from server.database.tables import UploadRow
 from server.uploads.removals import remove_now
 from zeta_core.contract.job.events import utc_now
 

@@ -22,9 +22,9 @@ from server.artifacts import Artifacts, IncomingFile, part_key, stored_file_key
 from server.database.access_tables import AuditRow
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
+from server.database.file_tables import FileRow, UploadPartRow
 from server.database.object_removals import announce_upload, complete_upload, request_removal
 from server.database.projects import stored_bytes
-from server.database.tables import FileRow, UploadPartRow
 from server.uploads.removals import remove_now
 from zeta_core.contract.errors import QuotaExceeded
 

@@ -89,6 +89,7 @@ PACKAGES = (
         internal=frozenset(
             {
                 "server.database.access_tables",
+                "server.database.file_tables",
                 "server.database.object_removals",
                 "server.database.placements",
                 "server.database.receipt_tables",

@@ -7,8 +7,8 @@ from pathlib import Path
 from migrations.upgrade import upgrade
 from server.artifact_ownership import claim_store
 from server.database.connections import Database
+from server.database.file_tables import FileRow
 from server.database.service_identity import identify_service
-from server.database.tables import FileRow
 from server.settings import ServerSettings
 from tests.harness.service import ZETA, clean_environment
 from tests.server.rows import CREATED_AT, Rows

@@ -14,9 +14,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
+from server.database.file_tables import FileRow
 from server.database.job_counts import jobs_by_project, merge_counts, queued_by_priority
 from server.database.pagination import Matches, PageQuery, newest_first
-from server.database.tables import FileRow, JobCountRow, JobRow
+from server.database.tables import JobCountRow, JobRow
 from server.jobs.queries import JobQuery, matching_jobs
 from server.jobs.serialization import to_jobs
 from zeta_core.contract.identifiers import new_id

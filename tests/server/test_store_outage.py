@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.artifacts import Artifacts, parts_key, stored_file_key
 from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
+from server.database.file_tables import FileRow, UploadRow
 from server.database.object_removals import (
     UPLOAD_AGE,
     ObjectRemovalRow,
@@ -21,7 +22,6 @@ from server.database.object_removals import (
     complete_upload,
     request_removal,
 )
-from server.database.tables import FileRow, UploadRow
 from server.uploads.expiry import remove_expired
 from server.uploads.quota import OpenUploads
 from server.uploads.removals import remove_due

@@ -32,6 +32,7 @@ from server.engine.job_traces import JobTraces
 from server.engine.known_workers import KnownWorkers
 from server.engine.loops import STOP_SECONDS, BackgroundLoops, Pace
 from server.engine.message_consumer import MessageConsumer
+from server.engine.monitor_resources import MonitorResources
 from server.engine.new_events import NewEventReader
 from server.engine.nodes.monitor import NodeMonitor
 from server.engine.redis_claim import RedisClaim
@@ -94,25 +95,18 @@ class Engine:
             claim_seconds=settings.claim_seconds,
             default_limits=settings.project_limits,
         )
-        self._monitor = JobMonitor(
+        monitored = MonitorResources(
             database,
             self._workers,
             self.secrets,
             self._send_to_worker,
             self.event_signal,
             self.wake,
-            lease=settings.lease_seconds,
+            settings.lease_seconds,
         )
+        self._monitor = JobMonitor(monitored)
         self._node_monitor = NodeMonitor(
-            database,
-            self._workers,
-            self.secrets,
-            self._send_to_worker,
-            self.event_signal,
-            self.wake,
-            lease=settings.lease_seconds,
-            claim_seconds=settings.claim_seconds,
-            prepare_seconds=settings.prepare_seconds,
+            monitored, claim_seconds=settings.claim_seconds, prepare_seconds=settings.prepare_seconds
         )
         self._usage_history = UsageHistory(database, self._workers)
         self._halving = SweepHalving(database, self.event_signal, self.wake)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,14 +21,11 @@ from server.database.placements import unreleased_placements
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine.endings import lose_worker
-from server.engine.event_signal import EventSignal
-from server.engine.known_workers import KnownWorkers
 from server.engine.loops import Pass, raise_first, try_each
-from server.engine.lost_attempts import UNLISTED_SECONDS, ClaimedAttempt, LostAttempts
-from server.engine.redis_client import SendToWorker
+from server.engine.lost_attempts import UNLISTED_SECONDS, ClaimedAttempt
+from server.engine.monitor_resources import MonitorResources
 from server.engine.save_requests import due_save_requests
 from server.engine.stop_requests import RUNNING, Nodes, StopRequests
-from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import (
@@ -47,25 +44,15 @@ logger = logging.getLogger(__name__)
 
 
 class JobMonitor:
-    def __init__(
-        self,
-        database: Database,
-        workers: KnownWorkers,
-        secrets: WorkerSecrets,
-        send_to_worker: SendToWorker,
-        event_signal: EventSignal,
-        slot_freed: Callable[[], None],
-        *,
-        lease: float,
-    ) -> None:
-        self._database = database
-        self._workers = workers
-        self._secrets = secrets
-        self._send_to_worker = send_to_worker
-        self._event_signal = event_signal
-        self._slot_freed = slot_freed
-        self._stop_requests = StopRequests(database)
-        self._lost = LostAttempts(workers, secrets, lease=lease)
+    def __init__(self, resources: MonitorResources) -> None:
+        self._database = resources.database
+        self._workers = resources.workers
+        self._secrets = resources.secrets
+        self._send_to_worker = resources.send_to_worker
+        self._event_signal = resources.event_signal
+        self._slot_freed = resources.slot_freed
+        self._stop_requests = StopRequests(resources.database)
+        self._lost = resources.lost_attempts()
         self._stale_since: dict[tuple[str, str, int], float] = {}  # monotonic
 
     def passes(self) -> dict[str, Pass]:

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import and_, select
 
-from server.database.connections import Database
 from server.database.draining import drained_workers
 from server.database.placements import (
     PlacementRow,
@@ -36,13 +35,10 @@ from server.database.placements import (
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import give_up_start, lose_worker
-from server.engine.event_signal import EventSignal
-from server.engine.known_workers import KnownWorkers
 from server.engine.loops import raise_first, try_each
-from server.engine.lost_attempts import ClaimedAttempt, LostAttempts
+from server.engine.lost_attempts import ClaimedAttempt
+from server.engine.monitor_resources import MonitorResources
 from server.engine.nodes.ends import conclude, is_decided, is_overdue
-from server.engine.redis_client import SendToWorker
-from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, JournalAck
 
@@ -56,27 +52,15 @@ _RUNNING = (
 
 
 class NodeMonitor:
-    def __init__(
-        self,
-        database: Database,
-        workers: KnownWorkers,
-        secrets: WorkerSecrets,
-        send_to_worker: SendToWorker,
-        event_signal: EventSignal,
-        slot_freed: Callable[[], None],
-        *,
-        lease: float,
-        claim_seconds: float,
-        prepare_seconds: float,
-    ) -> None:
-        self._database = database
-        self._workers = workers
-        self._send_to_worker = send_to_worker
-        self._event_signal = event_signal
-        self._slot_freed = slot_freed
+    def __init__(self, resources: MonitorResources, *, claim_seconds: float, prepare_seconds: float) -> None:
+        self._database = resources.database
+        self._workers = resources.workers
+        self._send_to_worker = resources.send_to_worker
+        self._event_signal = resources.event_signal
+        self._slot_freed = resources.slot_freed
         self._claim_seconds = claim_seconds
         self._prepare_seconds = prepare_seconds
-        self._lost = LostAttempts(workers, secrets, lease=lease)
+        self._lost = resources.lost_attempts()
         self._preparing_since: dict[tuple[str, int], float] = {}  # when this process first saw it (monotonic)
 
     async def one_pass(self) -> None:

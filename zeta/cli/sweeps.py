@@ -20,42 +20,45 @@ FULL_NAMES_WIDTH = 80  # in a narrower terminal, the names of the fields are sho
 MIN_NAME, MAX_NAME = 8, 40
 _HALVING_REASONS = ("waits_for_sweep", "eliminated")
 
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="FIELD=VALUE,VALUE", help="The values of a field, such as lora.r=8,16. Repeatable."),
+]
+NumRandom = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Create only N combinations, chosen at random.")
+]
+RandomSeed = Annotated[int | None, typer.Option(min=0, help="The seed of the random choice.")]
+HalvingSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="STEPS", help="Compare the jobs at this step, then at each doubling; the best continue."
+    ),
+]
+HalvingFactor = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        max=10,
+        metavar="N",
+        help="With --halving, compare at each N-fold of the step; one job in N continues.  [default: 2]",
+    ),
+]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")]
+
 
 @app.command(rich_help_panel=JOBS)
 def sweep(
     spec: SpecFile = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--grid", metavar="FIELD=VALUE,VALUE", help="The values of a field, such as lora.r=8,16. Repeatable."
-        ),
-    ] = None,
+    grid: Grid = None,
     model: Model = None,
     data: Data = None,
     lora: Lora = False,
     settings: Settings = None,
-    random: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Create only N combinations, chosen at random.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The seed of the random choice.")] = None,
-    halving: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="STEPS",
-            help="Compare the jobs at this step, then at each doubling; the best continue.",
-        ),
-    ] = None,
-    halving_factor: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            max=10,
-            metavar="N",
-            help="With --halving, compare at each N-fold of the step; one job in N continues.  [default: 2]",
-        ),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
+    random: NumRandom = None,
+    seed: RandomSeed = None,
+    halving: HalvingSteps = None,
+    halving_factor: HalvingFactor = None,
+    follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
     """Submit a job for each combination of values. All jobs are created, or none.
@@ -97,7 +100,7 @@ def sweeps(
     sweep_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="The id of a sweep.", autocompletion=completing("sweep"))
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the sweep until all jobs have ended.")] = False,
+    follow: Follow = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of sweeps.")] = 20,
     as_json: AsJson = False,
 ) -> None:

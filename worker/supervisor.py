@@ -113,14 +113,7 @@ class Supervisor:
         self._serving = ServedModels(settings, command, slots, resources.threads, self._link.post, store, sandboxes)
         self._dispatches: dict[str, Dispatch] = {}  # by job: those that wait for served models to leave their slots
         self._cleanup = Cleanup(settings.root, store, self._executor, cache_max_bytes=settings.cache_max_bytes)
-        self._heartbeat = HeartbeatSender(
-            settings,
-            incarnation,
-            version,
-            lambda: self._state,
-            cpu_kind=cpu_kind(own_environment()),
-            sandbox="off" if sandbox is None else str(sandbox),
-        )
+        self._heartbeat = self._new_heartbeat(version, sandbox)
         self._last_contact = self._heartbeat.last_contact  # the start time until a heartbeat was accepted
         self._steps = self._list_steps()
         self._threads = (self._heartbeat.thread, *self._link.threads, self._consumer.thread)
@@ -128,6 +121,16 @@ class Supervisor:
         outages = [outage for _, outage in self._steps]
         self._guard = ProcessGuard(self._threads, outages, lambda: self._num_rounds, limits)
         self._state = self._current_state()
+
+    def _new_heartbeat(self, version: str, sandbox: SandboxSupport | None) -> HeartbeatSender:
+        return HeartbeatSender(
+            self._settings,
+            self._incarnation,
+            version,
+            lambda: self._state,
+            cpu_kind=cpu_kind(own_environment()),
+            sandbox="off" if sandbox is None else str(sandbox),
+        )
 
     def _list_steps(self) -> list[tuple[Callable[[], None], Outage]]:
         """The steps of a round in their order, each with the report of its failures."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from zeta_core.advice import RunAdvisor
 from zeta_core.checkpoint import checkpoint_files
+from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.training_state import TrainingProgress
 from zeta_core.checkpoint.weights import load_weights
 from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
@@ -26,7 +27,7 @@ from zeta_core.memory.micro_batch import gpu_memory_bytes
 from zeta_core.objective.attention import attention_implementation
 from zeta_core.parallel.exchange_check import check_exchange
 from zeta_core.parallel.process_settings import deterministic_kernels, device_kind, restored_state, set_num_threads
-from zeta_core.parallel.processes import Processes
+from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.plan import Plan
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
@@ -187,19 +188,8 @@ def _train(
         announced(request, run_id, decision, learner, engine, progress, resume_point, report, threads_set=threads_set)
     )
 
-    saver = CheckpointSaver(
-        request.output_dir,
-        run_id,
-        learner.export,
-        learner.saved,
-        engine,
-        report,
-        keep=request.options.save_total_limit,
-    )
+    saver = _build_saver(run, run_id, learner, engine, progress, reference)
     stack.callback(saver.close)
-    saver.newest = None if resume_point is None else resume_point.checkpoint
-    saver.best_elsewhere = best_elsewhere(request, resume_point, progress, run.processes, report)
-    saver.constant_tensors = reference
     accumulator = GradientAccumulator(
         plan, engine, learner.loss_function, decision.sequences, report, may_split=decision.may_split
     )
@@ -232,3 +222,27 @@ def _train(
     best = request.output_dir / BEST_CHECKPOINT
     best = best if progress.best_step is not None and best.is_dir() else None
     return Outcome(run_id, progress, loop.steps_trained, plan.total_steps, newest, best, stopped)
+
+
+def _build_saver(
+    run: _LoadedRun,
+    run_id: str,
+    learner: Learner,
+    engine: Engine,
+    progress: TrainingProgress,
+    constant_tensors: Tensors,
+) -> CheckpointSaver:
+    request, resume_point = run.request, run.resume_point
+    saver = CheckpointSaver(
+        request.output_dir,
+        run_id,
+        learner.export,
+        learner.saved,
+        engine,
+        run.report,
+        keep=request.options.save_total_limit,
+    )
+    saver.newest = None if resume_point is None else resume_point.checkpoint
+    saver.best_elsewhere = best_elsewhere(request, resume_point, progress, run.processes, run.report)
+    saver.constant_tensors = constant_tensors
+    return saver

@@ -70,16 +70,42 @@ def prepare(
     )
     if export.adapter is not None:
         report.log(describe_coverage(model, num_parameters))
-        if export.adapter.note is not None:
-            report.warn("embeddings_resized", export.adapter.note)
+    _report_notes(export, report)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if resume_point is not None:
+        load_weights(model, resume_point.checkpoint.directory, saved.names, mapped=request.maps_weights)
+    loss_function = _loss_function_of(model, inputs, decision)
+    if padding := padding_advice(
+        inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
+    ):
+        report.advise(padding) if padding.patch else report.log(padding.message)
+    weights = None
+    if request.maps_weights and inputs.located.build_exact is None:
+        report.log(
+            "Each process builds the whole model in its memory before it is sharded. Only models whose safetensors "
+            "files contain weights in a single precision are read in parts."
+        )
+    if request.maps_weights and plan.strategy == "fsdp2":
+        weights = defer_weights(model, torch.float32 if export.adapter is None else None)
+    check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
+    ends = frozenset() if special is None else special.ends
+    return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends, weights)
+
+
+def _report_notes(export: Exporter, report: Reporter) -> None:
+    """Report what was changed in the adapter or in the saved config, so that libraries can load the checkpoints."""
+    if export.adapter is not None and export.adapter.note is not None:
+        report.warn("embeddings_resized", export.adapter.note)
     if export.skeleton is not None:
         for note in export.skeleton.notes:
             report.warn("saved_config_repaired", note)
         if export.skeleton.changed_end is not None:
             report.log(export.skeleton.changed_end)
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if resume_point is not None:
-        load_weights(model, resume_point.checkpoint.directory, saved.names, mapped=request.maps_weights)
+
+
+def _loss_function_of(model: nn.Module, inputs: Inputs, decision: Decision) -> LossFunction:
+    """The loss of the plan's method. Raises if the model can't compute it for this data."""
+    plan, tokens = decision.plan, decision.training_data.tokens
     loss_function = find_loss_function(
         model,
         sample_ids=choose_sample_ids(tokens),
@@ -99,21 +125,7 @@ def prepare(
             weights=(plan.desirable_weight, plan.undesirable_weight),
         )
     loss_function.check_labels(type(model).__name__, needed=tokens.supervised is not None)
-    if padding := padding_advice(
-        inputs.tokenizer, decision.sequences, loss_function, plan, request.options, decision.isolation
-    ):
-        report.advise(padding) if padding.patch else report.log(padding.message)
-    weights = None
-    if request.maps_weights and inputs.located.build_exact is None:
-        report.log(
-            "Each process builds the whole model in its memory before it is sharded. Only models whose safetensors "
-            "files contain weights in a single precision are read in parts."
-        )
-    if request.maps_weights and plan.strategy == "fsdp2":
-        weights = defer_weights(model, torch.float32 if export.adapter is None else None)
-    check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
-    ends = frozenset() if special is None else special.ends
-    return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends, weights)
+    return loss_function
 
 
 def _warn_of_unadapted_weights(model: nn.Module, lora: Lora, report: Reporter) -> None:

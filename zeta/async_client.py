@@ -153,6 +153,7 @@ class AsyncClient(AsyncPart):
     files = awaitable(Client.files)
     jobs_of_file = awaitable(Client.jobs_of_file)
     workers = awaitable(Client.workers)
+    worker_usage = awaitable(Client.worker_usage)
     drain = awaitable(Client.drain)
     login_link = awaitable(Client.login_link)
     is_ready = awaitable(Client.is_ready)

@@ -15,6 +15,7 @@ from zeta.pagination import read_pages
 from zeta.server_lookup import ClientSettings, find_server
 from zeta.transport import HttpTransport
 from zeta_core.contract.errors import ZetaError
+from zeta_core.contract.job.machine_usage import WorkerUsage
 from zeta_core.contract.job.responses import FilePurpose, FileUse, LoginLink, StoredFile, Worker
 from zeta_core.system.settings import process_environment
 
@@ -128,6 +129,14 @@ class ServiceClient:
     def workers(self) -> list[Worker]:
         """List the workers with their slots, devices and newest measurements."""
         return list(read_pages(self._transport, Worker, "/v1/workers", {}, None))
+
+    def worker_usage(self, worker: str, *, hours: int = 1) -> WorkerUsage:
+        """Read the usage of a worker's cores, memory and GPUs in the last ``hours``, at most 168.
+
+        The means are of 15 seconds for one hour, and of five minutes for a longer time.
+        """
+        path = f"/v1/workers/{quote(worker, safe='')}/usage"
+        return parse_response(WorkerUsage, self._transport.request("GET", path, params={"hours": hours}))
 
     def drain(self, worker: str, *, draining: bool = True) -> Worker:
         """Drain a worker: it hands back its jobs and gets no new ones. ``draining=False`` undoes it. Admin only."""

@@ -142,6 +142,21 @@ def test_files_and_workers_are_listed(service: Service, text_file: Path) -> None
     assert "cpu" in service.command("workers", "--json").stdout
 
 
+def test_the_usage_of_a_worker_is_read_and_shown(service: Service, client: Client) -> None:
+    (worker,) = client.workers()
+    wait_until(lambda: client.worker_usage(worker.name).at, 60, "the first interval to be stored")
+    usage = client.worker_usage(worker.name)
+    assert (usage.worker, usage.interval_seconds) == (worker.name, 15)
+    assert usage.memory_bytes[-1] > 0
+    shown = service.command("workers", "usage", worker.name).stdout
+    assert all(word in shown for word in ("RESOURCE", "OVER TIME", "cores", "memory"))
+    printed = json.loads(service.command("workers", "usage", worker.name, "--hours", "24", "--json").stdout)
+    assert (printed["object"], printed["interval_seconds"]) == ("worker_usage", 300)
+    assert "worker_not_found" in service.command("workers", "usage", "none", "--json").stderr
+    refused = service.command("workers", "usage", worker.name, "--hours", "169")
+    assert (refused.returncode, "it must be at most 168" in refused.stderr) == (2, True)
+
+
 def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, client: Client, finished_job: Job) -> None:
     succeeded = service.command("wait", finished_job.id)
     assert (succeeded.returncode, "succeeded" in succeeded.stdout) == (0, True)

@@ -87,6 +87,7 @@ def test_the_async_client_has_the_parts_of_the_client(service: Service, finished
             assert (ended.status, seen) == ("succeeded", [event.seq for event in events])
             assert (await client.receipts.get(finished_job.id)).payload
             (worker,) = await client.workers()
+            assert (await client.worker_usage(worker.name, hours=2)).interval_seconds == 300
             assert (await client.drain(worker.name)).status == "draining"
             assert (await client.drain(worker.name, draining=False)).status == "ready"
             assert await client.is_ready()

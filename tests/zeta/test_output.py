@@ -26,9 +26,11 @@ from zeta.cli.job_display import (
 from zeta.cli.log_sanitizer import LogSanitizer
 from zeta.cli.output import duration, print_fields, print_json
 from zeta.cli.table import Column, cut_middle, table_lines
+from zeta.cli.usage_display import usage_lines
 from zeta_core.contract.job.estimate import Estimate
 from zeta_core.contract.job.events import EVENT, Event
 from zeta_core.contract.job.job import Job
+from zeta_core.contract.job.machine_usage import GpuUsageCurves, WorkerUsage
 
 EVIL = "a\x1b[2J\x1b]0;owned\x07\x9b31m\u202etxt.\nqueued\r\x08[red][link=http://x]:bomb:[/]"
 DANGEROUS = ("\x1b", "\x07", "\x9b", "\u202e", "\r", "\x08")
@@ -216,3 +218,27 @@ def test_an_estimate_is_printed_with_separators_and_sizes() -> None:
         "disk": "6.0 MiB: at most 4 checkpoints of 1.5 MiB with their state",
         "time": "Unknown.",
     }
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_the_usage_of_a_worker_shows_its_gaps_and_fits_the_width(columns: int) -> None:
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+    at = [start + timedelta(seconds=15 * number) for number in range(240) if not 60 <= number < 180]
+    cpu = [0.0 if time < start + timedelta(minutes=30) else 1.0 for time in at]
+    gpu = GpuUsageCurves(
+        device="0", name="NVIDIA H200", utilization=[None] * len(at), memory_bytes=[5 * 2**30] * len(at)
+    )
+    usage = WorkerUsage(worker="w", interval_seconds=15, at=at, cpu=cpu, memory_bytes=[2**30] * len(at), gpus=[gpu])
+    head, cores, memory, busy, gpu_memory = usage_lines(usage, 1, columns)
+    assert all(cell_len(line) <= columns for line in (head, cores, memory, busy, gpu_memory))
+    curve = cores[head.index("OVER TIME") :]
+    quarter = len(curve) // 4
+    assert set(curve[: quarter - 1]) == {"▁"}
+    assert set(curve[quarter + 1 : 3 * quarter - 1]) == {" "}
+    assert set(curve[3 * quarter + 1 :]) == {"█"}
+    assert "100 %" in cores
+    assert "1.0 GiB" in memory
+    assert busy.split()[-1] == "-" or columns < 80
+    assert "5.0 GiB" in gpu_memory
+    assert ("50 %" in cores) == ("MEAN" in head) == (columns >= 80)
+    assert "DEVICE" in head or columns < 80

@@ -1,4 +1,4 @@
-"""The commands that list, run, add, drain and revoke workers."""
+"""The commands that list, run, observe, add, drain and revoke workers."""
 
 from __future__ import annotations
 
@@ -86,13 +86,38 @@ def _set_draining(name: str, draining: bool, as_json: bool) -> None:
 
 @workers_app.callback()
 def workers(context: typer.Context, as_json: AsJson = False) -> None:
-    """List workers and what they do, or manage their secrets.
+    """List workers and what they do, show the usage of a machine, or manage the workers' secrets.
 
     A slot runs a job, serves models, is free, or can't be used because its GPU has a problem. Managing secrets needs a
     key with the scope `admin`.
     """
     if context.invoked_subcommand is None:
         _list_workers(as_json)
+
+
+@workers_app.command()
+def usage(
+    name: WorkerName,
+    hours: Annotated[int, typer.Option(min=1, max=168, help="How many hours to look back.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Show the usage of a worker's cores, memory and GPUs over time.
+
+    The figures include other programs on the machine. They are means of 15 seconds for one hour, and of five minutes
+    for a longer time.
+    """
+    from zeta.cli.output import print_json, print_text, terminal_size
+    from zeta.cli.usage_display import usage_lines
+    from zeta.client import Client
+
+    with Client() as client:
+        recorded = client.worker_usage(name, hours=hours)
+    if as_json:
+        print_json(recorded)
+    elif not recorded.at:
+        print_text(f"No usage of {name} was recorded in the last {hours} h; a worker reports it once it is connected.")
+    else:
+        print("\n".join(usage_lines(recorded, hours, terminal_size().columns)))
 
 
 @workers_app.command()

@@ -25,6 +25,7 @@ from zeta_core.contract.job.status import ENDED, JobStatus
 IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
 COMMENT_SECONDS = 15.0
+CONNECTION_CHECK_SECONDS = 1.0
 # The polling interval without notifications, which finds the events that other servers stored.
 POLL_SECONDS = 0.5
 SINGLE_SERVER_POLL_SECONDS = 5.0
@@ -67,9 +68,13 @@ async def live(service: Service, job_id: str, after: int, is_disconnected: IsDis
     """The stream's bytes, from the event after ``after``, until the client disconnects."""
     poll_seconds = SINGLE_SERVER_POLL_SECONDS if service.database.is_sqlite else POLL_SECONDS
     yield b"retry: 2000\n\n"
-    sent_at = time.monotonic()
+    sent_at = checked_at = time.monotonic()
     with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
-        while not (service.stopping.requested or await is_disconnected()):
+        while not service.stopping.requested:
+            if time.monotonic() - checked_at >= CONNECTION_CHECK_SECONDS:  # a check takes as long as sending an event
+                if await is_disconnected():
+                    return
+                checked_at = time.monotonic()
             new = await service.engine.new_events.read(job_id, after)
             if new.messages:
                 after, sent_at = new.last_seq, time.monotonic()

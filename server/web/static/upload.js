@@ -32,7 +32,7 @@ class UploadItem {
     this.button.type = "button";
     this.button.append(buttonText, Object.assign(document.createElement("span"), { className: "visually-hidden", textContent: ` ${name}` }));
     this.element = document.createElement("li");
-    this.element.append(`${name} `, this.text, this.button, this.bar);
+    this.element.append(`${name}: `, this.text, this.button, this.bar);
     list.append(this.element);
   }
 
@@ -50,6 +50,7 @@ class UploadItem {
 
   end(text, kind = "") {
     this.button.remove();
+    this.bar.remove();
     this.say(text, kind);
   }
 }

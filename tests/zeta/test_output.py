@@ -242,3 +242,9 @@ def test_the_usage_of_a_worker_shows_its_gaps_and_fits_the_width(columns: int) -
     assert "5.0 GiB" in gpu_memory
     assert ("50 %" in cores) == ("MEAN" in head) == (columns >= 80)
     assert "DEVICE" in head or columns < 80
+
+
+def test_the_two_reports_that_a_job_runs_have_different_texts() -> None:
+    assert event_text(event("status", status="running", worker="w1"), "job_1") == "running on w1"
+    assert event_text(event("status", status="running", resolved_spec={}), "job_1") == "resolved all settings"
+    assert event_text(event("status", status="queued", reason="preempted"), "job_1") == "queued (preempted)"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from zeta.cli.app import ARTIFACTS, AsJson, JobId, app
+
+if TYPE_CHECKING:
+    from zeta_core.contract.job.checkpoint import Manifest
 
 MIN_SHA256_WIDTH = 12  # in a narrow terminal, checksums are shortened to this
 
@@ -33,7 +36,7 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
             manifest.tokens,
             size(sum(file.size for file in manifest.files)),
             manifest.created_at,
-            ", ".join(f"{name} {value:.4f}" for name, value in manifest.metrics.items()) or None,
+            _metrics(manifest),
         )
         for manifest in manifests
     ]
@@ -46,6 +49,12 @@ def checkpoints(job_id: JobId, as_json: AsJson = False) -> None:
         Column("METRICS", min_width=24, drop_order=1),
     )
     print_table(columns, rows, none="No checkpoints yet.")
+
+
+def _metrics(manifest: Manifest) -> str | None:
+    """The metrics in one line, those of held-out data first, because a narrow table cuts the others."""
+    ordered = sorted(manifest.metrics.items(), key=lambda metric: not metric[0].startswith("eval_"))
+    return ", ".join(f"{name} {value:.4f}" for name, value in ordered) or None
 
 
 @app.command(rich_help_panel=ARTIFACTS)
@@ -160,7 +169,7 @@ def files(
     rows = [(file.id, file.filename, file.purpose, size(file.bytes), file.sha256, file.created_at) for file in listed]
     columns = (
         Column("ID"),
-        Column("NAME", min_width=8),
+        Column("NAME", min_width=7),
         Column("PURPOSE", drop_order=2),
         Column("SIZE", drop_order=1),
         Column("SHA256", min_width=12, drop_order=4),

@@ -106,7 +106,12 @@ def compare(first: JobId, second: JobId, as_json: AsJson = False) -> None:
         print_json({"jobs": [a.id, b.id], **found.model_dump(mode="json")})
         return
     rows = [("A", a.id, a.entity_name, f"{found.loss_a:.4f}"), ("B", b.id, b.entity_name, f"{found.loss_b:.4f}")]
-    columns = (Column(""), Column("JOB"), Column("NAME", min_width=8, drop_order=1), Column("HELD-OUT LOSS"))
+    columns = (
+        Column(""),
+        Column("JOB", min_width=16),
+        Column("NAME", min_width=8, drop_order=1),
+        Column("HELD-OUT LOSS"),
+    )
     print_table(columns, rows, none="")
     interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f}"
     print_text(f"A - B = {found.difference:+.4f} ({interval}, {found.num_documents} documents)")

@@ -38,8 +38,7 @@ def event_text(event: Event, job_id: str) -> str | None:
     if event.type == "progress":
         return progress_line(fields)
     if event.type == "status":
-        status, reason, message = fields.get("status"), fields.get("reason"), fields.get("message")
-        return f"{status}" + (f" ({reason})" if reason else "") + (f": {message}" if message else "")
+        return _status_text(fields)
     if event.type == "checkpoint":
         return f"stored checkpoint {fields.get('name')} (step {fields.get('step')})"
     if event.type == "sample":
@@ -51,6 +50,14 @@ def event_text(event: Event, job_id: str) -> str | None:
         words = advice_text(str(fields.get("message")), fields.get("hint"), fields.get("patch"), job_id)
         return f"{event.type}: {_safe(words)}"
     return str(fields.get("message", ""))
+
+
+def _status_text(fields: dict[str, Any]) -> str:
+    if fields.get("resolved_spec") is not None:  # the run reports this once it has read its data and model
+        return "resolved all settings"
+    status, reason, message, worker = (fields.get(name) for name in ("status", "reason", "message", "worker"))
+    place = f" on {worker}" if worker else ""
+    return f"{status}{place}" + (f" ({reason})" if reason else "") + (f": {message}" if message else "")
 
 
 def progress_line(fields: dict[str, Any]) -> str:

@@ -137,11 +137,11 @@ def _print_jobs(file_id: str, as_json: bool) -> None:
         return
     columns = (
         Column("JOB"),
-        Column("NAME", min_width=8, drop_order=3),
-        Column("STATUS"),
-        Column("SAW THE FILE", drop_order=1),
-        Column("CHECKPOINTS", min_width=12, drop_order=2),
-        Column("CREATED", drop_order=4),
+        Column("NAME", min_width=8, drop_order=4),
+        Column("STATUS", drop_order=1),
+        Column("SAW THE FILE", drop_order=2),
+        Column("CHECKPOINTS", min_width=12, drop_order=3),
+        Column("CREATED", drop_order=5),
     )
     rows = [
         (
@@ -177,7 +177,7 @@ def _print_files(job_id: str, as_json: bool) -> None:
         return
     columns = (
         Column("FILE"),
-        Column("NAME", min_width=8),
+        Column("NAME", min_width=7),
         Column("SHA256", min_width=12, drop_order=2),
         Column("SEEN BY", drop_order=1),
     )

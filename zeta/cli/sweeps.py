@@ -221,8 +221,8 @@ def _print_list(listed: list[Sweep]) -> None:
     ]
     columns = (
         Column("ID"),
-        Column("FIELDS", min_width=8),
-        Column("JOBS", min_width=8),
-        Column("CREATED", drop_order=1),
+        Column("FIELDS", min_width=8, drop_order=2),
+        Column("JOBS", min_width=12, drop_order=1),
+        Column("CREATED", drop_order=3),
     )
     print_table(columns, rows, none="No sweeps found.")

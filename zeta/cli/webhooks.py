@@ -73,10 +73,10 @@ def list_webhooks(as_json: AsJson = False) -> None:
         return
     columns = (
         Column("ID"),
-        Column("NAME", min_width=8),
-        Column("URL", min_width=20, drop_order=2),
-        Column("STATE", drop_order=1),
-        Column("EVENTS", min_width=12, drop_order=3),
+        Column("NAME", min_width=8, drop_order=1),
+        Column("URL", min_width=20, drop_order=3),
+        Column("STATE", drop_order=2),
+        Column("EVENTS", min_width=12, drop_order=4),
     )
     rows = [(hook.id, hook.name, hook.url, _state(hook), ",".join(hook.events) or None) for hook in listed]
     print_table(columns, rows, none="No webhooks; `zeta webhooks create URL` creates one.")

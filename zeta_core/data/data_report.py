@@ -102,12 +102,14 @@ def report_data(data: DataReport, tokens: TokenFile, sequences: Sequences, repor
     summary = (
         f"Data: {_count(data.documents, 'document')}, {_count(data.tokens, 'token')} (median {lengths.median:,}, "
         f"max {lengths.max:,} per document), {_count(data.sequences, 'sequence')} of up to {sequences.seq_len:,} "
-        f"tokens, {data.supervised_share:.0%} of tokens trained on"
+        f"tokens, {100 * data.supervised_share:.0f} % of tokens trained on"
     )
-    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty, "duplicates": data.duplicates}
-    more["control tokens"] = data.control_tokens
-    more |= {"padding tokens removed": data.padding_tokens}
+    more = {"truncated": data.truncated, "dropped": data.dropped, "empty": data.empty}
     details = [f"{count:,} {word}" for word, count in more.items() if count]
+    more = {"duplicate": data.duplicates, "control token": data.control_tokens}
+    details += [_count(count, noun) for noun, count in more.items() if count]
+    if data.padding_tokens:
+        details.append(f"{_count(data.padding_tokens, 'padding token')} removed")
     report.write(LogLine(message=f"{', '.join([summary, *details])}.", data=data))
     if data.sources:
         mixed = [f"{source.name} {source.seen_share:.1%} ({source.passes:.3g} passes)" for source in data.sources]

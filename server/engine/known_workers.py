@@ -55,6 +55,15 @@ class _LatestHeartbeat:
     is_in_time: bool  # the clocks differ by less than the clock window
 
 
+@dataclass(frozen=True)
+class _VerifiedEntry:
+    """An entry of the hash whose signature was verified with this secret."""
+
+    entry: bytes | str
+    worker: str
+    secret_id: str
+
+
 class KnownWorkers:
     def __init__(
         self,
@@ -66,6 +75,7 @@ class KnownWorkers:
         self._clock = clock
         self._system_clock = system_clock
         self._seen: dict[str, _LatestHeartbeat] = {}
+        self._verified: dict[bytes | str, _VerifiedEntry] = {}  # by field of the hash, in the latest update
         self._last_seen_in: dict[tuple[str, str], float] = {}  # by worker and folder (monotonic)
         self._highest_beats: dict[tuple[str, str], int] = {}  # by worker and incarnation
         self._in_time: set[tuple[str, str]] = set()  # processes with at least one beat within the clock window
@@ -99,14 +109,24 @@ class KnownWorkers:
         if self._connected_since is None:
             self._connected_since = now
         self.invalid, self.rejected, self.rejections = {}, [], []
+        earlier, self._verified = self._verified, {}
         for field, entry in entries.items():
+            # Heartbeats are read more often than they are sent, and verifying an entry is the largest part of the work.
+            verified = earlier.get(field)
+            if verified is not None and verified.entry == entry and self._accepts_secret_of(verified):
+                self._verified[field] = verified
+                continue
             try:
                 envelope, heartbeat = self._read(field, entry)
             except BadMessage as error:
                 self.invalid[field] = error
             else:
                 changed = self._take(envelope, heartbeat, now, is_first_read=is_first_read) or changed
+                self._verified[field] = _VerifiedEntry(entry, heartbeat.worker, envelope.secret_id)
         return changed
+
+    def _accepts_secret_of(self, verified: _VerifiedEntry) -> bool:
+        return self._secrets.rejection(verified.worker, verified.secret_id) is None
 
     def _take(self, envelope: Envelope, heartbeat: Heartbeat, now: float, *, is_first_read: bool) -> bool:
         """Update from one heartbeat; returns whether the worker appeared or its offered slots changed."""

@@ -23,6 +23,15 @@ def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | 
     Free slots of ``needs.device_kind`` are preferred; among equals, the worker with the most free slots wins.
     ``resources.exact`` rules out every other kind.
     """
+    if max(needs.node_counts) == 1:
+        # Most workers of a busy fleet have no free slot. Only the reason for waiting depends on them.
+        idle = [candidate for candidate in candidates if candidate.free or candidate.free_background]
+        if len(idle) < len(candidates) and isinstance(choice := _choose_among(idle, needs), Placement):
+            return choice
+    return _choose_among(candidates, needs)
+
+
+def _choose_among(candidates: Sequence[Candidate], needs: Requirements) -> Placement | Wait:
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return options
@@ -51,6 +60,8 @@ def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
     They are the free slots of the worker that lacks the fewest. It isn't reserved yet, so each worker is reserved for
     one job at most.
     """
+    if needs.takes_one_slot:
+        return False
     options = _available_options(candidates, needs)
     if isinstance(options, Wait):
         return False

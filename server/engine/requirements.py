@@ -32,6 +32,12 @@ class Requirements:
         """Whether the job runs in a background slot."""
         return self.kind in BACKGROUND_KINDS
 
+    @property
+    def takes_one_slot(self) -> bool:
+        """Whether the job takes a single slot wherever it runs."""
+        gpus, processes = self.resources.gpus, self.resources.processes
+        return gpus != "all" and max(gpus or 0, processes or 0) <= 1 and max(self.node_counts) == 1
+
 
 def requirements_of(job: JobRow) -> Requirements:
     """The requirements of a job whose whole row is loaded."""

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
@@ -34,13 +35,21 @@ SendToWorker = Callable[[str, BaseModel], Awaitable[None]]  # sends a message to
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls take at most two seconds, without retries."""
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        RedisAddress.parse(url).client_url,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """A client whose calls take at most two seconds, without retries; with Sentinel, also the time to find the master.
+
+    After a failover, a call on a connection to the former master fails, and the next one finds the new master.
+    """
+    address = RedisAddress.parse(url)
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if address.sentinel is None:
+        return Redis.from_url(address.client_url, **options)  # pyright: ignore[reportUnknownMemberType]
+    sentinel_options = {**address.sentinel.options, "retry": Retry(NoBackoff(), 0)}
+    sentinel: Any = Sentinel(address.sentinel.hosts, sentinel_kwargs=sentinel_options)
+    return sentinel.master_for(address.sentinel.master, **address.client_options, **options)
 
 
 async def send_to_worker(redis: Redis, message: BaseModel, key: WorkerKey) -> None:

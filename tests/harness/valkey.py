@@ -21,11 +21,12 @@ from tests.harness.wheels import package_directory
 class ValkeyServer:
     """One server, whose ``url`` stays the same after restarts."""
 
-    def __init__(self, directory: Path) -> None:
-        """Create the directory; `start` starts the server."""
+    def __init__(self, directory: Path, *options: str) -> None:
+        """Create the directory; `start` starts the server, with these further options."""
         self.directory = directory
         self.port = free_loopback_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -34,6 +35,7 @@ class ValkeyServer:
         assert self._process is None, "already started"
         command: list[str | Path] = [valkey_binary(), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", self.directory, "--appendonly", "yes", "--save", "", "--daemonize", "no"]
+        command += self._options
         self._process = start_child(command, log_file=self.directory / "valkey.log")
         wait_until(self._answers, 60, f"Valkey to answer at {self.url}")
 

@@ -35,17 +35,22 @@ class ConnectionHooks:
     unreachable: Callable[[BaseException], None]  # a try to connect failed
 
 
-def amqp_with(hooks: ConnectionHooks) -> type[AMQP]:
-    """The class to create a `Celery` app with, so that its connections call ``hooks``."""
+def amqp_with(hooks: ConnectionHooks, *, sentinel: bool = False) -> type[AMQP]:
+    """The class to create a `Celery` app with, so that its connections call ``hooks``.
+
+    ``sentinel``: the connections ask Redis Sentinel for the address of the master.
+    """
+
+    base = redis_transport.SentinelTransport if sentinel else redis_transport.Transport
 
     class Amqp(AMQP):
-        Connection = _connection_class(hooks)
+        Connection = _connection_class(hooks, base)
 
     return Amqp
 
 
-def _connection_class(hooks: ConnectionHooks) -> type[Connection]:
-    transport = _transport_class(hooks)
+def _connection_class(hooks: ConnectionHooks, base: type[redis_transport.Transport]) -> type[Connection]:
+    transport = _transport_class(hooks, base)
 
     class DispatchConnection(Connection):
         """Reconnects every second. Celery's own growing pauses delay it by up to 30 s after an outage."""
@@ -76,8 +81,10 @@ def _connection_class(hooks: ConnectionHooks) -> type[Connection]:
     return DispatchConnection
 
 
-def _transport_class(hooks: ConnectionHooks) -> type[redis_transport.Transport]:
-    class DispatchChannel(redis_transport.Channel):
+def _transport_class(hooks: ConnectionHooks, base: type[redis_transport.Transport]) -> type[redis_transport.Transport]:
+    channel: Any = base.Channel
+
+    class DispatchChannel(channel):
         ack_emulation = False  # kombu would keep copies in keys shared by all workers and redeliver them an hour later
         do_restore = False
 
@@ -96,7 +103,7 @@ def _transport_class(hooks: ConnectionHooks) -> type[redis_transport.Transport]:
             finally:
                 hooks.polled(failure)
 
-    class DispatchTransport(redis_transport.Transport):
+    class DispatchTransport(base):
         Channel = DispatchChannel
 
         def _deliver(self, message: object, queue: str) -> None:

@@ -94,7 +94,7 @@ class Consumer:
         self.thread.stop(STOP_SECONDS)
 
     def _build(self, redis_url: str) -> Any:
-        broker = RedisAddress.parse(redis_url).celery_url
+        address = RedisAddress.parse(redis_url)
         amqp = amqp_with(
             ConnectionHooks(
                 take=self._take,
@@ -102,9 +102,10 @@ class Consumer:
                 polled=self._polled,
                 reconnecting=self.thread.mark_progress,
                 unreachable=self._unreachable,
-            )
+            ),
+            sentinel=address.sentinel is not None,
         )
-        celery: Any = Celery("zeta", broker=broker, amqp=amqp, set_as_current=False)
+        celery: Any = Celery("zeta", broker=address.celery_url, amqp=amqp, set_as_current=False)
         celery.conf.update(
             broker_connection_retry_on_startup=True,
             broker_connection_max_retries=None,
@@ -114,6 +115,7 @@ class Consumer:
                 "socket_timeout": SILENCE_SECONDS,  # without it, a connection that is never answered blocks forever
                 "health_check_interval": SILENCE_SECONDS,  # kombu drops a connection whose blocking pop is overdue
                 "socket_keepalive": True,
+                **address.celery_options,
             },
             task_acks_late=False,
             task_ignore_result=True,

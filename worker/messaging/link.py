@@ -17,6 +17,7 @@ import redis
 from pydantic import BaseModel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 from redis.utils import str_if_bytes
 
 from worker.threads import RetryingThread
@@ -36,13 +37,22 @@ logger = logging.getLogger(__name__)
 
 
 def connect(url: str) -> redis.Redis:
-    """A client whose calls end within two seconds, without retries. Use one per thread."""
-    return redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        RedisAddress.parse(url).client_url,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """A client whose calls end within two seconds, without retries. Use one per thread.
+
+    With Sentinel, a call may also take the time to find the master. After a failover, a call on a connection to the
+    former master fails, and the next one finds the new master.
+    """
+    address = RedisAddress.parse(url)
+    options: dict[str, Any] = {
+        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
+        "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if address.sentinel is None:
+        return redis.Redis.from_url(address.client_url, **options)  # pyright: ignore[reportUnknownMemberType]
+    sentinel_options = {**address.sentinel.options, "retry": Retry(NoBackoff(), 0)}
+    sentinel: Any = Sentinel(address.sentinel.hosts, sentinel_kwargs=sentinel_options)
+    return sentinel.master_for(address.sentinel.master, **address.client_options, **options)
 
 
 def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis.ResponseError) -> bool:

@@ -341,12 +341,20 @@ def _local_url(host: str, port: int, scheme: Literal["http", "https"]) -> str:
 
 def _accepts_connections(address: RedisAddress) -> bool:
     """Whether something accepts connections at the address. The server and the worker check that it is Redis."""
-    try:
-        if address.socket:
+    if address.socket:
+        try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(address.socket)
-        else:
-            socket.create_connection((address.host, address.port), REPLY_SECONDS).close()
+        except OSError:
+            return False
+        return True
+    hosts = [(address.host, address.port)] if address.sentinel is None else address.sentinel.hosts
+    return any(_accepts_connection(host, port) for host, port in hosts)
+
+
+def _accepts_connection(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), REPLY_SECONDS).close()
     except OSError:
         return False
     return True

@@ -1,8 +1,8 @@
 """Redis access shared by server and workers: a strict parser for ZETA_REDIS_URL, and one error for outages.
 
-redis-py ignores an invalid database number and fails at its first call for an unknown option, and its ``unix://`` is
-``redis+socket://`` in Celery. So only `RedisAddress` reads the URL. It rejects unknown parts, and writes the URL for
-each client library.
+redis-py ignores an invalid database number and fails at its first call for an unknown option, its ``unix://`` is
+``redis+socket://`` in Celery, and it has no URL for Sentinel. So only `RedisAddress` reads the URL. It rejects unknown
+parts, and writes the URL and the options for each client library.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from zeta_core.system.outage import error_text
 
-SCHEMES = ("redis", "rediss", "unix")
+SENTINEL = "redis+sentinel"
+SCHEMES = ("redis", "rediss", "unix", SENTINEL)
 # Named as in redis-py (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 TLS_OPTIONS = (*TLS_FILES, "ssl_cert_reqs", "ssl_check_hostname")
-OPTIONS = ("db", *TLS_OPTIONS)
+SENTINEL_OPTIONS = ("master", "sentinel_username", "sentinel_password")
+OPTIONS = ("db", *TLS_OPTIONS, *SENTINEL_OPTIONS)
+SENTINEL_PORT = 26379
+SENTINEL_SECONDS = 0.5  # for each question to a sentinel; the next one is asked after that
 # Celery's documentation uses the names of Python's ssl module.
 CERTIFICATE_REQUIREMENTS = {
     **{name: name for name in ("required", "optional", "none")},
@@ -49,8 +54,27 @@ def calling_redis() -> Generator[None]:
 
 
 @dataclass(frozen=True)
+class SentinelAddress:
+    """The Sentinel processes that know which Redis server is the master, and their own credentials."""
+
+    hosts: tuple[tuple[str, int], ...]
+    master: str  # the name of the monitored master
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of redis-py for a connection to a sentinel."""
+        seconds = {"socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
+        return {**seconds, "username": self.username, "password": self.password}
+
+
+@dataclass(frozen=True)
 class RedisAddress:
-    """The location of Redis, its database number and the credentials."""
+    """The location of Redis, its database number and the credentials.
+
+    With ``sentinel``, the clients ask for the location whenever they connect, and ``host`` is empty.
+    """
 
     scheme: str
     host: str = ""
@@ -60,20 +84,23 @@ class RedisAddress:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Mapping[str, str] = field(default_factory=dict[str, str])
+    sentinel: SentinelAddress | None = None
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
         """Raises `ValueError` with a sentence that never contains the URL, which may contain a password."""
         scheme, separator, _ = url.partition("://")
         if not separator or scheme not in SCHEMES:
-            raise ValueError("it must begin with redis://, rediss:// or unix://")
+            raise ValueError("it must begin with redis://, rediss://, unix:// or redis+sentinel://")
         parts = urlsplit(url)
         if parts.fragment or url.endswith("#"):
             raise ValueError("it contains '#'; write it as %23")
         options = _options(parts)
         if scheme != "rediss" and (tls := [name for name in options if name in TLS_OPTIONS]):
             raise ValueError(f"the option {tls[0]!r} is for TLS; begin the URL with rediss://")
-        host, port = ("", 0) if scheme == "unix" else _server(parts)
+        if scheme != SENTINEL and (given := [name for name in options if name in SENTINEL_OPTIONS]):
+            raise ValueError(f"the option {given[0]!r} is for Sentinel; begin the URL with {SENTINEL}://")
+        host, port = ("", 0) if scheme in ("unix", SENTINEL) else _server(parts)
         return cls(
             scheme,
             host=host,
@@ -83,26 +110,45 @@ class RedisAddress:
             username=_decoded(parts.username),
             password=_decoded(parts.password),
             tls={name: _tls_value(name, value) for name, value in options.items() if name in TLS_OPTIONS},
+            sentinel=_sentinel(parts, options) if scheme == SENTINEL else None,
         )
 
     @property
     def location(self) -> str:
         """The address for display, without the password."""
+        if self.sentinel is not None:
+            return f"{self.sentinel.master} ({', '.join(f'{host}:{port}' for host, port in self.sentinel.hosts)})"
         return self.socket or f"{self._host}:{self.port}"
 
     @property
     def client_url(self) -> str:
-        """The URL for redis-py."""
+        """The URL for redis-py; with ``sentinel`` use that and `client_options`."""
+        assert self.sentinel is None, "redis-py has no URL for Sentinel"
         if self.socket:
             return f"unix://{self._login}{quote(self.socket)}?db={self.database}"
         return self._network_url
 
     @property
     def celery_url(self) -> str:
-        """The URL for Celery's broker (kombu)."""
+        """The URL for Celery's broker (kombu), to be used with `celery_options`."""
+        if self.sentinel is not None:  # kombu may continue with any of them, so each has the credentials
+            urls = (f"sentinel://{self._login}{host}:{port}/{self.database}" for host, port in self.sentinel.hosts)
+            return ";".join(urls)
         if self.socket:
             return f"redis+socket://{self._login}{quote(self.socket)}?virtual_host={self.database}"
         return self._network_url
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """The options of redis-py for a connection to the master that the sentinels name."""
+        return {"db": self.database, "username": self.username, "password": self.password}
+
+    @property
+    def celery_options(self) -> dict[str, Any]:
+        """Further ``broker_transport_options`` of Celery."""
+        if self.sentinel is None:
+            return {}
+        return {"master_name": self.sentinel.master, "sentinel_kwargs": self.sentinel.options}
 
     @property
     def _network_url(self) -> str:
@@ -147,6 +193,27 @@ def _server(parts: SplitResult) -> tuple[str, int]:
     if "," in parts.netloc.rpartition("@")[2]:
         raise ValueError("it names several hosts; use one of them, or the address of a proxy")
     return unquote(parts.hostname or "localhost"), 6379 if port is None else port
+
+
+def _sentinel(parts: SplitResult, options: Mapping[str, str]) -> SentinelAddress:
+    if not options.get("master"):
+        raise ValueError("it lacks the name of the master that the sentinels monitor; add ?master=NAME")
+    hosts = tuple(_sentinel_host(text) for text in parts.netloc.rpartition("@")[2].split(","))
+    return SentinelAddress(
+        hosts, options["master"], options.get("sentinel_username") or None, options.get("sentinel_password") or None
+    )
+
+
+def _sentinel_host(text: str) -> tuple[str, int]:
+    """The host and the port in one part of a list such as ``a:26379,b``."""
+    part = urlsplit(f"//{text}")
+    try:
+        port = part.port
+    except ValueError:
+        port = 0
+    if not part.hostname or port == 0 or ":" in part.hostname:
+        raise ValueError("it needs the sentinels as HOST:PORT, separated by commas, such as a:26379,b:26379,c:26379")
+    return unquote(part.hostname), SENTINEL_PORT if port is None else port
 
 
 def _socket(parts: SplitResult) -> str:

@@ -180,8 +180,9 @@ class FleetSettings(StoreSettings):
     redis_url: RedisUrl = Field(
         default="redis://127.0.0.1:6379/0",
         description="`redis://`, `rediss://` (with `ssl_ca_certs=`, `ssl_certfile=`, `ssl_keyfile=`, `ssl_cert_reqs=`, "
-        "`ssl_check_hostname=`) or `unix:///path/redis.sock`; select a database with `/5` or `?db=5`; percent-encode "
-        "special characters in the password",
+        "`ssl_check_hostname=`), `unix:///path/redis.sock`, or with Sentinel "
+        "`redis+sentinel://HOST:PORT,HOST:PORT/0?master=NAME` (with `sentinel_username=`, `sentinel_password=`); "
+        "select a database with `/5` or `?db=5`; percent-encode special characters in the password",
     )
     worker_secret: str = Field(
         min_length=1,

@@ -30,10 +30,27 @@ def test_both_redis_libraries_connect_to_the_same_address(url: str, for_redis_py
     assert "p%" not in address.location
 
 
+def test_the_sentinels_and_the_master_are_named_in_one_url() -> None:
+    url = "redis+sentinel://u:p%40@a:7000,b,c:1/5?master=m&sentinel_password=s%26"
+    address = RedisAddress.parse(url)
+    assert address.sentinel is not None
+    assert (address.sentinel.hosts, address.sentinel.master) == ((("a", 7000), ("b", 26379), ("c", 1)), "m")
+    assert address.sentinel.options["password"] == "s&"
+    assert address.client_options == {"db": 5, "username": "u", "password": "p@"}
+    assert address.celery_url.split(";")[1] == "sentinel://u:p%40@b:26379/5"
+    assert address.celery_options["master_name"] == "m"
+    assert "p%" not in address.location
+
+
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("redis+sentinel://a/0", "must begin with"),
+        ("sentinel://a/0", "must begin with"),
+        ("redis+sentinel://a/0", "add ?master=NAME"),
+        ("redis+sentinel://a:1,b:x/0?master=m", "HOST:PORT"),
+        ("redis+sentinel://:se:cret@a,,b/0?master=m", "HOST:PORT"),
+        ("redis+sentinel://a/0?master=m&ssl_cert_reqs=none", "begin the URL with rediss://"),
+        ("redis://cache/0?master=m", "begin the URL with redis+sentinel://"),
         ("redis://cache/first", "database is 'first'"),
         ("redis://cache/0/1", "database is '0/1'"),
         ("redis://cache/1?db=2", "two databases"),

@@ -5,6 +5,8 @@ the server's directory, because ``nobody`` may not be able to read the virtual e
 no permissions outside that directory are changed. The data is temporary, so writes are not flushed to disk by default.
 """
 
+from __future__ import annotations
+
 import itertools
 import os
 import pwd
@@ -15,6 +17,7 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -36,10 +39,14 @@ class PostgresUnavailable(Exception):
 class PostgresServer:
     """One cluster with one superuser, ``postgres``."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
-        """``directory`` must exist and be empty; `start` creates the cluster and starts it."""
+    def __init__(self, directory: Path, *, durable: bool = False, synchronous: bool = False) -> None:
+        """``directory`` must exist and be empty; `start` creates the cluster and starts it.
+
+        ``synchronous``: from the start of a standby on, a commit returns when the standby has written it, too.
+        """
         self.directory = directory
-        self._durable = durable
+        self._settings = [f"fsync={'on' if durable else 'off'}", "max_connections=200", "unix_socket_directories="]
+        self._is_synchronous = synchronous
         self.port = free_loopback_port()
         self._password = secrets.token_urlsafe(16)
         self._account = _unprivileged_account(directory) if os.geteuid() == 0 else None
@@ -58,16 +65,38 @@ class PostgresServer:
             os.chown(self.directory, self._account.uid, self._account.gid)
         data = self.directory / "data"
         self._make_cluster(programs, data, self._log_file)
-        self._command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
-        self._command += [
-            "-c",
-            "unix_socket_directories=",
-            "-c",
-            f"fsync={'on' if self._durable else 'off'}",
-            "-c",
-            "max_connections=200",
-        ]
+        self._prepare_command(programs, data)
         self.start_again()
+
+    def start_standby(self, directory: Path) -> PostgresServer:
+        """Start a hot standby of this started server in another empty directory, which replicates its changes."""
+        standby = PostgresServer(directory)
+        standby._password, standby._account = self._password, self._account
+        if self._account is not None:
+            os.chown(directory, self._account.uid, self._account.gid)
+        programs, data = Path(self._command[0]).parent, directory / "data"
+        command: list[str | Path] = [programs / "pg_basebackup", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
+        command += ["-U", "postgres", "--write-recovery-conf", "--checkpoint=fast"]
+        environment = {"PGPASSWORD": self._password}
+        copying = start_child(command, log_file=standby._log_file, environment=environment, account=self._account)
+        assert copying.wait(120) == 0, standby._log_file.read_text()
+        standby._prepare_command(programs, data)
+        standby.start_again()
+        if self._is_synchronous:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                connection.execute("SELECT pg_reload_conf()")
+                wait_until(lambda: _is_replicated(connection), 30, "the standby to be synchronous")
+        return standby
+
+    def promote(self) -> None:
+        """Let a standby accept writes, after the loss of its primary."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+
+    def _prepare_command(self, programs: Path, data: Path) -> None:
+        self._command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(self.port)]
+        self._command += [word for setting in self._settings for word in ("-c", setting)]
 
     def start_again(self) -> None:
         """Start the server on its existing cluster, after `stop` or `crash`."""
@@ -131,6 +160,11 @@ class PostgresServer:
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(statement)
+
+
+def _is_replicated(connection: psycopg.Connection[Any]) -> bool:
+    rows = connection.execute("SELECT sync_state FROM pg_stat_replication").fetchall()
+    return [state for (state,) in rows] == ["sync"]
 
 
 def _unprivileged_account(directory: Path) -> Account:

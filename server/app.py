@@ -74,15 +74,6 @@ BODIES = (
     *(NewEndpoint, EndpointChange, SecretRotation, EndpointTest),
     *(NewWorkerSecret, WorkerSecretRotation),
 )
-LINES = (
-    events.StatusLine,
-    events.ProgressLine,
-    events.LogLine,
-    events.CheckpointLine,
-    events.SampleLine,
-    events.WarningLine,
-    events.ErrorLine,
-)  # the fields that each type of event adds to `Event`
 
 
 def create_app(service: Service) -> FastAPI:
@@ -131,7 +122,7 @@ def _description(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         description = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         _, further = models_json_schema(
-            [*((model, "validation") for model in BODIES), *((line, "serialization") for line in LINES)],
+            [*((model, "validation") for model in BODIES), *((line, "serialization") for line in events.LINE_MODELS)],
             ref_template=REF,
         )
         description["components"]["schemas"] = {**further["$defs"], **description["components"]["schemas"]}

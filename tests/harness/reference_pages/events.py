@@ -19,20 +19,11 @@ HEAD = """\
 events` prints them. Each event has `seq` (from 1 within the job, without gaps), `attempt`, `created_at` and `type`.
 Fields that are unknown to a client come from a newer server and can be ignored.
 """
-LINES = (
-    events.StatusLine,
-    events.ProgressLine,
-    events.LogLine,
-    events.CheckpointLine,
-    events.SampleLine,
-    events.WarningLine,
-    events.ErrorLine,
-)
 
 
 def events_page() -> str:
     parts = [HEAD, generated("zeta_core/contract/job")]
-    for line in LINES:
+    for line in events.LINE_MODELS:
         parts += [f"## `{line.model_fields['type'].default}`\n", f"{_prose(line)}\n", _fields(line)]
     parts += [_fields(events.StepFigures, "## `progress`: the entries of `steps`\n\n")]
     phases = ", ".join(f"`{phase}`" for phase in get_args(events.Phase))

@@ -204,6 +204,15 @@ JournalLine = Annotated[
     Field(discriminator="type"),
 ]
 JOURNAL_LINE: TypeAdapter[JournalLine] = TypeAdapter(JournalLine)
+LINE_MODELS = (
+    StatusLine,
+    ProgressLine,
+    LogLine,
+    CheckpointLine,
+    SampleLine,
+    WarningLine,
+    ErrorLine,
+)  # one for each type of event
 
 
 class _StoredEvent(BaseModel):

@@ -95,7 +95,7 @@ def _serve_file(spec: BatchSpec, file: RunFile) -> ServeFile:
     return ServeFile(
         weights=weights,
         artifacts_root=file.artifacts_root,
-        cache_dir=file.cache_dir or file.output_dir,
+        cache_dir=str(file.cache),
         data_root=file.data_root,
         hub=file.hub,
     )

@@ -110,15 +110,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
 
     if spec.lora is not None and spec.lora.quantize is not None:
         require_bitsandbytes()
-    locations = SourceLocations(
-        files=file.resolved_spec.files,
-        artifacts_root=Path(file.artifacts_root),
-        bases=frozenset(file.bases),
-        data_root=Path(file.data_root) if file.data_root else None,
-        allow_hub=file.hub,
-        fetch_weights=False,
-    )
-    cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
+    locations = SourceLocations.of_run(file, fetch_weights=False)
+    cache = file.cache
     located = locate_model(spec.model, locations, cache)
     if located.needs_weights:
         unknown = ("num_parameters", "num_trained_parameters", "memory", "vocabulary", "isolates", "checkpoint_bytes")

@@ -74,18 +74,10 @@ def show(request: ShowRequest) -> ShownRows:
 
 def show_on_worker(file: RunFile, selection: RowSelection) -> ShownRows:
     """The selected rows of a job's data, shortened to an answer of limited size."""
-    locations = SourceLocations(
-        files=file.resolved_spec.files,
-        artifacts_root=Path(file.artifacts_root),
-        bases=frozenset(file.bases),
-        data_root=Path(file.data_root) if file.data_root else None,
-        allow_hub=file.hub,
-        fetch_weights=False,
-    )
+    locations = SourceLocations.of_run(file, fetch_weights=False)
     request = ShowRequest(spec=file.spec, rows=selection.rows, row=selection.row)
-    cache = Path(file.cache_dir) if file.cache_dir else Path(file.output_dir) / "cache"
     limits = _Limits(document_tokens=MAX_PREVIEW_DOCUMENT_TOKENS, tokens=MAX_PREVIEW_TOKENS)
-    return _show(request, locations, cache, limits)
+    return _show(request, locations, file.cache, limits)
 
 
 def _show(request: ShowRequest, locations: SourceLocations, cache: Path, limits: _Limits) -> ShownRows:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,14 +89,9 @@ class EvaluationRun:
     def _read_tokens(self, tokenizer: Any) -> TokenFile:
         """The documents of the file, after a check of all rows. Raises `InvalidData`."""
         file, spec = self._file, self._spec
-        locations = SourceLocations(
-            files=file.resolved_spec.files,
-            artifacts_root=Path(file.artifacts_root),
-            allow_hub=file.hub,
-            bases=frozenset(file.bases),
-        )
+        locations = SourceLocations.of_run(file)
         sources = open_sources([spec.dataset], locations, pretokenized=spec.use_pretokenized)
-        cache = Path(file.cache_dir or file.output_dir)
+        cache = file.cache
         today = spec.template_date or datetime.now(UTC).date()
         if all(source.flat is None for source in sources):
             check_rows(
@@ -192,7 +186,7 @@ class EvaluationRun:
         return ServeFile(
             weights=weights,
             artifacts_root=file.artifacts_root,
-            cache_dir=file.cache_dir or file.output_dir,
+            cache_dir=str(file.cache),
             data_root=file.data_root,
             hub=file.hub,
         )

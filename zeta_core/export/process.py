@@ -35,20 +35,13 @@ def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Sto
         from zeta_core.export.execution import ExportTask, export
 
     output_dir = Path(file.output_dir).absolute()
-    cache = output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir)
     task = ExportTask(
         job_id=file.job_id,
         spec=spec,
         output_dir=output_dir,
-        cache=cache,
-        environments=cache if file.environments_dir is None else Path(file.environments_dir),
-        locations=SourceLocations(
-            files=file.resolved_spec.files,
-            artifacts_root=Path(file.artifacts_root),
-            data_root=None if file.data_root is None else Path(file.data_root),
-            allow_hub=file.hub,
-            bases=frozenset(file.bases),
-        ),
+        cache=file.cache,
+        environments=file.cache if file.environments_dir is None else Path(file.environments_dir),
+        locations=SourceLocations.of_run(file),
         held_out=file.resolved_spec.value("held_out"),
         gguf_python=None if file.gguf_python is None else Path(file.gguf_python),
     )

@@ -143,14 +143,8 @@ def _train(file: RunFile, rank: ProcessRank, report: Reporter, stop: Stop, save_
         options=spec,
         model=spec.model,
         output_dir=output_dir,
-        cache=output_dir / "cache" if file.cache_dir is None else Path(file.cache_dir),
-        locations=SourceLocations(
-            files=file.resolved_spec.files,
-            artifacts_root=Path(file.artifacts_root),
-            bases=frozenset(file.bases),
-            data_root=None if file.data_root is None else Path(file.data_root),
-            allow_hub=file.hub,
-        ),
+        cache=file.cache,
+        locations=SourceLocations.of_run(file),
         resume_from=None if file.resume_from is None else Path(file.resume_from).absolute(),
         threads=file.resolved_spec.threads,  # another number gives different bits
         device_kind=file.resolved_spec.device_kind,

@@ -6,7 +6,7 @@ run.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
@@ -131,7 +131,7 @@ class RunFile(BaseModel):
     hub: bool = True  # whether the Hugging Face Hub may be accessed
     hub_access: HubAccess = HubAccess.OPERATOR_TOKEN  # what may be read from it; older workers knew no other
     bases: list[str] = []  # the models that an adapter may name as its base, as in `Dispatch`
-    cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; default: output_dir
+    cache_dir: str | None = None  # tokens and unpacked models, shared by this worker's jobs; see `cache`
     processes: int = 1  # of this node
     num_nodes: int = 1  # hosts; each of them has a run directory of its own
     node_rank: int = 0
@@ -150,6 +150,11 @@ class RunFile(BaseModel):
     gguf_python: str | None = None  # ... and the operator's Python with the GGUF converter
     rows_seconds: float = 15.0  # for a check: the time limit for reading the rows of a dataset
     shown: RowSelection | None = None  # ... and the rows to show instead of checking the spec, whose model may be unset
+
+    @property
+    def cache(self) -> Path:
+        """The absolute path of the cache; a run without ``cache_dir`` has one of its own in its output directory."""
+        return (Path(self.output_dir) / "cache" if self.cache_dir is None else Path(self.cache_dir)).absolute()
 
 
 class StopFile(BaseModel):

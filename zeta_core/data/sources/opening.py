@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zeta_core.contract.data_files.file_types import (
@@ -23,7 +23,6 @@ from zeta_core.contract.data_files.file_types import (
     listed,
 )
 from zeta_core.contract.data_files.signatures import FIRST_BYTES, fault_in_first_bytes
-from zeta_core.contract.spec.resolved_spec import UploadedFile
 from zeta_core.contract.spec.sources import COLUMNS, BuiltinSource, DatasetSource, FileSource, HubSource, PathSource
 from zeta_core.contract.wire.run_directory import file_key
 from zeta_core.data.rows.columns import Layout, detect_layout
@@ -36,29 +35,11 @@ from zeta_core.data.rows.tables import arrow_batches, num_rows, parquet_batches,
 from zeta_core.data.rows.text_files import json_units, text_units
 from zeta_core.data.sandbox import Position, run_in_sandbox
 from zeta_core.data.sources.hub import HubDataset, fetch_dataset
+from zeta_core.data.sources.locations import SourceLocations
 from zeta_core.data.sources.source import Source
 from zeta_core.failures import InvalidData
 from zeta_core.system.data_folder import Split, find_data_files, split_glob
 from zeta_core.system.file_hash import file_sha256
-
-
-@dataclass(frozen=True)
-class SourceLocations:
-    """The locations of sources that a run may read.
-
-    With ``any_path`` (in the user's own script), ``path`` may name any file. ``bases`` are the models that an adapter
-    may name as its base, because the run that wrote the adapter's files isn't trusted; ``None``: any model.
-    """
-
-    files: Mapping[str, UploadedFile] = field(default_factory=dict[str, UploadedFile])
-    artifacts_root: Path | None = None
-    data_root: Path | None = None
-    any_path: bool = False
-    allow_hub: bool = True
-    bases: frozenset[str] | None = None
-    fetch_weights: bool = (
-        True  # if false, a model is built from its config, and only that and its tokenizer are fetched
-    )
 
 
 def open_sources(

@@ -3,11 +3,15 @@
 An object and its row can't change in one transaction: a server may be killed, or the store may fail, in between.
 Guarantees: every object of an upload has a row of its own (`FileRow` or `UploadPartRow`) or is recorded here, so no
 object is forgotten. An object that is due here has no row, so no object that is needed is removed.
+
+Workers store and remove the checkpoints of a job while it runs. Therefore, the end of a job is recorded here, too: what
+its workers could not remove is removed then.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import PurePosixPath
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,6 +24,9 @@ from zeta_core.contract.job.events import utc_now
 
 UPLOAD_AGE = timedelta(days=1)  # an upload that is not complete by then was abandoned
 MAX_REMOVALS = 100  # per pass
+# Keys below this one are not those of objects: each one names an ended job, and stands for its checkpoints without a
+# row. Servers of earlier versions treat them as objects, and find nothing to remove.
+_UNRECORDED_CHECKPOINTS = PurePosixPath("unrecorded-checkpoints")
 
 
 class ObjectRemovalRow(Table):
@@ -47,6 +54,18 @@ async def complete_upload(session: AsyncSession, key: str) -> None:
 async def request_removal(session: AsyncSession, key: str) -> None:
     """Record that an object is due, in the transaction that deletes its row."""
     await session.merge(ObjectRemovalRow(key=key, is_due=True, created_at=utc_now()))
+
+
+def request_checkpoint_removal(session: AsyncSession, job_id: str) -> None:
+    """Record that the checkpoints without a row are due, in the transaction in which their job ends."""
+    key = str(_UNRECORDED_CHECKPOINTS / job_id)
+    session.add(ObjectRemovalRow(key=key, is_due=True, created_at=utc_now()))
+
+
+def job_of_removal(key: str) -> str | None:
+    """The job whose checkpoints without a row are due; ``None`` if the key is that of an object."""
+    path = PurePosixPath(key)
+    return path.name if path.parent == _UNRECORDED_CHECKPOINTS else None
 
 
 async def due_removals(database: Database) -> list[str]:

@@ -20,6 +20,7 @@ from server.database import events
 from server.database.announcements import announce
 from server.database.checkpoints import checkpoint_to_resume
 from server.database.inserts import dialect_insert
+from server.database.object_removals import request_checkpoint_removal
 from server.database.receipt_tables import ReceiptRow
 from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
 from zeta_core.contract.job.events import utc_now
@@ -130,6 +131,8 @@ async def change_status(
         assert reason is not None, f"{job.id} ends without a reason"
         await _count_end(session, reason)
         session.add(ReceiptRow(job_id=job.id, created_at=now))  # `server.receipts` signs it
+        if attempt:
+            request_checkpoint_removal(session, job.id)
     message = change.message or (REASON_SENTENCES[reason] if reason else None)
     if to == JobStatus.QUEUED and job.attempt:
         message = f"{message or ''} {await _next_start(session, job)}".lstrip()

@@ -27,10 +27,13 @@ from server.uploads.quota import OpenUploads
 from server.uploads.removals import remove_due
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.waiting import wait_until
+from tests.server.rows import Rows
 from tests.server.server_process import error_of, running_server
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import utc_now
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import checkpoint_key
 from zeta_core.system.artifact_store.folder import FolderStore
 
 
@@ -158,6 +161,21 @@ async def test_an_object_that_cannot_be_removed_does_not_keep_later_ones(databas
         assert not (artifacts.root / later).exists()
     await remove_due(database, artifacts)
     assert not (artifacts.root / stuck).exists()
+
+
+def test_checkpoints_that_no_worker_could_remove_are_removed_after_the_end(tmp_path: Path, redis_url: str) -> None:
+    with running_server(tmp_path, redis_url) as server:
+        rows = Rows(server.settings)
+        job_id = rows.job()
+        rows.attempt(job_id)
+        rows.checkpoint(job_id, "step-2", 2, {"weights": ("weights", b"w")})
+        rows.checkpoint(job_id, "final", 3, {"weights": ("weights", b"w")})
+        folder = tmp_path / "artifacts" / checkpoint_key(job_id, "")
+        for name in ("step-1", ".step-3.partial"):
+            (folder / name).mkdir()
+            (folder / name / "weights").write_bytes(b"w")
+        rows.end(job_id, JobStatus.SUCCEEDED)
+        wait_until(lambda: sorted(path.name for path in folder.iterdir()) == ["final", "step-2"], 30, "the removals")
 
 
 @asynccontextmanager

@@ -168,6 +168,22 @@ def test_a_killed_upload_continues_with_the_stored_parts(
     assert store.local(key).read_bytes() == content
 
 
+def test_an_interrupted_checkpoint_is_listed_and_leaves_no_parts(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
+) -> None:
+    client = object_store.client()
+    store.open_job(JOB)
+    store.put_checkpoint(JOB, "step-1", write_checkpoint(tmp_path, "step-1", 1, weights=b"1"))
+    stored = object_store.keys(bucket)
+    client.create_multipart_upload(Bucket=bucket, Key=f"zeta/{checkpoint_key(JOB, 'step-2')}/0123/weights")
+    assert store.checkpoint_names(JOB) == ["step-1", "step-2"]
+    Artifacts(store).remove_checkpoints(JOB, keep={"step-1"})
+    assert unfinished_uploads(client, bucket, "") == []
+    client.put_object(Bucket=bucket, Key=f"zeta/{checkpoint_key(JOB, 'step-1')}/0123/weights", Body=b"0")
+    store.put_checkpoint(JOB, "step-1", tmp_path / "step-1")
+    assert object_store.keys(bucket) == stored, "the files of an earlier checkpoint of this name are removed"
+
+
 def test_a_starting_server_removes_only_old_unfinished_uploads(
     store: BucketStore, bucket: str, object_store: SeaweedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

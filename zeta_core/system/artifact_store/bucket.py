@@ -200,14 +200,15 @@ class BucketStore(ArtifactStore):
 
     def checkpoint_names(self, job_id: str) -> list[str]:
         folder = self._folder(checkpoint_key(job_id, ""))
-        names: list[str] = []
+        names: set[str] = set()
         with translated_errors(f"listing the checkpoints of {job_id}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=folder, Delimiter="/"
             )
             for page in pages:
-                names += [found["Prefix"][len(folder) :].rstrip("/") for found in page.get("CommonPrefixes", [])]
-        return names
+                names |= {found["Prefix"][len(folder) :].rstrip("/") for found in page.get("CommonPrefixes", [])}
+            unfinished = unfinished_uploads(self._client, self._bucket, folder)
+        return sorted(names | {upload["Key"][len(folder) :].partition("/")[0] for upload in unfinished})
 
     def manifest_bytes(self, job_id: str, name: str) -> bytes | None:
         try:
@@ -229,7 +230,10 @@ class BucketStore(ArtifactStore):
             checkpoint_copies.transfer(source, copy, never_cancelled)
         manifest = local_manifest(copy)
         assert manifest is not None
-        if manifest != self.manifest_bytes(job_id, name):
+        if manifest == self.manifest_bytes(job_id, name):
+            # It is stored, but the removal of earlier files may have been interrupted.
+            self._remove_other_content(job_id, name, self.content_key(job_id, name, manifest))
+        else:
             self._put_content(job_id, name, copy, manifest)
         checkpoint_copies.remove_checkpoint(copy)
 

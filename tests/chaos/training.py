@@ -2,7 +2,8 @@
 
 For each start, it appends a line to the job's witness file: the attempt, the node, and the living processes of the
 job's other attempts. An attempt without processes gets new ones only by another start. Therefore, two attempts never
-trained at once if no line lists another attempt and the attempt numbers only grow.
+trained at once if no line lists another attempt and the attempt numbers only grow. Processes that a fault has suspended
+are not listed: they can't train, and can't end by themselves if their worker takes longer than the lease to return.
 
 ``metadata.training`` selects the run: ``small`` (tests/worker/small_training.py, in this process) or real (this
 process executes ``python -m zeta_core RUN_DIR``).
@@ -25,7 +26,8 @@ WITNESS_DIRECTORY = "witness"  # beside the artifact store, one file of JSON lin
 
 def main(run_directory: Path) -> int:
     run = RunFile.model_validate_json((run_directory / RUN_FILE).read_text())
-    others = [found for found in training_processes() if found.job_id == run.job_id and found.attempt != run.attempt]
+    found = [each for each in training_processes() if each.job_id == run.job_id and not each.is_suspended]
+    others = [each for each in found if each.attempt != run.attempt]
     line = {
         "attempt": run.attempt,
         "node": run.node_rank,

@@ -4,7 +4,8 @@
 |------------------------------------------------------------|-------------------------------------------------------|
 | succeeded, cancelled                                       | succeeded, cancelled                                  |
 | paused, as requested by the user or for its sweep          | paused; queued if the pause was withdrawn             |
-| paused: `disk_full`                                        | paused until a worker has space; not a failure        |
+| paused: `disk_full`                                        | paused until a worker has space, longer each time in  |
+|                                                            |   a row; not a failure                                |
 | queued: handed back                                        | queued immediately; not a failure                     |
 | failed: `train_error`, `process_killed`, `launch_failed`,  | queued, up to `max_retries` consecutive failures      |
 |   `stalled`                                                |                                                       |
@@ -46,7 +47,7 @@ from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, St
 
 MAX_LOST_WORKERS = 10
 MAX_BACKOFF_SECONDS = 300.0
-MAX_COUNTED = 10  # attempts in a row that could not start; the back-off has reached its maximum long before
+MAX_COUNTED = 10  # attempts in a row with the same end; the back-off has reached its maximum long before
 # Failures that another attempt may avoid. The user's errors (data, model, a loss that isn't finite) are not among them.
 # An out-of-memory error is retried once, because another process may have used the memory.
 RETRIED = frozenset(
@@ -109,7 +110,7 @@ async def give_up_start(session: AsyncSession, job: JobRow, *, message: str) -> 
     could not start.
     """
     reason = StatusReason.NODES_NOT_READY
-    number = 1 + await _num_given_up(session, job, reason)
+    number = 1 + await attempts_in_a_row(session, job.id, reason, until=job.attempt - 1)
     retry = StatusChange(JobStatus.QUEUED, StatusReason.RETRYING, attempt_reason=reason, message=message)
     await _requeue(session, job, retry, delay_seconds=backoff_seconds(number + 1))
     if job.status == JobStatus.QUEUED and job.not_before is not None:
@@ -119,9 +120,9 @@ async def give_up_start(session: AsyncSession, job: JobRow, *, message: str) -> 
         job.waiting_reason = waiting.model_dump(mode="json")
 
 
-async def _num_given_up(session: AsyncSession, job: JobRow, reason: StatusReason) -> int:
-    """How many attempts in a row before the running one ended for this reason."""
-    query = select(AttemptRow.reason).where(AttemptRow.job_id == job.id, AttemptRow.attempt < job.attempt)
+async def attempts_in_a_row(session: AsyncSession, job_id: str, reason: StatusReason, *, until: int) -> int:
+    """How many attempts in a row, the last of them ``until``, ended for this reason; at most `MAX_COUNTED`."""
+    query = select(AttemptRow.reason).where(AttemptRow.job_id == job_id, AttemptRow.attempt <= until)
     earlier = await session.scalars(query.order_by(AttemptRow.attempt.desc()).limit(MAX_COUNTED))
     return sum(1 for _ in takewhile(lambda other: other == reason, earlier))
 

@@ -20,7 +20,7 @@ from server.database.draining import drained_workers
 from server.database.placements import unreleased_placements
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import StatusChange, change_status, lock_job
-from server.engine.endings import lose_worker
+from server.engine.endings import attempts_in_a_row, backoff_seconds, lose_worker
 from server.engine.loops import Pass, raise_first, try_each
 from server.engine.lost_attempts import UNLISTED_SECONDS, ClaimedAttempt
 from server.engine.monitor_resources import MonitorResources
@@ -36,7 +36,8 @@ from zeta_core.contract.wire.messages import (
     StopRequest,
 )
 
-# Without this pause, a job whose checkpoint doesn't fit would restart continuously on a disk that counts as free.
+# A job whose checkpoint doesn't fit would restart continuously on a disk that counts as free, or with a bucket that is
+# full, which no worker can measure. Therefore it is paused for at least this long, and longer each time in a row.
 DISK_PAUSE_SECONDS = 10.0
 DISK_MESSAGE = "Disk space is available again."
 
@@ -193,9 +194,10 @@ async def _read_nodes(session: AsyncSession) -> Nodes:
 async def resume_paused_by_disk(database: Database) -> list[str]:
     """Queue the jobs that a full disk paused at least `DISK_PAUSE_SECONDS` ago; returns their ids.
 
-    Call it only when a worker has free space.
+    A job that a full disk has paused several times in a row waits longer, as after failures. Call it only when a worker
+    has free space.
     """
-    waiting = select(JobRow.id, JobRow.waiting_reason).where(
+    waiting = select(JobRow.id, JobRow.attempt, JobRow.waiting_reason).where(
         JobRow.status == JobStatus.PAUSED, JobRow.status_reason == StatusReason.DISK_FULL
     )
     async with database.read() as session:
@@ -204,9 +206,13 @@ async def resume_paused_by_disk(database: Database) -> list[str]:
     queued: list[str] = []
 
     async def resume(row: Any) -> None:
-        job_id, reason = row
+        job_id, attempt, reason = row
         since = datetime.fromisoformat((reason or {})["since"])
         if now - timedelta(seconds=DISK_PAUSE_SECONDS) < since <= now:  # a future time comes from another clock
+            return
+        async with database.read() as session:
+            pauses = await attempts_in_a_row(session, job_id, StatusReason.DISK_FULL, until=attempt)
+        if now - timedelta(seconds=backoff_seconds(pauses)) < since <= now:
             return
         async with database.write() as session:
             job = await lock_job(session, job_id)

@@ -1,6 +1,7 @@
 """How a job continues after each kind of end of an attempt; on the database, without Redis."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from server.database.transitions import StatusChange, change_status, lock_job
 from server.engine.apply_journal import apply_batch
 from server.engine.attempt_claims import answer_claim
 from server.engine.endings import MAX_LOST_WORKERS, backoff_seconds, lose_worker
+from server.engine.job_monitor import resume_paused_by_disk
 from tests.harness.fleet import SmallFleet, small_fleet
 from tests.harness.simulated_worker import checkpoint, progress, status
+from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, StatusReason
 from zeta_core.contract.wire.messages import Claim, JournalBatch
 
@@ -171,6 +174,19 @@ def test_a_full_disk_pauses_the_job_up_to_max_retries(
     resume(fleet, job_id)
     job = run_attempt(fleet, job_id, status("failed", reason="disk_full", message="No space."))
     assert (job.status, job.status_reason, (job.error or {})["message"]) == ("failed", "disk_full", "No space.")
+
+
+def test_a_job_that_a_full_disk_pauses_again_waits_longer(fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = fleet.submit()
+    for attempt in (1, 2, 3, 4):
+        run_attempt(fleet, job_id, status("paused", reason="disk_full", message="The bucket is full."))
+        if attempt < 4:
+            resume(fleet, job_id)
+    paused_at = utc_now()
+    monkeypatch.setattr("server.engine.job_monitor.utc_now", lambda: paused_at + timedelta(seconds=60))
+    assert fleet.loop.run(resume_paused_by_disk(fleet.database)) == []
+    monkeypatch.setattr("server.engine.job_monitor.utc_now", lambda: paused_at + timedelta(seconds=90))
+    assert fleet.loop.run(resume_paused_by_disk(fleet.database)) == [job_id]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-# syntax=docker/dockerfile:1
-#
 # One image for the server, the worker and the migrations, selected by the command: zeta server, zeta worker, zeta migrate.
 #
 #   docker build -t zeta .                                               # with CUDA, for GPU hosts
@@ -7,8 +5,8 @@
 #   docker build -t zeta-server --build-arg EXTRAS=server,postgres .     # the server alone, without torch
 #
 # With `deepspeed` in EXTRAS, the image contains a C++ compiler, because DeepSpeed compiles at its first use.
-# Pin it with @sha256:DIGEST (docs/security.md).
-ARG PYTHON_IMAGE=python:3.11-slim
+# docker-compose.yml has the same default.
+ARG PYTHON_IMAGE=python:3.11.16-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7
 
 FROM ${PYTHON_IMAGE} AS build
 ARG EXTRAS=train,quantize,server,worker,postgres,s3

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
 import server.settings
 import worker.settings
@@ -210,6 +211,26 @@ def test_the_image_has_two_stages_and_runs_as_an_unprivileged_user() -> None:
         assert word != "ADD"
         if word == "COPY" and "--from" not in text:
             assert all((ROOT / source).exists() for source in text.split()[:-1])
+
+
+def test_every_image_that_is_downloaded_is_pinned_by_its_digest() -> None:
+    """Otherwise a registry, or whoever publishes there, decides what runs."""
+    services = compose()["services"]
+    images = [service["image"] for service in services.values() if "build" not in service]
+    from_compose = services["server"]["build"]["args"]["PYTHON_IMAGE"]
+    (in_dockerfile,) = [text for word, text in dockerfile() if word == "ARG" and text.startswith("PYTHON_IMAGE=")]
+    assert len(images) == 3
+    for image in (*images, from_compose):
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z]+:[\w.-]+@sha256:[0-9a-f]{64}\}", image), image
+    assert f"${{{in_dockerfile.replace('=', ':-')}}}" == from_compose
+    stages = [text.split() for word, text in dockerfile() if word == "FROM"]
+    assert stages == [["${PYTHON_IMAGE}", "AS", "build"], ["${PYTHON_IMAGE}"]]
+    assert "syntax=" not in (ROOT / "Dockerfile").read_text(), "BuildKit would download that image"
+    for file in (ROOT / "deploy").rglob("*.y*ml"):
+        for image in re.findall(r"^\s*-?\s*image:\s*(.*)", file.read_text(), re.MULTILINE):
+            assert image == "zeta", f"{file.name}: the overlay sets the digest of this image only"
+    (ours,) = yaml.safe_load((ROOT / "deploy/kubernetes/kustomization.yaml").read_text())["images"]
+    assert re.fullmatch("sha256:[0-9a-f]{64}", ours["digest"])
 
 
 def test_the_build_context_contains_the_distribution() -> None:

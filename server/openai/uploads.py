@@ -36,6 +36,8 @@ from zeta_core.contract.text import in_one_line
 
 UPLOAD_SECONDS = 3600
 MAX_PARTS = 10_000
+MAX_PART_ID_LENGTH = 40
+MAX_COMPLETION_BYTES = MAX_PARTS * (MAX_PART_ID_LENGTH + 64)  # JSON with the ids of all parts, indented
 _PART_FORM = FormRules(file_field="data", purposes={})
 _CHUNK_BYTES = 1 << 20
 
@@ -52,7 +54,7 @@ class UploadRequest(StrictModel):
 class CompletionRequest(StrictModel):
     """The body of ``POST /openai/v1/uploads/{id}/complete``: the parts in their order."""
 
-    part_ids: list[Annotated[str, Field(max_length=100)]] = Field(min_length=1, max_length=MAX_PARTS)
+    part_ids: list[Annotated[str, Field(max_length=MAX_PART_ID_LENGTH)]] = Field(min_length=1, max_length=MAX_PARTS)
     md5: str | None = None
 
 

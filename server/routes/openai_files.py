@@ -91,7 +91,7 @@ async def complete_openai_upload(
     retry_count: Annotated[int, RETRY_COUNT] = 0,
 ) -> uploads.Upload:
     """Make a file of the listed parts."""
-    body = await read_body(request, service.settings.max_spec_bytes)
+    body = await read_body(request, uploads.MAX_COMPLETION_BYTES)
     return await uploads.complete(service, caller, upload_id, body, is_retry=retry_count > 0)
 
 

@@ -15,6 +15,7 @@ from tests.harness.openai_client import strictly
 from tests.server.openai.data import conversations, upload
 from tests.server.rows import Rows
 from tests.server.server_process import ServerProcess
+from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import JobStatus
 
 CONTENT = conversations()
@@ -204,18 +205,26 @@ def test_a_part_extends_the_life_of_its_upload(client: OpenAI, server: ServerPro
     assert expires > soon
 
 
-def test_an_upload_has_a_limited_number_of_parts(client: OpenAI, server: ServerProcess) -> None:
+def test_an_upload_has_a_limited_number_of_parts_and_all_can_be_completed(
+    client: OpenAI, server: ServerProcess
+) -> None:
     """Parts of a byte would otherwise fill the disk with files, within every quota of bytes."""
-    upload = client.uploads.create(bytes=3, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
+    upload = client.uploads.create(bytes=MAX_PARTS, filename="a.jsonl", mime_type="text/jsonl", purpose="fine-tune")
     first = client.uploads.parts.create(upload.id, data=b"1")
     with sqlite3.connect(server.home / "zeta.db") as database:
         names = "id, upload_id, project, bytes, created_at"
         copied = f"SELECT ?, {names.partition(', ')[2]} FROM upload_parts WHERE id = ?"
-        rows = [(f"part_{number}", first.id) for number in range(MAX_PARTS - 1)]
+        rows = [(new_id("part"), first.id) for _ in range(MAX_PARTS - 1)]
         database.executemany(f"INSERT INTO upload_parts ({names}) {copied}", rows)
     with pytest.raises(BadRequestError, match="has 10,000 parts, the limit"):
         client.uploads.parts.create(upload.id, data=b"2")
-    assert len(list((server.settings.artifacts / "uploads" / upload.id).iterdir())) == 1
+    parts = server.settings.artifacts / "uploads" / upload.id
+    assert [file.name for file in parts.iterdir()] == [first.id]
+    for part_id, _ in rows:
+        (parts / part_id).hardlink_to(parts / first.id)
+    completed = client.uploads.complete(upload.id, part_ids=[first.id, *(part_id for part_id, _ in rows)])
+    assert completed.file is not None
+    assert client.files.content(completed.file.id).read() == b"1" * MAX_PARTS
 
 
 def test_an_upload_is_cancelled(client: OpenAI, server: ServerProcess) -> None:

@@ -63,7 +63,7 @@ class SpecCheckRunner:
         self._store = store
         self._sandboxes = sandboxes
         environment = self._environment(HubAccess.OPERATOR_TOKEN)
-        folder = Path(tempfile.gettempdir())
+        folder = settings.root  # private; other users of the machine can create files in /tmp
         self._lock = Lock()  # for the unused processes
         self._unused = [
             CheckProcess(command, environment, folder, memory_bytes=settings.check_memory_bytes)

@@ -55,8 +55,8 @@ def _create(folder: Path, python: Path) -> None:
         _run((uv, "venv", "--quiet", "--python", sys.executable, str(folder)))
         installer: tuple[str, ...] = (uv, "pip", "install", "--quiet", "--python", str(python))
     else:
-        _run((sys.executable, "-m", "venv", str(folder)))
-        installer = (str(python), "-m", "pip", "install", "--quiet")
+        _run((sys.executable, "-P", "-m", "venv", str(folder)))
+        installer = (str(python), "-P", "-m", "pip", "install", "--quiet")
     options = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(REQUIREMENTS))
     _run((*installer, *options))
     # All other dependencies come from this process's environment. Packages of the new one take precedence.

@@ -74,7 +74,7 @@ def _run(run_dir: Path, file: RunFile, stop: Stop, worker_monitor: WorkerMonitor
     stop.write_on_signal = True
     stop.exits_on_signal = False  # each rank receives SIGTERM itself
     oom_kills = count_oom_kills()
-    command = (sys.executable, "-m", "zeta_core", str(run_dir))
+    command = (sys.executable, "-P", "-m", "zeta_core", str(run_dir))  # -P: nothing is imported from RUN_DIR
     with variables(**(threads | thread_variables(file.resolved_spec.threads))):
         failures = run_ranks(command, num_processes=file.processes, run_id=_run_id(file), group=file.node_group)
     ends = _read_ends(run_dir)

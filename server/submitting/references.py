@@ -61,8 +61,9 @@ async def check_references(
     project = caller.project
     details: list[ErrorDetail] = []
     references: list[_FileReference] = []
+    details += _hub_errors(service.settings, caller, spec)
     if isinstance(spec, JobSpec):
-        details += [*_path_errors(service, spec), *_hub_errors(service.settings, caller, spec)]
+        details += _path_errors(service, spec)
         references += _file_references(spec)
         details += await notify_faults(session, service.settings, project, spec.notify)
     elif isinstance(spec, BatchSpec):
@@ -199,12 +200,16 @@ def _path_errors(service: Service, spec: JobSpec) -> Iterator[ErrorDetail]:
             yield ErrorDetail(param=param, message=message, code="no_data_root")
 
 
-def _hub_errors(settings: ServerSettings, caller: Caller, spec: JobSpec) -> Iterator[ErrorDetail]:
+def _hub_errors(settings: ServerSettings, caller: Caller, spec: AnySpec) -> Iterator[ErrorDetail]:
     """Rejects Hub ids that this server's ``ZETA_HUB`` or the limits of the project do not allow."""
     data, model = "POST /v1/files", "POST /v1/files with purpose=model"
-    named = [(f"{path}.hub", source.hub, data) for path, source in _data_sources(spec) if isinstance(source, HubSource)]
-    named += [("model", spec.model, model)] if isinstance(spec.model, str) else []
-    named += [("tokenizer", spec.tokenizer, model)] if isinstance(spec.tokenizer, str) else []
+    named: list[tuple[str, str, str]] = []
+    if isinstance(spec, JobSpec):
+        sources = _data_sources(spec)
+        named += [(f"{path}.hub", source.hub, data) for path, source in sources if isinstance(source, HubSource)]
+    for param in ("model", "tokenizer", "base"):
+        if isinstance(hub_id := getattr(spec, param, None), str):
+            named.append((param, hub_id, model))
     for param, hub_id, instead in named:
         if caller.limits.hub_access == HubAccess.OFF:
             reason = "this project may not read the Hugging Face Hub (its limit `hub` is off)"

@@ -16,8 +16,9 @@ from server.submitting.submissions import Created, Origin, Submissions, find_cre
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
 from zeta_core.contract.job.kind import KINDS, JobKind
+from zeta_core.contract.spec.kinds import CHANGED_BY_RERUNS
 from zeta_core.contract.spec.sources import KINDS as SOURCE_KINDS
-from zeta_core.contract.spec.validation import parse
+from zeta_core.contract.spec.validation import cut, parse, shown
 
 
 async def rerun(
@@ -34,6 +35,7 @@ async def rerun(
     options = parse(Rerun, body, error_class=InvalidRequest)
     async with service.database.read() as session:
         parent = await find_job(session, caller, job_id)
+        _check_patch(parent, options.patch)
         checkpoint = await _checkpoint(session, parent, options.from_)
     patched = _patched(parent, options.patch, checkpoint)
     check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
@@ -64,6 +66,22 @@ async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> 
             param="from",
         )
     return name
+
+
+def _check_patch(parent: JobRow, patch: dict[str, Any]) -> None:
+    """Raise `InvalidRequest` if the patch changes a field that the server has derived and checked."""
+    kind = JobKind(parent.kind)
+    if kind is JobKind.TRAINING:
+        return
+    allowed = CHANGED_BY_RERUNS[kind]
+    for name in patch:
+        if name not in allowed:
+            raise InvalidRequest(
+                f"patch contains {shown(name)}, which can't be changed in a rerun of a job of kind {kind}; change "
+                f"{', '.join(allowed)}, or create a new {kind}.",
+                code="invalid_value",
+                param=f"patch.{cut(name)}",
+            )
 
 
 def _patched(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:

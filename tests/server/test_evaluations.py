@@ -120,3 +120,35 @@ def test_objects_of_another_project_are_not_found(
         assert evaluate(stranger, trained, file=upload(stranger)).status_code == 404
         own = trained_job(rows, project="other")
         assert error_of(evaluate(stranger, own, file=upload(http)))["code"] == "file_not_found"
+
+
+@pytest.mark.parametrize(
+    ("patch", "param"),
+    [
+        ({"base": "owner/private-model"}, "patch.base"),
+        ({"fingerprint": "0" * 64}, "patch.fingerprint"),
+        ({"resources": {"nodes": 2}}, "resources.nodes"),
+        ({"resources": {"processes": 1024}}, "resources.processes"),
+    ],
+)
+def test_a_rerun_changes_only_what_the_user_has_chosen(
+    http: httpx.Client, trained: str, patch: dict[str, Any], param: str
+) -> None:
+    """The server derives the other fields, and checks them: a base could be private, and two machines would wait."""
+    job = evaluate(http, trained, file=upload(http)).json()["id"]
+    refused = http.post(f"/v1/jobs/{job}/rerun", json={"patch": patch})
+    assert (refused.status_code, error_of(refused)["param"]) == (422, param), refused.text
+    other = upload(http)
+    again = http.post(f"/v1/jobs/{job}/rerun", json={"patch": {"priority": 2, "dataset": {"file": other}}})
+    assert (again.status_code, again.json()["spec"]["dataset"]["file"]) == (201, other), again.text
+    assert again.json()["kind"] == "evaluation"
+
+
+def test_a_base_on_the_hub_needs_access_when_the_evaluation_is_created(http: httpx.Client, rows: Rows) -> None:
+    trained = trained_job(rows)
+    job = evaluate(http, trained, file=upload(http)).json()["id"]
+    rows.change(job, spec={**http.get(f"/v1/jobs/{job}").json()["spec"], "base": "owner/private-model"})
+    http.patch("/v1/projects/default", json={"limits": {"hub": "off"}}).raise_for_status()
+    refused = http.post(f"/v1/jobs/{job}/rerun", json={})
+    assert (error_of(refused)["param"], error_of(refused)["code"]) == ("base", "hub_not_allowed")
+    http.patch("/v1/projects/default", json={"limits": {"hub": "operator-token"}}).raise_for_status()

@@ -103,6 +103,8 @@ def test_commands_that_only_a_training_supports_are_refused(http: httpx.Client, 
     assert (based.status_code, based.json()["error"]["code"]) == (422, "not_a_training")
     again = http.post(f"/v1/jobs/{job_id}/rerun", json={"patch": {"to": "gguf", "type": "q8_0"}})
     assert (again.status_code, again.json()["kind"], again.json()["spec"]["to"]) == (201, "export", "gguf")
+    other = http.post(f"/v1/jobs/{job_id}/rerun", json={"patch": {"model": {"checkpoint": "step-4"}}})
+    assert (other.status_code, other.json()["error"]["param"]) == (422, "patch.model")
     assert http.post(f"/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     assert http.get(f"/openai/v1/fine_tuning/jobs/{job_id}").status_code == 404
 

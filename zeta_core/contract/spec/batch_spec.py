@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.openai.batch_files import BatchEndpoint
 from zeta_core.contract.spec.job_spec import Metadata
-from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.resources import Resources, one_process_faults
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel
 
@@ -38,3 +39,6 @@ class BatchSpec(StrictModel, ModelWithRules):
     max_retries: int = Field(default=3, ge=0, le=100)
     resources: Resources = Resources()
     metadata: Metadata = Field(default={})
+
+    def faults(self) -> list[ErrorDetail]:
+        return list(one_process_faults(self.resources))

@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.job_spec import Metadata
-from zeta_core.contract.spec.resources import Resources
+from zeta_core.contract.spec.resources import Resources, one_process_faults
 from zeta_core.contract.spec.sources import CheckpointName, FileId, FileSource, JobModel, ModelSource
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel
 from zeta_core.contract.text import Line
@@ -50,3 +51,6 @@ class EvaluationSpec(StrictModel, ModelWithRules):
     max_retries: int = Field(default=3, ge=0, le=100)
     resources: Resources = Resources()
     metadata: Metadata = Field(default={})
+
+    def faults(self) -> list[ErrorDetail]:
+        return list(one_process_faults(self.resources))

@@ -21,6 +21,14 @@ SPEC_MODELS: Mapping[JobKind, type[AnySpec]] = {
     JobKind.EVALUATION: EvaluationSpec,
 }
 
+_OF_EVERY_JOB = ("entity_name", "priority", "max_retries", "metadata")
+# The fields that a rerun may change; of a training, all. The server derives and checks the others.
+CHANGED_BY_RERUNS: Mapping[JobKind, tuple[str, ...]] = {
+    JobKind.EXPORT: ("to", "type", *_OF_EVERY_JOB),
+    JobKind.BATCH: ("resources", *_OF_EVERY_JOB),
+    JobKind.EVALUATION: ("dataset", "resources", *_OF_EVERY_JOB),
+}
+
 
 def resolve(spec: AnySpec) -> ResolvedSpec:
     """The spec with every default that follows from it alone."""

@@ -116,6 +116,14 @@ def elastic_faults(
             yield invalid_value(name, nodes, fix)
 
 
+def one_process_faults(resources: Resources) -> Iterator[ErrorDetail]:
+    """The `faults` of a job that runs as one process, and one detail for every field that requests several."""
+    yield from faults(resources)
+    for name in ("nodes", "processes"):
+        if (value := getattr(resources, name)) not in (None, 1):
+            yield invalid_value(f"resources.{name}", value, "the job runs as one process; omit it")
+
+
 def faults(resources: Resources) -> Iterator[ErrorDetail]:
     """One detail for every field that contradicts another."""
     if resources.nodes > 1 and resources.gpus == "all":

@@ -63,10 +63,16 @@ class Evaluation:
 @router.get("/compare")
 async def compare(service: TheService, page: ReadPage, query: Annotated[CompareQuery, Query()]) -> Response:
     """Compare two to eight jobs."""
+    views = await _read_views(service, page.caller, query)
+    return page.render("compare.html", views=views, differences=find_differences(views))
+
+
+async def _read_views(service: Service, caller: Caller, query: CompareQuery) -> list[JobView]:
+    """The jobs of the query. Raises `NotFound`, and `InvalidRequest` unless they are two or more trainings."""
     ids = list(dict.fromkeys(query.job))
     if len(ids) < 2:
         raise InvalidRequest("Choose at least two jobs in the list of jobs to compare them.", param="job")
-    views = [await read_view(service, page.caller, job_id) for job_id in ids]
+    views = [await read_view(service, caller, job_id) for job_id in ids]
     for view in views:
         if view.job.kind is not JobKind.TRAINING:
             raise InvalidRequest(
@@ -74,14 +80,13 @@ async def compare(service: TheService, page: ReadPage, query: Annotated[CompareQ
                 code="not_a_training",
                 param="job",
             )
-    return page.render("compare.html", views=views, differences=find_differences(views))
+    return views
 
 
 @router.get("/compare/evaluation")
 async def compare_evaluation(service: TheService, page: ReadPage, query: Annotated[CompareQuery, Query()]) -> Response:
     """The differences of the held-out losses from the first job, each with its noise floor."""
-    ids = list(dict.fromkeys(query.job))
-    views = [await read_view(service, page.caller, job_id) for job_id in ids]
+    views = await _read_views(service, page.caller, query)
     rows: list[Evaluation] = []
     for other in views[1:]:
         try:

@@ -22,7 +22,7 @@ from server.database.connections import postgres_arguments
 from server.database.file_tables import FileRow
 from server.database.schema import cannot_open
 from server.database.tables import JobRow, ServiceRow
-from zeta_core.contract.errors import Conflict, Unavailable
+from zeta_core.contract.errors import Conflict, InvalidRequest, Unavailable
 from zeta_core.system.database_url import DatabaseAddress, sqlite_url
 from zeta_core.system.durable_files import flush, rename_durably
 
@@ -83,16 +83,22 @@ def require_empty(url: str) -> None:
 def restore_database(saved: Path, url: str, environment: Mapping[str, str]) -> None:
     """Restore the database at ``url`` from the SQLite file ``saved``, with the schema of this version.
 
-    It becomes the database of a new service, so that it can run beside the one that was backed up. Raises `Unavailable`
-    and the errors of `require_empty`.
+    It becomes the database of a new service, so that it can run beside the one that was backed up. Raises
+    `InvalidRequest` if ``saved`` is not a database, `Unavailable`, and the errors of `require_empty`.
     """
     address = DatabaseAddress.parse(url)
     require_empty(url)
     folder = Path(address.database).parent if address.backend == "sqlite" else None
     with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as work:
         copy = Path(work) / "zeta.db"
-        with closing(sqlite3.connect(saved)) as source, closing(sqlite3.connect(copy)) as written:
-            source.backup(written)
+        try:
+            with closing(sqlite3.connect(saved)) as source, closing(sqlite3.connect(copy)) as written:
+                source.backup(written)
+        except sqlite3.DatabaseError as error:
+            raise InvalidRequest(
+                f"The database of the backup is not a SQLite database ({error}); use another backup.",
+                code="damaged_backup",
+            ) from error
         migrate(sqlite_url(copy), environment)
         try:
             with engine(DatabaseAddress("sqlite", str(copy))) as opened, opened.begin() as connection:

@@ -3,7 +3,8 @@
 Guarantees: ``backup.json`` is written last, by one rename, and objects are removed only after that, so a backup that is
 interrupted leaves the earlier one usable. An object appears only with the content that its name states. Equal files are
 stored once, and later backups into the same folder don't copy them again. Only the owner of the folder can read it,
-because it contains the secrets of the database.
+because it contains the secrets of the database. Nothing in the folder can name a file outside of it or of the
+artifact store; objects that are links or devices are damaged.
 
 All functions block and raise `OSError`.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
+import stat
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -37,6 +40,9 @@ def _job_id(value: str) -> str:
     return value
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class SavedFile(BaseModel):
     """A file of the artifact store, or the database (whose key is ``database``)."""
 
@@ -44,13 +50,14 @@ class SavedFile(BaseModel):
 
     key: str
     bytes: int
-    sha256: str
+    sha256: Sha256
 
     @field_validator("key")
     @classmethod
     def _is_inside(cls, value: str) -> str:
         parts = value.split("/")
-        if value != DATABASE_KEY and (parts[0] not in FOLDERS or {"", ".", ".."} & set(parts)):
+        is_inside = parts[0] in FOLDERS and not {"", ".", ".."} & set(parts) and value.isprintable()
+        if value != DATABASE_KEY and not is_inside:
             raise ValueError("it is not a key of the artifact store")
         return value
 
@@ -62,7 +69,7 @@ class SavedCheckpoint(BaseModel):
 
     job: Annotated[str, AfterValidator(_job_id)]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    manifest_sha256: str
+    manifest_sha256: Sha256
 
 
 class Backup(BaseModel):
@@ -168,11 +175,11 @@ class BackupDirectory:
         return actual, num_bytes
 
     def copy(self, sha256: str, target: Path) -> None:
-        """Copy an object to a new file and verify it. Raises `WrongContent`, also if it is missing."""
+        """Copy an object to a new file and verify it. Raises `WrongContent`, also if it is missing or not a file."""
         digest = hashlib.sha256()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self.object(sha256).open("rb") as content, target.open("wb") as written:
+            with self._open(sha256) as content, target.open("wb") as written:
                 while chunk := content.read(_CHUNK_BYTES):
                     digest.update(chunk)
                     written.write(chunk)
@@ -182,3 +189,9 @@ class BackupDirectory:
             target.unlink()
             raise WrongContent(f"{self.object(sha256)} is damaged")
         flush(target)
+
+    def _open(self, sha256: str) -> BinaryIO:
+        path = self.object(sha256)
+        if not stat.S_ISREG(path.lstat().st_mode):  # reading a device or a pipe may never end
+            raise WrongContent(f"{path} is not a file")
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")

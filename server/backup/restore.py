@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from server.artifact_ownership import OWNER_KEY, RESTORE_KEY
 from server.artifacts import Artifacts
@@ -131,6 +131,10 @@ def _restore_checkpoint(
     directory.copy(checkpoint.manifest_sha256, manifest_file)
     if store.is_stored(checkpoint.job, checkpoint.name, copy):
         return
-    for file in Manifest.model_validate_json(manifest_file.read_bytes()).files:
+    try:
+        files = Manifest.model_validate_json(manifest_file.read_bytes()).files
+    except ValidationError as error:
+        raise WrongContent(f"the manifest of {checkpoint.job}/{checkpoint.name} is invalid") from error
+    for file in files:
         directory.copy(file.sha256, copy / file.path)
     store.put_checkpoint(checkpoint.job, checkpoint.name, copy)

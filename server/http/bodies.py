@@ -91,5 +91,5 @@ def _too_large(max_bytes: int) -> TooLarge:
 
 def check_size(data: Any, max_bytes: int) -> None:
     """Raise `TooLarge` for JSON data that exceeds the limit of a request body."""
-    if len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()) > max_bytes:
+    if len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")) > max_bytes:
         raise _too_large(max_bytes)

@@ -62,7 +62,7 @@ async def show_preview(service: TheService, page: SubmitPage) -> Response:
     """The rows of the data that a form for a job describes, whose model may be missing."""
     values: dict[str, Any] = {"rows": [], "shown": None, "error": None, "uses": USES}
     try:
-        spec = read_spec_form(service, page.form)
+        spec = await read_spec_form(service, page.form)
         if "model" not in spec:
             spec.pop("lora", None)  # how weights are trained doesn't change the rows
         shown = await preview(service, page.caller, {"spec": spec, **_selection(page.form)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -67,7 +68,7 @@ async def show_form(service: TheService, page: ReadPage, query: Annotated[NewJob
 @router.post("/new/yaml")
 async def show_yaml(service: TheService, page: SubmitPage) -> Response:
     """The same page with the spec of the form as YAML, to edit all of it."""
-    return await _render(service, page, {"yaml": write_yaml(read_spec_form(service, page.form))})
+    return await _render(service, page, {"yaml": write_yaml(await read_spec_form(service, page.form))})
 
 
 @router.post("/new/check")
@@ -75,7 +76,7 @@ async def check(service: TheService, page: SubmitPage) -> Response:
     """The faults of the spec or the estimate of its job, and the spec as YAML."""
     values: dict[str, Any] = {"estimate": None, "error": None, "yaml": ""}
     try:
-        spec = read_spec_form(service, page.form)
+        spec = await read_spec_form(service, page.form)
         values["yaml"] = write_yaml(spec)
         values["estimate"] = await estimate.validate(service, page.caller, spec)
     except ZetaError as error:
@@ -87,7 +88,7 @@ async def check(service: TheService, page: SubmitPage) -> Response:
 async def submit(service: TheService, submissions: TheSubmissions, page: SubmitPage) -> Response:
     """Submit the job, or show the form again with the faults. Sending the same form twice creates one job."""
     try:
-        spec = read_spec_form(service, page.form)
+        spec = await read_spec_form(service, page.form)
         digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
         request_id = page.form.get("request_id", "")[:100] or secrets.token_hex(8)
         job, _ = await submissions.submit(page.caller, spec, f"{request_id}-{digest}")
@@ -98,9 +99,12 @@ async def submit(service: TheService, submissions: TheSubmissions, page: SubmitP
     return page.redirect(f"/jobs/{job.id}")
 
 
-def read_spec_form(service: Service, form: Mapping[str, str]) -> dict[str, Any]:
+async def read_spec_form(service: Service, form: Mapping[str, str]) -> dict[str, Any]:
     """The spec of the form, in either mode. Raises a `ZetaError` for a text that can't be read."""
-    max_bytes = service.settings.max_spec_bytes
+    return await asyncio.to_thread(_read_spec_form, form, service.settings.max_spec_bytes)
+
+
+def _read_spec_form(form: Mapping[str, str], max_bytes: int) -> dict[str, Any]:
     if "yaml" in form:
         return read_yaml(form["yaml"], max_bytes)
     spec = spec_of(form)

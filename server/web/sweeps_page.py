@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
@@ -16,7 +17,6 @@ from server.database.pagination import PageQuery
 from server.jobs import sweeps
 from server.jobs.queries import get_job
 from server.routes.routing import TheService
-from server.service import Service
 from server.submitting.sweeps import create_sweep
 from server.web.compare import MAX_JOBS as MAX_COMPARED
 from server.web.new_job import read_spec_form
@@ -62,14 +62,14 @@ async def show_form(service: TheService, page: ReadPage, query: Annotated[NewSwe
 @router.post("/sweeps/new")
 async def vary_new_job(service: TheService, page: SubmitPage) -> Response:
     """The form for a new sweep, with the spec that the form for a new job describes."""
-    return _render_form(page, {"yaml": write_yaml(read_spec_form(service, page.form)), "grid": EXAMPLE_GRID})
+    return _render_form(page, {"yaml": write_yaml(await read_spec_form(service, page.form)), "grid": EXAMPLE_GRID})
 
 
 @router.post("/sweeps")
 async def submit(service: TheService, page: SubmitPage) -> Response:
     """Create the sweep, or show the form again with the faults. Sending the same form twice creates one sweep."""
     try:
-        body = _body(service, page.form)
+        body = await asyncio.to_thread(_body, page.form, service.settings.max_spec_bytes)
         digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
         request_id = page.form.get("request_id", "")[:100] or secrets.token_hex(8)
         sweep, _ = await create_sweep(service, page.caller, body, f"{request_id}-{digest}")
@@ -97,9 +97,8 @@ async def cancel_sweep(service: TheService, page: SubmitPage, sweep_id: str) -> 
     return page.redirect(f"/sweeps/{sweep_id}")
 
 
-def _body(service: Service, form: Mapping[str, str]) -> dict[str, Any]:
+def _body(form: Mapping[str, str], max_bytes: int) -> dict[str, Any]:
     """The request that the form describes. Raises `InvalidRequest`."""
-    max_bytes = service.settings.max_spec_bytes
     body: dict[str, Any] = {"spec": read_yaml(form.get("yaml", ""), max_bytes)}
     body["grid"] = read_yaml(form.get("grid", ""), max_bytes)
     if number := form.get("random", "").strip():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -74,12 +75,24 @@ def test_a_spec_survives_yaml() -> None:
     "text",
     [
         *("", "- a", "a: 1\na: 2", "a: &x 1\nb: *x", "a: [", "a: !!python/object:os.system x", "a: .nan"),
-        *("a: 2026-01-01", "[" * 2000, "a: \x00"),
+        *("a: 2026-01-01", "[" * 9000, "a: \x00", "a: " + "[" * 9000, "a: !!omap [{b: 1}, {b: 1}]", "a: !x 1"),
     ],
 )
-def test_invalid_yaml_is_one_error(text: str) -> None:
+def test_invalid_yaml_is_one_error_within_a_moment(text: str) -> None:
+    """Nested lists once took minutes, in which the server answered nobody."""
+    started = time.process_time()
     with pytest.raises(ZetaError, match=r"^The YAML .*\.$"):
         read_yaml(text, 10_000)
+    assert time.process_time() - started < 2
+
+
+def test_a_lone_surrogate_in_a_field_is_an_error_of_the_user(server: ServerProcess) -> None:
+    with server.http(None) as browser:
+        browser.post("/login", data={"key": API_KEY})
+        token = re.findall(r'name="csrf_token" value="([^"]+)"', browser.get("/new").text)[0]
+        form = {**SCRATCH, "csrf_token": token, "field.metadata": '{"a": "\\ud800"}'}
+        response = browser.post("/new/check", data=form)
+    assert (response.status_code, "surrogate" in response.text) == (200, True), response.text
 
 
 def test_a_job_is_submitted_by_the_form(visit: Visit, http: httpx.Client) -> None:

@@ -41,6 +41,9 @@ def giving_freed_memory_back() -> Generator[None]:
         yield
 
 
+_entered: list[tuple[tuple[int, int], ...]] = []  # the parameters of the contexts that are active, outermost first
+
+
 @contextmanager
 def _set(*parameters: tuple[int, int]) -> Generator[None]:
     if platform.libc_ver()[0] != "glibc":
@@ -48,11 +51,16 @@ def _set(*parameters: tuple[int, int]) -> Generator[None]:
         return
     library = ctypes.CDLL(None)
     library.malloc_trim(0)  # otherwise, the memory that is already free would be reused
-    for parameter, value in parameters:
-        library.mallopt(parameter, value)
+    _entered.append((*USUAL, *parameters))
+    _apply(library, _entered[-1])
     try:
         yield
     finally:
-        for parameter, value in USUAL:
-            library.mallopt(parameter, value)
+        _entered.pop()
+        _apply(library, _entered[-1] if _entered else USUAL)
         library.malloc_trim(0)
+
+
+def _apply(library: ctypes.CDLL, parameters: tuple[tuple[int, int], ...]) -> None:
+    for parameter, value in parameters:
+        library.mallopt(parameter, value)

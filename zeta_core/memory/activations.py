@@ -35,14 +35,12 @@ def activation_bytes(
     *,
     on_gpu: bool = False,
     isolation: Isolation | None = None,
-    dequantized: bool = False,
 ) -> int:
     """The peak memory of one micro-batch's forward and backward passes, without weights and gradients, in bytes.
 
     ``model`` has the trainable parameters of the run and is on the meta device; its tensors are replaced. ``on_gpu``
     assumes kernels of GPUs, which compute attention without the scores of all pairs of tokens.
-    ``isolation`` keeps the documents of a packed sequence apart with arguments such as masks. With ``dequantized``,
-    the base is quantized, and each linear layer computes with a temporary copy of its weights.
+    ``isolation`` keeps the documents of a packed sequence apart with arguments such as masks.
 
     The peak contains the activations that autograd saves, masks, the logits with their gradient, with activation
     checkpointing the block that is recomputed, and under FSDP2 the gathered weights and the gradients that are not
@@ -72,8 +70,7 @@ def activation_bytes(
             loss = _loss(model, plan, isolation)
         if loss is not None:
             torch.autograd.backward(loss)
-    copies = max((_frozen_bytes(part) for part in model.modules()), default=0) if dequantized else 0
-    return live.peak_bytes + copies
+    return live.peak_bytes
 
 
 def simulate_storage(model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -113,13 +110,6 @@ def _output_head(model: nn.Module, ids_BT: torch.Tensor, options: dict[str, Any]
         return find_output_head(model, {"input_ids": ids_BT, **options})
     except Exception:  # noqa: BLE001 - the model can't be called in this way, so its loss is not computed in chunks
         return None
-
-
-def _frozen_bytes(part: nn.Module) -> int:
-    """The size of the weight of a frozen linear layer; 0 for other modules."""
-    if type(part) is not nn.Linear or part.weight.requires_grad:
-        return 0
-    return part.weight.nbytes
 
 
 class LiveTensors(TorchDispatchMode):

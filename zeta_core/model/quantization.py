@@ -77,18 +77,19 @@ def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep
 
 def num_weights(parameter: torch.Tensor) -> int:
     """The number of weights in a parameter; a quantized one has two in each byte."""
-    return parameter.numel() * (2 if _is_packed(parameter) else 1)
+    return parameter.numel() * (2 if is_quantized(parameter) else 1)
 
 
 def scale_bytes(parameter: torch.Tensor) -> int:
     """The bytes of the scales of a quantized parameter; 0 for other parameters."""
-    if not _is_packed(parameter):
+    if not is_quantized(parameter):
         return 0
     scales = -(-num_weights(parameter) // BLOCK_WEIGHTS)
     return scales + 4 * -(-scales // BLOCK_SCALES)
 
 
-def _is_packed(parameter: torch.Tensor) -> bool:
+def is_quantized(parameter: torch.Tensor) -> bool:
+    """Whether the parameter contains weights of a quantized layer, two in each byte."""
     return bool(getattr(parameter, "bnb_quantized", False))
 
 

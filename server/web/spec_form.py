@@ -40,6 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "use_activation_checkpointing",
             "use_fsdp",
             "fsdp_shards",
+            "fsdp_keep_gradients",
             "use_deepspeed",
             "compile",
             "deterministic",

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from zeta_core.memory.activations import simulate_storage
@@ -85,8 +86,14 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
             for parameter in model.parameters():  # the state and the gradients after a first micro-batch
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             optimizer.step()
+            if plan.holds_whole_gradients:
+                optimizer.zero_grad()
             tracker.track_external(model, optimizer)
             with tracker:
+                if plan.holds_whole_gradients:
+                    cast(FSDPModule, model).set_requires_gradient_sync(False)
+                    _micro_step(model, head, plan)
+                    cast(FSDPModule, model).set_requires_gradient_sync(True)
                 _micro_step(model, head, plan)
                 optimizer.step()
             return tracker.get_tracker_snapshot("peak")[device]["Total"]

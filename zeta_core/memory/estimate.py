@@ -219,6 +219,8 @@ def estimate_memory(
             stage=FSDP_STAGE if plan.strategy == "fsdp2" else 0,
             num_processes=plan.num_shards,
         )
+        if plan.holds_whole_gradients:
+            parts = parts.model_copy(update={"gradients": FLOAT32_BYTES * num_trained})
     total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
     return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)
 

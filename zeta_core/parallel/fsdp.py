@@ -140,8 +140,13 @@ class FullySharded(Replicated):
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Generator[None]:
-        """Reduce the gradients of each micro-batch, because unreduced ones would have the size of the whole model."""
+        """Reduce the gradients of each micro-batch, because unreduced ones would have the size of the whole model.
+
+        With `fsdp_keep_gradients`, they accumulate unreduced in float32, and the ``last`` micro-batch reduces them.
+        """
         root = cast(FSDPModule, self.module)
+        if self._plan.fsdp_keep_gradients and not self._has_data_dependent_path:
+            root.set_requires_gradient_sync(last)
         if not self._has_data_dependent_path:
             yield
             return

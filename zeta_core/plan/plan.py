@@ -64,6 +64,7 @@ class Plan:
     undesirable_weight: float = 1.0
     deterministic: bool = False
     fsdp_shards: int | None = None  # processes that share a copy of the model; None: all of them
+    fsdp_keep_gradients: bool = False  # exchange them once per step
 
     @property
     def evaluates(self) -> bool:
@@ -73,6 +74,11 @@ class Plan:
     def num_shards(self) -> int:
         """The number of processes that share a copy of the model, if the strategy shards it."""
         return self.fsdp_shards or self.world_size
+
+    @property
+    def holds_whole_gradients(self) -> bool:
+        """Whether a sharded model accumulates gradients that are not sharded."""
+        return self.fsdp_keep_gradients and self.gradient_accumulate_every > 1
 
     @property
     def warmup_steps(self) -> int:

@@ -181,7 +181,8 @@ def decide(
     plan = with_length(plan, options, len(training_data.sequences))
     check_positions(model, plan.seq_len)
     has_copies = plan.num_shards != rank.world_size  # whose gradients are exchanged even in a trial of a single rank
-    may_split = plan.strategy != "zero" and is_split_unset and not has_copies
+    # A trial of a single rank would reduce gradients that the run keeps, and need less memory than the run.
+    may_split = plan.strategy != "zero" and is_split_unset and not has_copies and not plan.fsdp_keep_gradients
     return Decision(plan_inputs, plan, isolation, training_data, held_out_data, overlap, may_split)
 
 

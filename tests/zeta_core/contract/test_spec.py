@@ -56,6 +56,12 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"target_parameters": ["w"]}, "compile": True}, "compile", "invalid_value"),
         ({"lora": {"target_parameters": ["w"]}, "optimizer": "muon"}, "optimizer", "invalid_value"),
         ({"fsdp_shards": 2}, "fsdp_shards", "invalid_value"),
+        ({"fsdp_keep_gradients": True}, "fsdp_keep_gradients", "invalid_value"),
+        (
+            {"fsdp_keep_gradients": True, "use_fsdp": True, "batch_size": 2},
+            "fsdp_keep_gradients",
+            "invalid_value",
+        ),
         ({"method": "dpo", "pack": True, "dataset": {"path": "a"}}, "pack", "invalid_value"),
         ({"method": "orpo", "orpo": {"beta": float("inf")}, "dataset": {"path": "a"}}, "orpo.beta", "invalid_type"),
         ({"kto": {"beta": 0.1}}, "kto", "invalid_value"),

@@ -1,8 +1,9 @@
-"""Gradient accumulation with FSDP2: between two micro-batches, a process holds its shards of the gradients only."""
+"""Gradient accumulation with FSDP2: between micro-batches, a process holds shards of the gradients, or whole ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -24,22 +25,35 @@ def processes() -> Iterator[Processes]:
     group.close()
 
 
-def test_fsdp2_reduces_the_gradients_of_each_micro_batch(processes: Processes) -> None:
-    options = TrainerOptions(
-        batch_size=1, gradient_accumulate_every=2, seq_len=8, use_fsdp=True, warmup_steps=0, max_steps=1
+def gradients_of_two_micro_batches(processes: Processes, **options: Any) -> list[torch.Tensor | None]:
+    """The shards of the gradients after each of two equal micro-batches; None if there are none yet."""
+    given = TrainerOptions(
+        batch_size=1, gradient_accumulate_every=2, seq_len=8, use_fsdp=True, warmup_steps=0, max_steps=1, **options
     )
-    plan = with_length(
-        decide_plan(options, PlanInputs(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data"), None), options, 2
-    )
+    inputs = PlanInputs(1, "cpu", False, 1, 256, 1, 1 << 30, True, "data")
+    plan = with_length(decide_plan(given, inputs, None), given, 2)
     model = llama()
     engine = build_engine(model, plan, processes, blocks=repeated_blocks(model), deepspeed=None)
-    gradients: list[torch.Tensor] = []
+    gradients: list[torch.Tensor | None] = []
     for last in (False, True):
         with engine.micro_step(last=last):
             engine.backward(engine.model(torch.arange(8)[None]).logits.square().mean())
         shards = [parameter.grad for parameter in engine.module.parameters()]
+        if all(shard is None for shard in shards):
+            gradients.append(None)
+            continue
         assert all(isinstance(shard, DTensor) for shard in shards), "they are reduced and sharded"
         gradients.append(torch.cat([shard.to_local().flatten() for shard in shards if isinstance(shard, DTensor)]))
-        gradients[-1] = gradients[-1].clone()
-    torch.testing.assert_close(gradients[1], 2 * gradients[0])
     engine.close()
+    return gradients
+
+
+def test_fsdp2_reduces_the_gradients_of_each_micro_batch_or_once_per_step(processes: Processes) -> None:
+    first, both = gradients_of_two_micro_batches(processes)
+    assert first is not None
+    torch.testing.assert_close(both, 2 * first)
+    for precision in ("no", "bf16"):
+        kept, reduced = gradients_of_two_micro_batches(processes, mixed_precision=precision, fsdp_keep_gradients=True)
+        assert kept is None, "the gradients of the first micro-batch are not reduced yet"
+        expected = gradients_of_two_micro_batches(processes, mixed_precision=precision)[1]
+        torch.testing.assert_close(reduced, expected)

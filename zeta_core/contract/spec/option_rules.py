@@ -192,6 +192,12 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.fsdp_shards is not None and not options.use_fsdp:
         fix = "it has no effect without use_fsdp, which shards the model; set use_fsdp, or omit it"
         yield invalid_value("fsdp_shards", options.fsdp_shards, fix)
+    if options.fsdp_keep_gradients and not options.use_fsdp:
+        fix = "it has no effect without use_fsdp, which shards gradients; set use_fsdp, or omit it"
+        yield invalid_value("fsdp_keep_gradients", True, fix)
+    elif options.fsdp_keep_gradients and _accumulates_once(options):
+        fix = "it has no effect on steps of one micro-batch; increase gradient_accumulate_every, or omit it"
+        yield invalid_value("fsdp_keep_gradients", True, fix)
     if options.use_deepspeed in ({}, ""):
         fix = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
@@ -222,6 +228,12 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.compile and options.use_deepspeed:
         fix = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
         yield invalid_value("compile", options.compile, fix)
+
+
+def _accumulates_once(options: OptionFields) -> bool:
+    """Whether each step has a single micro-batch, as it has by default if only ``batch_size`` is set."""
+    accumulate = options.gradient_accumulate_every
+    return accumulate == 1 or (accumulate is None and options.batch_size is not None)
 
 
 def _method_faults(options: OptionFields) -> Iterator[ErrorDetail]:

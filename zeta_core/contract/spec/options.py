@@ -141,6 +141,11 @@ class OptionFields(StrictModel):
         description="processes that share a copy of the model with use_fsdp (HSDP), which must divide their number; "
         "the number of GPUs of a host keeps the exchange of weights within it; unset: all processes share one copy",
     )
+    fsdp_keep_gradients: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False,
+        description="with use_fsdp, exchange gradients once per step instead of after each micro-batch; less traffic, "
+        "but each process holds the gradients of the whole model (4 bytes per trained weight)",
+    )
     use_activation_checkpointing: Annotated[bool, Affects("results", "speed")] = Field(
         default=False, description="recompute activations in the backward pass to save memory"
     )

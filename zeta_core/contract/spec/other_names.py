@@ -132,6 +132,7 @@ OTHER_NAMES: dict[str, str] = {
     "undesirable_weight": "kto.undesirable_weight",
     "fsdp_sharding_strategy": "use_fsdp",
     "dp_shard_size": "fsdp_shards",
+    "no_sync": "fsdp_keep_gradients",
     "data_parallel_shard_degree": "fsdp_shards",
     "training_method": "method",
     "train_on_inputs": "train_on",

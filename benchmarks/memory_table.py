@@ -1,8 +1,8 @@
-"""``python -m benchmarks.memory_table [--check]``: prints a page in Markdown on which model fits on which GPUs.
+"""``python -m benchmarks.memory_table [--check]``: prints the page ``docs/operations/memory.md``.
 
 The memory of Llama shapes with 1, 8 and 70 billion parameters is estimated as ``zeta validate`` does, for one sequence
 of 4,096 tokens with activation checkpointing. ``--check`` compares the estimates with training steps on tensors
-without storage, which takes several minutes, and adds the largest difference.
+without storage, which takes about ten minutes, and adds the largest difference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ MODELS: dict[str, tuple[int, int, int, int, int]] = {  # hidden, intermediate, l
     "70B": (8192, 28672, 80, 64, 8),
 }
 VOCABULARY = 128_256
-FEW_LAYERS = (4, 8)  # with which the passes are made; activations grow linearly with the number of equal layers
 STRATEGIES: dict[str, dict[str, Any]] = {
     "DDP": {},
     "ZeRO 2": {"use_deepspeed": 2},
@@ -75,14 +74,14 @@ def cases() -> Iterator[Case]:
                         yield case
 
 
-def run_of(case: Case, num_layers: int | None = None) -> tuple[LocatedModel, Plan, ZeroSettings | None]:
-    """The model, the plan and the settings of ZeRO; ``num_layers`` replaces the model's own number."""
+def run_of(case: Case) -> tuple[LocatedModel, Plan, ZeroSettings | None]:
+    """The model, the plan and the settings of ZeRO."""
     hidden, intermediate, layers, heads, key_heads = MODELS[case.model]
     config: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": hidden,
         "intermediate_size": intermediate,
-        "num_hidden_layers": num_layers or layers,
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": key_heads,
         "vocab_size": VOCABULARY,
@@ -105,19 +104,12 @@ def estimated_bytes(case: Case, traced: dict[Case, int]) -> int:
     located, plan, zero = run_of(case)
     key = case if plan.strategy == "fsdp2" else replace(case, strategy=plan.strategy, num_gpus=1)
     if key not in traced:
-        few, more = (_activations(case, num_layers) for num_layers in FEW_LAYERS)
-        per_layer = (more - few) / (FEW_LAYERS[1] - FEW_LAYERS[0])
-        traced[key] = few + round(per_layer * (MODELS[case.model][2] - FEW_LAYERS[0]))
+        found = estimate_activations(building(located), plan, on_gpu=True)
+        assert isinstance(found, int), found
+        traced[key] = found
     total = estimate_memory(building(located)(plan), plan, traced[key], zero=zero).total
     assert total is not None
     return total
-
-
-def _activations(case: Case, num_layers: int) -> int:
-    located, plan, _ = run_of(case, num_layers)
-    found = estimate_activations(building(located), plan, on_gpu=True)
-    assert isinstance(found, int), found
-    return found
 
 
 def is_counted(case: Case) -> bool:
@@ -127,7 +119,11 @@ def is_counted(case: Case) -> bool:
 
 def smallest_card(size: int) -> str:
     fits = next((card for card in CARDS if size <= USED_SHARE * card * 1e9), None)
-    return "no" if fits is None else f"{fits} GB"
+    return "none" if fits is None else f"{fits} GB"
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.0f} GB" if size >= 1e11 else f"{size / 1e9:.3g} GB"
 
 
 def page(sizes: dict[Case, int], difference: float | None) -> str:
@@ -136,8 +132,9 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
         "",
         "The smallest GPU that can train each Llama shape, with the estimated memory of each GPU: AdamW, bfloat16 "
         f"computation, activation checkpointing, and micro-batches of one sequence of {SEQ_LEN:,} tokens. An estimate "
-        f"may use {USED_SHARE:.0%} of a GPU of 24, 48, 80 or 141 GB; the rest is for temporary buffers, fragmentation "
-        "and the CUDA context. `zeta validate SPEC` estimates your own job.",
+        f"may use {100 * USED_SHARE:.0f} % of a GPU of 24, 48, 80 or 141 GB; the rest is for temporary buffers, "
+        "fragmentation and the CUDA context. `zeta validate SPEC` estimates your own job. "
+        "`python -m benchmarks.memory_table --check` writes this page.",
         "",
         "| model | trained | strategy | " + " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in NUM_GPUS) + " |",
         "|---|---|---|" + "---|" * len(NUM_GPUS),
@@ -149,8 +146,7 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
                 if not any(case in sizes for case in row):
                     continue
                 cells = [
-                    f"{smallest_card(sizes[case])} ({sizes[case] / 1e9:.3g} GB)" if case in sizes else "–"
-                    for case in row
+                    f"{smallest_card(sizes[case])} ({gigabytes(sizes[case])})" if case in sizes else "–" for case in row
                 ]
                 lines.append(f"| {model} | {trained} | {strategy} | " + " | ".join(cells) + " |")
     lines += [
@@ -163,9 +159,10 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
     if difference is not None:
         lines += [
             "",
-            "Steps with the real sharding and optimizer on tensors without storage, counted by torch's `MemTracker`, "
-            f"differ from these estimates by at most {difference:.1%} (DDP, FSDP2 and adapters; DeepSpeed can't run "
-            "without storage).",
+            "The estimates for DDP, FSDP2 and adapters were compared with steps of the real sharding and optimizer on "
+            f"tensors without storage, counted by torch's `MemTracker`: they differ by at most {100 * difference:.1f} "
+            "%. DeepSpeed can't run without storage, so its estimates were compared with smaller models only "
+            "([decision 0071](../decisions/0071-estimates-of-memory.md)).",
         ]
     return "\n".join(lines) + "\n"
 

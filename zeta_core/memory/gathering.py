@@ -94,8 +94,8 @@ class _Group:
             return
         counter = self._pass.counter
         counter.add(self._transferred)
-        self._pass.keep_gathered(self._transferred)
         counter.add(self._size)
+        self._pass.keep_gathered(self._transferred)  # `wait_for_unshard` holds the previous result until it returns
         self._is_gathered = True
 
     def _after_forward(self, *_: Any) -> None:

@@ -21,7 +21,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length and batch": ("max_steps", "seq_len", "batch_size", "gradient_accumulate_every", "pack", "overlong"),
     "Data": ("train_on", "tokenizer", "chat_template", "use_pretokenized", "eval_dataset", "group_by"),
     "Optimization": (
-        *("learning_rate", "lr_scheduler", "lr_min", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm"),
+        *("learning_rate", "lr_scheduler", "lr_min", "warmup_steps", "optimizer", "optimizer_states"),
+        *("weight_decay", "max_grad_norm"),
         *("seed", "freeze", "dpo.beta", "dpo.loss", "kto.beta", "kto.desirable_weight", "kto.undesirable_weight"),
         "orpo.beta",
     ),

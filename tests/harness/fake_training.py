@@ -76,7 +76,9 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
         if plan.strategy == "fsdp2":
             shard(model, blocks, mesh, plan)
         groups = ParameterGroups.of(model, blocks, plan.optimizer)
-        optimizer = build_optimizer(plan.optimizer, model, groups, learning_rate=1e-3, weight_decay=0.1)
+        optimizer = build_optimizer(
+            plan.optimizer, model, groups, learning_rate=1e-3, weight_decay=0.1, states=plan.optimizer_states
+        )
         model.train()
         recomputing = recomputed_activations(blocks) if plan.use_activation_checkpointing else nullcontext()
         with recomputing:

@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from zeta_core.contract.job.memory import MemoryEstimate, MemoryParts
-from zeta_core.contract.spec.options import Optimizer
+from zeta_core.contract.spec.options import Optimizer, OptimizerStates
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
 from zeta_core.memory.activations import HALF_PRECISIONS, activation_bytes
 from zeta_core.memory.usage import num_bytes
@@ -39,10 +39,11 @@ from zeta_core.plan import Plan
 # Builds the model of a plan, with its adapter and its trainable parameters, on the meta device.
 PreparedModel = Callable[[Plan], nn.Module]
 
-FLOAT32_BYTES = 4  # per trained weight, per gradient, and per value of the optimizer's state
+FLOAT32_BYTES = 4  # per trained weight and per gradient
 # The minimum number of values in the optimizer's state per trained value. Muon has two for parameters other than
 # matrices, and adafactor has factors of the matrices; `optimizer_bytes` counts them from the shapes.
 MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon": 1, "adafactor": 0}
+STATE_BYTES: dict[OptimizerStates, int] = {"float32": 4, "bf16": 2}  # per value of the optimizer's state
 FSDP_STAGE = 3  # the ZeRO stage that shards everything, as `use_fsdp` does
 # Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
@@ -82,15 +83,15 @@ def parts_per_process(*, weights: int, num_trained: int, optimizer: int, stage: 
     )
 
 
-def min_state_bytes(optimizer: Optimizer, num_trained: int) -> int:
+def min_state_bytes(plan: Plan, num_trained: int) -> int:
     """A lower bound of the whole optimizer state."""
-    return FLOAT32_BYTES * MIN_STATE_VALUES[optimizer] * num_trained
+    return STATE_BYTES[plan.optimizer_states] * MIN_STATE_VALUES[plan.optimizer] * num_trained
 
 
 def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -> int:
     """The size of the whole optimizer state, over all processes: the lower bound, and what the shapes add to it."""
     values = sum(parameter.numel() for parameter in trained)
-    minimum = min_state_bytes(plan.optimizer, values)
+    minimum = min_state_bytes(plan, values)
     match plan.optimizer:
         case "adamw" | "sgd" | "lion":
             return minimum
@@ -119,7 +120,7 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
     parts = parts_per_process(
         weights=num_bytes(model.parameters()),
         num_trained=trained,
-        optimizer=min_state_bytes(plan.optimizer, trained),
+        optimizer=min_state_bytes(plan, trained),
         stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
         num_processes=plan.num_shards,
     )

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from zeta_core.contract.spec.options import Optimizer
+from zeta_core.contract.spec.options import Optimizer, OptimizerStates
 from zeta_core.failures import CannotTrain, InvalidModel
+from zeta_core.optim.adamw import AdamWithHalfMoments
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon
 from zeta_core.optim.roles import parameter_roles
@@ -56,7 +57,7 @@ class ParameterGroups:
         ]
         return [group for group in groups if group["params"]]
 
-    def describe(self, optimizer: Optimizer, weight_decay: float) -> str:
+    def describe(self, optimizer: Optimizer, weight_decay: float, states: OptimizerStates = "float32") -> str:
         """One sentence with the number of tensors and of parameters in each group."""
         decays = f"with weight decay {weight_decay:g}"
         parts = [
@@ -65,18 +66,27 @@ class ParameterGroups:
             (self.not_decayed, "norms, biases and other parameters without weight decay"),
         ]
         counts = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
-        return f"Optimizer {optimizer}: {'; '.join(counts)}."
+        kept = "" if states == "float32" else f" with {states} states"
+        return f"Optimizer {optimizer}{kept}: {'; '.join(counts)}."
 
 
 def build_optimizer(
-    name: Optimizer, model: nn.Module, parameters: ParameterGroups, *, learning_rate: float, weight_decay: float
+    name: Optimizer,
+    model: nn.Module,
+    parameters: ParameterGroups,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    states: OptimizerStates = "float32",
 ) -> torch.optim.Optimizer:
-    """The named optimizer over the model's trainable ``parameters``."""
+    """The named optimizer over the model's trainable ``parameters``; only AdamW keeps other ``states``."""
     groups = parameters.for_torch(weight_decay)
     match name:
         case "muon":
             others = _adamw(groups, model, learning_rate) if groups else None
             return Muon(parameters.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
+        case "adamw" if states == "bf16":
+            return AdamWithHalfMoments(groups, lr=learning_rate, betas=ADAM_BETAS)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

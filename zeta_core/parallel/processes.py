@@ -208,13 +208,14 @@ class Replicated:
     def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
         plan = self._plan
         groups = ParameterGroups.of(self.module, blocks, plan.optimizer)
-        self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay)
+        self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay, plan.optimizer_states)
         return build_optimizer(
             plan.optimizer,
             self.module,
             groups,
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
+            states=plan.optimizer_states,
         )
 
     def _check(self) -> None:

@@ -56,6 +56,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         deterministic=options.deterministic,
         fsdp_shards=options.fsdp_shards,
         fsdp_keep_gradients=options.fsdp_keep_gradients,
+        optimizer_states=options.optimizer_states,
         threads=inputs.threads,
         device_kind=inputs.device_kind,
         world_size=inputs.world_size,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from zeta_core.contract.spec.options import Method, Optimizer, Precision, Schedule
+from zeta_core.contract.spec.options import Method, Optimizer, OptimizerStates, Precision, Schedule
 from zeta_core.optim.schedule import warmup_updates
 
 # What determined the micro-batch: the spec, the run that is resumed, the default global batch (all of it fits), the
@@ -65,6 +65,7 @@ class Plan:
     deterministic: bool = False
     fsdp_shards: int | None = None  # processes that share a copy of the model; None: all of them
     fsdp_keep_gradients: bool = False  # exchange them once per step
+    optimizer_states: OptimizerStates = "float32"
 
     @property
     def evaluates(self) -> bool:

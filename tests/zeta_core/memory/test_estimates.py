@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FSDP2 recomputing": {"use_fsdp": True, "processes": 2, "use_activation_checkpointing": True},
     "FSDP2 float32": {"use_fsdp": True, "processes": 4, "mixed_precision": "no"},
     "FSDP2 keeping gradients": {"use_fsdp": True, "processes": 4, "fsdp_keep_gradients": True},
+    "FSDP2 bf16 states": {"use_fsdp": True, "processes": 4, "optimizer_states": "bf16"},
     "FSDP2 LoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8}},
 }
 QUICK = ("FSDP2",)

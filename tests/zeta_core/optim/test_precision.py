@@ -1,4 +1,4 @@
-"""Half precision on a CPU, the loss scale of fp16, and values that are not finite."""
+"""Half precision on a CPU, of the computation and of optimizer states; the loss scale of fp16; non-finite values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.zeta_core import runs
 from tests.zeta_core.models import PlainModel, llama
 from zeta import Trainer
 from zeta_core.contract.job.status import StatusReason
-from zeta_core.failures import NonFiniteLoss
+from zeta_core.failures import CannotResume, NonFiniteLoss
 
 SETTINGS: dict[str, Any] = {"seq_len": 32, "batch_size": 4, "learning_rate": 1e-2, "lr_scheduler": "constant"}
 
@@ -113,3 +114,24 @@ def test_values_that_are_not_finite_end_the_run_before_the_update(
     assert ("bf16" in (raised.value.hint or "")) == (precision == "fp16")
     assert all(torch.equal(old, new) for old, new in zip(before, trained.parameters(), strict=True))
     assert not list((tmp_path / "out").glob("step-*"))
+
+
+@pytest.mark.parametrize("sharding", [{}, {"use_fsdp": True}], ids=["whole", "fsdp"])
+def test_half_of_the_optimizer_state_trains_like_all_of_it_and_resumes_to_the_bit(
+    sharding: dict[str, Any], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {**SETTINGS, **sharding}
+    settings: dict[str, Any] = {**given, "optimizer_states": "bf16"}
+    reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **given)
+    straight, resumed = llama(), llama()
+    result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **settings)
+    assert result.train_loss == pytest.approx(reference.train_loss, abs=2e-3)
+    out = tmp_path / "out"
+    Trainer(model=llama(), max_steps=2, output_dir=out, **settings)
+    Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+    states = list((tmp_path / "straight" / "final" / "training_state").glob("optimizer*.safetensors"))
+    moments = {name: tensor.dtype for name, tensor in load_file(states[0]).items() if "exp_avg" in name}
+    assert set(moments.values()) == {torch.bfloat16}
+    with pytest.raises(CannotResume, match="optimizer_states is 'float32', but the run was started with 'bf16'"):
+        Trainer(model=llama(), max_steps=6, resume_from_checkpoint=out, optimizer_states="float32", **given)

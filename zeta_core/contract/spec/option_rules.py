@@ -201,6 +201,8 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.use_deepspeed in ({}, ""):
         fix = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
+    if options.optimizer_states != "float32":
+        yield from _state_faults(options)
     if options.use_deepspeed and options.optimizer in ("adafactor", "muon"):
         fix = "it requires whole matrices, but DeepSpeed flattens and splits them; use 'adamw', or omit use_deepspeed"
         yield invalid_value("optimizer", options.optimizer, fix)
@@ -228,6 +230,16 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.compile and options.use_deepspeed:
         fix = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
         yield invalid_value("compile", options.compile, fix)
+
+
+def _state_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Options for which there is no optimizer with states in another precision."""
+    name, states = "optimizer_states", options.optimizer_states
+    if options.optimizer != "adamw":
+        fix = f"optimizer {options.optimizer!r} keeps float32 states only; use optimizer 'adamw', or omit it"
+        yield invalid_value(name, states, fix)
+    if options.use_deepspeed:
+        yield invalid_value(name, states, "DeepSpeed keeps float32 states only; omit it, or omit use_deepspeed")
 
 
 def _accumulates_once(options: OptionFields) -> bool:

@@ -16,6 +16,7 @@ from zeta_core.contract.spec.validation import StrictModel
 from zeta_core.contract.text import Line
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
+OptimizerStates = Literal["float32", "bf16"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 Method = Literal["sft", "dpo", "kto", "orpo"]
@@ -217,6 +218,11 @@ class OptionFields(StrictModel):
         "preferences",
     )
     optimizer: Annotated[Optimizer, Affects("results", "speed")] = Field(default="adamw", description="the optimizer")
+    optimizer_states: Annotated[OptimizerStates, Affects("results", "speed")] = Field(
+        default="float32",
+        description="precision in which optimizer 'adamw' keeps its two moments; 'bf16' halves their memory to 4 bytes "
+        "per trained weight",
+    )
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
         default="cosine", description="the schedule of the learning rate after warm-up"
     )

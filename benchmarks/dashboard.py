@@ -22,7 +22,8 @@ NUM_JOBS, NUM_POINTS, STEPS_PER_EVENT = 10_000, 1_000_000, 1000
 VISITS = 5
 PAINT_SECONDS, ZOOM_SECONDS = 1.0, 0.2
 
-_PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+# Functions, because the pages' Content-Security-Policy does not allow evaluating an expression repeatedly.
+_PAINTED = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 _DRAWN = """() => {
   const summary = document.querySelector("#figure-loss .summary")?.textContent;
   return summary?.includes("at step") ? performance.now() : null;

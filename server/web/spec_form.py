@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "LoRA adapter": (
         *("lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules", "lora.modules_to_save"),
         "lora.target_parameters",
-        *("lora.save_merged", "lora.use_rslora", "lora.use_dora"),
+        *("lora.save_merged", "lora.use_rslora", "lora.use_dora", "lora.continue_adapter"),
     ),
     "Evaluation and checkpoints": (
         *("eval_split", "eval_steps", "early_stopping_patience", "checkpointing_steps", "save_total_limit"),

@@ -106,6 +106,7 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.model.inspection import check_vocabulary, embedding_rows
     from zeta_core.model.quantization import require_bitsandbytes
     from zeta_core.model.sources import locate_model
+    from zeta_core.model.continued_adapter import continued
     from zeta_core.model.tokenizer import locate_tokenizer
 
     if spec.lora is not None and spec.lora.quantize is not None:
@@ -113,6 +114,8 @@ def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     locations = SourceLocations.of_run(file, fetch_weights=False)
     cache = file.cache
     located = locate_model(spec.model, locations, cache)
+    if spec.lora is not None and spec.lora.continue_adapter:
+        located = continued(located, spec)
     if located.needs_weights:
         unknown = ("num_parameters", "num_trained_parameters", "memory", "vocabulary", "isolates", "checkpoint_bytes")
         return CheckAnswer(
@@ -167,7 +170,7 @@ def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[
     )
     finding = IsolationFinding(None) if spec.method != "sft" else find_isolation(base, sample_ids=_PROBE)
     packs = finding.isolates is not False or finding.learns_padding
-    plan = decide_plan(spec, replace(inputs, packs=packs), None)
+    plan = decide_plan(spec, replace(inputs, packs=packs, continued_adapter=located.continued_settings), None)
     with torch.device("meta"):
         prepare(trained, located, plan)
     if spec.max_steps is not None:
@@ -198,6 +201,7 @@ def _answer(
     from zeta_core.memory.estimate import estimate_memory, optimizer_bytes
     from zeta_core.memory.zero_parts import ZeroSettings
     from zeta_core.model.inspection import embedding_rows
+    from zeta_core.model.lora_coverage import num_base_weights
     from zeta_core.parallel.zero import zero_config
 
     located, plan, model = dry_run.located, dry_run.plan, dry_run.trained
@@ -210,7 +214,7 @@ def _answer(
     return CheckAnswer(
         ok=True,
         resolved_spec=_resolved_spec(spec, plan, depends_on_data, pending),
-        num_parameters=sum(parameter.numel() for parameter in dry_run.base.parameters()),
+        num_parameters=num_base_weights(dry_run.base),
         num_trained_parameters=sum(parameter.numel() for parameter in trained),
         memory=estimate_memory(model, plan, _activation_bytes(dry_run, pending), zero=zero),
         vocabulary=Vocabulary(

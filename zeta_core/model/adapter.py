@@ -22,12 +22,10 @@ from torch import nn
 from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.identifiers import is_hub_id
 from zeta_core.failures import CannotTrain
-from zeta_core.model.located_model import ADAPTER_CONFIG
+from zeta_core.model.located_model import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
-from zeta_core.model.located_model import ADAPTER_CONFIG, GENERATION_CONFIG, LocatedModel
+from zeta_core.model.located_model import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GENERATION_CONFIG, LocatedModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +38,24 @@ class AdapterCheckpoint:
             pretrained=True,
             dtype=base.dtype,
             build_adapted=partial(self._build_adapted, base),
+            adapter=self,
+            adapter_base=base,
         )
+
+    def added_to(self, base: nn.Module, change_base: Callable[[nn.Module], None] | None = None) -> PeftModel:
+        """``base``, changed by ``change_base``, with the adapter beside its weights. Raises `InvalidModel`."""
+        try:
+            model = self._add_to(base, change_base)
+            self._set_generation_config(cast(Any, model).get_base_model())
+            return model
+        except (ValueError, RuntimeError, KeyError, OSError) as error:
+            raise InvalidModel(f"The adapter {self.name} cannot be added to {self.base_name}: {error}") from error
+
+    def resize_embeddings(self, base: nn.Module) -> None:
+        """Give ``base`` as many embeddings as the adapter contains, if it contains them."""
+        num_rows = resized_embeddings(base, self.directory)
+        if num_rows is not None:
+            cast(Any, base).resize_token_embeddings(num_rows, mean_resizing=False)
 
     def _build_merged(self, base: LocatedModel) -> nn.Module:
         try:
@@ -50,19 +67,12 @@ class AdapterCheckpoint:
             raise InvalidModel(f"The adapter {self.name} cannot be merged into {self.base_name}: {error}") from error
 
     def _build_adapted(self, base: LocatedModel, change_base: Callable[[nn.Module], None]) -> PeftModel:
-        try:
-            model = self._add_to(base.build(), change_base)
-            self._set_generation_config(cast(Any, model).get_base_model())
-            return model
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise InvalidModel(f"The adapter {self.name} cannot be added to {self.base_name}: {error}") from error
+        return self.added_to(base.build(), change_base)
 
     def _add_to(self, base: nn.Module, change_base: Callable[[nn.Module], None] | None = None) -> PeftModel:
         from peft import PeftModel
 
-        num_rows = resized_embeddings(base, self.directory)
-        if num_rows is not None:
-            cast(Any, base).resize_token_embeddings(num_rows, mean_resizing=False)
+        self.resize_embeddings(base)
         if change_base is not None:
             change_base(base)
         return cast(Any, PeftModel).from_pretrained(base, str(self.directory), local_files_only=True)
@@ -91,8 +101,8 @@ def read_adapter(directory: Path, name: str, locations: SourceLocations) -> Adap
             f"{name} is an adapter that names {base_name[:300]!r} as its base, but its job was not trained on this "
             "model; train it again."
         )
-    if locations.fetch_weights and not (directory / "adapter_model.safetensors").is_file():
-        raise InvalidModel(f"{name} has no adapter_model.safetensors; save the adapter with save_pretrained.")
+    if locations.fetch_weights and not (directory / ADAPTER_WEIGHTS).is_file():
+        raise InvalidModel(f"{name} has no {ADAPTER_WEIGHTS}; save the adapter with save_pretrained.")
     return AdapterCheckpoint(directory, name, base_name, config.get("revision"))
 
 
@@ -108,6 +118,6 @@ def stored_embeddings(base: nn.Module, adapter: Path) -> set[int]:
 
     embeddings = cast(Any, base).get_input_embeddings()
     name = next(name for name, part in base.named_modules() if part is embeddings)
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+    with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
         names = {f"base_model.model.{name}.weight", f"base_model.model.{name}.base_layer.weight"} & set(file.keys())
         return {file.get_slice(saved).get_shape()[0] for saved in names}

@@ -14,7 +14,7 @@ from torch import nn
 
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter, adapter_files
-from zeta_core.model.inspection import resized_embeddings
+from zeta_core.model.inspection import is_output_layer, resized_embeddings
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -105,6 +105,23 @@ def adapter_weight_names(model: nn.Module) -> frozenset[str]:
         return frozenset()
     configs = cast("dict[str, Any]", getattr(model, "peft_config", None) or {})
     return frozenset(own for name in configs for own in adapter_files(model, name).values())
+
+
+def parts_of_adapter(model: nn.Module) -> list[str]:
+    """The names of the modules that an adapter has added or trains as a whole, and of an adapted output layer."""
+    if not _peft_is_loaded():
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    parts = list[str]()
+    for name, part in model.named_modules():
+        if isinstance(part, AuxiliaryTrainingWrapper) or is_output_layer(part, model):
+            parts.append(name)
+        elif isinstance(part, BaseTunerLayer):
+            layer = cast(nn.Module, part)
+            parts += [f"{name}.{child}" for child, _ in layer.named_children() if child != "base_layer"]
+    return parts
 
 
 def _check_method(config: Any) -> None:

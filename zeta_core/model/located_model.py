@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from zeta_core.model.gguf import is_gguf
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from zeta_core.model.adapter_checkpoint import AdapterCheckpoint
+
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,6 +47,9 @@ class LocatedModel:
     build_exact: Callable[[], nn.Module] | None = None
     # Of an adapter: builds its base, changes it with the argument, and adds the adapter without merging it.
     build_adapted: Callable[[Callable[[nn.Module], None]], PeftModel] | None = None
+    adapter: AdapterCheckpoint | None = None  # the adapter in it, and the base of the adapter
+    adapter_base: LocatedModel | None = None
+    continued_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of an adapter that is continued
 
     @property
     def has_tokenizer(self) -> bool:

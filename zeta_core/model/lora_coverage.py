@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from zeta_core.model.existing_adapter import adapter_weight_names
 from zeta_core.model.quantization import num_weights
 
 _MIN_SHARE = 0.01  # routers, convolutions and other small matrices are not worth a warning
@@ -57,6 +58,12 @@ def unadapted_weights(model: nn.Module, adapted: Collection[str] = ()) -> Unadap
     largest = sorted(sizes, key=lambda kind: -sizes[kind])
     names = tuple(kind for kind in largest if sizes[kind] >= _MIN_SHARE * total)
     return UnadaptedWeights(sum(sizes.values()) / total if total else 0.0, names)
+
+
+def num_base_weights(model: nn.Module) -> int:
+    """The number of weights without those of an adapter in the model."""
+    adapter = adapter_weight_names(model)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in adapter)
 
 
 def describe_coverage(model: nn.Module, num_parameters: int) -> str:

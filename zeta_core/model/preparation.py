@@ -12,7 +12,7 @@ from zeta_core.checkpoint.weights import SavedWeights, unique_weights
 from zeta_core.contract.spec.options import Lora
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
-from zeta_core.model.existing_adapter import existing_adapter
+from zeta_core.model.existing_adapter import adapter_weight_names, existing_adapter, parts_of_adapter
 from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
 from zeta_core.model.located_model import LocatedModel
@@ -43,7 +43,9 @@ def prepare_model(
     dtype = _stored_precision(model, located)
     skeleton = build_skeleton(model, dtype, tokens)
     keep = merge and plan.lora is not None and plan.lora["quantize"] is not None
-    kept, aliases_of_kept = unique_weights(model.state_dict() if keep else {})
+    own = adapter_weight_names(model)  # of a continued adapter, which is trained
+    base_weights = {name: tensor for name, tensor in model.state_dict().items() if name not in own} if keep else {}
+    kept, aliases_of_kept = unique_weights(base_weights)
     adapter = prepare(model, located, plan, defers=defers)
     export = Exporter(skeleton, tokenizer, dtype, located, adapter)
     weights, aliases = unique_weights(model.state_dict())
@@ -71,20 +73,26 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool
             "and set lora.quantize to train on a 4-bit base.",
             param="model",
         )
-    if plan.lora is None:
+    lora = None if plan.lora is None else Lora(**plan.lora)
+    if lora is None or lora.continue_adapter:
         existing = existing_adapter(model, located.base_model)
+        if lora is not None and lora.quantize is not None:
+            _quantize(model, plan, keep=parts_of_adapter(model))
         if existing is None:
             _to_float(model, parameters=not defers)
         else:
             _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
         return existing
-    lora, computed_in = Lora(**plan.lora), _COMPUTED_IN[plan.mixed_precision]
     if lora.quantize is not None:
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        quantize(model, computed_in, device, keep=modules_to_save(model, lora))
+        _quantize(model, plan, keep=modules_to_save(model, lora))
     _to_precision(model, located, plan)
     return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+
+
+def _quantize(model: nn.Module, plan: Plan, *, keep: Collection[str]) -> None:
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    quantize(model, _COMPUTED_IN[plan.mixed_precision], device, keep=keep)
 
 
 def _to_float(model: nn.Module, *, parameters: bool) -> None:

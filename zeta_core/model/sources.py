@@ -9,6 +9,7 @@ self-contained copy made by `folders`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -139,7 +140,9 @@ def _from_adapter(
     adapter = read_adapter(directory, name, locations)
     source = _base_from_name(adapter.base_name, adapter.revision, locations)
     base = locate_model(source, locations, cache, on_ignored=on_ignored)
-    return adapter.located(base, base_model=base_model) if locations.fetch_weights else base
+    if locations.fetch_weights:
+        return adapter.located(base, base_model=base_model)
+    return replace(base, adapter=adapter, adapter_base=base)
 
 
 def _base_from_name(base_name: str, revision: object, locations: SourceLocations) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,7 +72,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         group_by=options.group_by,
         eval_steps=options.eval_steps,
         early_stopping_patience=options.early_stopping_patience,
-        lora=None if options.lora is None else _adapter_settings(options.lora),
+        lora=None if options.lora is None else _adapter_settings(options.lora, inputs.continued_adapter),
         freeze=options.freeze,
         base=inputs.base if _trains_adapter(options, inputs, stored) else None,
         attn_implementation=inputs.attn_implementation,
@@ -141,12 +142,15 @@ def _strategy(options: TrainerOptions) -> str:
     return "zero" if options.use_deepspeed else "replicated"
 
 
-_LATER_LORA_SETTINGS = frozenset({"modules_to_save", "target_parameters", "use_rslora", "use_dora"})
+_LATER_LORA_SETTINGS = frozenset({"modules_to_save", "target_parameters", "use_rslora", "use_dora", "continue_adapter"})
 
 
-def _adapter_settings(lora: Lora) -> dict[str, Any]:
-    """The settings that determine the adapter. Those that earlier versions lacked are omitted if they are unset."""
-    settings = lora.model_dump(exclude={"save_merged"})
+def _adapter_settings(lora: Lora, continued: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that determine the adapter, or those of the ``continued`` one.
+
+    Those that earlier versions lacked are omitted if they are unset.
+    """
+    settings = {**lora.model_dump(exclude={"save_merged"}), **continued}
     return {name: value for name, value in settings.items() if name not in _LATER_LORA_SETTINGS or value}
 
 

@@ -129,6 +129,8 @@ class PlanInputs:
     device_kind: str | None = None
     template_date: str | None = None
     has_adapter: bool = False  # in the model itself, not from the options
+    # The settings of the adapter that is trained further.
+    continued_adapter: Mapping[str, Any] = field(default_factory=dict[str, Any])
     attn_implementation: str = "auto"
     micro_batch_tokens: int | None = None  # that fit into the memory of every GPU, as estimated; None: unknown
     packs: bool = True  # whether the model allows several documents in a sequence by default

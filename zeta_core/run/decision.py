@@ -199,6 +199,7 @@ def _plan_inputs(request: RunRequest, inputs: Inputs, model: nn.Module, rank: Pr
         base=base_fingerprint(model),
         template_date=inputs.started_on.isoformat(),
         has_adapter=has_adapter(model),
+        continued_adapter=inputs.located.continued_settings,
         from_scratch=before_data.from_scratch and not has_adapter(model),
     )
 

@@ -23,6 +23,7 @@ from zeta_core.data.tokens.encoder import is_bytes
 from zeta_core.environment import ProcessRank
 from zeta_core.failures import CannotTrain, TrainingFailed
 from zeta_core.memory.limits import check_before_loading
+from zeta_core.model.continued_adapter import continued
 from zeta_core.model.folders import IgnoredCode
 from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import require_bitsandbytes
@@ -75,6 +76,8 @@ def read(request: RunRequest, rank: ProcessRank, report: Reporter) -> Inputs:
         check_before_loading(request.model, options, request.locations, request.cache, world_size=rank.world_size)
     ignored: list[IgnoredCode] = []
     located = locate_model(request.model, request.locations, request.cache, on_ignored=ignored.append)
+    if request.continues_adapter:
+        located = continued(located, options)
     tokenizer_source = request.tokenizer if request.tokenizer is not None else options.tokenizer
     tokenizer = locate_tokenizer(tokenizer_source, located, request.locations, request.cache, on_ignored=ignored.append)
     _warn_of_ignored_code(ignored, report)

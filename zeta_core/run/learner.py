@@ -17,7 +17,7 @@ from zeta_core.memory.limits import check_before_training
 from zeta_core.model.export import Exporter
 from zeta_core.model.inspection import embedding_rows
 from zeta_core.model.lora import target_parameters
-from zeta_core.model.lora_coverage import describe_coverage, unadapted_weights
+from zeta_core.model.lora_coverage import describe_coverage, num_base_weights, unadapted_weights
 from zeta_core.model.preparation import prepare_model
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction
@@ -60,8 +60,8 @@ def prepare(
 ) -> Learner:
     """Prepare ``model`` for training, in place. Raises if it can't learn this data, or can't fit into memory."""
     plan, tokens = decision.plan, decision.training_data.tokens
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if plan.lora is not None:
+    num_parameters = num_base_weights(model)
+    if plan.lora is not None and not request.continues_adapter:
         _warn_of_unadapted_weights(model, Lora(**plan.lora), report)
     special = _special_tokens(request, inputs, tokens, model, report)
     merge = saves_merged(request.options)

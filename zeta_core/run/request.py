@@ -47,6 +47,11 @@ class RunRequest:
         return self.options.lora is not None and self.options.lora.quantize is not None
 
     @property
+    def continues_adapter(self) -> bool:
+        """Whether the adapter that ``model`` names is trained further."""
+        return self.options.lora is not None and self.options.lora.continue_adapter
+
+    @property
     def maps_weights(self) -> bool:
         """Whether weights stay memory-mapped until each process takes its own part of them."""
         return bool(self.options.use_fsdp) and not isinstance(self.model, nn.Module)

@@ -23,7 +23,7 @@ from zeta_core.contract.spec.notify import Notify
 from zeta_core.contract.spec.options import OptionFields
 from zeta_core.contract.spec.resources import Elastic, Resources
 from zeta_core.contract.spec.resources import faults as resource_faults
-from zeta_core.contract.spec.sources import ConfigModel, Dataset, ModelSource, context_limit
+from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, Dataset, ModelSource, context_limit
 from zeta_core.contract.spec.validation import ModelWithRules, invalid_value
 from zeta_core.contract.text import LINE_PATTERN, TEXT_PATTERN
 from zeta_core.contract.webhooks import MAX_NOTIFICATIONS
@@ -114,6 +114,12 @@ class JobSpec(TrainerOptions):
             if isinstance(value, str) and not is_hub_id(value):
                 fix = "it is not a Hub id; use 'org/name' or 'org/name@revision', or upload it with POST /v1/files"
                 yield invalid_value(param, value, fix)
+        continues = self.lora is not None and self.lora.continue_adapter
+        if continues and isinstance(self.model, ConfigModel | BuilderModel):
+            fix = (
+                "the given model is built without an adapter; name the checkpoint of a job that trained one, or omit it"
+            )
+            yield invalid_value("lora.continue_adapter", True, fix)
         if not isinstance(self.model, ConfigModel):
             return
         try:

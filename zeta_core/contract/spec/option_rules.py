@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from zeta_core.contract.errors import ErrorDetail
-from zeta_core.contract.spec.options import Lora, OptionFields
+from zeta_core.contract.spec.options import ADAPTER_SETTINGS, Lora, OptionFields
 from zeta_core.contract.spec.range_test import FIND, MIN_RUN_STEPS
 from zeta_core.contract.spec.sources import COLUMNS, PREFERENCE_FORMATS, BuiltinSource, DatasetSource, named_sources
 from zeta_core.contract.spec.validation import invalid_value, nearest
@@ -77,6 +77,12 @@ def _adapter_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.freeze:
         fix = "with lora, only the adapter is trained; omit one of them"
         yield invalid_value("freeze", options.freeze, fix)
+    if options.lora.continue_adapter:
+        for name in ADAPTER_SETTINGS:
+            if name in options.lora.model_fields_set:
+                fix = "the adapter that is continued has its own; omit it, or omit lora.continue_adapter"
+                yield invalid_value(f"lora.{name}", getattr(options.lora, name), fix)
+        return
     if options.lora.target_parameters:
         yield from _expert_faults(options, options.lora)
     targets = options.lora.target_modules

@@ -72,6 +72,25 @@ class Lora(StrictModel):
         default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
     )
 
+    continue_adapter: bool = Field(
+        default=False,
+        description="train the adapter that `model` names further, with its own rank and layers; otherwise it is "
+        "merged into its base, and a new adapter is trained",
+    )
+
+
+# The fields that describe an adapter. One that is continued has its own.
+ADAPTER_SETTINGS = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "target_parameters",
+    "modules_to_save",
+    "use_rslora",
+    "use_dora",
+)
+
 
 class Dpo(StrictModel):
     loss: Literal["sigmoid", "ipo"] = Field(

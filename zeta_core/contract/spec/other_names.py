@@ -107,6 +107,8 @@ OTHER_NAMES: dict[str, str] = {
     "use_qlora": "lora.quantize",
     "peft_config": "lora",
     "evaluation_steps": "eval_steps",
+    "lora_model_dir": "lora.continue_adapter",
+    "adapter_name_or_path": "lora.continue_adapter",
     "evaluation_strategy": "eval_steps",
     "eval_strategy": "eval_steps",
     "eval_every": "eval_steps",

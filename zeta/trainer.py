@@ -54,7 +54,7 @@ def Trainer(
     entity_name: str | None = None,
     model: Any = None,
     use_fsdp: bool = False,
-    use_activation_checkpointing: bool = False,
+    use_activation_checkpointing: bool | str = False,
     learning_rate: float | str | None = None,
     seed: int | None = None,
     use_pretokenized: bool = False,

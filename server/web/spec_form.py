@@ -104,8 +104,9 @@ def _field(name: str, schema: Mapping[str, Any]) -> FormField:
     meaning, _, unset = str(schema.get("description", "")).partition("; unset: ")
     if not unset and schema.get("default") is not None:
         unset = json.dumps(schema["default"])
-    if types == {"boolean"}:
-        return FormField(name, "choice", ("true", "false"), meaning, {"true": "yes", "false": "no"}.get(unset, unset))
+    if types == {"boolean"} or (choices and types == {"boolean", "string"}):
+        unset = {"true": "yes", "false": "no"}.get(unset, unset)
+        return FormField(name, "choice", ("true", "false", *choices), meaning, unset)
     if choices and types == {"string"}:
         return FormField(name, "choice", choices, meaning, unset.strip('"'))
     return FormField(name, "number" if types <= {"integer", "number"} else "text", (), meaning, unset)

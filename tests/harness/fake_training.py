@@ -80,8 +80,7 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
             plan.optimizer, model, groups, learning_rate=1e-3, weight_decay=0.1, states=plan.optimizer_states
         )
         model.train()
-        recomputing = recomputed_activations(blocks) if plan.use_activation_checkpointing else nullcontext()
-        with recomputing:
+        with recomputed_activations(blocks, plan.use_activation_checkpointing):
             stack.enter_context(fused_attention())
             stack.enter_context(single_documents())
             tracker = _Total()

@@ -126,6 +126,20 @@ def test_compiled_blocks_train_the_same_on_a_gpu(tmp_path: Path) -> None:
     assert compiled.train_loss == pytest.approx(eager.train_loss, abs=1e-3)
 
 
+def test_recomputing_activations_saves_memory_and_gives_the_same_bits_on_a_gpu(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 1024}
+    settings: dict[str, Any] = {**SETTINGS, "seq_len": 1024, "batch_size": 8, "max_steps": 2, "deterministic": True}
+    found, peaks = list[torch.Tensor](), list[int]()
+    for how in (False, "selective", True, "offload"):
+        model = llama(num_hidden_layers=6, **shape)
+        torch.cuda.reset_peak_memory_stats()
+        Trainer(model=model, output_dir=tmp_path / str(how), use_activation_checkpointing=how, **settings)
+        found.append(weights(model))
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert peaks == sorted(peaks, reverse=True)
+
+
 def test_a_base_in_4_bits_is_trained_on_a_gpu_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     settings: dict[str, Any] = {**SETTINGS, "lora": {"r": 4, "quantize": "nf4"}}

@@ -103,10 +103,10 @@ def error_details(error: ZetaError) -> list[ErrorDetail]:
 def _checked(spec: JobSpec, file: RunFile) -> CheckAnswer:
     from zeta_core.data.documents.template import set_template
     from zeta_core.data.sources import SourceLocations
+    from zeta_core.model.continued_adapter import continued
     from zeta_core.model.inspection import check_vocabulary, embedding_rows
     from zeta_core.model.quantization import require_bitsandbytes
     from zeta_core.model.sources import locate_model
-    from zeta_core.model.continued_adapter import continued
     from zeta_core.model.tokenizer import locate_tokenizer
 
     if spec.lora is not None and spec.lora.quantize is not None:

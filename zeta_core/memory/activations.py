@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -57,8 +58,9 @@ def activation_bytes(
         if plan.strategy != "fsdp2":
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        if plan.use_activation_checkpointing:
-            stack.enter_context(recomputed_activations(blocks))
+        stack.enter_context(
+            recomputed_activations(blocks, plan.use_activation_checkpointing, offloading=_discarded_tensors)
+        )
         if on_gpu:
             stack.enter_context(fused_attention())
         if isolation is None or not isolation.positions:
@@ -90,6 +92,13 @@ def simulate_storage(model: nn.Module, dtype: torch.dtype | None) -> None:
             setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
 
 
+def _discarded_tensors() -> saved_tensors_hooks:
+    """Removes saved tensors from the memory of the device, as if they were moved to the host."""
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.shape, tensor.dtype), lambda saved: torch.empty(saved[0], dtype=saved[1])
+    )
+
+
 def _loss(model: nn.Module, plan: Plan, isolation: Isolation | None) -> torch.Tensor | None:
     """The loss of one micro-batch, in chunks if training computes it in chunks; None if the model has no logits."""
     ids_BT = torch.zeros(plan.batch_size, plan.seq_len, dtype=torch.long)
@@ -110,6 +119,8 @@ def _output_head(model: nn.Module, ids_BT: torch.Tensor, options: dict[str, Any]
         return find_output_head(model, {"input_ids": ids_BT, **options})
     except Exception:  # noqa: BLE001 - the model can't be called in this way, so its loss is not computed in chunks
         return None
+    finally:
+        torch.clear_autocast_cache()  # a block must convert its weights in its own call, as when it is recomputed
 
 
 class LiveTensors(TorchDispatchMode):

@@ -1,5 +1,8 @@
 """Activation checkpointing: each repeated block discards its activations and recomputes them in the backward pass.
 
+The results of matrix products and of fused attention may be kept instead, because they take most of the time
+(``selective``), and the inputs of the blocks may be moved to the memory of the host (``offload``).
+
 The random state of the forward pass is saved and restored, so dropout draws the same mask and the gradients are equal;
 accelerate's FSDP option does not do this (a gradient 50 % off with dropout 0.3). The module tree and the names in it do
 not change: only the ``forward`` of each block instance is replaced, and restored afterwards.
@@ -9,11 +12,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from zeta_core.contract.spec.options import Checkpointing
+
+_ATEN = torch.ops.aten
+_PRODUCTS = frozenset({_ATEN.mm.default, _ATEN.addmm.default, _ATEN._grouped_mm.default})
+_ATTENTION = frozenset(
+    {
+        _ATEN._scaled_dot_product_flash_attention.default,
+        _ATEN._scaled_dot_product_efficient_attention.default,
+        _ATEN._scaled_dot_product_cudnn_attention.default,
+        _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -45,10 +64,25 @@ def _contains(outer: nn.Module, inner: nn.Module) -> bool:
     return any(part is inner for part in outer.modules())
 
 
+def _saving_on_host() -> AbstractContextManager[Any]:
+    return save_on_cpu(pin_memory=True)
+
+
 @contextmanager
-def recomputed_activations(blocks: list[nn.Module]) -> Generator[None]:
-    """Make each of ``blocks`` recompute its activations within the context."""
-    with replaced_forwards(blocks, _recomputing):
+def recomputed_activations(
+    blocks: list[nn.Module],
+    how: Checkpointing,
+    *,
+    offloading: Callable[[], AbstractContextManager[Any]] = _saving_on_host,
+) -> Generator[None]:
+    """Make each of ``blocks`` recompute its activations within the context, unless ``how`` is False.
+
+    With "offload", what ``offloading`` returns moves the inputs of the blocks.
+    """
+    if not how:
+        yield
+        return
+    with replaced_forwards(blocks, partial(_recomputing, how=how, offloading=offloading)):
         yield
 
 
@@ -70,8 +104,33 @@ def replaced_forwards(
                 block.forward = forward
 
 
-def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def recomputed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=True, **kwargs)
+def _recomputing(
+    forward: Callable[..., Any], *, how: Checkpointing, offloading: Callable[[], AbstractContextManager[Any]]
+) -> Callable[..., Any]:
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
+    if how == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keeps)
 
-    return recomputed
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, **options, **kwargs)
+
+    def offloaded(*args: Any, **kwargs: Any) -> Any:
+        with offloading():
+            return recomputed(*args, **kwargs)
+
+    return offloaded if how == "offload" else recomputed
+
+
+def _keeps(_: object, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Whether selective checkpointing keeps the result of an operation.
+
+    A random operation is always recomputed. If one were kept, the next one would draw its numbers.
+    """
+    is_kept = operation in _PRODUCTS or (operation in _ATTENTION and not _dropout(operation, args, kwargs))
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _dropout(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The probability of dropout that fused attention is called with."""
+    position = [argument.name for argument in operation._schema.arguments].index("dropout_p")
+    return args[position] if len(args) > position else kwargs.get("dropout_p", 0.0)

@@ -85,6 +85,11 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         batch_size_origin=origin,
     )
     _check_minimum_learning_rate(plan)
+    if plan.use_activation_checkpointing == "offload" and inputs.device == "cpu":
+        raise CannotTrain(
+            "use_activation_checkpointing is 'offload', which has no effect on a CPU; use true or 'selective'.",
+            param="use_activation_checkpointing",
+        )
     return plan if stored is None else continued_plan(plan, options, stored)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from zeta_core.contract.spec.options import Method, Optimizer, OptimizerStates, Precision, Schedule
+from zeta_core.contract.spec.options import Checkpointing, Method, Optimizer, OptimizerStates, Precision, Schedule
 from zeta_core.optim.schedule import warmup_updates
 
 # What determined the micro-batch: the spec, the run that is resumed, the default global batch (all of it fits), the
@@ -35,7 +35,7 @@ class Plan:
     max_grad_norm: float
     mixed_precision: Precision
     strategy: str
-    use_activation_checkpointing: bool
+    use_activation_checkpointing: Checkpointing
     compile: bool
     threads: int
     device_kind: str | None  # the devices of this attempt; a later attempt on different ones emits a warning

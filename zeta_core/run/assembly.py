@@ -51,8 +51,7 @@ def prepared_engine(
         if plan.compile:
             stack.enter_context(compiled(blocks))
             report.log(f"The first step compiles {len(blocks)} x {type(blocks[0]).__name__}; that can take a minute.")
-        if plan.use_activation_checkpointing:
-            stack.enter_context(recomputed_activations(blocks))
+        stack.enter_context(recomputed_activations(blocks, plan.use_activation_checkpointing))
         engine = build_engine(
             model, plan, processes, blocks=blocks, deepspeed=request.options.use_deepspeed, weights=weights
         )

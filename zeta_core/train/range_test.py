@@ -181,8 +181,7 @@ def _range_test(run: TestedRun, rates: Sequence[float]) -> _TestResult | StopAct
         shares = plan.strategy == "replicated"
         copied = copy.deepcopy(model, {id(p): p for p in model.parameters() if shares and not p.requires_grad})
         blocks = repeated_blocks(copied)
-        if plan.use_activation_checkpointing:
-            stack.enter_context(recomputed_activations(blocks))
+        stack.enter_context(recomputed_activations(blocks, plan.use_activation_checkpointing))
         weights = None if run.weights is None else dict(run.weights)  # the engine removes those that it has read
         engine = build_engine(copied, plan, run.processes, blocks=blocks, deepspeed=run.deepspeed, weights=weights)
         stack.callback(engine.close)

@@ -41,6 +41,10 @@ def test_the_form_has_every_field_of_a_spec() -> None:
         ({"method": "full", "field.learning_rate": "find"}, {"learning_rate": "find"}),
         ({"method": "full", "field.mixed_precision": "no"}, {"mixed_precision": "no"}),
         ({"method": "full", "field.use_fsdp": "true"}, {"use_fsdp": True}),
+        (
+            {"method": "full", "field.use_activation_checkpointing": "selective"},
+            {"use_activation_checkpointing": "selective"},
+        ),
         ({"method": "full", "field.metadata": '{"team": "a"}'}, {"metadata": {"team": "a"}}),
         ({"method": "full", "field.resources.gpus": "2"}, {"resources": {"gpus": 2}}),
         ({"method": "full", "entity_name": " n ", "field.seed": " "}, {"entity_name": "n"}),

@@ -102,6 +102,18 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"quantize": "nf4"}, "use_fsdp": True}, "lora.quantize", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "use_deepspeed": 2}, "lora.quantize", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "compile": True}, "compile", "invalid_value"),
+        ({"use_activation_checkpointing": "some"}, "use_activation_checkpointing", "invalid_type"),
+        (
+            {"use_activation_checkpointing": "selective", "compile": True},
+            "use_activation_checkpointing",
+            "invalid_value",
+        ),
+        (
+            {"model": "org/adapter", "lora": {"continue_adapter": True, "lora_dropout": 0.1}},
+            "lora.lora_dropout",
+            "invalid_value",
+        ),
+        ({"lora": {"continue_adapter": True}}, "lora.continue_adapter", "invalid_value"),
         ({"lora": {"r": 0}}, "lora.r", "out_of_range"),
         ({"lora": {"target_modules": []}}, "lora.target_modules", "invalid_value"),
         ({"lora": {"target_modules": ""}}, "lora.target_modules", "invalid_value"),

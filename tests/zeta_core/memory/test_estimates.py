@@ -47,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one process": {},
     "float32": {"mixed_precision": "no"},
     "recomputing": {"use_activation_checkpointing": True},
+    "recomputing selectively": {"use_activation_checkpointing": "selective"},
     "LoRA": {"lora": {"r": 8}},
     "QLoRA": {"lora": {"r": 8, "quantize": "nf4"}},
     "FSDP2": {"use_fsdp": True, "processes": 8},
@@ -67,6 +68,18 @@ def test_the_estimate_is_within_ten_percent_of_a_step_without_storage(name: str)
     estimate = estimate_run(building(located), plan, on_gpu=True)
     assert estimate.total is not None
     assert estimate.total == pytest.approx(peak_of_a_rank(located, plan), rel=0.1)
+
+
+def test_recomputing_more_and_offloading_need_less_memory() -> None:
+    activations = list[int]()
+    for how in (False, "selective", True, "offload"):
+        located, plan = run_of(SMALL, use_activation_checkpointing=how)
+        found = estimate_run(building(located), plan, on_gpu=True).activations
+        assert found is not None
+        activations.append(found)
+    assert activations == sorted(activations, reverse=True)
+    inputs = 4 * plan.batch_size * plan.seq_len * SMALL["hidden_size"] * SMALL["num_hidden_layers"]
+    assert activations[2] - activations[3] == pytest.approx(inputs, rel=0.2), "the inputs of the blocks, in float32"
 
 
 def test_masks_of_packed_documents_are_part_of_the_estimate() -> None:

@@ -128,9 +128,7 @@ def test_a_continuation_that_could_not_have_its_effect_is_rejected(tmp_path: Pat
     with pytest.raises(CannotTrain, match="base/final is not an adapter that is stored in files") as raised:
         train(JobModel(job=BASE), tmp_path / "out", **store.options(lora=CONTINUED))
     assert raised.value.param == "lora.continue_adapter"
-    with pytest.raises(
-        CannotTrain, match=r"can't be continued with these options: lora\.use_dora is true"
-    ):
+    with pytest.raises(CannotTrain, match=r"can't be continued with these options: lora\.use_dora is true"):
         store.continue_in("out", use_fsdp=True)
     answer = answer_to({"lora": CONTINUED})
     assert [detail.param for detail in answer.details] == ["lora.continue_adapter"]

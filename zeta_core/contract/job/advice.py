@@ -57,7 +57,7 @@ def suggest_less_memory(options: Mapping[str, Any]) -> Suggestion:
         half, more = split_into_smaller(batch_size * accumulate, batch_size // 2)
         hint = f"Use batch_size {half} with gradient_accumulate_every {more}: the global batch stays the same."
         return Suggestion(hint, {"batch_size": half, "gradient_accumulate_every": more})
-    if not options.get("use_activation_checkpointing"):
+    if options.get("use_activation_checkpointing") in (None, False, "selective"):
         hint = "Set use_activation_checkpointing: activations are recomputed instead of being kept in memory."
         return Suggestion(hint, {"use_activation_checkpointing": True})
     seq_len = options.get("seq_len") or 0

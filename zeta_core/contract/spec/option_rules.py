@@ -227,6 +227,9 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
             yield invalid_value("lora.quantize", options.lora.quantize, fix)
         if options.compile:
             yield invalid_value("compile", True, "a 4-bit base model can't be compiled; omit it, or omit lora.quantize")
+    if options.compile and options.use_activation_checkpointing == "selective":
+        fix = "the operations of compiled blocks can't be selected; use true, or omit compile"
+        yield invalid_value("use_activation_checkpointing", options.use_activation_checkpointing, fix)
     if options.compile and options.attn_implementation == "varlen":
         fix = "documents of any length can't be compiled; omit it, or omit compile"
         yield invalid_value("attn_implementation", options.attn_implementation, fix)

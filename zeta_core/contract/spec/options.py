@@ -21,6 +21,7 @@ Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 Method = Literal["sft", "dpo", "kto", "orpo"]
 Attention = Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flex", "varlen", "eager"]
+Checkpointing = bool | Literal["selective", "offload"]
 ReferencePenalty = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False, description="strength of the penalty for deviating from the reference model"),
@@ -71,7 +72,6 @@ class Lora(StrictModel):
     quantize: Literal["nf4"] | None = Field(
         default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
     )
-
     continue_adapter: bool = Field(
         default=False,
         description="train the adapter that `model` names further, with its own rank and layers; otherwise it is "
@@ -166,8 +166,11 @@ class OptionFields(StrictModel):
         description="with use_fsdp, exchange gradients once per step instead of after each micro-batch; less traffic, "
         "but each process holds the gradients of the whole model (4 bytes per trained weight)",
     )
-    use_activation_checkpointing: Annotated[bool, Affects("results", "speed")] = Field(
-        default=False, description="recompute activations in the backward pass to save memory"
+    use_activation_checkpointing: Annotated[Checkpointing, Affects("results", "speed")] = Field(
+        default=False,
+        description="recompute activations in the backward pass to save memory; 'selective' keeps the results of "
+        "matrix products and of fused attention, which is faster and saves less; 'offload' also moves the inputs of "
+        "the blocks to the memory of the host, which saves more on a GPU with long sequences; the results are equal",
     )
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | Find | None, Affects("results")

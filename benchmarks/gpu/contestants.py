@@ -28,6 +28,8 @@ from benchmarks.gpu.workloads import (
     LORA_ALPHA,
     LORA_RANK,
     MEASURED_STEPS,
+    MEASURING_SECONDS,
+    MIN_MEASURED_STEPS,
     REHEARSAL,
     WARM_UP_STEPS,
     WORKLOADS,
@@ -35,6 +37,7 @@ from benchmarks.gpu.workloads import (
     Measurement,
     build_model,
 )
+from zeta_core.failures import OutOfMemory
 
 STEPS = WARM_UP_STEPS + MEASURED_STEPS
 
@@ -59,9 +62,15 @@ class StepTimer:
             hook.remove()
 
     @property
+    def is_done(self) -> bool:
+        """Whether enough steps were measured."""
+        num_measured = len(self.ends) - WARM_UP_STEPS
+        is_slow = num_measured >= MIN_MEASURED_STEPS and self.ends[-1] - self.ends[0] >= MEASURING_SECONDS
+        return num_measured >= MEASURED_STEPS or is_slow
+
+    @property
     def seconds_per_step(self) -> float:
-        measured = self.ends[WARM_UP_STEPS - 1 : STEPS]
-        return statistics.median(np.diff(measured).tolist())
+        return statistics.median(np.diff(self.ends[WARM_UP_STEPS - 1 :]).tolist())
 
 
 def train_zeta(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
@@ -75,10 +84,9 @@ def train_zeta(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
         options["lora"] = {"r": LORA_RANK, "lora_alpha": LORA_ALPHA, "lora_dropout": 0}
     model = build_model(workload, _device(), attention="sdpa")
     with timer.running():
-        common.train_zeta(
-            model, folder / "zeta", stop=lambda: "cancel" if len(timer.ends) >= STEPS else None, **options
-        )
-    return "chosen by the run"
+        common.train_zeta(model, folder / "zeta", stop=lambda: "cancel" if timer.is_done else None, **options)
+    lines = map(json.loads, (folder / "zeta" / "events.jsonl").read_text().splitlines())
+    return next(line["resolved_spec"]["attn_implementation"] for line in lines if line.get("resolved_spec"))
 
 
 def train_bare(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
@@ -103,6 +111,8 @@ def train_bare(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
             optimizer.step()
             optimizer.zero_grad()
             loss.item()
+            if timer.is_done:
+                break
     return "torch's flash attention"
 
 
@@ -110,6 +120,11 @@ def train_trl(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
     """Train with `trl.SFTTrainer` on the same sequences, already tokenized."""
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:
+            control.should_training_stop = timer.is_done or control.should_training_stop
 
     trl: Any = import_module("trl")  # only `make gpu` installs it
     rows = np.random.default_rng(0).integers(
@@ -136,6 +151,7 @@ def train_trl(workload: GpuWorkload, folder: Path, timer: StepTimer) -> str:
         train_dataset=Dataset.from_dict({"input_ids": rows.tolist()}),
         processing_class=_tokenizer(),
         peft_config=adapter if workload.lora else None,
+        callbacks=[Stop()],
     )
     with timer.running():
         trainer.train()
@@ -177,7 +193,7 @@ def measure(name: str, workload: GpuWorkload) -> Measurement:
     with tempfile.TemporaryDirectory() as folder:
         try:
             attention = CONTESTANTS[name](workload, Path(folder), timer)
-        except torch.cuda.OutOfMemoryError:
+        except (torch.cuda.OutOfMemoryError, OutOfMemory):
             return Measurement(failure="out of memory")
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return Measurement(timer.seconds_per_step, peak, attention)

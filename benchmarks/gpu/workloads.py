@@ -35,7 +35,9 @@ TINY: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 LORA_RANK, LORA_ALPHA = 16, 32
-WARM_UP_STEPS, MEASURED_STEPS = 3, 8
+WARM_UP_STEPS, MEASURED_STEPS = 2, 8
+# Slow steps are measured at least `MIN_MEASURED_STEPS` times, until `MEASURING_SECONDS` have passed.
+MIN_MEASURED_STEPS, MEASURING_SECONDS = 2, 12.0
 
 
 @dataclass(frozen=True)

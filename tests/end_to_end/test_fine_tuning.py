@@ -80,3 +80,12 @@ def test_an_adapter_is_trained_evaluated_and_downloaded(http: httpx.Client, serv
     assert torch.allclose(logits(merged), adapted, atol=1e-5)
     config = json.loads((folders["final"] / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == f"{base['id']}/final"
+
+    # The adapter is trained further by a later job, and still belongs to the same base.
+    words = ["--set", "lora.continue_adapter=true", "--set", "max_steps=2", "--set", "seq_len=64"]
+    followed = service.command("submit", "--model", job["id"], "--data", str(numbers), *words, "--follow")
+    assert followed.returncode == 0, followed.stdout + followed.stderr + service.log()
+    later = json.loads(service.command("job", "@last", "--json").stdout)
+    assert later["resolved_spec"]["lora"]["r"] == config["r"]
+    manifest = http.get(f"/v1/jobs/{later['id']}/checkpoints/final").json()
+    assert (manifest["format"], manifest["base_model"]) == ("adapter", f"{base['id']}/final")

@@ -21,6 +21,7 @@ from zeta import Trainer
 from zeta_core.contract.errors import InvalidSpec
 from zeta_core.data.sequences import Batch, Sequences
 from zeta_core.failures import CannotTrain
+from zeta_core.memory.activations import LiveTensors
 from zeta_core.objective.attention import attention_implementation, current_attention
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.isolation_probe import supports_documents
@@ -92,6 +93,17 @@ def test_no_tensor_of_tokens_by_tokens_exists() -> None:
                 loss_function(model, batch)[0].backward()
         largest[name] = tensors.num_values
     assert largest["sdpa"] >= length * length > largest["varlen"]
+
+
+def test_a_batch_of_32768_tokens_needs_less_memory_than_a_mask_of_them() -> None:
+    length = 32_768
+    model = llama(max_position_embeddings=length)
+    loss_function = replace(find_loss_function(model, sample_ids=SAMPLE), isolation=Isolation(positions=True))
+    batch = packed(*[500] * 80, seq_len=length, rows=1)
+    with attention_implementation(model, "varlen"), LiveTensors(model) as live:
+        loss_function(model, batch)[0].backward()
+    assert batch.ids_BT.shape == (1, length)
+    assert live.peak_bytes < length * length / 2
 
 
 def test_a_run_on_a_cpu_uses_it_records_it_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:

@@ -199,9 +199,27 @@ class Zero(Replicated):
 
     def stage_weights(self, staging: Staging, names: Collection[str]) -> Tensors:
         whole = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self._deepspeed))
+        masters = self._masters()
         if not self.processes.is_main:
             return {}
+        whole |= masters
         return staging.copy("model/", {name: tensor for name, tensor in whole.items() if name in names})
+
+    def _masters(self) -> Tensors:
+        """The float32 weights that DeepSpeed updates, on the first rank; empty if the model itself is in float32.
+
+        All ranks must call it, because each of them has a part.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters: Tensors = {}
+        if self._plan.mixed_precision == "no":
+            return masters
+        for name, parameter in self.module.named_parameters():
+            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            if master is not None and self.processes.is_main:
+                masters[name] = master.cpu()
+        return masters
 
     def reserve(self, staging: Staging, names: Collection[str]) -> None:
         """Do nothing, because whole weights exist only while a save gathers them."""

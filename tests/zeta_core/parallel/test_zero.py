@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.zeta_core.parallel.test_parallel import case, results, why_no_deepspeed
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.failures import CannotTrain
 from zeta_core.parallel.zero import zero_config
@@ -54,3 +57,19 @@ def test_deepspeed_gets_the_precision_of_the_trainer() -> None:
 def test_a_config_that_contradicts_the_trainer_is_rejected(option: Any, message: str) -> None:
     with pytest.raises(CannotTrain, match=message):
         zero_config(option, plan())
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(why_no_deepspeed() is not None, reason=why_no_deepspeed() or "")
+def test_checkpoints_contain_the_float32_weights_that_are_updated(tmp_path: Path) -> None:
+    cases = [
+        case(str(stage), world=2, model="tied llama", use_deepspeed=stage, mixed_precision="bf16")
+        for stage in (1, 2, 3)
+    ]
+    results(tmp_path, 2, cases)
+    for stage in ("1", "2", "3"):
+        weights = load_file(tmp_path / stage / "final" / "model.safetensors")
+        for name, tensor in weights.items():
+            assert tensor.dtype == torch.float32
+            assert torch.allclose(tensor, tensor.bfloat16().float(), rtol=0.01), name
+            assert name.endswith("norm.weight") or not torch.equal(tensor, tensor.bfloat16().float()), (stage, name)

@@ -27,6 +27,7 @@ class AdapterCheckpoint:
     name: str
     base_name: str
     revision: object
+    has_weights: bool  # false if neither the adapter's weights nor those of its base are fetched
 
     def located(self, base: LocatedModel, *, base_model: str) -> LocatedModel:
         """The model that consists of ``base`` and this adapter."""
@@ -38,8 +39,6 @@ class AdapterCheckpoint:
             pretrained=True,
             dtype=base.dtype,
             build_adapted=partial(self._build_adapted, base),
-            adapter=self,
-            adapter_base=base,
         )
 
     def added_to(self, base: nn.Module, change_base: Callable[[nn.Module], None] | None = None) -> PeftModel:
@@ -103,7 +102,7 @@ def read_adapter(directory: Path, name: str, locations: SourceLocations) -> Adap
         )
     if locations.fetch_weights and not (directory / ADAPTER_WEIGHTS).is_file():
         raise InvalidModel(f"{name} has no {ADAPTER_WEIGHTS}; save the adapter with save_pretrained.")
-    return AdapterCheckpoint(directory, name, base_name, config.get("revision"))
+    return AdapterCheckpoint(directory, name, base_name, config.get("revision"), locations.fetch_weights)
 
 
 def resized_embeddings(base: nn.Module, adapter: Path) -> int | None:

@@ -20,31 +20,38 @@ _PARAM = "lora.continue_adapter"
 
 
 def continued(located: LocatedModel, options: TrainerOptions) -> LocatedModel:
-    """The base of the located adapter with the adapter in it, to be trained further with ``options``.
+    """The model that trains the located adapter further.
 
     Raises `CannotTrain` if the model is not an adapter in files, or if the options don't support it, and `InvalidModel`
     if its settings are not supported.
     """
-    adapter, base = located.adapter, located.adapter_base
-    if adapter is None or base is None:
+    if located.continue_adapter is None:
         raise CannotTrain(
             f"{_PARAM} is true, but {located.name} is not an adapter that is stored in files.",
             hint=f"Omit {_PARAM} to train a new adapter on this model.",
             param=_PARAM,
         )
+    return located.continue_adapter(options)
+
+
+def continue_adapter(adapter: AdapterCheckpoint, base: LocatedModel, options: TrainerOptions) -> LocatedModel:
+    """``base`` with ``adapter`` in it, which alone is trained. Raises as `continued` does."""
     settings = _settings(adapter)
     _check(adapter, settings, options)
-    has_weights = located.build_adapted is not None
 
     def adding(build_base: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        return lambda: _with_weights(adapter, build_base) if has_weights else _without_weights(adapter, build_base)
+        add = _with_weights if adapter.has_weights else _without_weights
+        return lambda: add(adapter, build_base)
 
     return replace(
-        located,
+        base,
         build=adding(base.build),
-        base_model=base.base_model,
+        name=adapter.name,
+        directory=adapter.directory,  # the tokenizer is there, too
         build_mapped=None if base.build_mapped is None else adding(base.build_mapped),
         build_exact=None if base.build_exact is None else adding(base.build_exact),
+        build_adapted=None,
+        continue_adapter=None,
         continued_settings=settings,
     )
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.model.gguf import is_gguf
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from zeta_core.model.adapter_checkpoint import AdapterCheckpoint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,8 +46,8 @@ class LocatedModel:
     build_exact: Callable[[], nn.Module] | None = None
     # Of an adapter: builds its base, changes it with the argument, and adds the adapter without merging it.
     build_adapted: Callable[[Callable[[nn.Module], None]], PeftModel] | None = None
-    adapter: AdapterCheckpoint | None = None  # the adapter in it, and the base of the adapter
-    adapter_base: LocatedModel | None = None
+    # Of an adapter: the model that trains it further with these options. Raises `CannotTrain` and `InvalidModel`.
+    continue_adapter: Callable[[TrainerOptions], LocatedModel] | None = None
     continued_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of an adapter that is continued
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,8 @@ from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel
 from zeta_core.contract.wire.run_directory import MERGED_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel
-from zeta_core.model.adapter_checkpoint import read_adapter
+from zeta_core.model.adapter_checkpoint import AdapterCheckpoint, read_adapter
+from zeta_core.model.continued_adapter import continue_adapter
 from zeta_core.model.folders import OnIgnored, folder_copy, hub_copy, ignore_code, report_ignored_code, upload_copy
 from zeta_core.model.gguf import is_gguf, load_gguf
 from zeta_core.model.located_model import ADAPTER_CONFIG, LocatedModel
@@ -135,14 +137,18 @@ def _from_adapter(
     directory: Path, name: str, locations: SourceLocations, cache: Path, on_ignored: OnIgnored, *, base_model: str
 ) -> LocatedModel:
     """A LoRA checkpoint as a model: its merged weights, or its base with the adapter merged into it."""
+
+    def read() -> tuple[AdapterCheckpoint, LocatedModel]:
+        adapter = read_adapter(directory, name, locations)
+        source = _base_from_name(adapter.base_name, adapter.revision, locations)
+        return adapter, locate_model(source, locations, cache, on_ignored=on_ignored)
+
     if (directory / MERGED_NAME / "config.json").is_file():
-        return model_from_directory(directory / MERGED_NAME, name, locations, base_model=base_model)
-    adapter = read_adapter(directory, name, locations)
-    source = _base_from_name(adapter.base_name, adapter.revision, locations)
-    base = locate_model(source, locations, cache, on_ignored=on_ignored)
-    if locations.fetch_weights:
-        return adapter.located(base, base_model=base_model)
-    return replace(base, adapter=adapter, adapter_base=base)
+        merged = model_from_directory(directory / MERGED_NAME, name, locations, base_model=base_model)
+        return replace(merged, continue_adapter=lambda options: continue_adapter(*read(), options))
+    adapter, base = read()
+    located = adapter.located(base, base_model=base_model) if locations.fetch_weights else base
+    return replace(located, continue_adapter=partial(continue_adapter, adapter, base))
 
 
 def _base_from_name(base_name: str, revision: object, locations: SourceLocations) -> object:

@@ -97,7 +97,7 @@ def test_a_resumed_continuation_ends_with_the_same_bits(options: dict[str, Any],
 @pytest.mark.parametrize("added", [{}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]}], ids=str)
 def test_an_adapter_is_continued_on_a_4_bit_base_and_merged(added: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    store = Store(tmp_path, quantize="nf4", **added)
+    store = Store(tmp_path, quantize="nf4", save_merged=True, **added)
     final, resolved = store.continue_in("next", lora={**CONTINUED, "quantize": "nf4", "save_merged": True})
     assert resolved["lora"]["quantize"] == "nf4"
     untouched: Any = AutoModelForCausalLM.from_pretrained(store.checkpoints(BASE) / "final")

@@ -21,6 +21,7 @@ from torch import nn
 from zeta_core.contract.identifiers import is_hub_id, is_id
 from zeta_core.contract.job.checkpoint import NAME_PATTERN
 from zeta_core.contract.model_json.faults import JsonLocation
+from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.contract.spec.sources import BuilderModel, ConfigModel, FileModel, JobModel
 from zeta_core.contract.wire.run_directory import MERGED_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
@@ -145,7 +146,11 @@ def _from_adapter(
 
     if (directory / MERGED_NAME / "config.json").is_file():
         merged = model_from_directory(directory / MERGED_NAME, name, locations, base_model=base_model)
-        return replace(merged, continue_adapter=lambda options: continue_adapter(*read(), options))
+
+        def continued(options: TrainerOptions) -> LocatedModel:
+            return continue_adapter(*read(), options)
+
+        return replace(merged, continue_adapter=continued)
     adapter, base = read()
     located = adapter.located(base, base_model=base_model) if locations.fetch_weights else base
     return replace(located, continue_adapter=partial(continue_adapter, adapter, base))

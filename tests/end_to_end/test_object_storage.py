@@ -1,12 +1,8 @@
 """A server and a worker that share no folder, only the bucket of a real S3 server."""
 
 import hashlib
-import json
+import os
 import signal
-import subprocess
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,81 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.end_to_end.bucket_machines import Machines
 from tests.end_to_end.specs import PYTHON_REFERENCE, as_jsonl, tiny_job
-from tests.harness.children import start_child, stop_child
+from tests.harness.disks import SmallDisk, can_mount
 from tests.harness.seaweedfs import SeaweedServer
-from tests.harness.service import ZETA, clean_environment, wait_for_end
+from tests.harness.service import wait_for_end
 from tests.harness.tcp_relay import TcpRelay
 from tests.harness.waiting import wait_until
-from tests.server.server_process import REPOSITORY, SECRET, ServerProcess, running_server
+from tests.server.server_process import error_of, running_server
 from zeta_core.contract.identifiers import new_id
-
-
-class Machines:
-    """A server and a worker with homes of their own, which use one bucket."""
-
-    def __init__(self, folder: Path, redis_url: str, object_store: SeaweedServer, url: str | None = None) -> None:
-        """``url`` is another address of the store."""
-        self.object_store = object_store
-        self.bucket = object_store.new_bucket()
-        self.variables = {**object_store.environment(url), "ZETA_ARTIFACTS_URL": f"s3://{self.bucket}/zeta"}
-        self.worker_home = folder / "worker"
-        self.worker_log = folder / "worker.log"
-        self.server = ServerProcess(folder / "server", redis_url, None, **self.variables)
-        self._redis_url = redis_url
-        self._worker: subprocess.Popen[bytes] | None = None
-
-    def start_worker(self) -> None:
-        environment = {
-            **clean_environment(),
-            **self.variables,
-            "PYTHONPATH": str(REPOSITORY),
-            "ZETA_HOME": str(self.worker_home),
-            "ZETA_REDIS_URL": self._redis_url,
-            "ZETA_WORKER_SECRET": SECRET,
-            "ZETA_WORKER_NAME": "elsewhere",
-        }
-        command = [sys.executable, "-m", "worker"]
-        self._worker = start_child(command, log_file=self.worker_log, environment=environment)
-
-    def end_worker(self, how: signal.Signals) -> None:
-        assert self._worker is not None
-        stop_child(self._worker, stop_signal=how)
-        self._worker = None
-
-    def stored_keys(self) -> list[str]:
-        return [key.removeprefix("zeta/") for key in self.object_store.keys(self.bucket)]
-
-    def differences(self) -> list[dict[str, Any]]:
-        """The result of `zeta artifacts check` with hashes, on the server's machine."""
-        done = subprocess.run(
-            [ZETA, "artifacts", "check", "--hash", "--json", "--home", self.server.home],
-            env={**clean_environment(), **self.variables},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert not done.stderr, done.stderr
-        differences: list[dict[str, Any]] = json.loads(done.stdout)["differences"]
-        assert done.returncode == bool(differences)
-        return differences
-
-    def logs(self) -> str:
-        return f"{self.server.log()}\n{self.worker_log.read_text()}"
-
-    @contextmanager
-    def running(self) -> Generator[httpx.Client]:
-        self.server.start()
-        try:
-            self.start_worker()
-            with self.server.http() as http:
-                yield http
-        finally:
-            if self._worker is not None:
-                self.end_worker(signal.SIGTERM)
-            if self.server.process is not None:
-                self.server.end()
 
 
 @pytest.fixture
@@ -163,6 +93,84 @@ def test_nothing_is_lost_when_the_store_is_down_for_a_while(
             check_downloads(http, second)
     finally:
         own_store.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_inputs_arrive_although_store_worker_and_server_are_killed(
+    tmp_path: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Each of them is killed while the worker fetches a dataset of four megabytes, which takes it half a minute."""
+    own_store = SeaweedServer(tmp_path_factory.mktemp("own-seaweedfs"))
+    own_store.start()
+    relay = TcpRelay(own_store.port, bytes_per_second=128 << 10)
+    try:
+        machines = Machines(tmp_path, redis_url, own_store, f"http://127.0.0.1:{relay.port}")
+
+        def wait_for_more() -> None:
+            before = relay.num_received_bytes
+            wait_until(lambda: relay.num_received_bytes > before + 100_000, 60, "more of the dataset to be fetched")
+
+        with machines.running() as http:
+            files = {"file": ("data.jsonl", as_jsonl("\n\n".join([PYTHON_REFERENCE] * 8)))}
+            uploaded = http.post("/v1/files", files=files, data={"purpose": "dataset"}).raise_for_status().json()
+            assert uploaded["bytes"] > 4_000_000
+            spec = tiny_job(dataset={"file": uploaded["id"]})
+            job_id = http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
+            wait_for_more()
+            own_store.kill()
+            own_store.start()
+            wait_for_more()
+            machines.server.end(signal.SIGKILL)
+            machines.server.start()
+            wait_for_more()
+            machines.end_worker(signal.SIGKILL)
+            machines.start_worker()
+            wait_for_more()
+            job = wait_for_end(http, job_id)
+            assert job["status"] == "succeeded", machines.logs()
+            assert [attempt["reason"] for attempt in job["attempts"]] == ["worker_lost", "completed"]
+            check_downloads(http, job_id)
+    finally:
+        relay.close()
+        own_store.stop()
+
+
+@pytest.mark.slow
+def test_a_full_bucket_delays_checkpoints_and_rejects_uploads_until_it_has_space(
+    tmp_path: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SeaweedFS does not say that its disk is full: it reports an internal error for each object without space."""
+    if not can_mount():
+        pytest.skip("a small disk can't be mounted here")
+    own_store = SeaweedServer(tmp_path_factory.mktemp("own-seaweedfs"))
+    disk = SmallDisk(own_store.directory / "data", 200)
+    try:
+        own_store.start()
+        machines = Machines(tmp_path, redis_url, own_store)
+        with machines.running() as http:
+            job_id = http.post("/v1/jobs", json=tiny_job()).raise_for_status().json()["id"]
+            disk.fill(leave_bytes=64 << 10)  # enough for the names of objects, and not for weights
+            wait_until(
+                lambda: f"A checkpoint of {job_id} cannot be stored" in machines.worker_log.read_text(),
+                120,
+                "the worker to find the bucket full",
+            )
+            digits = os.urandom(1 << 20).hex()  # SeaweedFS compresses texts
+            files, form = {"file": ("a.txt", digits)}, {"purpose": "dataset"}
+            rejected = http.post("/v1/files", files=files, data=form)
+            assert (rejected.status_code, error_of(rejected)["code"]) == (503, "storage_unavailable")
+            assert http.get(f"/v1/jobs/{job_id}").json()["status"] == "running"
+            disk.free()
+            job = wait_for_end(http, job_id)
+            assert job["status"] == "succeeded", machines.logs()
+            assert len(job["attempts"]) == 1
+            check_downloads(http, job_id)
+            http.post("/v1/files", files=files, data=form).raise_for_status()
+            assert machines.differences() == []
+    finally:
+        own_store.stop()
+        disk.close()
 
 
 @pytest.mark.extended

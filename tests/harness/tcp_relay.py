@@ -25,9 +25,10 @@ class TcpRelay:
         idle_seconds: float | None = None,
         bytes_per_second: float | None = None,
     ) -> None:
-        """``address`` is the one on which it listens. ``bytes_per_second`` limits what each client sends."""
+        """``address`` is the one on which it listens. ``bytes_per_second`` limits each direction of each connection."""
         self.num_idle_cuts = 0
         self.sent = bytearray()  # by all clients
+        self.num_received_bytes = 0  # by all clients
         self._target_port, self._idle_seconds = target_port, idle_seconds
         self._bytes_per_second = bytes_per_second
         self._open = threading.Event()
@@ -73,14 +74,16 @@ class TcpRelay:
         self._carry(near, far, record=self.sent)
 
     def _carry(self, source: socket.socket, sink: socket.socket, record: bytearray | None = None) -> None:
-        """Relay bytes in endpoint direction until either end closes."""
+        """Relay bytes in one direction until either end closes."""
         try:
             while data := source.recv(CHUNK_BYTES):
                 self._open.wait()
-                if record is not None:
+                if record is None:
+                    self.num_received_bytes += len(data)
+                else:
                     record += data
-                    if self._bytes_per_second is not None:
-                        threading.Event().wait(len(data) / self._bytes_per_second)
+                if self._bytes_per_second is not None:
+                    threading.Event().wait(len(data) / self._bytes_per_second)
                 sink.sendall(data)
         except TimeoutError:
             self.num_idle_cuts += 1

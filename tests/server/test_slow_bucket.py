@@ -1,9 +1,10 @@
-"""A bucket behind a slow line: uploads take long, nothing else waits for them, and a killed server loses nothing."""
+"""A bucket behind a slow line: transfers take long, nothing else waits for them, and killed servers lose nothing."""
 
 import signal
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -13,7 +14,13 @@ import pytest
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.tcp_relay import TcpRelay
 from tests.harness.waiting import wait_until
-from tests.server.server_process import ServerProcess, running_server
+from tests.server.rows import Rows, some_bytes
+from tests.server.server_process import API_KEY, ServerProcess, running_server
+from zeta.client import Client
+from zeta_core.contract.job.status import JobStatus
+from zeta_core.contract.wire.run_directory import checkpoint_key
+from zeta_core.system.artifact_location import BucketLocation
+from zeta_core.system.artifact_store.bucket import BucketStore
 
 CONTENT = b"All the world's a stage.\n" * 800_000  # 20 MB, which are three parts
 BYTES_PER_SECOND = 256 << 10  # of each connection
@@ -70,3 +77,55 @@ def test_a_server_killed_during_a_slow_upload_leaves_nothing(
             assert len(object_store.keys(bucket)) == 2
     finally:
         relay.close()
+
+
+@pytest.mark.slow
+def test_a_client_completes_its_download_although_store_and_server_are_killed(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SeaweedServer(tmp_path / "seaweedfs")
+    store.start()
+    relay = TcpRelay(store.port, bytes_per_second=BYTES_PER_SECOND)
+    try:
+        bucket = store.new_bucket()
+        relayed = {**store.environment(f"http://127.0.0.1:{relay.port}"), "ZETA_ARTIFACTS_URL": f"s3://{bucket}"}
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        with running_server(tmp_path / "home", redis_url, None, **relayed) as server:
+            job_id, weights = store_checkpoint(server, BucketStore(tmp_path / "copies", BucketLocation(bucket, "")))
+            part = tmp_path / "downloaded" / "model.safetensors.part"
+
+            def received_bytes() -> int:
+                return part.stat().st_size if part.exists() else 0
+
+            def wait_for_more() -> None:
+                before = received_bytes()
+                wait_until(lambda: received_bytes() > before or download.done(), 60, "more of the download")
+                assert not download.done(), "it takes 40 seconds"
+
+            with Client(server.url, API_KEY) as client, ThreadPoolExecutor(1) as executor:
+                download = executor.submit(client.download, job_id, directory=tmp_path / "downloaded")
+                wait_for_more()
+                store.kill()
+                store.start()
+                wait_for_more()
+                server.end(signal.SIGKILL)
+                server.start()
+                wait_for_more()
+                download.result(120)
+            assert (tmp_path / "downloaded" / "model.safetensors").read_bytes() == weights
+    finally:
+        relay.close()
+        store.stop()
+
+
+def store_checkpoint(server: ServerProcess, store: BucketStore) -> tuple[str, bytes]:
+    """Store the final checkpoint of a new job; returns its id and the weights."""
+    rows = Rows(server.settings)
+    job_id = rows.job()
+    rows.attempt(job_id, to=JobStatus.SUCCEEDED)
+    weights = some_bytes(40 * BYTES_PER_SECOND, seed=1)
+    rows.checkpoint(job_id, "final", 4, {"model.safetensors": ("weights", weights)})
+    store.open_job(job_id)
+    store.put_checkpoint(job_id, "final", server.settings.artifacts / checkpoint_key(job_id, "final"))
+    return job_id, weights

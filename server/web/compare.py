@@ -34,7 +34,8 @@ from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 
 router = PageRouter()
 MAX_JOBS = 8  # the number of distinguishable colours
-_NAMES_ONLY = ("entity_name", "metadata", "priority", "max_retries", "time_limit_seconds", "output_dir")
+# They name a job or decide when it runs, and have no effect on its model.
+_NOT_COMPARED = ("entity_name", "metadata", "priority", "max_retries", "time_limit_seconds", "output_dir")
 
 
 class CompareQuery(BaseModel):
@@ -121,6 +122,6 @@ def find_differences(views: Sequence[JobView]) -> list[Difference]:
     differences: list[Difference] = []
     for name in JobSpec.model_fields:
         values = [spec.get(name) for spec in resolved]
-        if name not in _NAMES_ONLY and any(value != values[0] for value in values):
+        if name not in _NOT_COMPARED and any(value != values[0] for value in values):
             differences.append(Difference(name, values))
     return differences

@@ -123,8 +123,8 @@ def load_directory(directory: Path, name: str, dtype: torch.dtype | Literal["aut
         raise InvalidModel(
             f"The model {name} {lfs_pointer_fault(directory) or f'cannot be loaded: {error}'}"
         ) from error
-    model, about = loaded
-    missing = sorted(about["missing_keys"])
+    model, loading_info = loaded
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise InvalidModel(f"The weights of {name} lack {len(missing)} tensors, including {missing[0]}.")
     return cast(nn.Module, model)

@@ -194,10 +194,10 @@ def _tensorboard(run: TrackedRun) -> GeneralTracker:
 
 def _wandb(run: TrackedRun) -> GeneralTracker:
     wandb = run.wandb or Wandb()
-    about = {"name": wandb.name or run.name, "id": run.run_id, "resume": "allow", "dir": str(run.output_dir)}
+    settings = {"name": wandb.name or run.name, "id": run.run_id, "resume": "allow", "dir": str(run.output_dir)}
     given = {"entity": wandb.entity, "tags": wandb.tags}
-    about |= {name: value for name, value in given.items() if value}
-    tracker = WandBTracker(wandb.project or tracker_project(), **about)
+    settings |= {name: value for name, value in given.items() if value}
+    tracker = WandBTracker(wandb.project or tracker_project(), **settings)
     tracker.start()
     tracker.tracker.define_metric("*", step_metric="step")
     tracker.store_init_configuration(_flat(run.spec))

@@ -140,14 +140,14 @@ def check_rows(
     several.
     """
     encoder = make_encoder(sources, tokenizer, train_on=train_on, method=method, today=today)
-    about = {
+    identity = {
         "version": VERSION,
         "tokenizer": fingerprint(tokenizer, today),
         "sources": [[s.name, s.fingerprint, sorted(s.drop_columns), s.at, s.group_by] for s in sources],
         "train_on": train_on,
         "method": method,
     }
-    cache_file = cache / f"rows-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
+    cache_file = cache / f"rows-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
     result = _read(cache_file)
     if result is None:
         with variables(TOKENIZERS_PARALLELISM="false"):  # the tokenizer's threads do not survive a fork

@@ -269,8 +269,10 @@ class _Reader:
         if dtype is not None:
             raise InvalidData(f"dataset.dtype is {dtype!r}, but {name} is not a .bin file of ids; remove dtype.")
         if suffix in TEXT_SUFFIXES:
-            about = f"{content} {suffix} None {_renamed(columns)}"
-            return Source(name, about, size, lambda _: text_units(path, name), num_bytes=size, is_one_document=True)
+            fingerprint = f"{content} {suffix} None {_renamed(columns)}"
+            return Source(
+                name, fingerprint, size, lambda _: text_units(path, name), num_bytes=size, is_one_document=True
+            )
         rows = _rows_of_file(path, name)
         return Source(
             name,

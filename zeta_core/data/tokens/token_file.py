@@ -127,8 +127,8 @@ class TokenFile:
         """These tokens with weighted sources. The fingerprint then includes the weights."""
         if mix is None:
             return self
-        about = f"{self.fingerprint} {mix.shares} {mix.source_of}"
-        return replace(self, mix=mix, fingerprint=hashlib.sha256(about.encode()).hexdigest()[:32])
+        identity = f"{self.fingerprint} {mix.shares} {mix.source_of}"
+        return replace(self, mix=mix, fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32])
 
     def where(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         """The indices of positions."""

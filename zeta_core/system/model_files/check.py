@@ -203,8 +203,8 @@ def _clean_index(index: dict[str, Any], location: JsonLocation) -> dict[str, Any
             location.inside("weight_map").reject(
                 tensor, file, "it must name a .safetensors file in the same folder of the model"
             )
-    about = index.get("metadata")
-    metadata = cast("dict[str, Any]", about) if isinstance(about, dict) else {}
+    stored = index.get("metadata")
+    metadata = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
     return {"metadata": {"total_size": metadata.get("total_size", 0)}, "weight_map": weight_map}
 
 

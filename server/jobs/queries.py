@@ -17,7 +17,7 @@ from server.database.pagination import Matches, PageQuery, cursor, newest_first,
 from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import SPEC_BYTES, to_job, to_jobs
-from server.jobs.sorting import JobOrder, read_place, sorted_jobs
+from server.jobs.sorting import JobOrder, read_position, sorted_jobs
 from server.service import Service
 from zeta_core.contract.errors import NotFound
 from zeta_core.contract.identifiers import NEW_ID_PATTERN, is_id
@@ -30,7 +30,7 @@ from zeta_core.contract.job.status import JobStatus
 MAX_METADATA = 16  # maximum number of entries of a job
 _TRAINING = literal_column(f"'{JobKind.TRAINING}'")  # a parameter would not match the partial index
 METADATA_NAME_PATTERN = r'^[^"\\\]]+$'
-PLACE_PATTERN = NEW_ID_PATTERN.format(prefix="job").removesuffix("$") + "(,.*)?$"
+POSITION_PATTERN = NEW_ID_PATTERN.format(prefix="job").removesuffix("$") + "(,.*)?$"
 _METADATA = re.compile(r"\Ametadata\[([^\"\\\]]+)\]\Z")
 
 
@@ -73,8 +73,8 @@ class JobQuery(MetadataQuery):
     )
     after: str | None = Field(
         default=None,
-        description="continue after this place, the next_after of the previous page",
-        json_schema_extra={"pattern": PLACE_PATTERN},
+        description="continue after this position, the next_after of the previous page",
+        json_schema_extra={"pattern": POSITION_PATTERN},
     )
 
 
@@ -138,7 +138,7 @@ async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page
 
 async def _list_sorted(session: AsyncSession, service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
     order = JobOrder.of(filters.sort)
-    after = None if filters.after is None else read_place(order.field, filters.after)
+    after = None if filters.after is None else read_position(order.field, filters.after)
     conditions = [JobRow.project == caller.project, *_conditions(filters)]
     if statuses := _statuses(filters):
         conditions.append(JobRow.status.in_(statuses))

@@ -1,7 +1,7 @@
 """The list of jobs in a chosen order, page by page.
 
 A page continues after the value and the id of the previous page's last job, not after the job itself. So the next page
-begins at the same place even if this job has changed, moved or been deleted.
+begins at the same position even if this job has changed, moved or been deleted.
 
 The order of creation is read from an index. The other values change with every step (or are rarely sorted by) and have
 no index, which would slow down storing events. A page in such an order therefore reads the values of all the project's
@@ -48,49 +48,49 @@ class JobOrder:
 
 
 @dataclass(frozen=True)
-class SortPlace:
-    """The place of a job in an order: its value, ``None`` if it has none, and its id."""
+class SortPosition:
+    """The position of a job in an order: its value, ``None`` if it has none, and its id."""
 
     value: str | float | datetime | None
     id: str
 
     def as_text(self) -> str:
-        """The place as the parameter ``after``: the id, a comma, and the value as JSON. `read_place` reads it."""
+        """The position as the parameter ``after``: the id, a comma, and the value as JSON. `read_position` reads it."""
         value = self.value.isoformat() if isinstance(self.value, datetime) else self.value
         return f"{self.id},{json.dumps(value)}"
 
 
 @dataclass(frozen=True)
 class SortedPage:
-    """The rows of a page, the place of the last one (``None`` for an empty page), and whether more follow."""
+    """The rows of a page, the position of the last one (``None`` for an empty page), and whether more follow."""
 
     rows: list[JobRow]
-    last: SortPlace | None
+    last: SortPosition | None
     has_more: bool
 
 
-def read_place(field: SortField, after: str) -> SortPlace:
-    """The place in an order by this field that a request continues after. Raises `InvalidRequest`."""
+def read_position(field: SortField, after: str) -> SortPosition:
+    """The position in an order by this field that a request continues after. Raises `InvalidRequest`."""
     job_id, comma, value = after.partition(",")
     try:
         if not is_id(job_id, "job") or not comma:
             raise ValueError("the id or the value is missing")
-        return SortPlace(_read_value(field, json.loads(value)), job_id)
+        return SortPosition(_read_value(field, json.loads(value)), job_id)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
-            f"after is {shown(after)}, which is not a place in the order of {field}; use the next_after of the "
+            f"after is {shown(after)}, which is not a position in the order of {field}; use the next_after of the "
             "previous page, with the same sort.",
             param="after",
         ) from error
 
 
-def parse_place(field: SortField, value: str | None, job_id: str) -> SortPlace:
-    """The place that a link of the dashboard contains. Raises `InvalidRequest`."""
+def parse_position(field: SortField, value: str | None, job_id: str) -> SortPosition:
+    """The position that a link of the dashboard contains. Raises `InvalidRequest`."""
     try:
         if not is_id(job_id, "job"):
             raise ValueError("not the id of a job")
         number = None if value is None or field in ("created", "name") else float(value)
-        return SortPlace(_read_value(field, value if number is None else number), job_id)
+        return SortPosition(_read_value(field, value if number is None else number), job_id)
     except ValueError as error:
         raise InvalidRequest("The link to this page is invalid; open the list again.", param="after") from error
 
@@ -117,7 +117,7 @@ async def sorted_jobs(
     session: AsyncSession,
     conditions: Sequence[ColumnElement[bool]],
     order: JobOrder,
-    after: SortPlace | None,
+    after: SortPosition | None,
     limit: int,
     *,
     max_row_bytes: int,
@@ -139,7 +139,7 @@ async def sorted_jobs(
     keys = (await session.execute(query.order_by(*columns).limit(limit + 1))).all()
     ids = [job_id for job_id, _ in keys[:limit]]
     rows = await rows_of_page(session, JobRow, ids, SPEC_BYTES, max_row_bytes)
-    last = SortPlace(keys[len(rows) - 1][1], rows[-1].id) if rows else None
+    last = SortPosition(keys[len(rows) - 1][1], rows[-1].id) if rows else None
     return SortedPage(rows, last, len(keys) > len(rows))
 
 
@@ -168,10 +168,10 @@ def _progress(name: str) -> ColumnElement[Any]:
     return JobRow.progress[name].as_float()
 
 
-def _follows(key: ColumnElement[Any], order: JobOrder, after: SortPlace) -> ColumnElement[bool]:
+def _follows(key: ColumnElement[Any], order: JobOrder, after: SortPosition) -> ColumnElement[bool]:
     if order.field == "created":
-        job, place = tuple_(key, JobRow.id), (after.value, after.id)
-        return job < place if order.descending else job > place
+        job, position = tuple_(key, JobRow.id), (after.value, after.id)
+        return job < position if order.descending else job > position
     older = JobRow.id < after.id
     if after.value is None:
         return and_(key.is_(None), older)

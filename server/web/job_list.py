@@ -9,7 +9,7 @@ from fastapi import Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.database.pagination import PageQuery
-from server.jobs.sorting import JobOrder, SortPlace, parse_place
+from server.jobs.sorting import JobOrder, SortPosition, parse_position
 from server.routes.routing import TheService
 from server.service import Service
 from server.web.job_views import GROUPS, ListedViews, ViewFilter, count_by_group, list_sorted_views, list_views
@@ -106,8 +106,8 @@ async def _read(service: Service, page: Page, query: ListQuery) -> ListedViews:
     chosen = ViewFilter(query.show, query.q.strip(), query.kind)
     if query.sort != NEWEST_FIRST:
         order = query.order
-        after = parse_place(order.field, query.after_value, query.after) if query.after is not None else None
+        after = parse_position(order.field, query.after_value, query.after) if query.after is not None else None
         return await list_sorted_views(service, page.caller, chosen, order, after, query.limit)
     page_query = PageQuery(limit=query.limit, after=query.after)
     views, has_more = await list_views(service, page.caller, chosen, page_query)
-    return ListedViews(views, SortPlace(None, views[-1].job.id) if views else None, has_more)
+    return ListedViews(views, SortPosition(None, views[-1].job.id) if views else None, has_more)

@@ -16,7 +16,7 @@ from server.database.tables import IS_RARE_EVENT, EventRow, JobRow
 from server.engine.new_events import to_event
 from server.jobs.queries import find_job, newest_jobs, of_kind
 from server.jobs.serialization import to_jobs
-from server.jobs.sorting import JobOrder, SortPlace, sorted_jobs
+from server.jobs.sorting import JobOrder, SortPosition, sorted_jobs
 from server.service import Service
 from server.web.job_text import JobView
 from zeta_core.contract.job.events import EventType, UntypedEvent
@@ -47,10 +47,10 @@ class ViewFilter:
 
 @dataclass(frozen=True)
 class ListedViews:
-    """A page of jobs, the place of the last one in a chosen order, and whether more jobs follow."""
+    """A page of jobs, the position of the last one in a chosen order, and whether more jobs follow."""
 
     views: list[JobView]
-    last: SortPlace | None
+    last: SortPosition | None
     has_more: bool
 
 
@@ -73,7 +73,7 @@ async def list_sorted_views(
     caller: Caller,
     chosen: ViewFilter,
     order: JobOrder,
-    after: SortPlace | None,
+    after: SortPosition | None,
     limit: int,
 ) -> ListedViews:
     """One page of the project's jobs in another order; see `list_views`."""

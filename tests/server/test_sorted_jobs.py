@@ -8,7 +8,7 @@ from sqlalchemy import insert, text, update
 
 from server.database.connections import Database
 from server.database.tables import JobRow
-from server.jobs.sorting import JobOrder, SortedPage, SortPlace, parse_place, read_place, sorted_jobs
+from server.jobs.sorting import JobOrder, SortedPage, SortPosition, parse_position, read_position, sorted_jobs
 from tests.server.test_job_lists import job, recorded, require_index
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import new_id
@@ -35,7 +35,7 @@ def progress_of(number: int) -> dict[str, Any]:
     return {"progress": {**progress, "eval_loss": 2.5 if number % 3 == 1 else None}, "result": result}
 
 
-async def read(database: Database, order: JobOrder, after: SortPlace | None, limit: int) -> SortedPage:
+async def read(database: Database, order: JobOrder, after: SortPosition | None, limit: int) -> SortedPage:
     async with database.read() as session:
         return await sorted_jobs(session, [JobRow.project == "p"], order, after, limit, max_row_bytes=1000)
 
@@ -43,16 +43,16 @@ async def read(database: Database, order: JobOrder, after: SortPlace | None, lim
 async def read_all(database: Database, order: JobOrder) -> list[str]:
     """The ids of all jobs, in pages whose links are read again from their text."""
     ids: list[str] = []
-    after: SortPlace | None = None
+    after: SortPosition | None = None
     while True:
         page = await read(database, order, after, 7)
         ids += [row.id for row in page.rows]
         if not page.has_more:
             return ids
         assert page.last is not None
-        after = read_place(order.field, page.last.as_text())
+        after = read_position(order.field, page.last.as_text())
         shown = None if page.last.value is None else str(page.last.value)
-        assert parse_place(order.field, shown, page.last.id) == after == page.last
+        assert parse_position(order.field, shown, page.last.id) == after == page.last
 
 
 @pytest.mark.anyio
@@ -90,7 +90,7 @@ async def test_the_order_of_creation_is_read_from_an_index(database: Database) -
 @pytest.mark.parametrize("field", ["created", "loss"])
 def test_an_invalid_place_is_rejected_with_the_cure(field: SortField, value: str) -> None:
     with pytest.raises(InvalidRequest, match="next_after of the previous page"):
-        read_place(field, new_id("job") + value)
+        read_position(field, new_id("job") + value)
 
 
 def test_every_field_can_be_sorted_by_in_both_directions() -> None:

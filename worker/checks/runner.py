@@ -64,6 +64,7 @@ class SpecCheckRunner:
         self._sandboxes = sandboxes
         environment = self._environment(HubAccess.OPERATOR_TOKEN)
         folder = settings.root  # private; other users of the machine can create files in /tmp
+        folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock()  # for the unused processes
         self._unused = [
             CheckProcess(command, environment, folder, memory_bytes=settings.check_memory_bytes)

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.halving import Halving
 from zeta_core.contract.job.status import JobStatus, StatusReason
-from zeta_core.contract.spec.validation import ModelWithRules
+from zeta_core.contract.spec.validation import ModelWithRules, shown
 
 MAX_JOBS = 100  # of a sweep
 MAX_COMBINATIONS = 10**9  # of a grid from which some are chosen at random
+MAX_DEPTH = 10  # of a field in a grid; those of a spec are less deep
 
 Settings = dict[str, JsonValue]  # by the dotted names of fields, such as ``lora.r``
 
@@ -100,8 +101,10 @@ def _fault(param: str, message: str) -> ErrorDetail:
 
 
 def _problem(name: str, values: Sequence[JsonValue]) -> str | None:
-    if not all(name.split(".")):
-        return f"grid has the field {name!r}; write the name of a field of the spec, such as learning_rate or lora.r."
+    if not all(name.split(".")) or name.count(".") > MAX_DEPTH:
+        return (
+            f"grid has the field {shown(name)}; write the name of a field of the spec, such as learning_rate or lora.r."
+        )
     if not values:
         return f"grid.{name} has no values; list at least one."
     if len({json.dumps(value, sort_keys=True) for value in values}) < len(values):

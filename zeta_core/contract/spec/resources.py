@@ -11,6 +11,7 @@ from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.validation import StrictModel, invalid_value
 
 Label = Annotated[str, Field(min_length=1, max_length=100)]
+MAX_GPU_MEMORY = 2**50  # a larger number may not fit into a float, in which it is shown
 
 
 class Resources(StrictModel):
@@ -39,7 +40,7 @@ class Resources(StrictModel):
         description="words in the name of the GPU, such as `H100` or `A100 80GB`; `zeta workers` lists the names; "
         "unset: any",
     )
-    min_gpu_memory: ByteSize | None = Field(
+    min_gpu_memory: Annotated[ByteSize, Field(le=MAX_GPU_MEMORY)] | None = Field(
         default=None,
         description="minimum memory of each GPU: a number of bytes, or text such as `80GB` or `40GiB`; unset: any",
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from worker.artifacts.cached_inputs import CachedInputs
 from worker.artifacts.cleanup import Cleanup
 from worker.attempt.attempts import Attempts
 from worker.attempt.resources import WorkerResources
@@ -87,8 +88,18 @@ class Supervisor:
         sandboxes = Sandboxes(settings, sandbox if sandbox is not None and sandbox.is_available else None)
         gpus = [slot.gpu for slot in slots if slot.gpu is not None]
         self._usage = UsageMeter(gpus, self._executor)
+        self._cached_inputs = CachedInputs(settings.root / "cached_inputs.json")
         resources = WorkerResources(
-            settings, incarnation, store, self._executor, command, len(slots), self._warm_start, sandboxes, self._usage
+            settings,
+            incarnation,
+            store,
+            self._executor,
+            command,
+            len(slots),
+            self._warm_start,
+            sandboxes,
+            self._usage,
+            self._cached_inputs,
         )
         self._link = RedisLink(settings.redis_url, settings.worker_key, self._inbox)
         self._consumer = Consumer(settings, self._inbox)
@@ -313,6 +324,8 @@ class Supervisor:
             self._heartbeat.beat_now()
 
     def _clean_up(self) -> None:
+        if self._disk.is_low:
+            self._cached_inputs.clear()
         self._cleanup.step(self._attempts.active_jobs, disk_is_low=self._disk.is_low)
 
     # --- The state for the heartbeat ---------------------------------------------------------------------------------
@@ -330,6 +343,7 @@ class Supervisor:
             failing=self._failing(),
             num_dropped=self._link.invalid.count + self._consumer.invalid.count,
             usage=self._usage.latest,
+            cached_inputs=self._cached_inputs.keys,
         )
 
     def _failing(self) -> dict[str, str]:

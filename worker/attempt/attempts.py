@@ -110,6 +110,8 @@ class Attempts:
         attempt = LocalAttempt.from_dispatch(self._resources, message, slots)
         attempt.record_contact(last_contact)
         self._attempts[message.job_id, message.attempt] = attempt
+        if self._resources.cached_inputs is not None:
+            self._resources.cached_inputs.add(message.inputs)
 
     def _refusal(
         self, message: Dispatch, by_number: Mapping[int, Slot], *, is_stopping: bool, is_earlier_ending: bool

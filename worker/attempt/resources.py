@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from worker.artifacts.cached_inputs import CachedInputs
 from worker.machine.devices import count_cores
 from worker.machine.usage import UsageMeter
 from worker.run.sandbox import Sandboxes
@@ -18,7 +19,7 @@ from zeta_core.system.artifact_store import ArtifactStore
 class WorkerResources:
     """``executor`` runs file transfers; ``command`` starts a run, unless ``warm_start`` can.
 
-    ``usage`` measures the machine for the curves of jobs.
+    ``usage`` measures the machine for the curves of jobs, and ``cached_inputs`` records what its caches hold.
     """
 
     settings: WorkerSettings
@@ -30,6 +31,7 @@ class WorkerResources:
     warm_start: WarmStart | None = None
     sandboxes: Sandboxes | None = None
     usage: UsageMeter | None = None
+    cached_inputs: CachedInputs | None = None
 
     @property
     def threads(self) -> int:

@@ -51,6 +51,7 @@ class WorkerState:
     failing: Mapping[str, str]
     num_dropped: int
     usage: MachineUsage | None = None
+    cached_inputs: tuple[str, ...] = ()
 
     @property
     def all_slots(self) -> tuple[DeviceReport, ...]:
@@ -211,6 +212,7 @@ class HeartbeatSender:
             failing=dict(report.failing),
             num_dropped=report.num_dropped,
             usage=report.usage,
+            cached_inputs=list(report.cached_inputs),
             cpu_kind=self._cpu_kind,
             sandbox=self._sandbox,
             data_root=self._settings.data_root is not None,

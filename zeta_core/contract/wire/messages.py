@@ -53,6 +53,7 @@ NODES_VERSION = 6  # ... and that run jobs of several nodes
 START_TASK = "zeta.start"
 SERVER_STREAM = "zeta:server"
 SERVER_GROUP = "keepers"
+MAX_CACHED_INPUTS = 64  # that a heartbeat lists
 LAST_STREAM_ID = b"18446744073709551615-18446744073709551615"  # nothing can be appended to a stream after it
 WORKERS_HASH = "zeta:workers"
 SERVICE_KEY = "zeta:service"
@@ -92,6 +93,7 @@ def parse_folder_id(incarnation: str) -> str | None:
 # What workers send is bounded by the columns that store it.
 Name = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
 StoredNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
+InputKey = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the start of the SHA-256 of a project and a data source
 
 
 class _Message(BaseModel):
@@ -118,6 +120,7 @@ class Dispatch(_Message):
     hub: HubAccess = HubAccess.OPERATOR_TOKEN  # older servers don't send it, and know no other
     resume_from: str | None = None  # the stored checkpoint to resume from, such as "job_.../step-N"
     bases: list[str] = []  # the models that an adapter may name as its base: "job_.../final", "file_..." or a Hub id
+    inputs: list[InputKey] = []  # the model and the data of the job, as in `Heartbeat.cached_inputs`
 
 
 class Claim(_Message):
@@ -257,6 +260,8 @@ class Heartbeat(_Message):
     failing: dict[str, str] = {}  # the reasons why loops and other components are failing now, by component
     num_dropped: int = 0  # invalid entries that it has removed from Redis since it was started
     usage: MachineUsage | None = None  # of its machine; older workers don't report it
+    # The inputs of the jobs that it ran last, which its caches probably still hold; older workers don't report them.
+    cached_inputs: Annotated[list[InputKey], Field(max_length=MAX_CACHED_INPUTS)] = []
     slots: list[DeviceReport]
     # Kept apart from the slots, because older servers would dispatch trainings to them.
     background_slots: list[DeviceReport] = []

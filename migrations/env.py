@@ -10,6 +10,7 @@ import server.database.file_tables  # pyright: ignore[reportUnusedImport] - regi
 import server.database.object_removals  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.placements  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.receipt_tables  # pyright: ignore[reportUnusedImport] - registers its tables
+import server.database.recent_use  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.tables
 import server.database.usage_table  # pyright: ignore[reportUnusedImport] - registers its tables
 import server.database.webhook_tables  # pyright: ignore[reportUnusedImport] - registers its tables

@@ -13,7 +13,7 @@ from server.database.connections import Database
 from zeta_core.contract.errors import InvalidSettings, Unavailable
 from zeta_core.system.database_url import DatabaseAddress
 
-SCHEMA_REVISION = "0025"  # of the latest migration (checked by a test)
+SCHEMA_REVISION = "0026"  # of the latest migration (checked by a test)
 _VERSION = table("alembic_version", column("version_num"))
 
 

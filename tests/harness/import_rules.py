@@ -93,6 +93,7 @@ PACKAGES = (
                 "server.database.object_removals",
                 "server.database.placements",
                 "server.database.receipt_tables",
+                "server.database.recent_use",
                 "server.database.tables",
                 "server.database.usage_table",
                 "server.database.webhook_tables",

@@ -203,6 +203,13 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     project_max_priority: int | None = Field(
         default=None, ge=-100, le=100, description="highest priority of a project's jobs; default: 100"
     )
+    fair_share_half_life_seconds: float = Field(
+        default=24 * 3600,
+        gt=0,
+        allow_inf_nan=False,
+        description="among jobs of the same priority, the project that used the fewest slots recently comes first; "
+        "what it used this long ago counts half",
+    )
     project_requests_per_minute: int | None = Field(
         default=None, ge=1, description="maximum number of requests per project and minute; default: no limit"
     )

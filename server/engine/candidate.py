@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -12,6 +12,9 @@ from zeta_core.contract.job.responses import DeviceReport
 from zeta_core.contract.job.status import WaitingCode
 from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import Heartbeat
+
+# A job that is stopped at its time limit first saves a checkpoint, and the server learns later that its slots are free.
+BACKFILL_MARGIN_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,73 @@ class SlotGroup:
         return [slot.slot for slot in self.slots if slot.slot in free and slot.problem is None]
 
 
-@dataclass
-class Candidate:
-    """A live worker in one scheduling pass.
+@dataclass(frozen=True)
+class LiveWorker:
+    """A live worker when a pass begins.
 
-    ``free`` are the slots that no job uses, without the ``num_reserved`` that are held back for a job ahead in the
-    queue. ``free_background`` are the free background slots. ``unavailable`` is the reason why the worker accepts no
-    jobs, if any.
+    ``free`` are the slots that no job uses, and ``free_background`` the background slots. ``seconds_left`` are the
+    expected times until busy slots become free; it lacks those that can't be estimated. ``unavailable`` is the reason
+    why the worker accepts no jobs, if any.
     """
 
     heartbeat: Heartbeat
-    free: list[int]
+    free: tuple[int, ...]
     unavailable: Wait | None = None
-    free_background: list[int] = field(default_factory=list[int])
+    free_background: tuple[int, ...] = ()
+    seconds_left: Mapping[int, float] = field(default_factory=dict[int, float])
+
+
+@dataclass
+class Candidate:
+    """A live worker, with the slots that are left after the jobs that a pass has considered so far.
+
+    ``free`` excludes the ``reserved`` slots, which are held back for a job ahead in the queue that needs several. Their
+    values are the seconds until that job can start; ``None`` if that is not known.
+    """
+
+    live: LiveWorker
+    free: list[int]
+    free_background: list[int]
+    reserved: dict[int, float | None] = field(default_factory=dict[int, float | None])
     is_reserved: bool = False  # for a job that needs several slots, even if none is free yet
-    num_reserved: int = 0
+
+    @classmethod
+    def of(cls, live: LiveWorker) -> Candidate:
+        return cls(live, list(live.free), list(live.free_background))
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        return self.live.heartbeat
+
+    @property
+    def unavailable(self) -> Wait | None:
+        return self.live.unavailable
+
+    @property
+    def num_reserved(self) -> int:
+        return len(self.reserved)
+
+    @property
+    def has_idle_slot(self) -> bool:
+        """Whether a slot has no job, even if it is reserved for one."""
+        return bool(self.free or self.free_background or self.reserved)
+
+    def usable(self, max_seconds: float | None) -> list[int]:
+        """The free slots, then the reserved ones that a job of at most this length leaves in time (backfilling)."""
+        if max_seconds is None or not self.reserved:
+            return self.free
+        latest_end = max_seconds + BACKFILL_MARGIN_SECONDS
+        return [*self.free, *(slot for slot, needed in self.reserved.items() if needed and latest_end <= needed)]
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether several slots share a GPU."""
+        devices = [slot.device for slot in self.heartbeat.slots if slot.device is not None]
+        return len(set(devices)) < len(devices)
+
+    def num_cached(self, inputs: Collection[str]) -> int:
+        """How many of a job's inputs the worker probably holds in its caches."""
+        return sum(key in inputs for key in self.heartbeat.cached_inputs) if inputs else 0
 
     def has_gpus(self) -> bool:
         return any(slot.kind == "cuda" for slot in self.heartbeat.slots)
@@ -113,21 +168,25 @@ class Candidate:
         by_device: dict[str, DeviceReport] = {}
         for slot in slots:
             device = slot.device or f"slot {slot.slot}"  # older workers don't report devices
-            if device not in by_device or (by_device[device].slot not in self.free and slot.slot in self.free):
+            if device not in by_device or (not self._is_idle(by_device[device]) and self._is_idle(slot)):
                 by_device[device] = slot
         return tuple(by_device.values())
 
     def reports_kinds(self) -> bool:
         return self.heartbeat.cpu_kind is not None
 
-    def take(self, slots: Sequence[int]) -> None:
+    def _is_idle(self, slot: DeviceReport) -> bool:
+        return slot.slot in self.free or slot.slot in self.reserved
+
+    def take(self, slots: Collection[int]) -> None:
         self.free = [slot for slot in self.free if slot not in slots]
         self.free_background = [slot for slot in self.free_background if slot not in slots]
+        self.reserved = {slot: needed for slot, needed in self.reserved.items() if slot not in slots}
 
-    def reserve(self, slots: Sequence[int]) -> None:
-        """Hold back these free slots, so that jobs further back in the queue don't get them."""
+    def reserve(self, slots: Collection[int], seconds: float | None) -> None:
+        """Hold back these free slots for a job that can start after ``seconds``; ``None`` if that is not known."""
         self.take(slots)
-        self.is_reserved, self.num_reserved = True, len(slots)
+        self.is_reserved, self.reserved = True, dict.fromkeys(slots, seconds)
 
 
 @dataclass(frozen=True)
@@ -159,10 +218,14 @@ class Placement:
 
 @dataclass(frozen=True)
 class Option:
-    """A worker that is large enough for the job, with the slots that suit it."""
+    """A worker that is large enough for the job, with the slots that suit it.
+
+    ``max_seconds`` is the length of the job if it has a time limit.
+    """
 
     candidate: Candidate
     group: SlotGroup
+    max_seconds: float | None = None
 
     @property
     def worker(self) -> str:
@@ -170,12 +233,57 @@ class Option:
 
     @property
     def free(self) -> list[int]:
-        return self.group.free(self.candidate.free_background if self.group.is_background else self.candidate.free)
+        """The slots that the job may take now, those that are reserved for another one last."""
+        if self.group.is_background:
+            return self.group.free(self.candidate.free_background)
+        reserved = self.candidate.reserved
+        return sorted(self.group.free(self.candidate.usable(self.max_seconds)), key=reserved.__contains__)
 
     @property
     def num_missing(self) -> int:
         """The number of slots that must become free before the job can start."""
         return self.group.needed - len(self.free)
+
+    def rank(self, device_kind: str | None, inputs: Collection[str]) -> tuple[float, ...]:
+        """The largest rank is the best worker for a job among those with enough free slots.
+
+        In this order: the device kind of its earlier attempts; slots that aren't reserved; a job without GPUs leaves
+        those alone; inputs in the caches. Then GPUs are packed, so that whole workers stay free for large jobs: the
+        worker with the fewest free slots wins. Jobs on CPUs are spread, because their processes share its memory.
+        """
+        num_free = len(self.candidate.free)
+        return (
+            device_kind is not None and self.group.device_kind == device_kind,
+            self.group.needed <= num_free,
+            self.group.gpus > 0 or not self.candidate.has_gpus(),
+            self.candidate.num_cached(inputs),
+            -num_free if self.group.gpus else num_free,
+        )
+
+    @property
+    def seconds_until_free(self) -> float | None:
+        """The time until enough slots are free if all jobs end as expected; ``None`` if that can't be estimated."""
+        num_missing = self.group.needed - len(self.group.free(self.candidate.free))
+        if num_missing <= 0:
+            return 0.0
+        known = sorted(seconds for seconds in self._seconds_left if seconds is not None)
+        return known[num_missing - 1] if len(known) >= num_missing else None
+
+    @property
+    def seconds_to_backfill(self) -> float | None:
+        """As `seconds_until_free`, but ``None`` if slots are missing and the end of any job on them can't be estimated.
+
+        Such a job may end at any moment, so another one must not take the slots that are reserved meanwhile.
+        """
+        seconds = self.seconds_until_free
+        return None if seconds != 0 and None in self._seconds_left else seconds
+
+    @property
+    def _seconds_left(self) -> list[float | None]:
+        """The expected time until each busy slot becomes free."""
+        idle, left = {*self.candidate.free, *self.candidate.reserved}, self.candidate.live.seconds_left
+        busy = [slot for slot in self.group.slots if slot.slot not in idle and slot.problem is None]
+        return [left.get(slot.slot) for slot in busy]
 
     def placement(self, other_nodes: tuple[Placement, ...] = ()) -> Placement:
         return Placement(self.candidate, self.free[: self.group.needed], self.group.gpus, other_nodes)

@@ -6,7 +6,7 @@ dispatch: it is written with the placements of all its nodes, and then each work
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -29,11 +29,11 @@ from zeta_core.contract.wire.messages import Dispatch
 
 
 async def record_dispatch(
-    session: AsyncSession, job: JobRow, placement: Placement, hub: HubAccess
+    session: AsyncSession, job: JobRow, placement: Placement, hub: HubAccess, inputs: Collection[str] = ()
 ) -> Sequence[Dispatch]:
     """Dispatch a locked, queued job in this transaction; returns the messages to send after the commit.
 
-    ``hub`` is what the job's project may read from the Hub.
+    ``hub`` is what the job's project may read from the Hub. ``inputs`` are the keys of its model and data.
     """
     now, nodes = utc_now(), placement.nodes
     requested = job.spec.get("resources") or {}
@@ -65,6 +65,7 @@ async def record_dispatch(
             hub=hub,
             resume_from=resume_from,
             bases=bases,
+            inputs=sorted(inputs),
         )
         for rank, node in enumerate(nodes)
     ]
@@ -123,11 +124,12 @@ def _spec_to_dispatch(job: JobRow) -> dict[str, Any]:
     return spec if resolved.job_model is None else {**spec, "model": resolved.model}
 
 
-def waiting_reason(wait: Wait, since: datetime) -> dict[str, Any]:
+def waiting_reason(wait: Wait, since: datetime, estimated_start_at: datetime | None = None) -> dict[str, Any]:
     """The waiting reason as it is stored in a job's row."""
     return WaitingReason(
         code=wait.code,
         message=wait.message or WAITING_SENTENCES[wait.code],
         since=since,
         details=dict(wait.details),
+        estimated_start_at=estimated_start_at,
     ).model_dump(mode="json")

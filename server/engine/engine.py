@@ -94,6 +94,7 @@ class Engine:
             self._dispatcher.send,
             claim_seconds=settings.claim_seconds,
             default_limits=settings.project_limits,
+            half_life_seconds=settings.fair_share_half_life_seconds,
         )
         monitored = MonitorResources(
             database,

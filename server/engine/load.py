@@ -1,28 +1,31 @@
-"""What running and dispatched jobs occupy, and whether the limits of a project let another job start."""
+"""What running and dispatched jobs occupy and until when, and whether the limits of a project let another job start."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.placements import unreleased_placements
 from server.database.projects import limits_by_project
-from server.database.tables import JobRow
+from server.database.tables import AttemptRow, JobRow
 from server.engine.candidate import Wait
 from zeta_core.contract.access import ProjectLimits
+from zeta_core.contract.job.kind import BACKGROUND_KINDS
 from zeta_core.contract.job.status import JobStatus, WaitingCode
 
 
 @dataclass
 class Load:
-    """Occupied slots by worker, and the jobs and GPUs by project; ``own_limits`` are those that were set.
+    """Occupied slots by worker, and the jobs, GPUs and slots by project; ``own_limits`` are those that were set.
 
-    ``placements`` are, by job, the workers that still hold a node of one of its attempts.
+    ``placements`` are, by job, the workers that still hold a node of one of its attempts. ``seconds_left`` are the
+    expected times until slots become free, by worker and slot; it lacks those that can't be estimated. Background slots
+    count for no project.
     """
 
     default_limits: ProjectLimits
@@ -30,12 +33,24 @@ class Load:
     slots: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
     jobs: Counter[str] = field(default_factory=Counter[str])
     gpus: Counter[str] = field(default_factory=Counter[str])
+    held_slots: Counter[str] = field(default_factory=Counter[str])
     placements: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    seconds_left: dict[str, dict[int, float]] = field(default_factory=dict[str, dict[int, float]])
 
-    def add(self, project: str, gpus: int) -> None:
+    @property
+    def key(self) -> object:
+        """What decides which jobs may start; equal loads have equal keys."""
+        return self.own_limits, self.jobs, self.gpus, self.placements
+
+    def copy(self) -> Load:
+        """A copy to which `add` can count further jobs."""
+        return replace(self, jobs=self.jobs.copy(), gpus=self.gpus.copy(), held_slots=self.held_slots.copy())
+
+    def add(self, project: str, gpus: int, slots: int) -> None:
         """Count a job that starts."""
         self.jobs[project] += 1
         self.gpus[project] += gpus
+        self.held_slots[project] += slots
 
     def ending_wait(self, job_id: str) -> Wait | None:
         """Why a queued job waits for the workers of its last attempt, or ``None``."""
@@ -71,16 +86,49 @@ class Load:
 async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Load:
     load = Load(default_limits, await limits_by_project(session))
     resources = JobRow.resolved_spec_json["resources"]
-    gpus_column, nodes_column = resources["gpus"].as_integer(), resources["nodes"].as_integer()
     rows = await session.execute(
-        select(JobRow.project, JobRow.worker, JobRow.slots, gpus_column, nodes_column).where(
-            JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)
-        )
+        select(
+            JobRow.id,
+            JobRow.kind,
+            JobRow.project,
+            JobRow.worker,
+            JobRow.slots,
+            resources["gpus"].as_integer().label("gpus"),
+            resources["nodes"].as_integer().label("nodes"),
+            JobRow.progress["eta_seconds"].as_float().label("eta_seconds"),
+            JobRow.spec["time_limit_seconds"].as_float().label("time_limit"),
+            _ran_seconds().label("ran_seconds"),
+        ).where(JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None))
     )
-    for project, worker, slots, gpus, nodes in rows:
-        load.slots.setdefault(str(worker), set()).update(slots or [])
-        load.add(project, (gpus or 0) * (nodes or 1))
+    seconds_left: dict[str, float] = {}  # by job
+    for row in rows:
+        slots, nodes = set(row.slots or []), row.nodes or 1
+        load.slots.setdefault(str(row.worker), set()).update(slots)
+        is_background = row.kind in BACKGROUND_KINDS
+        load.add(row.project, (row.gpus or 0) * nodes, 0 if is_background else len(slots) * nodes)
+        left = expected_seconds(row.eta_seconds, row.time_limit, row.ran_seconds or 0.0)
+        if left is not None:
+            seconds_left[row.id] = left
+            load.seconds_left.setdefault(str(row.worker), {}).update(dict.fromkeys(slots, left))
     for placement in await unreleased_placements(session):
         load.slots.setdefault(placement.worker, set()).update(placement.slots)
         load.placements.setdefault(placement.job_id, []).append(placement.worker)
+        if (left := seconds_left.get(placement.job_id)) is not None:
+            load.seconds_left.setdefault(placement.worker, {}).update(dict.fromkeys(placement.slots, left))
     return load
+
+
+def expected_seconds(eta_seconds: float | None, time_limit: float | None, ran_seconds: float = 0.0) -> float | None:
+    """How long a job is expected to run from now; ``None`` if that can't be estimated.
+
+    The estimate is that of its training, which includes all its remaining steps. A time limit is an upper bound.
+    """
+    limit = None if time_limit is None else max(0.0, time_limit - ran_seconds)
+    known = [max(0.0, seconds) for seconds in (eta_seconds, limit) if seconds is not None]
+    return min(known, default=None)
+
+
+def _ran_seconds() -> ColumnElement[float | None]:
+    """The running time of all attempts of a job, which is recorded only if the job has a time limit."""
+    total = select(func.sum(AttemptRow.ran_seconds)).where(AttemptRow.job_id == JobRow.id)
+    return total.correlate(JobRow).scalar_subquery()

@@ -1,47 +1,57 @@
 """Chooses the workers of a job that needs several nodes, or explains why it waits.
 
 Every node is a worker of its own with the same number of slots of the same device kind. While a worker is missing, the
-job holds back the free slots of as many workers as it needs (`nodes_to_reserve`), so that smaller jobs further back in
-the queue don't take each slot as soon as it is free.
+job holds back the free slots that it needs of as many workers (`nodes_to_reserve`), so that smaller jobs further back
+in the queue don't take each slot as soon as it is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.engine.candidate import Option, Placement, Wait
 from server.engine.requirements import Requirements
 from zeta_core.contract.job.status import WaitingCode
 
 
-def choose_nodes(options: Sequence[Option], needs: Requirements, num_nodes: int) -> Placement | Wait:
+def choose_nodes(
+    options: Sequence[Option], needs: Requirements, inputs: Collection[str], num_nodes: int
+) -> Placement | Wait:
     """This number of workers by node rank, or the reason why the job waits.
 
-    ``options`` are available workers that are large enough, some of them with several kinds of GPU. The kind
-    ``needs.device_kind`` is preferred; among equals, the workers with the most free slots win.
+    ``options`` are available workers that are large enough, some of them with several kinds of GPU. `Option.rank`
+    defines the best ones; ``inputs`` are the keys of the job's model and data.
     """
+
+    def rank(option: Option) -> tuple[float, ...]:
+        return option.rank(needs.device_kind, inputs)
+
     complete: list[list[Option]] = []
     for kind in _by_kind(options):
         fitting = [option for option in kind if option.num_missing <= 0]
         if len(fitting) >= num_nodes:
-            most_free = sorted(fitting, key=lambda option: (-len(option.candidate.free), option.worker))
-            complete.append(most_free[:num_nodes])
+            complete.append(sorted(fitting, key=rank, reverse=True)[:num_nodes])
     if not complete:
         return _wait(options, num_nodes)
-    chosen = max(complete, key=lambda nodes: (_has_kind(nodes, needs), sum(len(node.candidate.free) for node in nodes)))
+    chosen = max(complete, key=lambda nodes: min(map(rank, nodes)))
     first, *others = sorted(chosen, key=lambda option: option.worker)
     return first.placement(tuple(option.placement() for option in others))
 
 
 def nodes_to_reserve(options: Sequence[Option], num_nodes: int) -> list[Option]:
-    """The workers to reserve for a waiting job: of one kind, not reserved yet, with the fewest missing slots."""
-    complete: list[list[Option]] = []
-    for kind in _by_kind(options):
-        unreserved = [option for option in kind if not option.candidate.is_reserved]
-        if len(unreserved) >= num_nodes:
-            unreserved.sort(key=lambda option: (option.num_missing, option.worker))
-            complete.append(unreserved[:num_nodes])
-    return min(complete, key=_num_missing, default=[])
+    """The workers to reserve for a waiting job: those of one kind that are the first ones with enough free slots.
+
+    ``options`` aren't reserved yet.
+    """
+    kinds = [sorted(kind, key=reservation_order)[:num_nodes] for kind in _by_kind(options)]
+    complete = [nodes for nodes in kinds if len(nodes) == num_nodes]
+    return min(complete, key=lambda nodes: (reservation_order(nodes[-1])[0], _num_missing(nodes)), default=[])
+
+
+def reservation_order(option: Option) -> tuple[float, int, str]:
+    """Orders workers by the time when they will have enough free slots, then by the number of missing ones."""
+    seconds = option.seconds_until_free
+    return float("inf") if seconds is None else seconds, max(0, option.num_missing), option.worker
 
 
 def _by_kind(options: Sequence[Option]) -> list[list[Option]]:
@@ -53,10 +63,6 @@ def _by_kind(options: Sequence[Option]) -> list[list[Option]]:
         if other is None or option.num_missing < other.num_missing:
             workers[option.worker] = option
     return [list(workers.values()) for workers in kinds.values()]
-
-
-def _has_kind(nodes: Sequence[Option], needs: Requirements) -> bool:
-    return needs.device_kind is not None and nodes[0].group.device_kind == needs.device_kind
 
 
 def _num_missing(nodes: Sequence[Option]) -> int:

@@ -1,15 +1,16 @@
 """Chooses a worker for a job, or explains why the job waits. Uses only heartbeats, not the database.
 
 A job that needs several slots of one worker would wait forever if every free slot went to a smaller job further back in
-the queue. So a waiting job of this size reserves the free slots of one worker (`reserve`), in the order of the queue.
+the queue. So a waiting job of this size reserves the free slots of one worker (`reserve`), in the order of the queue. A
+job whose time limit ends before the reserved slots are needed may still use them (`Candidate.usable`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.engine.candidate import Candidate, Option, Placement, SlotGroup, Wait
-from server.engine.node_placement import choose_nodes, nodes_to_reserve
+from server.engine.node_placement import choose_nodes, nodes_to_reserve, reservation_order
 from server.engine.requirements import Requirements
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.status import WaitingCode
@@ -17,74 +18,88 @@ from zeta_core.contract.spec.resources import Resources
 from zeta_core.contract.wire.messages import GPUS_VERSION, KINDS_VERSION, NODES_VERSION, TIME_LIMIT_VERSION
 
 
-def choose(candidates: Sequence[Candidate], needs: Requirements) -> Placement | Wait:
+def choose(
+    candidates: Sequence[Candidate], needs: Requirements, inputs: Collection[str] = frozenset()
+) -> Placement | Wait:
     """The best worker, or workers, for a job and the slots to use, or the reason why the job waits.
 
-    Free slots of ``needs.device_kind`` are preferred; among equals, the worker with the most free slots wins.
-    ``resources.exact`` rules out every other kind.
+    `Option.rank` defines the best one; ``inputs`` are the keys of the job's model and data. ``resources.exact`` rules
+    out every kind other than ``needs.device_kind``.
     """
-    if max(needs.node_counts) == 1:
-        # Most workers of a busy fleet have no free slot. Only the reason for waiting depends on them.
-        idle = [candidate for candidate in candidates if candidate.free or candidate.free_background]
-        if len(idle) < len(candidates) and isinstance(choice := _choose_among(idle, needs), Placement):
-            return choice
-    return _choose_among(candidates, needs)
+    if placement := choose_idle(candidates, needs, inputs):
+        return placement
+    options = available_options(candidates, needs)
+    return options if isinstance(options, Wait) else choose_among(options, candidates, needs, inputs)
 
 
-def _choose_among(candidates: Sequence[Candidate], needs: Requirements) -> Placement | Wait:
-    options = _available_options(candidates, needs)
-    if isinstance(options, Wait):
-        return options
-    choices = [_choose_number(candidates, options, needs, number) for number in needs.node_counts]
+def choose_idle(candidates: Sequence[Candidate], needs: Requirements, inputs: Collection[str]) -> Placement | None:
+    """As `choose` for a job on one worker, but ``None`` if it waits. This looks only at workers with idle slots.
+
+    Most workers of a busy fleet have none, and only the reason for waiting depends on them.
+    """
+    if max(needs.node_counts) > 1:
+        return None
+    idle = [candidate for candidate in candidates if candidate.has_idle_slot]
+    options = available_options(idle, needs)
+    choice = options if isinstance(options, Wait) else choose_among(options, idle, needs, inputs)
+    return choice if isinstance(choice, Placement) else None
+
+
+def choose_among(
+    options: Sequence[Option], candidates: Sequence[Candidate], needs: Requirements, inputs: Collection[str]
+) -> Placement | Wait:
+    """As `choose`; ``options`` are the `available_options`."""
+    choices = [_choose_number(candidates, options, needs, inputs, number) for number in needs.node_counts]
     return next((choice for choice in choices if isinstance(choice, Placement)), choices[-1])
 
 
 def _choose_number(
-    candidates: Sequence[Candidate], options: Sequence[Option], needs: Requirements, num_nodes: int
+    candidates: Sequence[Candidate],
+    options: Sequence[Option],
+    needs: Requirements,
+    inputs: Collection[str],
+    num_nodes: int,
 ) -> Placement | Wait:
     """As `choose`, for this number of workers among those that are available and large enough."""
     if num_nodes > 1:
-        return choose_nodes(options, needs, num_nodes)
+        return choose_nodes(options, needs, inputs, num_nodes)
     fitting = [option for option in options if option.num_missing <= 0]
     if fitting:
-        best = max(
-            fitting, key=lambda fit: (_has_kind(fit.group, needs.device_kind), len(fit.candidate.free), len(fit.free))
-        )
-        return best.placement()
+        return max(fitting, key=lambda option: option.rank(needs.device_kind, inputs)).placement()
     return _wait_for_slots(candidates, options, needs)
 
 
-def reserve(candidates: Sequence[Candidate], needs: Requirements) -> bool:
-    """Reserve slots for a waiting job that needs several; returns whether free slots are now held back.
+def reserve(options: Sequence[Option], needs: Requirements) -> int | None:
+    """Reserve slots for a waiting job that needs several; returns the number of free slots that are now held back.
 
-    They are the free slots of the worker that lacks the fewest. It isn't reserved yet, so each worker is reserved for
-    one job at most.
+    They are the free slots of the worker, or workers, where the job can start first. Each worker is reserved for one
+    job at most. ``None`` means that the job needs only one slot, or that all ``options``, its `available_options`, are
+    reserved.
     """
-    if needs.takes_one_slot:
-        return False
-    options = _available_options(candidates, needs)
-    if isinstance(options, Wait):
-        return False
+    unreserved = [option for option in options if not option.candidate.is_reserved]
     if min(needs.node_counts) > 1:
-        nodes = nodes_to_reserve(options, min(needs.node_counts))
-        for option in nodes:
-            option.candidate.reserve(option.free)
-        return any(option.candidate.num_reserved for option in nodes)
-    wide = [option for option in options if option.group.needed > 1 and not option.candidate.is_reserved]
-    if not wide:
-        return False
-    best = min(wide, key=lambda option: (option.num_missing, option.candidate.heartbeat.worker))
-    slots = best.free
-    best.candidate.reserve(slots)
-    return bool(slots)
+        chosen = nodes_to_reserve(unreserved, min(needs.node_counts))
+    else:
+        wide = [option for option in unreserved if option.group.needed > 1]
+        chosen = sorted(wide, key=reservation_order)[:1]
+    # All workers of the job are needed at the same time, which is known only if it is known for each of them.
+    seconds = [option.seconds_to_backfill for option in chosen]
+    known = [number for number in seconds if number is not None]
+    for option in chosen:
+        option.candidate.reserve(option.free[: option.group.needed], max(known) if known == seconds else None)
+    return sum(option.candidate.num_reserved for option in chosen) if chosen else None
 
 
-def _available_options(candidates: Sequence[Candidate], needs: Requirements) -> list[Option] | Wait:
+def available_options(candidates: Sequence[Candidate], needs: Requirements) -> list[Option] | Wait:
     """The workers on which the job could start now or later, or the reason why there is none."""
     resources, device_kind = needs.resources, needs.device_kind
     if not candidates:
         return Wait(WaitingCode.NO_WORKER)
-    suitable = [Option(candidate, group) for candidate in candidates for group in _groups(candidate, needs)]
+    # The preparation of a job on several workers doesn't count for its time limit.
+    max_seconds = needs.max_seconds if max(needs.node_counts) == 1 else None
+    suitable = [
+        Option(candidate, group, max_seconds) for candidate in candidates for group in _groups(candidate, needs)
+    ]
     options = [option for option in suitable if option.group.is_large_enough]
     if not options:
         return _no_background_slot(candidates) if needs.is_background else _never_fits(candidates, suitable, resources)
@@ -119,7 +134,7 @@ def _groups(candidate: Candidate, needs: Requirements) -> list[SlotGroup]:
 
 def _version(option: Option, needs: Requirements) -> int:
     """The oldest version of a worker that can run the job."""
-    version = TIME_LIMIT_VERSION if needs.timed else 0
+    version = TIME_LIMIT_VERSION if needs.max_seconds is not None else 0
     version = max(version, KINDS_VERSION if needs.kind is not JobKind.TRAINING else 0)
     version = max(version, NODES_VERSION if max(needs.node_counts) > 1 else 0)
     return max(version, GPUS_VERSION if option.group.gpus > 1 else 0)

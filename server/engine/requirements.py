@@ -16,13 +16,13 @@ class Requirements:
     """Jobs with equal requirements fit on the same workers.
 
     ``node_counts`` are the numbers of workers on which the job may run together, in the order of preference.
-    ``threads`` is the minimum number of cores for each process. ``timed`` means that the job has a time limit, which
-    older workers can't enforce. ``device_kind`` is the kind of device that computed the job so far.
+    ``threads`` is the minimum number of cores for each process. ``max_seconds`` is the job's time limit, which older
+    workers can't enforce. ``device_kind`` is the kind of device that computed the job so far.
     """
 
     resources: Resources
     threads: int = 1
-    timed: bool = False
+    max_seconds: float | None = None
     device_kind: str | None = None
     kind: JobKind = JobKind.TRAINING
     node_counts: tuple[int, ...] = (1,)
@@ -83,7 +83,8 @@ def requirements(
     counts = [fixed.nodes]
     if attempt and elastic is not None and isinstance(global_batch_size, int):
         counts = node_counts(fixed, Elastic.model_validate(elastic), global_batch_size) or counts
-    return Requirements(fixed, threads, time_limit is not None, known_kind, job_kind, tuple(counts))
+    max_seconds = float(time_limit) if isinstance(time_limit, int | float) else None
+    return Requirements(fixed, threads, max_seconds, known_kind, job_kind, tuple(counts))
 
 
 def _fixed_resources(

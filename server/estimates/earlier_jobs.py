@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.tables import AttemptRow, JobRow
-from server.engine.candidate import Candidate
+from server.engine.candidate import Candidate, LiveWorker
 from server.engine.engine import Engine
 from zeta_core.contract.job.estimate import Seconds
 from zeta_core.contract.job.kind import JobKind
@@ -111,7 +111,8 @@ def resources_on_a_worker(engine: Engine, resources: Resources) -> Resources:
 
 
 def _candidates(engine: Engine) -> list[Candidate]:
-    return [Candidate(beat, []) for beat in engine.workers() if engine.is_alive(beat.worker) and not beat.stopping]
+    live = [beat for beat in engine.workers() if engine.is_alive(beat.worker) and not beat.stopping]
+    return [Candidate.of(LiveWorker(beat, ())) for beat in live]
 
 
 def _device(beat: Heartbeat, num_slots: int, *, on_gpus: bool) -> str:

@@ -169,6 +169,7 @@ def signed_heartbeat(
     problems: Mapping[int, str] | None = None,
     background_slots: int = 0,
     usage: MachineUsage | None = None,
+    cached_inputs: Sequence[str] = (),
     sent_at: float | None = None,
 ) -> str:
     """The signed heartbeat that a worker writes into its field of the hash.
@@ -192,6 +193,7 @@ def signed_heartbeat(
         cpu_kind=device_kind,
         labels=dict(labels or {}),
         usage=usage,
+        cached_inputs=list(cached_inputs),
         slots=[
             DeviceReport(
                 slot=slot,

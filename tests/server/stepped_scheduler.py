@@ -4,7 +4,7 @@ from typing import Any
 
 from server.database.tables import DrainRow, JobRow
 from server.engine.known_workers import KnownWorkers
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import HALF_LIFE_SECONDS, Scheduler
 from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet
 from tests.harness.simulated_worker import signed_heartbeat
@@ -18,7 +18,13 @@ class SteppedScheduler:
     """A scheduler whose passes the test runs, its known workers, and the dispatches that it has sent."""
 
     def __init__(
-        self, fleet: SmallFleet, *, claim_seconds: float = 10, fails: bool = False, **limits: ProjectLimits
+        self,
+        fleet: SmallFleet,
+        *,
+        claim_seconds: float = 10,
+        half_life_seconds: float = HALF_LIFE_SECONDS,
+        fails: bool = False,
+        **limits: ProjectLimits,
     ) -> None:
         self.sent: list[Dispatch] = []
         self.now = 0.0
@@ -26,7 +32,14 @@ class SteppedScheduler:
         self.fails = fails
         self.workers = KnownWorkers(WorkerSecrets(SECRET), lambda: self.now)
         self._fleet = fleet
-        self.scheduler = Scheduler(fleet.database, self.workers, self._send, claim_seconds=claim_seconds, **limits)
+        self.scheduler = Scheduler(
+            fleet.database,
+            self.workers,
+            self._send,
+            claim_seconds=claim_seconds,
+            half_life_seconds=half_life_seconds,
+            **limits,
+        )
         self.workers.update({})
 
     async def _send(self, message: Dispatch) -> None:

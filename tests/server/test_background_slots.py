@@ -52,7 +52,7 @@ def test_a_worker_runs_no_more_exports_than_it_has_background_slots(fleet: Small
 
 
 def test_an_export_behind_a_long_queue_starts_at_once(fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.engine.scheduler.PAGE_JOBS", 2)
+    monkeypatch.setattr("server.engine.scheduling.queue_pages.PAGE_JOBS", 2)
     stepped = SteppedScheduler(fleet)
     stepped.update_workers(box={"slots": 1, "background_slots": 1, "running": [("job_other", 1)]})
     for _ in range(5):

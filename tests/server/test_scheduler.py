@@ -108,7 +108,7 @@ def test_a_new_job_gets_its_waiting_reason_without_a_pass(fleet: SmallFleet) -> 
 def test_the_queue_is_read_by_priority_and_age_over_several_pages(
     fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.scheduler.PAGE_JOBS", 2)
+    monkeypatch.setattr("server.engine.scheduling.queue_pages.PAGE_JOBS", 2)
     stepped = SteppedScheduler(fleet)
     jobs = [fleet.submit() for _ in range(7)]
     for job_id, priority in zip(jobs, (0, 5, -5, 0, 5, 0, 5), strict=True):

@@ -25,6 +25,17 @@ class WaitingReason(_JobModel):
     message: str
     since: datetime
     details: dict[str, JsonValue] = {}
+    estimated_start_at: datetime | None = Field(
+        default=None,
+        description="roughly when the job starts, from the remaining times and time limits of the jobs ahead; null if "
+        "one of them is unknown",
+    )
+
+    def seconds_to_start(self, now: datetime) -> float | None:
+        """The time until the estimated start; ``None`` without an estimate, and if the job is late."""
+        if self.estimated_start_at is None or self.estimated_start_at <= now:
+            return None
+        return (self.estimated_start_at - now).total_seconds()
 
 
 class Node(_JobModel):

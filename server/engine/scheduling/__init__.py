@@ -1,0 +1,1 @@
+"""The order of waiting jobs, and the decision which of them start now: pure functions, and the parts that feed them."""

@@ -38,6 +38,7 @@ class _Displayed(Job):
             "name": self.entity_name,
             "status": f"{self.status} ({self.status_reason})" if self.status_reason else self.status,
             "waiting for": None if self.waiting_reason is None else self.waiting_reason.message,
+            "estimated start": None if self.waiting_reason is None else self.waiting_reason.estimated_start_at,
             "step": step if total is None else f"{step}/{total}",
             "loss (last 50 steps)": _rounded(progress.get("recent_loss")),
             "held-out loss": _rounded(eval_loss),

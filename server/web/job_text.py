@@ -144,6 +144,11 @@ class JobView:
         return min(1.0, step / total) if isinstance(step, int) and total else None
 
     @property
+    def seconds_to_start(self) -> float | None:
+        """The time until a waiting job starts, if that can be estimated."""
+        return None if self.job.waiting_reason is None else self.job.waiting_reason.seconds_to_start(utc_now())
+
+    @property
     def eta_seconds(self) -> float | None:
         eta = self.progress.get("eta_seconds")
         return eta if self.job.status == JobStatus.RUNNING and isinstance(eta, int | float) else None

@@ -26,6 +26,12 @@ def status_cell(job: Job) -> str:
     )
 
 
+def start_cell(job: Job) -> str | None:
+    """Roughly when a waiting job starts, if that can be estimated."""
+    seconds = None if job.waiting_reason is None else job.waiting_reason.seconds_to_start(datetime.now(UTC))
+    return None if seconds is None else f"in about {duration(seconds)}"
+
+
 def model_cell(job: Job, names: Mapping[str, str]) -> str | None:
     """The model in the job's spec; ``names`` maps the ids of uploaded files to their names."""
     model = job.spec.get("model")

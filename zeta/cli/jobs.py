@@ -83,6 +83,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
         loss_cell,
         model_cell,
         progress_cell,
+        start_cell,
         time_cell,
         worker_cell,
     )
@@ -105,6 +106,7 @@ def show_job(job_id: JobId, as_json: AsJson = False) -> None:
             ("requested", job.requested_action),
             ("waiting for", None if waiting is None else f"{waiting.message} ({waiting.code})"),
             ("queue position", job.queue_position),
+            ("estimated start", start_cell(job)),
             ("name", job.entity_name),
             ("model", model_cell(job, names)),
             ("data", data_cell(job, names)),

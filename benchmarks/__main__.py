@@ -25,6 +25,7 @@ from benchmarks import (
     mixed_documents,
     packed_attention,
     resume_time,
+    scale,
     submissions,
     throughput,
     viewers,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "concurrent-answers": concurrent_answers.measure,
     "dashboard": dashboard.measure,
     "viewers": viewers.measure,
+    "scale": scale.measure,
 }
 
 

@@ -24,11 +24,13 @@ from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, requested_zero_stage
 from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.memory.allocator import giving_freed_memory_back
 from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
 
 _TAG = "deepspeed"
+_COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _STAGE = "zero_stage"  # key in the optimizer's values
 
 
@@ -115,11 +117,34 @@ class Zero(Replicated):
                 f"{type(self.module).__name__} chooses experts, blocks or branches by its data, set use_deepspeed to 2 "
                 "or use use_fsdp."
             )
-        self.module.to(self.device)
-        self.optimizer = self._build_optimizer(blocks)
+        self.optimizer = self._build_optimizer(blocks)  # first, because it depends on the shapes of whole parameters
+        if self.stage == 3:
+            with giving_freed_memory_back():  # otherwise, freed whole weights would leave gaps between the parts
+                self._divide_weights()
+        else:
+            self.module.to(self.device)
         self._deepspeed, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
         # Calling the engine adds hooks to the result of forward, which would also run in `_with_every_gradient`.
         return self.module if self._has_data_dependent_path else cast(nn.Module, self._deepspeed)
+
+    def _divide_weights(self) -> None:
+        """Keep this rank's part of each parameter, in the precision of the computation, one module after the other.
+
+        The whole model is never in the memory of a process if its weights are memory-mapped.
+        """
+        from deepspeed import zero
+
+        dtype = _COMPUTED_IN[self._plan.mixed_precision]
+        for part in reversed(list(self.module.modules())):  # the parts of a module before the module itself
+            own = [parameter for parameter in part.parameters(recurse=False) if not hasattr(parameter, "ds_id")]
+            for parameter in own:
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+            if own:
+                zero.Init(module=part, config_dict_or_path=self._config, dtype=dtype, mem_efficient_linear=False)
+        for part in self.module.modules():
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer.to(self.device))
 
     def _check(self) -> None:
         from deepspeed import DeepSpeedEngine

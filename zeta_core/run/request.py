@@ -14,6 +14,7 @@ from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.job import JobResult
 from zeta_core.contract.job.memory import MemoryParts
 from zeta_core.contract.job.status import StopAction
+from zeta_core.contract.spec.deepspeed import requested_zero_stage
 from zeta_core.contract.spec.job_spec import TrainerOptions
 from zeta_core.data.sources import SourceLocations
 
@@ -54,7 +55,8 @@ class RunRequest:
     @property
     def maps_weights(self) -> bool:
         """Whether weights stay memory-mapped until each process takes its own part of them."""
-        return bool(self.options.use_fsdp) and not isinstance(self.model, nn.Module)
+        shards = self.options.use_fsdp or requested_zero_stage(self.options.use_deepspeed) == 3
+        return shards and not isinstance(self.model, nn.Module)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ ALLOWED_KEYS = (
 DEFAULT_STAGE = 2
 
 
-def requested_zero_stage(use_deepspeed: bool | int | dict[str, Any] | None) -> Any:
-    """The requested ZeRO stage, `DEFAULT_STAGE` if the value names none; ``None`` if DeepSpeed is not used."""
+def requested_zero_stage(use_deepspeed: bool | int | dict[str, Any] | str | None) -> Any:
+    """The requested ZeRO stage, `DEFAULT_STAGE` if the value names none; ``None`` if DeepSpeed is not used.
+
+    A Trainer's config file is returned as it is.
+    """
     if isinstance(use_deepspeed, dict):
         return (use_deepspeed.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)
     return DEFAULT_STAGE if use_deepspeed is True else use_deepspeed or None

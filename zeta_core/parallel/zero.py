@@ -24,10 +24,10 @@ from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.contract.spec.deepspeed import DEFAULT_STAGE, requested_zero_stage
 from zeta_core.failures import CannotResume, CannotTrain
-from zeta_core.memory.allocator import giving_freed_memory_back
 from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.processes import Replicated
 from zeta_core.plan import Plan
+from zeta_core.system.allocator import giving_freed_memory_back
 
 _TAG = "deepspeed"
 _COMPUTED_IN = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,7 +21,6 @@ from zeta_core.checkpoint.weights import load_weights
 from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
-from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.memory.estimate import has_plenty_of_memory
 from zeta_core.memory.micro_batch import gpu_memory_bytes
 from zeta_core.objective.attention import attention_implementation
@@ -37,6 +36,7 @@ from zeta_core.run.decision import Decision, build_model, choose_attention, deci
 from zeta_core.run.inputs import Inputs, ResumePoint, find_resume_point, read, require_equal_inputs
 from zeta_core.run.learner import Learner, build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
+from zeta_core.system.allocator import giving_freed_memory_back, keeping_freed_memory
 from zeta_core.train.accumulation import GradientAccumulator
 from zeta_core.train.checkpointing import Checkpointer
 from zeta_core.train.loop import TrainingLoop

@@ -11,7 +11,7 @@ import pytest
 CHILD = """
 import resource
 from pathlib import Path
-from zeta_core.memory.allocator import giving_freed_memory_back, keeping_freed_memory
+from zeta_core.system.allocator import giving_freed_memory_back, keeping_freed_memory
 
 SIZE = 64 << 20
 PAGES = SIZE // resource.getpagesize()

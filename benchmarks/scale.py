@@ -9,6 +9,7 @@ limited time. At the end, the database and the records of the workers must agree
 from __future__ import annotations
 
 import json
+import re
 import signal
 import statistics
 import subprocess
@@ -39,7 +40,8 @@ from tests.server.server_process import REPOSITORY, SECRET, ServerProcess
 
 WORKERS, QUEUED_JOBS = 1_000, 10_000
 ROUNDS, REQUESTS, CLIENTS = 6, 100, 4  # of the submissions that are compared
-SETTLE_SECONDS, IDLE_SECONDS, DRAIN_SECONDS = 5.0, 10.0, 60.0
+IDLE_SECONDS, DRAIN_SECONDS = 10.0, 60.0
+REPORT_SECONDS = 60.0  # for the first heartbeat of every worker
 FILL_SECONDS = 600.0  # for the first job of every worker
 
 
@@ -101,7 +103,7 @@ def measure(size: Size) -> BenchmarkResult:
             details["server_alone"] = before.until(Usage.read(server, redis))
             redis.set(HOLD_KEY, "1")
             with scripted_fleet(made.folder, server.settings.redis_url, workers) as fleet:
-                _pause(SETTLE_SECONDS)
+                wait_until(lambda: _num_workers(server) == workers, REPORT_SECONDS, "a heartbeat of every worker")
                 before = Usage.read(server, redis)
                 _pause(size.of(int(IDLE_SECONDS), 1))
                 details["idle_workers"] = before.until(Usage.read(server, redis))
@@ -137,6 +139,14 @@ def measure(size: Size) -> BenchmarkResult:
 
 def _pause(seconds: float) -> None:
     threading.Event().wait(seconds)
+
+
+def _num_workers(server: ServerProcess) -> int:
+    """The workers whose heartbeats the server has read."""
+    with server.http() as http:
+        metrics = http.get("/metrics").raise_for_status().text
+    [value] = re.findall(r"^zeta_workers (\S+)$", metrics, re.MULTILINE)
+    return int(float(value))
 
 
 def _counts(database: psycopg.Connection[Any]) -> Counter[str]:

@@ -18,8 +18,8 @@ EPSILON = 1e-8
 CHUNK_VALUES = 1 << 24  # values that are updated at the same time; their float32 copies take 64 MiB each
 
 
-class AdamWithHalfMoments(torch.optim.Optimizer):
-    """Each rank updates its own shard of a DTensor; the moments are sharded like the weights."""
+class AdamWithBf16Moments(torch.optim.Optimizer):
+    """AdamW with moments in bfloat16. Each rank updates its own shard of a DTensor, whose moments are sharded alike."""
 
     def __init__(
         self, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.spec.options import Optimizer, OptimizerStates
 from zeta_core.failures import CannotTrain, InvalidModel
-from zeta_core.optim.adamw import AdamWithHalfMoments
+from zeta_core.optim.adamw import AdamWithBf16Moments
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon
 from zeta_core.optim.roles import parameter_roles
@@ -86,7 +86,7 @@ def build_optimizer(
             others = _adamw(groups, model, learning_rate) if groups else None
             return Muon(parameters.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
         case "adamw" if states == "bf16":
-            return AdamWithHalfMoments(groups, lr=learning_rate, betas=ADAM_BETAS)
+            return AdamWithBf16Moments(groups, lr=learning_rate, betas=ADAM_BETAS)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

@@ -11,7 +11,7 @@ from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.optim import adamw
-from zeta_core.optim.adamw import AdamWithHalfMoments
+from zeta_core.optim.adamw import AdamWithBf16Moments
 from zeta_core.optim.muon import Muon, orthogonalized
 from zeta_core.optim.optimizer import ADAM_BETAS, ParameterGroups, build_optimizer
 
@@ -54,16 +54,16 @@ def test_adamw_uses_the_fused_kernel() -> None:
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_half_moments_update_like_float32_ones_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_moments_update_like_float32_ones_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
-    half = AdamWithHalfMoments([ours], lr=1e-2, betas=ADAM_BETAS, weight_decay=0.1)
+    rounded = AdamWithBf16Moments([ours], lr=1e-2, betas=ADAM_BETAS, weight_decay=0.1)
     exact = torch.optim.AdamW([theirs], lr=1e-2, betas=ADAM_BETAS, weight_decay=0.1)
     for step in range(1, 31):
         monkeypatch.setattr(adamw, "CHUNK_VALUES", 64 * step)
         ours.grad = torch.randn(1000)
         theirs.grad = ours.grad.clone()
-        half.step()
+        rounded.step()
         exact.step()
         moved = 1e-2 * step  # at most
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if step == 1 else 0.02 * moved)

@@ -117,7 +117,7 @@ def test_values_that_are_not_finite_end_the_run_before_the_update(
 
 
 @pytest.mark.parametrize("sharding", [{}, {"use_fsdp": True}], ids=["whole", "fsdp"])
-def test_half_of_the_optimizer_state_trains_like_all_of_it_and_resumes_to_the_bit(
+def test_bf16_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
     sharding: dict[str, Any], tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {**SETTINGS, **sharding}

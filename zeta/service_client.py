@@ -133,7 +133,7 @@ class ServiceClient:
     def worker_usage(self, worker: str, *, hours: int = 1) -> WorkerUsage:
         """Read the usage of a worker's cores, memory and GPUs in the last ``hours``, at most 168.
 
-        The means are of 15 seconds for one hour, and of five minutes for a longer time.
+        Each value is a mean over 15 seconds, or over five minutes for more than one hour.
         """
         path = f"/v1/workers/{quote(worker, safe='')}/usage"
         return parse_response(WorkerUsage, self._transport.request("GET", path, params={"hours": hours}))

@@ -103,8 +103,8 @@ def usage(
 ) -> None:
     """Show the usage of a worker's cores, memory and GPUs over time.
 
-    The figures include other programs on the machine. They are means of 15 seconds for one hour, and of five minutes
-    for a longer time.
+    The figures include other programs on the machine. Each one is a mean over 15 seconds, or over five minutes for more
+    than one hour.
     """
     from zeta.cli.output import print_json, print_text, terminal_size
     from zeta.cli.usage_display import usage_lines

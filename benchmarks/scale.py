@@ -47,7 +47,7 @@ FILL_SECONDS = 600.0  # for the first job of every worker
 
 @dataclass(frozen=True)
 class Usage:
-    """What the server and Redis have used so far."""
+    """The processor time of the server and the traffic of Redis until now."""
 
     at: float  # monotonic
     cpu_seconds: float
@@ -61,7 +61,7 @@ class Usage:
         return cls(time.monotonic(), times.user + times.system, traffic, int(stats["total_commands_processed"]))
 
     def until(self, later: Usage) -> dict[str, float]:
-        """The use per second between two readings."""
+        """The usage per second between two readings."""
         seconds = later.at - self.at
         return {
             "server_cpu_cores": (later.cpu_seconds - self.cpu_seconds) / seconds,

@@ -55,7 +55,7 @@ Attempt = tuple[str, int]  # job and number
 
 @dataclass
 class Record:
-    """The times of one attempt in seconds since 1970; ``free_since`` is when Redis had the beat with the free slot."""
+    """The times of one attempt in seconds since 1970. At ``free_since``, Redis got the heartbeat with the free slot."""
 
     worker: str
     job_id: str

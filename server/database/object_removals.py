@@ -4,8 +4,8 @@ An object and its row can't change in one transaction: a server may be killed, o
 Guarantees: every object of an upload has a row of its own (`FileRow` or `UploadPartRow`) or is recorded here, so no
 object is forgotten. An object that is due here has no row, so no object that is needed is removed.
 
-Workers store and remove the checkpoints of a job while it runs. Therefore, the end of a job is recorded here, too: what
-its workers could not remove is removed then.
+Workers store and remove the checkpoints of a job while it runs. Therefore, the end of a job is recorded here, too: the
+server then removes the checkpoints that its workers could not remove.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from zeta_core.contract.job.events import utc_now
 
 UPLOAD_AGE = timedelta(days=1)  # an upload that is not complete by then was abandoned
 MAX_REMOVALS = 100  # per pass
-# Keys below this one are not those of objects: each one names an ended job, and stands for its checkpoints without a
-# row. Servers of earlier versions treat them as objects, and find nothing to remove.
+# A key with this prefix names an ended job instead of an object, and stands for all its checkpoints that have no row.
+# Servers of earlier versions treat it as the key of an object, and find nothing to remove.
 _UNRECORDED_CHECKPOINTS = PurePosixPath("unrecorded-checkpoints")
 
 

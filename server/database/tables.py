@@ -1,8 +1,8 @@
 """The tables of jobs and sweeps, with their attempts, events and checkpoints, and of the service; one class each.
 
 Other modules of this package define the tables of files, keys and projects, webhooks, receipts, the usage of workers,
-removals from the store and attempts on several workers: `file_tables`, `access_tables`, `webhook_tables`,
-`receipt_tables`, `usage_table`, `object_removals` and `placements`.
+the recent use of slots by projects, removals from the store, and attempts on several workers: `file_tables`,
+`access_tables`, `webhook_tables`, `receipt_tables`, `usage_table`, `recent_use`, `object_removals` and `placements`.
 
 The migrations create exactly these (a test compares them). Times are UTC. JSON columns contain dumps of the
 contract's models, so no table repeats their fields.

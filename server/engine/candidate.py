@@ -102,7 +102,7 @@ class Candidate:
 
     @property
     def has_idle_slot(self) -> bool:
-        """Whether a slot has no job, even if it is reserved for one."""
+        """Whether any slot is idle, reserved or not."""
         return bool(self.free or self.free_background or self.reserved)
 
     def usable(self, max_seconds: float | None) -> list[int]:
@@ -248,8 +248,9 @@ class Option:
         """The largest rank is the best worker for a job among those with enough free slots.
 
         In this order: the device kind of its earlier attempts; slots that aren't reserved; a job without GPUs leaves
-        those alone; inputs in the caches. Then GPUs are packed, so that whole workers stay free for large jobs: the
-        worker with the fewest free slots wins. Jobs on CPUs are spread, because their processes share its memory.
+        workers with GPUs alone; inputs in the caches. Then GPUs are packed, so that whole workers stay free for large
+        jobs: the worker with the fewest free slots wins. Jobs on CPUs are spread, because the processes on one
+        machine share its memory bandwidth.
         """
         num_free = len(self.candidate.free)
         return (

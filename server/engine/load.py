@@ -1,4 +1,4 @@
-"""What running and dispatched jobs occupy and until when, and whether the limits of a project let another job start."""
+"""The slots in use, the times when they become free, and whether the limits of a project let another job start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Load:
 
     @property
     def key(self) -> object:
-        """What decides which jobs may start; equal loads have equal keys."""
+        """The parts of the load that determine which jobs may start."""
         return self.own_limits, self.jobs, self.gpus, self.placements
 
     def copy(self) -> Load:

@@ -1,4 +1,4 @@
-"""What the monitors of running jobs share."""
+"""The resources that the monitors of running jobs share."""
 
 from __future__ import annotations
 

@@ -35,9 +35,10 @@ SendToWorker = Callable[[str, BaseModel], Awaitable[None]]  # sends a message to
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls take at most two seconds, without retries; with Sentinel, also the time to find the master.
+    """A client whose calls take at most two seconds, without retries.
 
-    After a failover, a call on a connection to the former master fails, and the next one finds the new master.
+    With Sentinel, a call may also take the time to find the master. After a failover, a call on a connection to the
+    former master fails, and the next one finds the new master.
     """
     address = RedisAddress.parse(url)
     options: dict[str, Any] = {

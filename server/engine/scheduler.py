@@ -55,7 +55,7 @@ from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, Dispatch
 from zeta_core.system.redis_access import RedisUnavailable
 
 DISPATCH_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
-HALF_LIFE_SECONDS = 86_400.0  # by default, of the use that counts for the fair share
+HALF_LIFE_SECONDS = 86_400.0  # of the mean use in the fair share, by default
 LOOK_SECONDS = 5.0  # the first page is read at least this often, because the remaining times of jobs change
 ESTIMATE_SECONDS = 5.0  # between two estimates of when the jobs of the first page start
 DEEP_SECONDS = 5.0  # between two passes that read all pages and place no job
@@ -76,7 +76,9 @@ class _PageResult:
 
 
 class Scheduler:
-    """``default_limits`` are those of a project for which none were set; ``half_life_seconds`` is of the fair share."""
+    """``default_limits`` are those of a project for which none were set. The mean use of a project, for the fair
+    share, halves in ``half_life_seconds`` without jobs.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""Removes the objects of deleted files, of failed and expired uploads, and what ended jobs have left, from the store.
+"""Removes objects from the artifact store: those of deleted files, failed and expired uploads, and left checkpoints.
 
-Guarantees: an object that is recorded in `object_removals` is removed as soon as the store responds, also if the server
+Guarantees: an object that is recorded in `object_removals` is removed as soon as the store responds, even if the server
 is killed in the meantime. Removing it again is harmless. The checkpoints of an ended job that have no row are those
 that its workers could not remove, or did not store completely; an ended job stores no more checkpoints.
 """

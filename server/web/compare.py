@@ -34,7 +34,7 @@ from zeta_core.contract.wire.run_directory import TRAINING_STATE_NAME
 
 router = PageRouter()
 MAX_JOBS = 8  # the number of distinguishable colours
-# They name a job or decide when it runs, and have no effect on its model.
+# These fields name a job or decide when it runs; they have no effect on its model.
 _NOT_COMPARED = ("entity_name", "metadata", "priority", "max_retries", "time_limit_seconds", "output_dir")
 
 

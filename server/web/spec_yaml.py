@@ -49,7 +49,7 @@ def read_yaml(text: str, max_bytes: int) -> dict[str, Any]:
 
 
 def _check_events(text: str) -> None:
-    """Raise `InvalidRequest` for an alias, a tag, and deep nesting, which takes the parser minutes; and `YAMLError`."""
+    """Reject aliases, tags and deep nesting, which takes the parser minutes. Raises `InvalidRequest` or `YAMLError`."""
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)

@@ -23,8 +23,8 @@ from zeta_core.system.artifact_store import ArtifactStore, BrokenCheckpoint, Tra
 LEAVE_SECONDS = 5.0  # how long to wait for a cancelled preparation
 
 
-# Fetches the inputs of a complete run file and writes what the run may access; the second argument raises
-# `TransferCancelled` to cancel it. A thread calls it.
+# Fetches the inputs of a complete run file and writes the rules of its sandbox; the second argument raises
+# `TransferCancelled` to cancel this. A thread calls it.
 PrepareSandbox = Callable[[RunFile, Callable[[], None]], None]
 
 

@@ -1,4 +1,4 @@
-"""Starting the run of an attempt: its sandbox, command, environment and warm start."""
+"""Starts the run of an attempt, with its sandbox, command, environment and warm start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class RunLauncher:
         self._num_slots = num_slots
 
     def prepare_sandbox(self, run_file: RunFile, check_cancelled: Callable[[], None]) -> None:
-        """Fetch the files that the spec names, and write what the run may access. Raises `OSError`.
+        """Fetch the files that the spec names, and write ``sandbox.json``, which lists what the run may access.
+
+        Raises `OSError`.
 
         ``run_file`` is complete: it names the checkpoint to resume from.
         """
@@ -51,7 +53,7 @@ class RunLauncher:
             resources.sandboxes.prepare_run(self._directory, run_file, inputs, self._devices)
 
     def start(self, tree: ProcessTree) -> bool:
-        """Start the run as ``tree``; false if this must be repeated. Raises `OSError`."""
+        """Start the run in ``tree``. Returns false if the caller must try again later. Raises `OSError`."""
         return tree.start(self._command(), self._environment(), self._warm_start())
 
     def _command(self) -> Sequence[str]:

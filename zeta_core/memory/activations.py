@@ -93,7 +93,7 @@ def simulate_storage(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _discarded_tensors() -> saved_tensors_hooks:
-    """Removes saved tensors from the memory of the device, as if they were moved to the host."""
+    """Hooks that discard the saved tensors, as if they were moved to the memory of the host."""
     return saved_tensors_hooks(
         lambda tensor: (tensor.shape, tensor.dtype), lambda saved: torch.empty(saved[0], dtype=saved[1])
     )

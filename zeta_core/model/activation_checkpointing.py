@@ -77,7 +77,7 @@ def recomputed_activations(
 ) -> Generator[None]:
     """Make each of ``blocks`` recompute its activations within the context, unless ``how`` is False.
 
-    With "offload", what ``offloading`` returns moves the inputs of the blocks.
+    With "offload", the context that ``offloading`` returns moves the inputs of the blocks to the host.
     """
     if not how:
         yield

@@ -106,7 +106,7 @@ def read_adapter(directory: Path, name: str, locations: SourceLocations) -> Adap
 
 
 def resized_embeddings(base: nn.Module, adapter: Path) -> int | None:
-    """The number of embeddings in the adapter, if it contains them for added tokens, so that the base has others."""
+    """The number of embeddings in the adapter if the base has another number; ``None`` if not, or if it has none."""
     rows = stored_embeddings(base, adapter) - {cast(Any, base).get_input_embeddings().num_embeddings}
     return rows.pop() if rows else None
 

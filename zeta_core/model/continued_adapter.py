@@ -35,7 +35,7 @@ def continued(located: LocatedModel, options: TrainerOptions) -> LocatedModel:
 
 
 def continue_adapter(adapter: AdapterCheckpoint, base: LocatedModel, options: TrainerOptions) -> LocatedModel:
-    """``base`` with ``adapter`` in it, which alone is trained. Raises as `continued` does."""
+    """``base`` with ``adapter`` in it; only the adapter is trained. Raises as `continued` does."""
     settings = _settings(adapter)
     _check(adapter, settings, options)
 

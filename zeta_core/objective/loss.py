@@ -91,8 +91,8 @@ class LossFunction:
     ) -> StopAction | None:
         """Prepare what the losses of a global batch share; nothing by default. All ranks must call this together.
 
-        ``window`` contains the indices of its ``sequences``. Returns the stop action, with nothing prepared, if
-        ``agreed_stop``, which is called from time to time, returns one.
+        ``window`` contains the indices of its ``sequences``. A preparation that may take long calls ``agreed_stop``
+        from time to time. If it returns a stop action, nothing is prepared, and the action is returned.
         """
         return None
 

@@ -122,7 +122,7 @@ class RedisAddress:
 
     @property
     def client_url(self) -> str:
-        """The URL for redis-py; with ``sentinel`` use that and `client_options`."""
+        """The URL for redis-py. There is none with ``sentinel``, which is used with `client_options` instead."""
         assert self.sentinel is None, "redis-py has no URL for Sentinel"
         if self.socket:
             return f"unix://{self._login}{quote(self.socket)}?db={self.database}"

@@ -42,7 +42,7 @@ class WaitingJob:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a pass begins with. ``mean_slots`` are the weighted mean numbers of slots that projects held recently."""
+    """The state when a pass begins. ``mean_slots`` are the weighted mean numbers of slots that projects held."""
 
     workers: tuple[LiveWorker, ...]
     load: Load

@@ -11,7 +11,7 @@ SPEC = {"model": "org/name", "dataset": {"file": "file_" + "0" * 24}}
 
 
 def test_a_memory_that_no_gpu_has_is_refused() -> None:
-    """The scheduler shows it as a float, and failed for the jobs of all users."""
+    """The scheduler converted it to a float, which failed and kept the jobs of all users waiting."""
     with pytest.raises(ZetaError) as raised:
         parse(JobSpec, {**SPEC, "resources": {"min_gpu_memory": 10**399}})
     assert raised.value.param == "resources.min_gpu_memory"

@@ -23,7 +23,7 @@ DEFAULT_STAGE = 2
 def requested_zero_stage(use_deepspeed: bool | int | dict[str, Any] | str | None) -> Any:
     """The requested ZeRO stage, `DEFAULT_STAGE` if the value names none; ``None`` if DeepSpeed is not used.
 
-    A Trainer's config file is returned as it is.
+    The path of a config file, which only a Trainer accepts, is returned as it is.
     """
     if isinstance(use_deepspeed, dict):
         return (use_deepspeed.get("zero_optimization") or {}).get("stage", DEFAULT_STAGE)

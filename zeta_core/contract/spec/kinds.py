@@ -22,7 +22,7 @@ SPEC_MODELS: Mapping[JobKind, type[AnySpec]] = {
 }
 
 _OF_EVERY_JOB = ("entity_name", "priority", "max_retries", "metadata")
-# The fields that a rerun may change; of a training, all. The server derives and checks the others.
+# The fields that a rerun may change; the server derives and checks the others. A rerun of a training may change all.
 CHANGED_BY_RERUNS: Mapping[JobKind, tuple[str, ...]] = {
     JobKind.EXPORT: ("to", "type", *_OF_EVERY_JOB),
     JobKind.BATCH: ("resources", *_OF_EVERY_JOB),

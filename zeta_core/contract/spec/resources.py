@@ -11,7 +11,7 @@ from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.spec.validation import StrictModel, invalid_value
 
 Label = Annotated[str, Field(min_length=1, max_length=100)]
-MAX_GPU_MEMORY = 2**50  # a larger number may not fit into a float, in which it is shown
+MAX_GPU_MEMORY = 2**50  # bytes; much larger numbers overflow the float that messages show
 
 
 class Resources(StrictModel):

@@ -93,7 +93,7 @@ def parse_folder_id(incarnation: str) -> str | None:
 # What workers send is bounded by the columns that store it.
 Name = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
 StoredNumber = Annotated[int, Field(ge=0, le=2**31 - 1)]
-InputKey = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the start of the SHA-256 of a project and a data source
+InputKey = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]  # the start of a SHA-256 of a project and a source
 
 
 class _Message(BaseModel):

@@ -38,7 +38,7 @@ help:
 	@echo 'make check      check format, lint and types; make format fixes what can be fixed'
 	@echo 'make docs       generate the reference pages from the code, and build the documentation site in build/site'
 	@echo 'make chaos      run the fault suite: 100 jobs, random faults, every promise checked (about 20 minutes)'
-	@echo 'make bench      compare the speed with other libraries (about 8 minutes); QUESTION=throughput for one benchmark'
+	@echo 'make bench      compare the speed with other libraries; QUESTION=throughput for one benchmark'
 	@echo 'make gpu        run the GPU tests, compare the speed on one GPU, and write docs/gpu.md (at most 8 minutes)'
 	@echo 'make audit      compare the pins with known vulnerabilities, which needs access to pypi.org'
 	@echo 'make pins       write constraints.txt from .venv, after an upgrade that passed the tests'

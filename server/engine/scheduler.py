@@ -149,7 +149,7 @@ class Scheduler:
         explain_all = now - self._explained_at >= (REFRESH_SECONDS if self._is_explained else EXPLAIN_SECONDS)
         failures: list[Exception | None] = []
         try:
-            if is_changed or has_new_jobs:
+            if is_changed or has_new_jobs or now >= self._look_at:
                 failures.append(await self._schedule_background_jobs(planner, load))
             if is_changed or (has_new_jobs and has_free_slot(workers)) or explain_all or now >= self._look_at:
                 self._look_at = now + LOOK_SECONDS

@@ -1,12 +1,15 @@
 """Jobs that need no GPU: they run in background slots, and neither wait for the other jobs nor delay them."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.harness.fleet import SmallFleet, small_fleet
+from tests.harness.waiting import wait_until
 from tests.server.stepped_scheduler import SteppedScheduler, change, waiting_code
+from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.wire.messages import KINDS_VERSION
 
@@ -60,6 +63,20 @@ def test_an_export_behind_a_long_queue_starts_at_once(fleet: SmallFleet, monkeyp
     stepped.step()
     export = submit_export(fleet)
     assert stepped.step(queue_changed=False) == [(export, "box")]
+
+
+def test_an_export_behind_a_long_queue_starts_when_its_back_off_ends(
+    fleet: SmallFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.scheduling.queue_pages.PAGE_JOBS", 2)
+    stepped = SteppedScheduler(fleet)
+    stepped.update_workers(box={"slots": 1, "background_slots": 1, "running": [("job_other", 1)]})
+    for _ in range(5):
+        fleet.submit()
+    export = submit_export(fleet)
+    change(fleet, export, not_before=utc_now() + timedelta(seconds=0.5))
+    assert stepped.step() == []
+    wait_until(lambda: stepped.step(queue_changed=False) == [(export, "box")], 5, "the dispatch of the export")
 
 
 def test_an_export_waits_for_a_worker_with_a_background_slot(fleet: SmallFleet) -> None:

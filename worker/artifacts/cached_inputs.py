@@ -11,13 +11,16 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from worker.artifacts.cleanup import CACHE_RETENTION_SECONDS
-from zeta_core.contract.wire.messages import MAX_CACHED_INPUTS
+from zeta_core.contract.wire.messages import MAX_CACHED_INPUTS, InputKey
 from zeta_core.system.durable_files import write_atomically
 
 REPEAT_SECONDS = 60.0  # a repeated use is recorded at most this often
+
+_TIMES: TypeAdapter[dict[InputKey, FiniteFloat]] = TypeAdapter(dict[InputKey, FiniteFloat])
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +62,8 @@ class CachedInputs:
 
 
 def _read(file: Path) -> dict[str, float]:
-    """The stored times; none if the file is missing or damaged."""
+    """The stored times; none if the file is missing or damaged, because heartbeats allow only valid keys."""
     try:
-        stored: Any = json.loads(file.read_bytes())
-        return {str(key): float(used_at) for key, used_at in stored.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return _TIMES.validate_json(file.read_bytes())
+    except (OSError, ValidationError):
         return {}

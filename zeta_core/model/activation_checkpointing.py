@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from zeta_core.contract.spec.options import Checkpointing
+from zeta_core.failures import CannotTrain
 
 _ATEN = torch.ops.aten
 _PRODUCTS = frozenset({_ATEN.mm.default, _ATEN.addmm.default, _ATEN._grouped_mm.default})
@@ -109,7 +110,7 @@ def _recomputing(
 ) -> Callable[..., Any]:
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": True}
     if how == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keeps)
+        options["context_fn"] = _selective_contexts
 
     def recomputed(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, **options, **kwargs)
@@ -119,6 +120,32 @@ def _recomputing(
             return recomputed(*args, **kwargs)
 
     return offloaded if how == "offload" else recomputed
+
+
+def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The contexts of a block's forward pass, which keeps results, and of its recomputation, which uses them."""
+    forward, recomputation = cast(
+        "tuple[AbstractContextManager[Any], AbstractContextManager[Any]]", create_selective_checkpoint_contexts(_keeps)
+    )
+    return forward, _rejecting_changed_results(recomputation)
+
+
+@contextmanager
+def _rejecting_changed_results(recomputation: AbstractContextManager[Any]) -> Generator[None]:
+    """Raise `CannotTrain` if the block has changed a kept result, which torch finds when it is used."""
+    try:
+        with recomputation:
+            yield
+    except RuntimeError as error:
+        if "has been mutated" not in str(error):
+            raise
+        raise CannotTrain(
+            "use_activation_checkpointing is 'selective', but a block of the model changes the result of a linear "
+            "layer or of attention in place, as nn.ReLU(inplace=True) and x += y do.",
+            hint="Recompute whole blocks, or let the block compute a new tensor.",
+            patch={"use_activation_checkpointing": True},
+            param="use_activation_checkpointing",
+        ) from error
 
 
 def _keeps(_: object, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.zeta_core.models import llama
 from tests.zeta_core.runs import train
 from zeta_core.failures import CannotTrain
+from zeta_core.model.activation_checkpointing import recomputed_activations
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,12 @@ def test_offloading_the_inputs_of_blocks_is_rejected_on_a_cpu(tmp_path: Path) ->
     with pytest.raises(CannotTrain, match="'offload', which has no effect on a CPU") as raised:
         train(llama(), tmp_path / "out", cache=tmp_path, max_steps=1, use_activation_checkpointing="offload")
     assert raised.value.param == "use_activation_checkpointing"
+
+
+def test_a_block_that_changes_a_kept_result_in_place_is_rejected_with_a_fix() -> None:
+    blocks: list[nn.Module] = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)) for _ in range(2)]
+    with recomputed_activations(blocks, "selective"):
+        loss = nn.Sequential(*blocks)(torch.ones(2, 4)).sum()
+        with pytest.raises(CannotTrain, match="in place") as raised:
+            loss.backward()
+    assert raised.value.patch == {"use_activation_checkpointing": True}

@@ -36,7 +36,7 @@ from server.engine.placement import choose
 from server.engine.requirements import requirements_of
 from server.engine.scheduling.fair_share import NEGLIGIBLE_SLOTS, updated_mean
 from server.engine.scheduling.live_workers import has_free_slot, has_usable_slot, live_workers, situation_of
-from server.engine.scheduling.plan import Planner, Situation, WaitingJob
+from server.engine.scheduling.plan import FleetState, Planner, WaitingJob
 from server.engine.scheduling.queue_pages import (
     QueuedRow,
     QueuePages,
@@ -56,9 +56,9 @@ from zeta_core.system.redis_access import RedisUnavailable
 
 DISPATCH_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
 HALF_LIFE_SECONDS = 86_400.0  # of the mean use in the fair share, by default
-LOOK_SECONDS = 5.0  # the first page is read at least this often, because the remaining times of jobs change
+FIRST_PAGE_SECONDS = 5.0  # the first page is read at least this often, because the remaining times of jobs change
 ESTIMATE_SECONDS = 5.0  # between two estimates of when the jobs of the first page start
-DEEP_SECONDS = 5.0  # between two passes that read all pages and place no job
+ALL_PAGES_SECONDS = 5.0  # between two passes that read all pages and place no job
 EXPLAIN_SECONDS = 15.0
 # Reasons that change without a notice to this process: changes by other servers.
 REFRESH_SECONDS = 60.0
@@ -101,8 +101,8 @@ class Scheduler:
         self._situation: object = None  # what the waiting reasons depended on in the last pass
         self._queue_version: object = None
         self._is_queue_changed = True
-        self._look_at = self._deep_look_at = float("-inf")  # monotonic: when to read the first page, and the others
-        self._estimate_at = float("-inf")  # monotonic: when to estimate the starts of the first jobs
+        self._first_page_due_at = self._all_pages_due_at = float("-inf")  # monotonic: when to read these pages
+        self._estimate_due_at = float("-inf")  # monotonic: when to estimate the starts of the first jobs
         self._is_explained = False  # whether all waiting reasons are those of the current situation
         self._explained_at = float("-inf")  # monotonic
 
@@ -139,7 +139,7 @@ class Scheduler:
         await self._withdraw_unclaimed(dispatched)
         beats = [beat for beat in self._workers.workers() if self._workers.is_alive(beat.worker)]
         workers = live_workers(beats, load, drained)
-        planner = Planner(Situation(workers, load, await self._sample_use(load, use)))
+        planner = Planner(FleetState(workers, load, await self._sample_use(load, use)))
         situation = (self._workers.is_connected, [situation_of(worker) for worker in workers], load.key)
         is_changed = self._is_queue_changed or situation != self._situation
         has_new_jobs = version != self._queue_version
@@ -149,10 +149,10 @@ class Scheduler:
         explain_all = now - self._explained_at >= (REFRESH_SECONDS if self._is_explained else EXPLAIN_SECONDS)
         failures: list[Exception | None] = []
         try:
-            if is_changed or has_new_jobs or now >= self._look_at:
+            if is_changed or has_new_jobs or now >= self._first_page_due_at:
                 failures.append(await self._schedule_background_jobs(planner, load))
-            if is_changed or (has_new_jobs and has_free_slot(workers)) or explain_all or now >= self._look_at:
-                self._look_at = now + LOOK_SECONDS
+            if is_changed or (has_new_jobs and has_free_slot(workers)) or explain_all or now >= self._first_page_due_at:
+                self._first_page_due_at = now + FIRST_PAGE_SECONDS
                 self._candidates = planner.candidates
                 failures.append(await self._schedule_queue(planner, load, turn, explain_all=explain_all))
         except BaseException:
@@ -199,24 +199,24 @@ class Scheduler:
 
         Once no slot is left, later pages only need their waiting reasons updated, which happens at most every
         `EXPLAIN_SECONDS`. If the jobs of the first page leave slots that they can't use, all pages are read, at most
-        every `DEEP_SECONDS` if that places no job. Returns the first failure.
+        every `ALL_PAGES_SECONDS` if that places no job. Returns the first failure.
         """
         pages = QueuePages(planner.share)
         async with self._database.read() as session:
             first_page = await pages.next_page(session)
-        is_estimate_due = time.monotonic() >= self._estimate_at
+        is_estimate_due = time.monotonic() >= self._estimate_due_at
         if is_estimate_due:
-            self._estimate_at = time.monotonic() + ESTIMATE_SECONDS
+            self._estimate_due_at = time.monotonic() + ESTIMATE_SECONDS
         first = await self._schedule_page(first_page, planner, load, estimate=is_estimate_due)
         later: list[_PageResult] = []
-        is_deep_look_due = time.monotonic() >= self._deep_look_at
-        while not pages.is_complete and (explain_all or (is_deep_look_due and has_usable_slot(planner.candidates))):
+        is_all_pages_due = time.monotonic() >= self._all_pages_due_at
+        while not pages.is_complete and (explain_all or (is_all_pages_due and has_usable_slot(planner.candidates))):
             await turn.keep()
             async with self._database.read() as session:
                 page = await pages.next_page(session)
             later.append(await self._schedule_page(page, planner, load))
         if later and not any(result.num_placed for result in later):
-            self._deep_look_at = time.monotonic() + DEEP_SECONDS
+            self._all_pages_due_at = time.monotonic() + ALL_PAGES_SECONDS
         return next((result.failure for result in (first, *later) if result.failure is not None), None)
 
     async def _schedule_page(
@@ -231,7 +231,7 @@ class Scheduler:
         async def read(row: QueuedRow) -> None:
             jobs.append(waiting_job(row, load, now, is_connected=self._workers.is_connected))
             if (seconds := backoff_seconds(row, now)) is not None:
-                self._look_at = min(self._look_at, time.monotonic() + seconds)
+                self._first_page_due_at = min(self._first_page_due_at, time.monotonic() + seconds)
 
         async def dispatch(placed: tuple[WaitingJob, Placement]) -> None:
             await self._dispatch(*placed)

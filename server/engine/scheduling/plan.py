@@ -41,8 +41,8 @@ class WaitingJob:
 
 
 @dataclass(frozen=True)
-class Situation:
-    """The state when a pass begins. ``mean_slots`` are the weighted mean numbers of slots that projects held."""
+class FleetState:
+    """The fleet when a pass begins. ``mean_slots`` are weighted means of the slots that projects held recently."""
 
     workers: tuple[LiveWorker, ...]
     load: Load
@@ -60,14 +60,14 @@ class Plan:
 class Planner:
     """Plans the queue page by page; a later page gets what the earlier ones have left."""
 
-    def __init__(self, situation: Situation) -> None:
-        self._load = situation.load.copy()
-        self._mean_slots = situation.mean_slots
+    def __init__(self, fleet: FleetState) -> None:
+        self._load = fleet.load.copy()
+        self._mean_slots = fleet.mean_slots
         self._reserved_slots: dict[str, int] = {}  # by project
         self._num_reservations = 0
         self._cannot_reserve: set[Requirements] = set()
         self._options: dict[Requirements, list[Option] | Wait] = {}  # the available ones
-        self.candidates = [Candidate.of(worker) for worker in situation.workers]
+        self.candidates = [Candidate.of(worker) for worker in fleet.workers]
 
     def share(self, project: str) -> float:
         """The share of the project, including what it gets in this plan."""
@@ -141,6 +141,6 @@ class Planner:
         return num_reserved > 0
 
 
-def make_plan(jobs: Collection[WaitingJob], situation: Situation) -> Plan:
+def make_plan(jobs: Collection[WaitingJob], fleet: FleetState) -> Plan:
     """The plan for a whole queue."""
-    return Planner(situation).plan(jobs)
+    return Planner(fleet).plan(jobs)

@@ -10,6 +10,7 @@ from sqlalchemy import Table as SqlTable
 
 from server.database import (
     access_tables,
+    file_tables,
     object_removals,
     placements,
     receipt_tables,
@@ -20,7 +21,16 @@ from server.database import (
 from server.database.tables import Document, JobCountRow, JobMetadataRow, Table
 
 # Importing these modules registers their tables.
-MODULES = (access_tables, object_removals, placements, receipt_tables, recent_use, usage_table, webhook_tables)
+MODULES = (
+    access_tables,
+    file_tables,
+    object_removals,
+    placements,
+    receipt_tables,
+    recent_use,
+    usage_table,
+    webhook_tables,
+)
 FILLED_BY_TRIGGERS = frozenset({JobMetadataRow.__tablename__, JobCountRow.__tablename__})  # when a job is inserted
 APPEND_ONLY = frozenset({access_tables.AuditRow.__tablename__})  # empty in a new database
 _BATCH_ROWS = 1000

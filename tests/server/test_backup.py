@@ -124,7 +124,7 @@ def test_a_backup_restores_every_row_and_file(
     report_of("restore", str(backup), home=home, database_url=restored_url)
     settings = stored_settings(home=home, database_url=restored_url)
     assert all_rows(settings.database) == all_rows(original.settings.database)
-    (home / "artifacts" / "restore.json").write_text("0")  # as a restore leaves it that is killed at its very end
+    (home / "artifacts" / "restore.json").write_text("0")  # left by a restore that was killed at its very end
     start_once(settings)
     checked = run_zeta("artifacts", "check", "--hash", home=home, database_url=restored_url)
     assert checked.stdout == f"6 files in {home}/artifacts match the database. Their content was verified.\n", checked

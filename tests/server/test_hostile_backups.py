@@ -95,7 +95,7 @@ def test_objects_that_are_links_or_pipes_and_invalid_manifests_are_damaged(tmp_p
 
 
 @pytest.mark.parametrize("database", [b"not a database", b"SQLite format 3\0" + bytes(500)], ids=["text", "zeros"])
-def test_a_backup_with_another_database_is_refused(tmp_path: Path, database: bytes) -> None:
+def test_a_backup_with_an_invalid_database_is_refused(tmp_path: Path, database: bytes) -> None:
     backup = write_backup(tmp_path / "backup", database)
     with pytest.raises((InvalidRequest, Unavailable), match="database"):
         restore(backup, tmp_path / "home")

@@ -75,6 +75,6 @@ def train(
 
 
 def stopping_after(num_checks: int) -> Callable[[], StopAction | None]:
-    """A stop request that appears after so many checks for one: after each step, and within evaluations."""
+    """A stop request that appears after this many checks. Runs check after each step, and within evaluations."""
     checks = count(1)
     return lambda: "hand_back" if next(checks) > num_checks else None

@@ -1,4 +1,4 @@
-"""What every page requires and shows, generated from the routes of the dashboard, so that a new page is tested, too."""
+"""Access to every page of the dashboard. The tests take the pages from its routes, so they cover new pages, too."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def test_an_adapter_in_a_folder_is_continued(tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights_in(tmp_path / "of folder/final").items())
 
 
-def test_a_continuation_that_could_not_have_its_effect_is_rejected(tmp_path: Path) -> None:
+def test_a_continuation_that_is_not_possible_is_rejected(tmp_path: Path) -> None:
     store = Store(tmp_path, use_dora=True)
     with pytest.raises(InvalidSpec, match=r"lora\.r is 8; the adapter that is continued has its own"):
         store.continue_in("out", lora={**CONTINUED, "r": 8})

@@ -134,7 +134,7 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
         f"computation, activation checkpointing, and micro-batches of one sequence of {SEQ_LEN:,} tokens. An estimate "
         f"may use {100 * USED_SHARE:.0f} % of a GPU of 24, 48, 80 or 141 GB; the rest is for temporary buffers, "
         "fragmentation and the CUDA context. `zeta validate SPEC` estimates your own job. "
-        "`python -m benchmarks.memory_table --check` writes this page.",
+        "`python -m benchmarks.memory_table --check` prints this page.",
         "",
         "| model | trained | strategy | " + " | ".join(f"{n} GPU{'s' if n > 1 else ''}" for n in NUM_GPUS) + " |",
         "|---|---|---|" + "---|" * len(NUM_GPUS),

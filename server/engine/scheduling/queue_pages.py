@@ -49,7 +49,7 @@ COLUMNS = select(
 # Parameters would not match the conditions of the partial indexes.
 _IS_QUEUED = JobRow.status == literal_column(f"'{JobStatus.QUEUED}'")
 _IS_OTHER_KIND = JobRow.kind != literal_column("'training'")
-# These statements are built once, because that takes longer than to execute them.
+# These statements are built once, because building one takes longer than executing it.
 _OF_A_PART = COLUMNS.where(
     _IS_QUEUED,
     JobRow.worker.is_(None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pydantic import JsonValue
 
@@ -83,6 +84,9 @@ class Candidate:
     free_background: list[int]
     reserved: dict[int, float | None] = field(default_factory=dict[int, float | None])
     is_reserved: bool = False  # for a job that needs several slots, even if none is free yet
+    _groups: dict[Resources, list[SlotGroup]] = field(
+        default_factory=dict[Resources, list[SlotGroup]], repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, live: LiveWorker) -> Candidate:
@@ -112,7 +116,7 @@ class Candidate:
         latest_end = max_seconds + BACKFILL_MARGIN_SECONDS
         return [*self.free, *(slot for slot, needed in self.reserved.items() if needed and latest_end <= needed)]
 
-    @property
+    @cached_property
     def shares_gpus(self) -> bool:
         """Whether several slots share a GPU."""
         devices = [slot.device for slot in self.heartbeat.slots if slot.device is not None]
@@ -132,7 +136,18 @@ class Candidate:
         return SlotGroup(self.heartbeat.cpu_kind, tuple(self.heartbeat.background_slots), 1, 0, is_background=True)
 
     def groups(self, resources: Resources) -> list[SlotGroup]:
-        """The groups of slots that suit the job, whether or not they are large enough for it."""
+        """The groups of slots that suit the job, whether or not they are large enough for it.
+
+        They are found once for all jobs with these resources, unless they depend on which slots are free.
+        """
+        known = self._groups.get(resources)
+        if known is None:
+            known = self._find_groups(resources)
+            if not self.shares_gpus:
+                self._groups[resources] = known
+        return known
+
+    def _find_groups(self, resources: Resources) -> list[SlotGroup]:
         if not self.has_labels(resources):
             return []
         if resources.gpus == 0 or not (resources.requires_gpus or self.has_gpus()):
@@ -236,8 +251,8 @@ class Option:
         """The slots that the job may take now, those that are reserved for another one last."""
         if self.group.is_background:
             return self.group.free(self.candidate.free_background)
-        reserved = self.candidate.reserved
-        return sorted(self.group.free(self.candidate.usable(self.max_seconds)), key=reserved.__contains__)
+        reserved, usable = self.candidate.reserved, self.group.free(self.candidate.usable(self.max_seconds))
+        return sorted(usable, key=reserved.__contains__) if reserved else usable
 
     @property
     def num_missing(self) -> int:

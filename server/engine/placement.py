@@ -26,23 +26,26 @@ def choose(
     `Option.rank` defines the best one; ``inputs`` are the keys of the job's model and data. ``resources.exact`` rules
     out every kind other than ``needs.device_kind``.
     """
-    if placement := choose_idle(candidates, needs, inputs):
-        return placement
+    if idle := idle_options(candidates, needs):
+        return best_option(idle, needs, inputs).placement()
     options = available_options(candidates, needs)
     return options if isinstance(options, Wait) else choose_among(options, candidates, needs, inputs)
 
 
-def choose_idle(candidates: Sequence[Candidate], needs: Requirements, inputs: Collection[str]) -> Placement | None:
-    """As `choose` for a job on one worker, but ``None`` if it waits. This looks only at workers with idle slots.
+def idle_options(candidates: Sequence[Candidate], needs: Requirements) -> list[Option]:
+    """The options with enough free slots for a job on one worker, found only among workers with idle slots.
 
     Most workers of a busy fleet have none, and only the reason for waiting depends on them.
     """
     if max(needs.node_counts) > 1:
-        return None
-    idle = [candidate for candidate in candidates if candidate.has_idle_slot]
-    options = available_options(idle, needs)
-    choice = options if isinstance(options, Wait) else choose_among(options, idle, needs, inputs)
-    return choice if isinstance(choice, Placement) else None
+        return []
+    options = available_options([candidate for candidate in candidates if candidate.has_idle_slot], needs)
+    return [] if isinstance(options, Wait) else [option for option in options if option.num_missing <= 0]
+
+
+def best_option(options: Sequence[Option], needs: Requirements, inputs: Collection[str]) -> Option:
+    """The best one of ``options``, which have enough free slots."""
+    return max(options, key=lambda option: option.rank(needs.device_kind, inputs))
 
 
 def choose_among(
@@ -65,7 +68,7 @@ def _choose_number(
         return choose_nodes(options, needs, inputs, num_nodes)
     fitting = [option for option in options if option.num_missing <= 0]
     if fitting:
-        return max(fitting, key=lambda option: option.rank(needs.device_kind, inputs)).placement()
+        return best_option(fitting, needs, inputs).placement()
     return _wait_for_slots(candidates, options, needs)
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from server.engine.candidate import Candidate, LiveWorker, Option, Placement, Wait
 from server.engine.load import Load
-from server.engine.placement import available_options, choose_among, choose_idle, reserve
+from server.engine.placement import available_options, best_option, choose_among, idle_options, reserve
 from server.engine.requirements import Requirements
 from server.engine.scheduling.fair_share import in_fair_order
 from zeta_core.contract.job.status import WaitingCode
@@ -67,6 +67,7 @@ class Planner:
         self._num_reservations = 0
         self._cannot_reserve: set[Requirements] = set()
         self._options: dict[Requirements, list[Option] | Wait] = {}  # the available ones
+        self._idle_options: dict[Requirements, list[Option]] = {}  # those that had enough free slots for the last job
         self.candidates = [Candidate.of(worker) for worker in fleet.workers]
 
     def share(self, project: str) -> float:
@@ -105,21 +106,31 @@ class Planner:
                 known_waits.clear()
                 choice.take()
                 if any(node.candidate.shares_gpus for node in choice.nodes):
-                    self._options.clear()  # an option names one slot for each GPU, a free one if there is one
+                    # An option names one slot for each GPU, a free one if there is one.
+                    self._options.clear()
+                    self._idle_options.clear()
                 num_slots = 0 if job.needs.is_background else sum(len(node.slots) for node in choice.nodes)
                 self._load.add(job.project, choice.total_gpus, num_slots)
                 placements.append((job, choice))
         return Plan(placements, waits)
 
     def _choose(self, job: WaitingJob) -> Placement | Wait:
-        if job.needs not in self._options:
-            placement = choose_idle(self.candidates, job.needs, job.inputs)
-            if placement is not None:
-                return placement
+        if job.needs not in self._options and (idle := self._idle(job.needs)):
+            return best_option(idle, job.needs, job.inputs).placement()
         options = self.available(job.needs)
         if isinstance(options, Wait):
             return options
         return choose_among(options, self.candidates, job.needs, job.inputs)
+
+    def _idle(self, needs: Requirements) -> list[Option]:
+        """The options with enough free slots. During a plan, slots are only taken."""
+        known = self._idle_options.get(needs)
+        if known is None:
+            found = idle_options(self.candidates, needs)
+        else:
+            found = [option for option in known if option.num_missing <= 0]
+        self._idle_options[needs] = found
+        return found
 
     def _reserve(self, job: WaitingJob) -> bool:
         """Reserve slots for a job that waits, unless its project's limits keep it from starting."""

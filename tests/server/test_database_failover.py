@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.harness.children import start_child
+from tests.harness.children import start_child, stop_child
 from tests.harness.fleet import SMALL_WORKER
 from tests.harness.postgres import PostgresServer, PostgresUnavailable
 from tests.harness.service import clean_environment
@@ -80,8 +82,12 @@ def test_a_promoted_standby_continues_jobs_events_and_submissions(
     primary, standby = cluster
     url = primary.url("postgres").replace(f":{primary.port}/", f":{primary.port},127.0.0.1:{standby.port}/")
     database_url = f"{url}?target_session_attrs=read-write"
-    with running_server(tmp_path / "home", redis_url, database_url) as server, server.http() as http:
-        job_id = _start_job(tmp_path, server, redis_url, http)
+    with (
+        running_server(tmp_path / "home", redis_url, database_url) as server,
+        server.http() as http,
+        _running_worker(tmp_path, server, redis_url),
+    ):
+        job_id = _start_job(http)
         submitter = Submitter(server)
         wait_until(lambda: len(submitter.accepted) >= 3, 60, "the first submissions")
         lost_at = time.monotonic()
@@ -108,8 +114,8 @@ def test_a_promoted_standby_continues_jobs_events_and_submissions(
         assert steps == sorted(set(steps)), "no step is stored twice"
 
 
-def _start_job(folder: Path, server: ServerProcess, redis_url: str, http: httpx.Client) -> str:
-    """Start a worker and a job of 150 steps; returns when it has made some."""
+@contextmanager
+def _running_worker(folder: Path, server: ServerProcess, redis_url: str) -> Generator[None]:
     environment = {
         **clean_environment(),
         "PYTHONPATH": str(REPOSITORY),
@@ -118,7 +124,15 @@ def _start_job(folder: Path, server: ServerProcess, redis_url: str, http: httpx.
         "ZETA_WORKER_SECRET": SECRET,
         "ZETA_WORKER_NAME": "w1",
     }
-    start_child([sys.executable, SMALL_WORKER], log_file=folder / "worker.log", environment=environment)
+    worker = start_child([sys.executable, SMALL_WORKER], log_file=folder / "worker.log", environment=environment)
+    try:
+        yield
+    finally:
+        stop_child(worker, stop_signal=signal.SIGTERM)
+
+
+def _start_job(http: httpx.Client) -> str:
+    """Submit a job of 150 steps; returns when it has made some."""
     metadata = {"steps": "150", "seconds_per_step": "0.1", "checkpoint_every": "50"}
     job_id = str(http.post("/v1/jobs", json={**SPEC, "metadata": metadata}).json()["id"])
 

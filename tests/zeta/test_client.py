@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -132,10 +133,14 @@ def test_logs_contain_the_output_of_the_processes(client: Client, finished_job: 
     assert "".join(client.logs(finished_job.id, tail=1)).splitlines() == [mark, lines[-1]]
 
 
-async def seqs_of_events(service: Service, job_id: str) -> list[int]:
+async def seqs_of_events(service: Service, job_id: str, first_arrived: threading.Event) -> list[int]:
+    seqs: list[int] = []
     async with AsyncClient(service.url, service.api_key) as client:
         job = await client.job(job_id)
-        return [event.seq async for event in job.events(timeout_seconds=200)]
+        async for event in job.events(timeout_seconds=200):
+            seqs.append(event.seq)
+            first_arrived.set()
+    return seqs
 
 
 @pytest.mark.extended
@@ -147,7 +152,9 @@ def test_a_job_is_followed_while_the_server_is_killed_and_restarted(
     seen: list[Event] = []
     interruptions: list[str] = []
     killed = False
-    followed_by_task = ThreadPoolExecutor(1).submit(asyncio.run, seqs_of_events(service, endless_job.id))
+    task_follows = threading.Event()
+    followed_by_task = ThreadPoolExecutor(1).submit(asyncio.run, seqs_of_events(service, endless_job.id, task_follows))
+    assert task_follows.wait(100)
     for event in client.events(
         endless_job.id, timeout_seconds=200, on_interruption=lambda error: interruptions.append(error.message)
     ):

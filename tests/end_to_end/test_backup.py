@@ -11,7 +11,7 @@ from tests.harness.service import running_service, wait_for_end
 from tests.harness.waiting import wait_until
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 def test_a_restored_service_continues_a_paused_job_beside_the_original(tmp_path: Path) -> None:
     backup, home = tmp_path / "backup", tmp_path / "restored"
     with running_service(tmp_path / "original") as original, original.http() as http:

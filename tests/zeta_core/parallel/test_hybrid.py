@@ -13,7 +13,7 @@ from tests.zeta_core.runs import train
 from zeta_core.failures import CannotTrain
 
 
-@pytest.mark.extended
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_copies_on_two_processes_each_train_like_one_on_four_and_resume(tmp_path: Path) -> None:
     common = {"use_fsdp": True, "lr_scheduler": "constant", "warmup_steps": 0}

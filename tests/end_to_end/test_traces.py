@@ -99,6 +99,7 @@ def test_an_endpoint_without_the_sdk_is_an_error_with_the_fix() -> None:
     assert "install zeta-train[otel], or unset OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
 
 
+@pytest.mark.extended
 def test_a_server_without_an_endpoint_does_not_import_the_exporter() -> None:
     program = "import sys, server.__main__; assert 'opentelemetry.exporter' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], env=clean_environment(), check=True, timeout=100)

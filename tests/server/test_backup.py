@@ -143,6 +143,7 @@ def test_every_table_of_the_database_is_copied(service: StoredService, tmp_path:
     assert all_rows(target) == all_rows(service.settings.database)
 
 
+@pytest.mark.extended
 def test_a_second_backup_copies_only_new_files_and_forgets_removed_ones(service: StoredService, tmp_path: Path) -> None:
     home, backup = service.settings.home, tmp_path / "backup"
     first = report_of("backup", str(backup), home=home)

@@ -76,6 +76,7 @@ class Submitter:
                     self.refused.append(answer.status_code)
 
 
+@pytest.mark.extended
 def test_a_promoted_standby_continues_jobs_events_and_submissions(
     tmp_path: Path, redis_url: str, cluster: tuple[PostgresServer, PostgresServer]
 ) -> None:

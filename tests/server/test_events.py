@@ -311,6 +311,7 @@ def test_a_followed_log_continues_across_attempts_until_the_job_ends(
     assert [line for line in reader.text.splitlines() if "===" not in line] == ["one", "two", "three"]
 
 
+@pytest.mark.extended
 def test_quiet_seconds_ends_a_followed_log_that_offset_continues(
     server: ServerProcess, rows: Rows, http: httpx.Client
 ) -> None:
@@ -358,6 +359,7 @@ def test_comments_keep_an_idle_event_stream_open(idle_stream: StreamReader) -> N
     assert idle_stream.ended_at is None
 
 
+@pytest.mark.extended
 def test_carriage_returns_keep_an_idle_followed_log_open(quiet_log: StreamReader) -> None:
     wait_until(lambda: "loading\n\r" in quiet_log.text, 30, "a carriage return within 15 s and a little")
     assert quiet_log.ended_at is None

@@ -154,6 +154,7 @@ def test_checkpoints_are_kept_up_to_the_limit_and_reset_failures(fleet: SmallFle
     assert fleet.checkpoints(job_id) == ["final", "step-4", "step-6", "step-8"]
 
 
+@pytest.mark.extended
 def test_two_consumers_on_one_postgresql_store_every_line_once_in_order(
     tmp_path: Path, redis_url: str, postgres_url: str, shared_valkey: ValkeyServer
 ) -> None:

@@ -88,6 +88,7 @@ def test_an_unsafe_model_is_rejected_and_removed(
     assert list((server.settings.artifacts / "incoming").iterdir()) == []
 
 
+@pytest.mark.extended
 def test_claimed_sizes_in_an_archive_use_no_server_memory(server: ServerProcess, http: httpx.Client) -> None:
     """Neither for sparse files nor for JSON that needs hundreds of megabytes when parsed."""
     assert upload(http, pack_tar(model_files())).status_code == 201

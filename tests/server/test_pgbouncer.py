@@ -53,6 +53,7 @@ def _listens(port: int) -> bool:
         return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.extended
 def test_a_server_behind_pgbouncer_in_transaction_mode(tmp_path: Path, redis_url: str, pooled_url: str) -> None:
     with running_server(tmp_path / "home", redis_url, pooled_url) as server, server.http() as http:
         with ThreadPoolExecutor(8) as pool:

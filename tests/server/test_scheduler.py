@@ -275,6 +275,7 @@ def test_two_schedulers_never_assign_a_slot_twice(tmp_path: Path, postgres_url: 
         assert {message.job_id for message in sent} < jobs
 
 
+@pytest.mark.extended
 def test_a_late_claim_of_a_withdrawn_dispatch_is_denied(
     tmp_path: Path, redis_url: str, shared_valkey: ValkeyServer
 ) -> None:

@@ -163,6 +163,7 @@ async def test_an_object_that_cannot_be_removed_does_not_keep_later_ones(databas
     assert not (artifacts.root / stuck).exists()
 
 
+@pytest.mark.extended
 def test_checkpoints_that_no_worker_could_remove_are_removed_after_the_end(tmp_path: Path, redis_url: str) -> None:
     with running_server(tmp_path, redis_url) as server:
         rows = Rows(server.settings)

@@ -48,6 +48,7 @@ def run_a_job(folder: Path, url: str) -> None:
         assert fleet.wait_for_status(fleet.submit(steps="3"), "succeeded").attempt == 1
 
 
+@pytest.mark.extended
 def test_a_unix_socket_and_another_database(tmp_path: Path, socket_path: Path) -> None:
     quoted = str(socket_path).replace(" ", "%20")
     run_a_job(tmp_path, f"unix://{quoted}?db=5")

@@ -254,6 +254,7 @@ def test_jobs_are_paused_resumed_rerun_deleted_and_limited_in_time(service: Serv
     assert service.command("job", job_id).returncode == 1
 
 
+@pytest.mark.extended
 def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, client: Client) -> None:
     wait_until(lambda: client.workers()[0].status == "ready", 20, "the worker to be ready")
     (worker,) = client.workers()

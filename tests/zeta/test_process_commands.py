@@ -35,6 +35,7 @@ def test_server_rejects_a_database_without_tables_and_names_the_command(tmp_path
     assert "zeta migrate" in done.stderr
 
 
+@pytest.mark.extended
 def test_a_missing_secret_is_reported_by_its_variable(tmp_path: Path) -> None:
     for command in ("server", "worker"):
         done = zeta(command, "--home", tmp_path)

@@ -123,6 +123,7 @@ def test_only_files_of_the_requested_split_are_downloaded(hub: Hub) -> None:
     assert not any(path.endswith("train.jsonl") for path in downloaded)
 
 
+@pytest.mark.extended
 def test_a_config_selects_its_files(hub: Hub) -> None:
     card = card_of(
         {"config_name": "plain", "data_files": "a.jsonl"},

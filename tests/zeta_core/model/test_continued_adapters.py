@@ -83,6 +83,7 @@ def test_a_continued_adapter_keeps_its_settings_and_its_base(tmp_path: Path) -> 
     assert answer.resolved_spec["lora"]["r"] == 3
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("options", [{}, {"use_fsdp": True}], ids=["replicated", "fsdp2"])
 def test_a_resumed_continuation_ends_with_the_same_bits(options: dict[str, Any], tmp_path: Path) -> None:
     store = Store(tmp_path, lora_dropout=0.2)

@@ -213,6 +213,7 @@ def test_lora_on_a_model_with_an_adapter_is_rejected(tmp_path: Path) -> None:
 NAMES = {"embed": "base_model.model.model.embed_tokens.weight", "head": "base_model.model.lm_head.weight"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("known", [True, False], ids=["base found", "base unknown"])
 def test_lora_trains_and_saves_embeddings_with_added_rows(tied: bool, known: bool, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_a_model_that_returns_only_means_is_measured_too(tmp_path: Path, held_ou
     assert losses_of(tmp_path / "run").mean_loss == pytest.approx(outcome.result.eval_loss, rel=1e-5)
 
 
+@pytest.mark.extended
 def test_document_losses_change_nothing_in_a_run(
     tmp_path: Path, held_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

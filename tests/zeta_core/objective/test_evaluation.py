@@ -157,6 +157,7 @@ def test_a_run_with_evaluations_trains_to_the_same_bits_as_one_without(held_out:
 # --- Consequences -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_the_best_checkpoint_is_kept_and_the_run_stops_early(tmp_path: Path) -> None:
     """Learning English makes a model worse at noise, soon after it has learned the range of the ids."""
     noise = np.random.default_rng(0).integers(3, 380, size=400).astype(np.uint16)

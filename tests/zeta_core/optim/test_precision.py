@@ -116,6 +116,7 @@ def test_values_that_are_not_finite_end_the_run_before_the_update(
     assert not list((tmp_path / "out").glob("step-*"))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("sharding", [{}, {"use_fsdp": True}], ids=["whole", "fsdp"])
 def test_bf16_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
     sharding: dict[str, Any], tmp_path: Path

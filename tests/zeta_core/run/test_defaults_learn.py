@@ -57,6 +57,7 @@ def test_conversations_teach_their_facts_with_default_settings(number: int, taug
     assert peak_bytes <= 4e9
 
 
+@pytest.mark.extended
 def test_little_data_is_trained_in_many_small_steps(tmp_path: Path) -> None:
     llama_in(tmp_path / "base")
     write_training_chats(tmp_path / "chats.jsonl", facts(10), 30)
@@ -75,6 +76,7 @@ def test_little_data_is_trained_in_many_small_steps(tmp_path: Path) -> None:
     assert (lines.resolved_spec["global_batch_size"], lines.resolved_spec["pack"]) == (2, False)
 
 
+@pytest.mark.extended
 def test_a_run_with_few_steps_gets_a_warning_with_a_fix(tmp_path: Path) -> None:
     llama_in(tmp_path / "base")
     write_training_chats(tmp_path / "chats.jsonl", facts(3), 3)

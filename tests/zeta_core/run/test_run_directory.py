@@ -254,6 +254,7 @@ def test_an_error_caused_by_sigterm_is_not_a_failure(tmp_path: Path, monkeypatch
     assert not [line for line in journal(run_dir) if isinstance(line, ErrorLine)]
 
 
+@pytest.mark.extended
 def test_the_lock_is_held_shared_while_it_runs(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path, spec={"max_steps": 10_000})
     process = start(run_dir)

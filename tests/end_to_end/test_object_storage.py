@@ -140,7 +140,7 @@ def test_inputs_arrive_although_store_worker_and_server_are_killed(
 def test_a_full_bucket_delays_checkpoints_and_rejects_uploads_until_it_has_space(
     tmp_path: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """SeaweedFS does not say that its disk is full: it reports an internal error for each object without space."""
+    """SeaweedFS does not report a full disk; it answers with an internal error for each object that does not fit."""
     if not can_mount():
         pytest.skip("a small disk can't be mounted here")
     own_store = SeaweedServer(tmp_path_factory.mktemp("own-seaweedfs"))

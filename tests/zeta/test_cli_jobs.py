@@ -142,21 +142,6 @@ def test_files_and_workers_are_listed(service: Service, text_file: Path) -> None
     assert "cpu" in service.command("workers", "--json").stdout
 
 
-def test_the_usage_of_a_worker_is_read_and_shown(service: Service, client: Client) -> None:
-    (worker,) = client.workers()
-    wait_until(lambda: client.worker_usage(worker.name).at, 60, "the first interval to be stored")
-    usage = client.worker_usage(worker.name)
-    assert (usage.worker, usage.interval_seconds) == (worker.name, 15)
-    assert usage.memory_bytes[-1] > 0
-    shown = service.command("workers", "usage", worker.name).stdout
-    assert all(word in shown for word in ("RESOURCE", "OVER TIME", "cores", "memory"))
-    printed = json.loads(service.command("workers", "usage", worker.name, "--hours", "24", "--json").stdout)
-    assert (printed["object"], printed["interval_seconds"]) == ("worker_usage", 300)
-    assert "worker_not_found" in service.command("workers", "usage", "none", "--json").stderr
-    refused = service.command("workers", "usage", worker.name, "--hours", "169")
-    assert (refused.returncode, "it must be at most 168" in refused.stderr) == (2, True)
-
-
 def test_the_exit_status_of_wait_shows_how_the_job_ended(service: Service, client: Client, finished_job: Job) -> None:
     succeeded = service.command("wait", finished_job.id)
     assert (succeeded.returncode, "succeeded" in succeeded.stdout) == (0, True)
@@ -252,20 +237,6 @@ def test_jobs_are_paused_resumed_rerun_deleted_and_limited_in_time(service: Serv
 
     assert json.loads(service.command("delete", job_id, "--json").stdout)["deleted"] is True
     assert service.command("job", job_id).returncode == 1
-
-
-@pytest.mark.extended
-def test_a_drained_worker_gets_no_job_until_it_is_undrained(service: Service, client: Client) -> None:
-    wait_until(lambda: client.workers()[0].status == "ready", 20, "the worker to be ready")
-    (worker,) = client.workers()
-    drained = json.loads(service.command("worker", "drain", worker.name, "--json").stdout)
-    assert (drained["status"], drained["draining"]) == ("draining", True)
-    assert "draining" in service.command("workers").stdout
-    waiting = client.submit(TINY_JOB)
-    wait_until(lambda: "drained" in str(client.job(waiting.id).waiting_reason), 20, "the reason to wait")
-    client.cancel(waiting.id)
-    assert "ready" in service.command("worker", "undrain", worker.name).stdout
-    assert service.command("worker", "drain", "nobody").returncode == 1
 
 
 @pytest.mark.extended

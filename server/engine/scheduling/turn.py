@@ -23,7 +23,7 @@ POLL_SECONDS = 0.02
 
 
 class Turn:
-    """The right to schedule; without a ``session``, there is no other server."""
+    """The right to schedule. Without a ``session``, this server is the only one."""
 
     def __init__(self, session: AsyncSession | None) -> None:
         self._session = session

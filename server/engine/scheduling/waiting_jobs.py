@@ -20,7 +20,7 @@ REDIS_UNREACHABLE = Wait(
 
 
 def waiting_job(row: QueuedRow, load: Load, now: datetime, *, is_connected: bool) -> WaitingJob:
-    """The job of a row. ``is_connected`` tells whether Redis, and so the workers, can be reached."""
+    """The job of a row. ``is_connected`` is whether Redis, and therefore the workers, can be reached."""
     needs = requirements(
         kind=row.kind,
         attempt=row.attempt,

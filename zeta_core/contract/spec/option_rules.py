@@ -242,7 +242,7 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
 
 
 def _state_faults(options: OptionFields) -> Iterator[ErrorDetail]:
-    """Options for which there is no optimizer with states in another precision."""
+    """Options that can't be combined with `optimizer_states`."""
     name, states = "optimizer_states", options.optimizer_states
     if options.optimizer != "adamw":
         fix = f"optimizer {options.optimizer!r} keeps float32 states only; use optimizer 'adamw', or omit it"

@@ -11,8 +11,9 @@ ARG PYTHON_IMAGE=python:3.11.16-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a
 FROM ${PYTHON_IMAGE} AS build
 ARG EXTRAS=train,quantize,server,worker,postgres,s3
 ARG TORCH_INDEX=
-# The cache is a mount on another file system, so uv copies files instead of linking them.
-ENV VIRTUAL_ENV=/opt/zeta UV_LINK_MODE=copy
+# The cache is a mount on another file system, so uv copies files instead of linking them. The account of the service
+# can't write bytecode, so it is compiled here; otherwise, each process would compile what it imports.
+ENV VIRTUAL_ENV=/opt/zeta UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 WORKDIR /source
 RUN case ",$EXTRAS," in *,deepspeed,*) \
         apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* ;; esac

@@ -10,6 +10,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Without cached bytecode, each of the hundreds of processes that tests and benchmarks start compiles what it imports: a
+# server then needs 2.5 s of CPU time to start instead of 1.5 s. So bytecode is cached even where the caller's
+# environment switches this off.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 DEEPSPEED ?= yes

@@ -33,6 +33,7 @@ from zeta_core.model.preparation import prepare
 from zeta_core.model.quantization import is_quantized, num_weights
 from zeta_core.objective.chunked_loss import CHUNK_LOGITS
 from zeta_core.objective.isolation import Isolation
+from zeta_core.optim import eight_bits
 from zeta_core.optim.roles import parameter_roles
 from zeta_core.plan import Plan
 
@@ -43,7 +44,7 @@ FLOAT32_BYTES = 4  # per trained weight and per gradient
 # The minimum number of values in the optimizer's state per trained value. Muon has two for parameters other than
 # matrices, and adafactor has factors of the matrices; `optimizer_bytes` counts them from the shapes.
 MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon": 1, "adafactor": 0}
-STATE_BYTES: dict[OptimizerStates, int] = {"float32": 4, "bf16": 2}  # per value of the optimizer's state
+STATE_BYTES: dict[OptimizerStates, int] = {"float32": 4, "bf16": 2, "8bit": 1}  # per value of the optimizer's state
 FSDP_STAGE = 3  # the ZeRO stage that shards everything, as `use_fsdp` does
 # Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
@@ -93,6 +94,8 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
     values = sum(parameter.numel() for parameter in trained)
     minimum = min_state_bytes(plan, values)
     match plan.optimizer:
+        case "adamw" if plan.optimizer_states == "8bit":
+            return 2 * sum(eight_bits.state_bytes(parameter) for parameter in trained)
         case "adamw" | "sgd" | "lion":
             return minimum
         case "muon":

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.spec.options import Optimizer, OptimizerStates
 from zeta_core.failures import CannotTrain, InvalidModel
-from zeta_core.optim.adamw import AdamWithBf16Moments
+from zeta_core.optim.adamw import CompactAdamW
 from zeta_core.optim.lion import Lion
 from zeta_core.optim.muon import Muon
 from zeta_core.optim.roles import parameter_roles
@@ -78,15 +78,19 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     states: OptimizerStates = "float32",
+    seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The named optimizer over the model's trainable ``parameters``; only AdamW keeps other ``states``."""
+    """The named optimizer over the model's trainable ``parameters``; only AdamW keeps other ``states``.
+
+    ``seed`` determines how states in 8 bits are rounded.
+    """
     groups = parameters.for_torch(weight_decay)
     match name:
         case "muon":
             others = _adamw(groups, model, learning_rate) if groups else None
             return Muon(parameters.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
-        case "adamw" if states == "bf16":
-            return AdamWithBf16Moments(groups, lr=learning_rate, betas=ADAM_BETAS)
+        case "adamw" if states != "float32":
+            return CompactAdamW(groups, lr=learning_rate, betas=ADAM_BETAS, states=states, seed=seed)
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

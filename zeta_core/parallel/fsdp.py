@@ -26,12 +26,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from zeta_core.checkpoint.row_file import Rows
 from zeta_core.checkpoint.staging import Staging, Tensors
 from zeta_core.checkpoint.training_state import StoredState, optimizer_tensors
 from zeta_core.failures import CannotResume, CannotTrain
+from zeta_core.optim.shards import first_row, sharded_like
 from zeta_core.parallel.data_dependence import has_data_dependent_path
 from zeta_core.parallel.deferred_weights import allocate, copy_rows
 from zeta_core.parallel.own_shard import OwnGradientOnly, OwnShardOnly
@@ -88,7 +89,7 @@ class FullySharded(Replicated):
         allocate(self.module, self.device)
         for name, parameter in self.module.named_parameters():
             assert isinstance(parameter, DTensor)
-            copy_rows(parameter.to_local(), weights.pop(name), _rows(parameter))
+            copy_rows(parameter.to_local(), weights.pop(name), first_row(parameter))
 
     def _check(self) -> None:
         world = self.processes.world_size
@@ -224,7 +225,7 @@ class FullySharded(Replicated):
             self._staged = None
             return self._gathered(staging, state)
         self._staged: dict[str, Rows] | None = {
-            name: Rows(_rows(t) if isinstance(t, DTensor) else 0, tuple(t.shape), t.dtype, None)
+            name: Rows(first_row(t) if isinstance(t, DTensor) else 0, tuple(t.shape), t.dtype, None)
             for name, t in state.items()
         }
         local: Tensors = {}
@@ -253,7 +254,7 @@ class FullySharded(Replicated):
     def stage_optimizer(self, staging: Staging) -> tuple[Tensors, dict[str, Any]]:
         tensors, values = optimizer_tensors(self.optimizer, self.module)
         local = {key: t.to_local() if isinstance(t, DTensor) else t for key, t in tensors.items()}
-        self._rows = {key: _rows(t) for key, t in tensors.items() if isinstance(t, DTensor)}
+        self._rows = {key: first_row(t) for key, t in tensors.items() if isinstance(t, DTensor)}
         return staging.copy_later("optimizer/", local), values
 
     def write_shard(self, folder: Path, optimizer: Tensors) -> None:
@@ -279,15 +280,8 @@ class FullySharded(Replicated):
                 fused = any(group.get("fused") for group in self.optimizer.param_groups)
                 state[parameter][entry] = value.to(parameter.device) if fused else value
                 continue
-            local = parts.rows(key, _rows(parameter), parameter.to_local())
-            state[parameter][entry] = DTensor.from_local(
-                local,
-                parameter.device_mesh,
-                parameter.placements,
-                shape=parameter.shape,
-                stride=parameter.stride(),
-                run_check=False,
-            )
+            local = parts.rows(key, first_row(parameter), parameter.to_local().shape[0])
+            state[parameter][entry] = sharded_like(local.to(parameter.device), parameter)
         for key, value in stored.optimizer_values.items():
             name, _, entry = key.rpartition("/")
             state[parameters[name]][entry] = value
@@ -301,16 +295,6 @@ def shard(module: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, plan: Pl
         if block is not module:
             fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-
-
-def _rows(tensor: DTensor) -> int:
-    """The first row of this rank's shard; FSDP2 splits dimension 0 like ``torch.chunk``."""
-    *copies, sharded = tensor.placements
-    assert sharded == Shard(0)
-    assert all(placement.is_replicate() for placement in copies)
-    mesh, dimension = tensor.device_mesh, len(copies)
-    chunk = -(-tensor.shape[0] // mesh.size(dimension))
-    return min(mesh.get_local_rank(dimension) * chunk, tensor.shape[0])
 
 
 class _ShardFiles:
@@ -332,17 +316,18 @@ class _ShardFiles:
         with safe_open(self._at[key][0][1], framework="pt") as part:
             return part.get_tensor(key)
 
-    def rows(self, key: str, first: int, like: torch.Tensor) -> torch.Tensor:
-        """As many rows as ``like`` has, from row ``first``, on the device of ``like``."""
+    def rows(self, key: str, first: int, num_rows: int) -> torch.Tensor:
+        """``num_rows`` rows from row ``first``."""
         pieces: list[torch.Tensor] = []
-        wanted = range(first, first + like.shape[0])
+        wanted = range(first, first + num_rows)
         for start, file in sorted(self._at[key], key=lambda at: at[0]):
             with safe_open(file, framework="pt") as part:
                 held = part.get_slice(key)
                 overlap = range(max(start, wanted.start), min(start + held.get_shape()[0], wanted.stop))
-                if len(overlap):
-                    pieces.append(held[overlap.start - start : overlap.stop - start])
-        tensor = torch.cat(pieces) if pieces else torch.empty_like(like, device="cpu")
-        if tensor.shape != like.shape:
-            raise CannotResume(f"{key} has {tensor.shape[0]} of the {like.shape[0]} rows that this process needs.")
-        return tensor.to(like.device)
+                if len(overlap) or not pieces:  # the first piece gives an empty shard its shape
+                    at = overlap.start - start if len(overlap) else 0
+                    pieces.append(held[at : at + len(overlap)])
+        tensor = torch.cat(pieces)
+        if len(tensor) != num_rows:
+            raise CannotResume(f"{key} has {len(tensor)} of the {num_rows} rows that this process needs.")
+        return tensor

@@ -216,6 +216,7 @@ class Replicated:
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             states=plan.optimizer_states,
+            seed=plan.seed,
         )
 
     def _check(self) -> None:

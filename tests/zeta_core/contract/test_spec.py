@@ -57,6 +57,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"lora": {"target_parameters": ["w"]}, "optimizer": "muon"}, "optimizer", "invalid_value"),
         ({"fsdp_shards": 2}, "fsdp_shards", "invalid_value"),
         ({"optimizer_states": "bf16", "optimizer": "lion"}, "optimizer_states", "invalid_value"),
+        ({"optimizer_states": "8bit", "optimizer": "muon"}, "optimizer_states", "invalid_value"),
         ({"optimizer_states": "bf16", "use_deepspeed": 2}, "optimizer_states", "invalid_value"),
         ({"fsdp_keep_gradients": True}, "fsdp_keep_gradients", "invalid_value"),
         (

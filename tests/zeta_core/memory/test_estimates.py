@@ -55,6 +55,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FSDP2 float32": {"use_fsdp": True, "processes": 4, "mixed_precision": "no"},
     "FSDP2 keeping gradients": {"use_fsdp": True, "processes": 4, "fsdp_keep_gradients": True},
     "FSDP2 bf16 states": {"use_fsdp": True, "processes": 4, "optimizer_states": "bf16"},
+    "8-bit states": {"optimizer_states": "8bit"},
+    "FSDP2 8-bit states": {"use_fsdp": True, "processes": 4, "optimizer_states": "8bit"},
     "FSDP2 LoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8}},
 }
 QUICK = ("FSDP2",)

@@ -11,9 +11,10 @@ from zeta_core.contract.spec.options import Optimizer
 from zeta_core.failures import CannotTrain
 from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.optim import adamw
-from zeta_core.optim.adamw import AdamWithBf16Moments
-from zeta_core.optim.muon import Muon, orthogonalized
+from zeta_core.optim.adamw import CompactAdamW
+from zeta_core.optim.muon import Muon
 from zeta_core.optim.optimizer import ADAM_BETAS, ParameterGroups, build_optimizer
+from zeta_core.optim.orthogonal import orthogonalized
 
 
 def optimizer_of(name: Optimizer, model: nn.Module, blocks: list[nn.Module]) -> torch.optim.Optimizer:
@@ -57,7 +58,7 @@ def test_adamw_uses_the_fused_kernel() -> None:
 def test_bf16_moments_update_like_float32_ones_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
-    rounded = AdamWithBf16Moments([ours], lr=1e-2, betas=ADAM_BETAS, weight_decay=0.1)
+    rounded = CompactAdamW([ours], lr=1e-2, betas=ADAM_BETAS, states="bf16", weight_decay=0.1)
     exact = torch.optim.AdamW([theirs], lr=1e-2, betas=ADAM_BETAS, weight_decay=0.1)
     for step in range(1, 31):
         monkeypatch.setattr(adamw, "CHUNK_VALUES", 64 * step)

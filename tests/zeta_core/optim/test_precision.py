@@ -118,11 +118,12 @@ def test_values_that_are_not_finite_end_the_run_before_the_update(
 
 @pytest.mark.extended
 @pytest.mark.parametrize("sharding", [{}, {"use_fsdp": True}], ids=["whole", "fsdp"])
-def test_bf16_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
-    sharding: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("states", ["bf16", "8bit"])
+def test_compact_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
+    states: str, sharding: dict[str, Any], tmp_path: Path
 ) -> None:
     given: dict[str, Any] = {**SETTINGS, **sharding}
-    settings: dict[str, Any] = {**given, "optimizer_states": "bf16"}
+    settings: dict[str, Any] = {**given, "optimizer_states": states}
     reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **given)
     straight, resumed = llama(), llama()
     result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **settings)
@@ -131,8 +132,8 @@ def test_bf16_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
     Trainer(model=llama(), max_steps=2, output_dir=out, **settings)
     Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **settings)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
-    states = list((tmp_path / "straight" / "final" / "training_state").glob("optimizer*.safetensors"))
-    moments = {name: tensor.dtype for name, tensor in load_file(states[0]).items() if "exp_avg" in name}
-    assert set(moments.values()) == {torch.bfloat16}
-    with pytest.raises(CannotResume, match="optimizer_states is 'float32', but the run was started with 'bf16'"):
+    files = list((tmp_path / "straight" / "final" / "training_state").glob("optimizer*.safetensors"))
+    moments = {tensor.dtype for name, tensor in load_file(files[0]).items() if "exp_avg" in name}
+    assert moments == ({torch.bfloat16} if states == "bf16" else {torch.uint8, torch.float32})
+    with pytest.raises(CannotResume, match=f"optimizer_states is 'float32', but the run was started with '{states}'"):
         Trainer(model=llama(), max_steps=6, resume_from_checkpoint=out, optimizer_states="float32", **given)

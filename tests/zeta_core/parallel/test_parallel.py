@@ -149,6 +149,7 @@ def _children(pid: int) -> list[int]:
 @pytest.mark.timeout(300)
 def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Path) -> None:
     strategies: dict[str, dict[str, Any]] = {"replicated": {}, "fsdp2": {"use_fsdp": True}}
+    strategies["fsdp2 in 8 bits"] = {"use_fsdp": True, "optimizer_states": "8bit"}
 
     def parts(world: int, steps: int, **more: Any) -> list[dict[str, Any]]:
         # With a constant rate, the parts together equal one run of 9 steps.

@@ -11,8 +11,9 @@ from torch import nn
 
 from tests.zeta_core.models import llama
 from zeta_core.model.activation_checkpointing import repeated_blocks
-from zeta_core.optim.muon import Muon, orthogonalized
+from zeta_core.optim.muon import Muon
 from zeta_core.optim.optimizer import ParameterGroups
+from zeta_core.optim.orthogonal import orthogonalized
 from zeta_core.optim.roles import Role, parameter_roles
 
 SMALL: dict[str, Any] = {

@@ -20,6 +20,8 @@ from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.openai.webhook_events import OPENAI_FORMAT, event_body, openai_event
 from zeta_core.contract.webhooks import DEFAULT_EVENTS, JobEvent, message_format
 
+_WEBHOOKS = "enabled_webhooks"  # in the `info` of a session, by project
+
 
 @dataclass(frozen=True)
 class Receiver:
@@ -95,8 +97,12 @@ async def _receivers(session: AsyncSession, job: JobRow, event: JobEvent) -> lis
 
 
 async def _enabled_webhooks(session: AsyncSession, project: str) -> list[WebhookRow]:
-    query = select(WebhookRow).where(WebhookRow.project == project, WebhookRow.enabled).order_by(WebhookRow.id)
-    return list(await session.scalars(query))
+    """The enabled webhooks of a project, which are read once per transaction, although many of its jobs may end."""
+    known: dict[str, list[WebhookRow]] = session.info.setdefault(_WEBHOOKS, {})
+    if project not in known:
+        query = select(WebhookRow).where(WebhookRow.project == project, WebhookRow.enabled).order_by(WebhookRow.id)
+        known[project] = list(await session.scalars(query))
+    return known[project]
 
 
 def _job_data(job: JobRow) -> dict[str, Any]:

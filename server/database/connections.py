@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from server.database.availability import DatabaseUnavailable, is_connection_useless, reason_unavailable
+from server.database.deferred_writes import store_deferred
 from zeta_core.system.database_url import DatabaseAddress
 
 # If another program locks an SQLite file for a long time, waiting writers fail instead of queueing indefinitely.
@@ -136,6 +137,7 @@ class Database:
             with _translating_unavailable():
                 async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
                     yield session
+                    await store_deferred(session)
         except DatabaseUnavailable:
             self._write_failed = True
             raise

@@ -1,21 +1,23 @@
-"""Stores the events of a job, each with its ``seq``, and the newest warnings in the job's row."""
+"""Stores the events of a job, each with its ``seq``, and the newest warnings in the job's row.
+
+The events are inserted at the end of the transaction, together with those of its other jobs.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.tables import EventRow, JobRow
+from server.database.deferred_writes import deferred_writes
+from server.database.tables import JobRow
 from zeta_core.contract.job.events import EventType, WarningLine
 
 MAX_WARNINGS = 100
-_INSERT = insert(EventRow.metadata.tables[EventRow.__tablename__])  # faster than with the class
 
 
-async def append(
+def append(
     session: AsyncSession,
     job: JobRow,
     *,
@@ -24,28 +26,25 @@ async def append(
     type: EventType,
     created_at: datetime,
     fields: dict[str, Any],
-) -> EventRow:
+) -> None:
     """Store one event of ``job``, whose row the caller has locked, so that ``seq`` has no gaps or duplicates."""
-    job.last_seq += 1
-    row = EventRow(
-        job_id=job.id, seq=job.last_seq, attempt=attempt, line=line, type=type, created_at=created_at, fields=fields
-    )
-    session.add(row)
-    return row
+    events = EventBatch(session, job)
+    events.append(attempt=attempt, line=line, type=type, created_at=created_at, fields=fields)
+    events.store()
 
 
 class EventBatch:
-    """Events of one job, whose row the caller has locked; `store` inserts them with one statement."""
+    """Events of one job, whose row the caller has locked."""
 
-    def __init__(self, job: JobRow) -> None:
-        self._job = job
+    def __init__(self, session: AsyncSession, job: JobRow) -> None:
+        self._session, self._job = session, job
         self._job_id, self._last_seq = job.id, job.last_seq
         self._rows: list[dict[str, Any]] = []
 
     def append(
         self, *, attempt: int, line: int | None, type: EventType, created_at: datetime, fields: dict[str, Any]
     ) -> None:
-        """Add an event with the next ``seq``. The caller must `store` the batch before `append` gets other events."""
+        """Add an event with the next ``seq``. The caller must `store` the batch before others append events."""
         self._last_seq += 1
         self._rows.append(
             {
@@ -59,10 +58,10 @@ class EventBatch:
             }
         )
 
-    async def store(self, session: AsyncSession) -> None:
+    def store(self) -> None:
         if self._rows:
             self._job.last_seq = self._last_seq
-            await session.execute(_INSERT, self._rows)
+            deferred_writes(self._session).events += self._rows
             self._rows = []
 
 

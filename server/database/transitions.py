@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import events
 from server.database.announcements import announce
 from server.database.checkpoints import checkpoint_to_resume
-from server.database.inserts import dialect_insert
+from server.database.deferred_writes import deferred_writes
 from server.database.object_removals import request_checkpoint_removal
 from server.database.receipt_tables import ReceiptRow
-from server.database.tables import AttemptRow, EventRow, JobEndRow, JobRow
+from server.database.tables import AttemptRow, EventRow, JobRow
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.job import JobError, JobResult, WaitingReason
 from zeta_core.contract.job.status import (
@@ -41,6 +41,7 @@ END_EVENTS: Mapping[JobStatus, JobEvent] = {
     JobStatus.FAILED: "job.failed",
     JobStatus.CANCELLED: "job.cancelled",
 }
+_LOCKED = "locked_jobs"  # in the `info` of a session: the result of `lock_jobs`
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,22 @@ class StatusChange:
     at: datetime | None = None  # default: now
 
 
+async def lock_jobs(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, JobRow]:
+    """Lock the rows of these jobs with one statement, except those that another transaction has locked.
+
+    The caller keeps the result until the transaction ends; `lock_job` then returns these rows without a statement.
+    """
+    query = select(JobRow).where(JobRow.id.in_(job_ids)).with_for_update(skip_locked=True)
+    rows = {row.id: row for row in await session.scalars(query)}
+    session.info[_LOCKED] = rows
+    return rows
+
+
 async def lock_job(session: AsyncSession, job_id: str) -> JobRow | None:
     """The job's row, locked until the transaction ends (SQLite: the write transaction itself is the lock)."""
+    locked: Mapping[str, JobRow] = session.info.get(_LOCKED, {})
+    if job_id in locked:
+        return locked[job_id]
     query = select(JobRow).where(JobRow.id == job_id).with_for_update()
     return await session.scalar(query.execution_options(populate_existing=True))
 
@@ -129,7 +144,7 @@ async def change_status(
     if to in ENDED:
         job.finished_at = now
         assert reason is not None, f"{job.id} ends without a reason"
-        await _count_end(session, reason)
+        deferred_writes(session).ends[reason] += 1
         session.add(ReceiptRow(job_id=job.id, created_at=now))  # `server.receipts` signs it
         if attempt:
             request_checkpoint_removal(session, job.id)
@@ -137,7 +152,7 @@ async def change_status(
     if to == JobStatus.QUEUED and job.attempt:
         message = f"{message or ''} {await _next_start(session, job)}".lstrip()
     fields = {"status": to.value, "reason": reason, "message": message, "error": error, "worker": change.worker}
-    await _append_event(session, job, attempt=attempt, at=now, fields=fields, line=change.line)
+    _append_event(session, job, attempt=attempt, at=now, fields=fields, line=change.line)
     if StatusReason.WORKER_LOST in (reason, change.attempt_reason):
         await announce(session, job, "job.worker_lost", at=now, message=message)
     if (end := END_EVENTS.get(to)) is not None:
@@ -145,29 +160,21 @@ async def change_status(
     return True
 
 
-async def hold(session: AsyncSession, job: JobRow) -> None:
+def hold(session: AsyncSession, job: JobRow) -> None:
     """Keep a locked job that waits for disk space paused until a user resumes it."""
     assert job.status == JobStatus.PAUSED, f"{job.id} is {job.status}"
     now, reason = utc_now(), StatusReason.PAUSED_BY_USER
     job.status_reason = reason
     job.waiting_reason = _paused_reason(reason, now)
     fields = {"status": job.status, "reason": reason, "message": REASON_SENTENCES[reason]}
-    await _append_event(session, job, attempt=job.attempt, at=now, fields=fields)
+    _append_event(session, job, attempt=job.attempt, at=now, fields=fields)
 
 
-async def _append_event(
+def _append_event(
     session: AsyncSession, job: JobRow, *, attempt: int, at: datetime, fields: dict[str, Any], line: int | None = None
 ) -> None:
     present = {name: value for name, value in fields.items() if value is not None}
-    await events.append(session, job, attempt=attempt, line=line, type="status", created_at=at, fields=present)
-
-
-async def _count_end(session: AsyncSession, reason: StatusReason) -> None:
-    """Count one more job that ended for this reason; the first one inserts the row."""
-    first = dialect_insert(session, JobEndRow).values(reason=reason, count=1)
-    await session.execute(
-        first.on_conflict_do_update(index_elements=[JobEndRow.reason], set_={"count": JobEndRow.count + 1})
-    )
+    events.append(session, job, attempt=attempt, line=line, type="status", created_at=at, fields=present)
 
 
 async def _next_start(session: AsyncSession, job: JobRow) -> str:

@@ -94,7 +94,7 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
         stored_line = number
         if job.status != JobStatus.RUNNING:
             break
-    await appending.store()
+    appending.store()
     num_applied, attempt.stored_line = stored_line - attempt.stored_line, stored_line
     ended = job.status != JobStatus.RUNNING
     ack = _ack(batch, stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
@@ -172,25 +172,25 @@ class _Appending:
         """``placement`` is that of node 0 if the attempt has several nodes."""
         self._session, self._job, self._attempt = session, job, attempt
         self._max_events, self._protected, self._placement = max_events, protected, placement
-        self._events = EventBatch(job)
+        self._events = EventBatch(session, job)
         self._progress: dict[str, Any] = {}
         self._first_step, self._last_step = attempt.first_step, attempt.last_step
         self._num_limited_events = job.num_limited_events
         self._number = attempt.attempt
 
-    async def store(self) -> None:
-        """Insert the events and update the rows."""
+    def store(self) -> None:
+        """Hand over the events, and update the rows."""
         if self._progress:
             self._job.progress = {**(self._job.progress or {}), **self._progress}
         self._attempt.first_step, self._attempt.last_step = self._first_step, self._last_step
         self._job.num_limited_events = self._num_limited_events
-        await self._events.store(self._session)
+        self._events.store()
 
     async def apply(self, number: int, line: JournalLine) -> None:
         job, attempt, fields = self._job, self._attempt, _fields(line)
         match line:
             case StatusLine() if line.status != JobStatus.RUNNING:
-                await self.store()
+                self.store()
                 if self._placement is None:
                     await end_attempt(self._session, job, line, line=number)
                 else:

@@ -45,7 +45,6 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
             job_id=job.id, attempt=claim.attempt, worker=claim.worker, incarnation=claim.incarnation, started_at=now
         )
     )
-    await session.flush()
     started = StatusChange(JobStatus.RUNNING, worker=claim.worker, at=now)
     is_changed = await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=claim.attempt)
     assert is_changed, f"{job.id} is locked and was queued"

@@ -75,7 +75,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
         case Effect.KEEP_PAUSED:
-            await hold(session, row)
+            hold(session, row)
         case Effect.QUEUE:
             await _require_time_left(session, row)
             row.not_before = None

@@ -162,7 +162,7 @@ class Submissions:
         traced = {row.id: submissions[number].trace_parent for number, row in rows.items()}
         await create_jobs(session, list(rows.values()), traced)
         for number, row in rows.items():
-            await _store_warnings(session, row, submissions[number].origin.warnings)
+            _store_warnings(session, row, submissions[number].origin.warnings)
         await _record_keys(session, {rows[number].id: submissions[number] for number in rows})
         await insert_entries(session, [submissions[number].audit_row(row.id) for number, row in rows.items()])
         replayed = {number: row for number, row in earlier.items() if isinstance(row, JobRow)}
@@ -212,10 +212,10 @@ async def find_created_job(service: Service, caller: Caller, request: RequestIde
         return await to_job(session, job) if job is not None else None
 
 
-async def _store_warnings(session: AsyncSession, job: JobRow, warnings: Sequence[WarningLine]) -> None:
+def _store_warnings(session: AsyncSession, job: JobRow, warnings: Sequence[WarningLine]) -> None:
     for line in warnings:
         fields = line.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
-        await append(session, job, attempt=0, line=None, type="warning", created_at=line.created_at, fields=fields)
+        append(session, job, attempt=0, line=None, type="warning", created_at=line.created_at, fields=fields)
         warn(job, line)
 
 

@@ -240,7 +240,7 @@ class Rows:
             assert await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=before)
             job.attempt = number
             for line, fields in enumerate(progress, start=1):
-                await events.append(
+                events.append(
                     session, job, attempt=number, line=line, type="progress", created_at=utc_now(), fields=dict(fields)
                 )
             if to is not None:
@@ -307,7 +307,7 @@ class Rows:
             job = await lock_job(session, job_id)
             assert job is not None
             for fields in events_fields:
-                await events.append(
+                events.append(
                     session,
                     job,
                     attempt=job.attempt,

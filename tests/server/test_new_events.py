@@ -40,9 +40,7 @@ async def store_event(database: Database, job_id: str, message: str) -> None:
     async with database.write() as session:
         job = await lock_job(session, job_id)
         assert job is not None
-        await events.append(
-            session, job, attempt=1, line=None, type="log", created_at=utc_now(), fields={"message": message}
-        )
+        events.append(session, job, attempt=1, line=None, type="log", created_at=utc_now(), fields={"message": message})
 
 
 @contextmanager

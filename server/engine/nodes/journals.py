@@ -34,7 +34,7 @@ async def apply_line(
             warning = line.model_copy(update={"evidence": evidence})
             events.warn(job, warning)
             fields = warning.model_dump(mode="json", exclude={"type", "created_at"}, exclude_none=True)
-            await events.append(
+            events.append(
                 session,
                 job,
                 attempt=placement.attempt,

@@ -68,7 +68,7 @@ async def _start(session: AsyncSession, job: JobRow, attempt: AttemptRow, placem
         row.state = PlacementState.RUNNING
     nodes = ", ".join(f"{row.worker} ({row.address})" for row in placements)
     fields = {"level": "info", "message": f"All {len(placements)} nodes are prepared and start: {nodes}."}
-    await events.append(session, job, attempt=attempt.attempt, line=None, type="log", created_at=now, fields=fields)
+    events.append(session, job, attempt=attempt.attempt, line=None, type="log", created_at=now, fields=fields)
 
 
 def _go(own: PlacementRow, placements: Sequence[PlacementRow]) -> tuple[str, BaseModel]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -64,6 +64,22 @@ async def send_to_worker(redis: Redis, message: BaseModel, key: WorkerKey) -> No
             if not await remove_wrong_type(redis, stream, "stream", error):
                 raise
             await redis.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
+
+
+async def send_to_workers(redis: Redis, messages: Sequence[tuple[BaseModel, WorkerKey]]) -> None:
+    """As `send_to_worker`, for many messages with one request to Redis. Each has the key of its worker."""
+    if not messages:
+        return
+    with calling_redis():
+        async with redis.pipeline(transaction=False) as pipeline:
+            for message, key in messages:
+                stream = worker_stream(key.worker)
+                fields: dict[Any, Any] = {**sign(message, key, channel=stream)}
+                pipeline.xadd(stream, fields, maxlen=WORKER_STREAM_LENGTH, approximate=True)
+            results: list[Any] = await pipeline.execute(raise_on_error=False)
+    for (message, key), result in zip(messages, results, strict=True):
+        if isinstance(result, Exception):  # for example, because the key holds another type
+            await send_to_worker(redis, message, key)
 
 
 async def remove_wrong_type(redis: Redis, key: str, expected: str, error: Exception) -> bool:

@@ -15,15 +15,13 @@ from sqlalchemy import select, text, update
 
 from server.database.availability import DatabaseUnavailable
 from server.database.tables import CheckRow, JobRow
-from server.engine.event_signal import EventSignal
-from server.engine.job_traces import JobTraces
-from server.engine.message_consumer import MAX_TRIES, MessageConsumer
-from server.engine.redis_client import UNAPPLIED, DroppedMessages, connect
-from server.engine.worker_secrets import WorkerSecrets
+from server.engine.message_consumer import MAX_TRIES
+from server.engine.redis_client import UNAPPLIED
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.valkey import ValkeyServer
 from tests.harness.waiting import wait_until
+from tests.server.stepped_consumer import SteppedConsumer
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.messages import SERVER_GROUP, SERVER_STREAM, CheckResult, JournalAck, StopRequest
 from zeta_core.contract.wire.signatures import sign, sign_body
@@ -224,41 +222,26 @@ def _batch_of_another_version(worker: SimulatedWorker, job_id: str, lines: list[
 # --- Messages that can't be stored now --------------------------------------------------------------------------------
 
 
-class SteppedConsumer:
-    """A consumer without a loop: the test runs each pass itself, without pauses."""
+RESULT = CheckResult(check_id="a check", worker="simulated", failure="the check failed")
 
-    def __init__(self, fleet: SmallFleet) -> None:
-        self.fleet = fleet
-        self.dropped = DroppedMessages()
-        fleet.loop.run(self._open())
 
-    async def _open(self) -> None:
-        async with self.fleet.database.write() as session:  # the table that the check of the database writes to
+def consumer_of_checks(fleet: SmallFleet) -> SteppedConsumer:
+    """A consumer of a database that has asked for `RESULT`."""
+
+    async def prepare() -> None:
+        async with fleet.database.write() as session:  # the table that the check of the database writes to
             await session.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
             session.add(CheckRow(id=RESULT.check_id, worker=RESULT.worker, created_at=utc_now()))
-        self.redis = connect(self.fleet.settings.redis_url)
-        self.consumer = MessageConsumer(
-            self.fleet.database,
-            self.redis,
-            self.fleet.settings,
-            WorkerSecrets(SECRET),
-            EventSignal(),
-            self.dropped,
-            lambda: None,
-            JobTraces(self.fleet.database, tracing=None),
-        )
 
-    def passes(self, number: int) -> None:
-        """Run passes that each fail because the database rejects the first message."""
-        for _ in range(number):
-            with pytest.raises(DatabaseUnavailable):
-                self.fleet.loop.run(self.consumer.one_pass())
-
-    def close(self) -> None:
-        self.fleet.loop.run(self.redis.aclose())
+    fleet.loop.run(prepare())
+    return SteppedConsumer(fleet)
 
 
-RESULT = CheckResult(check_id="a check", worker="simulated", failure="the check failed")
+def fail_passes(stepped: SteppedConsumer, number: int) -> None:
+    """Run passes that each fail because the database rejects the first message."""
+    for _ in range(number):
+        with pytest.raises(DatabaseUnavailable):
+            stepped.one_pass()
 
 
 def checks_stored(fleet: SmallFleet) -> list[str]:
@@ -271,15 +254,15 @@ def checks_stored(fleet: SmallFleet) -> list[str]:
 
 def test_a_long_database_outage_removes_no_message(tmp_path: Path, redis_url: str, client: "redis.Redis") -> None:
     with small_fleet(tmp_path, redis_url) as fleet:
-        stepped = SteppedConsumer(fleet)
-        fleet.loop.run(stepped.consumer.one_pass())
+        stepped = consumer_of_checks(fleet)
+        stepped.one_pass()
         SimulatedWorker(client, SECRET).send(RESULT)
         file = fleet.settings.home / "zeta.db"
         file.rename(tmp_path / "away.db")
-        stepped.passes(3 * MAX_TRIES)
+        fail_passes(stepped, 3 * MAX_TRIES)
         assert stepped.dropped.counts == {}
         (tmp_path / "away.db").rename(file)
-        fleet.loop.run(stepped.consumer.one_pass())
+        stepped.one_pass()
         assert checks_stored(fleet) == ["a check"]
         stepped.close()
 
@@ -291,7 +274,7 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         small_fleet(tmp_path, redis_url, postgres_url) as fleet,
         psycopg.connect(postgres_url, autocommit=True) as admin,
     ):
-        stepped = SteppedConsumer(fleet)
+        stepped = consumer_of_checks(fleet)
         admin.execute(
             "CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS "
             "$$ BEGIN RAISE EXCEPTION 'out of range' USING ERRCODE = '22003'; END $$"
@@ -304,13 +287,13 @@ def test_a_message_that_a_writable_database_keeps_rejecting_is_removed(
         worker = SimulatedWorker(client, SECRET)
         worker.send(RESULT)
         worker.send(RESULT)
-        stepped.passes(MAX_TRIES - 1)
+        fail_passes(stepped, MAX_TRIES - 1)
         assert stepped.dropped.counts == {}
-        stepped.passes(1)  # removes the first and tries the second
+        fail_passes(stepped, 1)  # removes the first and tries the second
         assert stepped.dropped.counts == {UNAPPLIED: 1}
         admin.execute("DROP TRIGGER t ON checks")
         admin.execute("CREATE TRIGGER t BEFORE UPDATE ON checks FOR EACH ROW EXECUTE FUNCTION reject()")
-        fleet.loop.run(stepped.consumer.one_pass())
+        stepped.one_pass()
         assert stepped.dropped.counts == {UNAPPLIED: 2}
         assert client.xlen(SERVER_STREAM) == 0
         assert "invalid entry" not in caplog.text

@@ -9,11 +9,11 @@ from typing import Any
 from celery import Celery
 from redis.asyncio import Redis
 
-from server.engine.redis_client import SOCKET_TIMEOUT_SECONDS, remove_wrong_type
+from server.engine.redis_client import remove_wrong_type
 from server.engine.worker_secrets import WorkerSecrets
 from zeta_core.contract.wire.messages import START_TASK, Dispatch, queue_keys, worker_queue
 from zeta_core.contract.wire.signatures import sign
-from zeta_core.system.redis_access import RedisAddress, calling_redis
+from zeta_core.system.redis_access import SOCKET_TIMEOUT_SECONDS, RedisAddress, calling_redis
 
 
 class Dispatcher:

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import redis.asyncio
 from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
@@ -24,9 +24,8 @@ from zeta_core.contract.wire.messages import worker_stream
 from zeta_core.contract.wire.signatures import BadMessage, WorkerKey, sign
 from zeta_core.system.log_throttle import LogThrottle
 from zeta_core.system.outage import error_text
-from zeta_core.system.redis_access import RedisAddress, calling_redis
+from zeta_core.system.redis_access import calling_redis, open_client
 
-SOCKET_TIMEOUT_SECONDS = 2.0
 WORKER_STREAM_LENGTH = 10_000  # unread messages for each worker; dropped ones are sent again anyway
 UNAPPLIED = "unapplied"
 
@@ -35,22 +34,9 @@ SendToWorker = Callable[[str, BaseModel], Awaitable[None]]  # sends a message to
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls take at most two seconds, without retries.
-
-    With Sentinel, a call may also take the time to find the master. After a failover, a call on a connection to the
-    former master fails, and the next one finds the new master.
-    """
-    address = RedisAddress.parse(url)
-    options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
-        "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if address.sentinel is None:
-        return Redis.from_url(address.client_url, **options)  # pyright: ignore[reportUnknownMemberType]
-    sentinel_options = {**address.sentinel.options, "retry": Retry(NoBackoff(), 0)}
-    sentinel: Any = Sentinel(address.sentinel.hosts, sentinel_kwargs=sentinel_options)
-    return sentinel.master_for(address.sentinel.master, **address.client_options, **options)
+    """A client whose calls take at most two seconds, without retries (`open_client`)."""
+    client: Redis = open_client(url, redis.asyncio, Retry(NoBackoff(), 0))
+    return client
 
 
 async def send_to_worker(redis: Redis, message: BaseModel, key: WorkerKey) -> None:

@@ -18,8 +18,8 @@ from server.database.connections import Database
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.notifications.http_sender import Outcome
 from server.notifications.messages import Message
-from server.notifications.places import Destination, Due, Places
 from server.notifications.schedule import has_failed_too_long, retry_delay
+from server.notifications.sending_capacity import Destination, Due, SendingCapacity
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.webhooks import TEST_EVENT
 
@@ -40,9 +40,9 @@ class DeliveryLog:
         self._claim = timedelta(seconds=limit_seconds + CLAIM_SECONDS)
         self._disable_days = disable_days
 
-    async def claim(self, places: Places) -> list[Message]:
-        """Claim the oldest due messages for which there are free places."""
-        chosen = list(places.choose(await self._due(places.targets)))
+    async def claim(self, capacity: SendingCapacity) -> list[Message]:
+        """Claim the oldest due messages for which there is capacity."""
+        chosen = list(capacity.choose(await self._due(capacity.targets)))
         if not chosen:
             return []
         async with self._database.write() as session:

@@ -1,7 +1,7 @@
 """Sends due messages, several at a time, in tasks of their own.
 
-`Places` bounds how many of them go to one destination, to one project, and to receivers that don't respond. Nothing
-else waits for a message: not a job, and no other receiver.
+`SendingCapacity` bounds how many of them go to one destination, to one project, and to receivers that don't respond.
+Nothing else waits for a message: not a job, and no other receiver.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.notifications.delivery_log import DeliveryLog
 from server.notifications.email_sender import EmailSender
 from server.notifications.http_sender import HttpSender, Outcome
 from server.notifications.messages import Message
-from server.notifications.places import MAX_SENDING, Destination, Places
+from server.notifications.sending_capacity import MAX_SENDING, Destination, SendingCapacity
 from server.settings import ServerSettings
 
 IDLE_SECONDS = 1.0
@@ -40,24 +40,24 @@ class Notifier:
         self._email = EmailSender(settings.smtp_url, settings.smtp_from, limit, self._mails)
         self._log = DeliveryLog(database, limit_seconds=limit, disable_days=settings.webhook_disable_days)
         self._wake = wake
-        self._places = Places()
+        self._capacity = SendingCapacity()
         self._tasks: set[asyncio.Task[None]] = set()
         self._removed_at = float("-inf")  # monotonic
         self._is_stopping = False
 
     async def one_pass(self) -> None:
-        """Start sending the due messages for which there are free places."""
+        """Start sending the due messages for which there is capacity."""
         is_removal_due = time.monotonic() - self._removed_at > REMOVAL_SECONDS
         if is_removal_due and not await self._log.remove_old():
             self._removed_at = time.monotonic()
-        if self._places.num_free <= 0 or self._is_stopping:
+        if self._capacity.num_free <= 0 or self._is_stopping:
             return
-        messages = await self._log.claim(self._places)
+        messages = await self._log.claim(self._capacity)
         if self._is_stopping:
             return
         for message in messages:
             destination = Destination.of(message.project, message.url, message.format)
-            self._places.take(message.target, destination)
+            self._capacity.take(message.target, destination)
             task = asyncio.create_task(self._send(message), name=f"send-{message.id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -84,7 +84,7 @@ class Notifier:
         except Exception:
             logger.exception("Recording %s failed; it is sent again.", message.id, extra={"action": "notification"})
         finally:
-            self._places.release(message.target, failed=failed)
+            self._capacity.release(message.target, failed=failed)
             self._wake()
 
     async def _outcome(self, message: Message) -> Outcome:

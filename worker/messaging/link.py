@@ -17,7 +17,6 @@ import redis
 from pydantic import BaseModel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 from redis.utils import str_if_bytes
 
 from worker.threads import RetryingThread
@@ -25,10 +24,9 @@ from zeta_core.contract.wire.messages import DURABLE, LAST_STREAM_ID, SERVER_STR
 from zeta_core.contract.wire.signatures import BadMessage, WorkerKey, read_envelope, sign
 from zeta_core.system.log_throttle import LogThrottle
 from zeta_core.system.outage import error_text
-from zeta_core.system.redis_access import RedisAddress, calling_redis
+from zeta_core.system.redis_access import SOCKET_TIMEOUT_SECONDS, calling_redis, open_client
 from zeta_core.system.replay_guard import ReplayGuard
 
-SOCKET_TIMEOUT_SECONDS = 2.0
 BLOCK_MILLISECONDS = 500
 SERVER_STREAM_LENGTH = 100_000  # maximum backlog while no server is running; all messages are repeated
 UNREAD_SECONDS = 60  # after which the stream of a single server process is removed, because that process is gone
@@ -37,22 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def connect(url: str) -> redis.Redis:
-    """A client whose calls end within two seconds, without retries. Use one per thread.
-
-    With Sentinel, a call may also take the time to find the master. After a failover, a call on a connection to the
-    former master fails, and the next one finds the new master.
-    """
-    address = RedisAddress.parse(url)
-    options: dict[str, Any] = {
-        "socket_timeout": SOCKET_TIMEOUT_SECONDS,
-        "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if address.sentinel is None:
-        return redis.Redis.from_url(address.client_url, **options)  # pyright: ignore[reportUnknownMemberType]
-    sentinel_options = {**address.sentinel.options, "retry": Retry(NoBackoff(), 0)}
-    sentinel: Any = Sentinel(address.sentinel.hosts, sentinel_kwargs=sentinel_options)
-    return sentinel.master_for(address.sentinel.master, **address.client_options, **options)
+    """A client whose calls take at most two seconds, without retries (`open_client`). Use one per thread."""
+    client: redis.Redis = open_client(url, redis, Retry(NoBackoff(), 0))
+    return client
 
 
 def remove_wrong_type(client: redis.Redis, key: str, expected: str, error: redis.ResponseError) -> bool:

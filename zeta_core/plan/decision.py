@@ -85,11 +85,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         batch_size_origin=origin,
     )
     _check_minimum_learning_rate(plan)
-    if plan.use_activation_checkpointing == "offload" and inputs.device == "cpu":
-        raise CannotTrain(
-            "use_activation_checkpointing is 'offload', which has no effect on a CPU; use true or 'selective'.",
-            param="use_activation_checkpointing",
-        )
+    _check_offloading(plan, inputs)
     return plan if stored is None else continued_plan(plan, options, stored)
 
 
@@ -103,6 +99,14 @@ def with_length(plan: Plan, options: TrainerOptions, num_sequences: int) -> Plan
         steps = math.ceil(sequences / plan.global_batch)
     eval_steps = plan.eval_steps or (math.ceil(steps / EVALUATIONS) if plan.evaluates else None)
     return replace(plan, total_steps=steps, total_sequences=sequences, eval_steps=eval_steps)
+
+
+def _check_offloading(plan: Plan, inputs: PlanInputs) -> None:
+    if plan.use_activation_checkpointing == "offload" and inputs.device == "cpu":
+        raise CannotTrain(
+            "use_activation_checkpointing is 'offload', which has no effect on a CPU; use true or 'selective'.",
+            param="use_activation_checkpointing",
+        )
 
 
 def _check_minimum_learning_rate(plan: Plan) -> None:

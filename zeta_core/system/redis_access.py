@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 
 from zeta_core.system.outage import error_text
 
+SOCKET_TIMEOUT_SECONDS = 2.0
 SENTINEL = "redis+sentinel"
 SCHEMES = ("redis", "rediss", "unix", SENTINEL)
 # Named as in redis-py (https://redis.readthedocs.io/en/stable/connections.html); Celery knows them too.
@@ -51,6 +52,24 @@ def calling_redis() -> Generator[None]:
         raise
     except Exception as error:
         raise RedisUnavailable(error_text(error)) from error
+
+
+def open_client(url: str, library: Any, retry: Any) -> Any:
+    """A client of ``library``, which is the module `redis` or `redis.asyncio`. Its calls take at most two seconds.
+
+    ``retry`` is the library's object that decides how often a call is repeated.
+
+    With Sentinel, a call may also take the time to find the master. After a failover, a call on a connection to the
+    former master fails, and the next one finds the new master.
+    """
+    address = RedisAddress.parse(url)
+    seconds = SOCKET_TIMEOUT_SECONDS
+    options: dict[str, Any] = {"socket_timeout": seconds, "socket_connect_timeout": seconds, "retry": retry}
+    if address.sentinel is None:
+        return library.Redis.from_url(address.client_url, **options)
+    sentinel_options = {**address.sentinel.options, "retry": retry}
+    sentinel = library.sentinel.Sentinel(address.sentinel.hosts, sentinel_kwargs=sentinel_options)
+    return sentinel.master_for(address.sentinel.master, **address.client_options, **options)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Shares the places for messages that are being sent between targets, destinations and projects.
+"""Shares the capacity for messages that are being sent between targets, destinations and projects.
 
 A target is a webhook or a URL, and gets one message at a time. A destination is a host, or the mail server, as one
-project uses it. Destinations whose last message failed share a part of the places, so receivers that don't respond
+project uses it. Destinations whose last message failed share a part of the capacity, so receivers that don't respond
 can't occupy all of them: the other messages of their project, and those of other projects, are sent meanwhile.
 """
 
@@ -39,8 +39,8 @@ class Due:
     destination: Destination
 
 
-class Places:
-    """The places of one server process."""
+class SendingCapacity:
+    """The capacity of one server process."""
 
     def __init__(self) -> None:
         self._sending: dict[str, Destination] = {}  # by target
@@ -71,7 +71,7 @@ class Places:
                 del self._failing[next(iter(self._failing))]
 
     def choose(self, due: Iterable[Due]) -> Iterator[Due]:
-        """The messages for which there are free places, in their order."""
+        """The messages for which there is capacity, in their order."""
         used = list(self._sending.values())
         for message in due:
             if len(used) >= MAX_SENDING:

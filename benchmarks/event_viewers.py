@@ -1,4 +1,4 @@
-"""``python -m benchmarks.event_viewers URL AFTER NUMBER``: viewers that follow the events of a job.
+"""``python -m benchmarks.event_viewers NUMBER URL...``: viewers that follow the events of jobs, ``NUMBER`` of each URL.
 
 The first line of its standard input is the header ``Authorization``. It prints ``connected`` when all viewers have
 received the head of the response. At the next line of its input, it prints the delay of each received progress event,
@@ -12,24 +12,18 @@ import asyncio
 import re
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from urllib.parse import urlsplit
 
 _CREATED_AT = re.compile(rb"event: progress\ndata: .*?\"created_at\":\"([^\"]+)\"")
 
 
-async def main(url: str, after: str, number: int, authorization: str) -> None:
-    address = urlsplit(url)
-    assert address.hostname is not None
-    assert address.port is not None
-    request = (
-        f"GET {address.path}?after={after} HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n"
-        f"Authorization: {authorization}\r\n\r\n"
-    ).encode()
+async def main(number: int, urls: Sequence[str], authorization: str) -> None:
     delays: list[float] = []
-    connected = asyncio.Barrier(number + 1)
+    connected = asyncio.Barrier(number * len(urls) + 1)
     viewers = [
-        asyncio.create_task(_follow(address.hostname, address.port, request, connected, delays)) for _ in range(number)
+        asyncio.create_task(_follow(url, authorization, connected, delays)) for url in urls for _ in range(number)
     ]
     await connected.wait()
     print("connected", flush=True)
@@ -39,9 +33,13 @@ async def main(url: str, after: str, number: int, authorization: str) -> None:
     print("\n".join(f"{delay:.4f}" for delay in delays))
 
 
-async def _follow(host: str, port: int, request: bytes, connected: asyncio.Barrier, delays: list[float]) -> None:
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(request)
+async def _follow(url: str, authorization: str, connected: asyncio.Barrier, delays: list[float]) -> None:
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(
+        f"GET {address.path}?{address.query} HTTP/1.1\r\nHost: {address.netloc}\r\nAccept: text/event-stream\r\n"
+        f"Authorization: {authorization}\r\n\r\n".encode()
+    )
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200"), head
     await connected.wait()
@@ -53,4 +51,4 @@ async def _follow(host: str, port: int, request: bytes, connected: asyncio.Barri
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.stdin.readline().strip()))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2:], sys.stdin.readline().strip()))

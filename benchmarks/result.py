@@ -18,6 +18,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy
 RESULTS_DIRECTORY = Path(__file__).resolve().parent / "results"
 
 
+class Skipped(Exception):
+    """The benchmark cannot run here; the message is the reason."""
+
+
 @dataclass(frozen=True)
 class BenchmarkResult:
     """One row of the table. ``figures`` contains the figure of each round by contestant, in ``unit``.
@@ -98,13 +102,16 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def write_json(results: Sequence[BenchmarkResult], environment: Mapping[str, object]) -> Path:
-    """Write all measurements to a new file, and return its path."""
+def write_json(
+    results: Sequence[BenchmarkResult], environment: Mapping[str, object], skipped: Mapping[str, str]
+) -> Path:
+    """Write all measurements to a new file, and return its path. ``skipped`` contains reasons by name."""
     RESULTS_DIRECTORY.mkdir(exist_ok=True)
     file = RESULTS_DIRECTORY / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     content = {
         "machine": dict(environment),
         "answers": [result.as_json() for result in results],
+        "skipped": dict(skipped),
     }
     file.write_text(json.dumps(content, indent=1))
     return file

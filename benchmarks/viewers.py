@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
@@ -51,12 +52,12 @@ def measure(size: Size) -> BenchmarkResult:
         viewers_cpu: list[float] = []
         for _ in range(rounds):
             periods["alone"].append(_Period.measure(service, size))
-            with _Viewers(service, job_id, num_viewers) as viewers:
+            with Viewers(service.http, [job_id], num_viewers) as viewers:
                 periods["watched"].append(_Period.measure(service, size))
                 viewers_cpu.append(viewers.cpu_share())
             delays += viewers.delays
         service.http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
-        progress = _progress(service, job_id)
+        progress = _progress(service.http, job_id)
     figures = {name: [period.steps_per_second(progress) for period in each] for name, each in periods.items()}
     service_cpu = {name: statistics.median(period.service_cpu for period in each) for name, each in periods.items()}
     machine_share = (service_cpu["watched"] - service_cpu["alone"]) / (os.cpu_count() or 1)
@@ -83,21 +84,19 @@ def measure(size: Size) -> BenchmarkResult:
     )
 
 
-class _Viewers:
-    """A process with viewers of one job; ``delays`` are known after the block, in seconds."""
+class Viewers:
+    """A process with ``number`` viewers of each job; ``delays`` are known after the block, in seconds."""
 
-    def __init__(self, service: Service, job_id: str, number: int) -> None:
-        url = str(service.http.base_url.join(f"/v1/jobs/{job_id}/events"))
-        key = service.http.headers["Authorization"]
-        last = _progress(service, job_id)[-1]["seq"]
-        command = [sys.executable, "-m", "benchmarks.event_viewers", url, str(last), str(number)]
+    def __init__(self, http: httpx.Client, job_ids: Sequence[str], number: int) -> None:
+        urls = [f"{http.base_url.join(f'/v1/jobs/{job}/events')}?after={_last_event(http, job)}" for job in job_ids]
+        command = [sys.executable, "-m", "benchmarks.event_viewers", str(number), *urls]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{key}\n")
+        self._process.stdin.write(f"{http.headers['Authorization']}\n")
         self._process.stdin.flush()
         self.delays: list[float] = []
 
-    def __enter__(self) -> _Viewers:
+    def __enter__(self) -> Viewers:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "connected\n"
         _wait(SETTLE_SECONDS)
@@ -147,12 +146,21 @@ def _has_steps(service: Service, job_id: str, number: int) -> bool:
     return ((service.job(job_id)["progress"] or {}).get("step") or 0) >= number
 
 
-def _progress(service: Service, job_id: str) -> list[dict[str, Any]]:
-    """All progress events of the job."""
+def _last_event(http: httpx.Client, job_id: str) -> int:
+    return int(_events(http, job_id)[-1]["seq"])
+
+
+def _progress(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    """The job's progress events that contain a loss."""
+    return [event for event in _events(http, job_id) if event["type"] == "progress" and event.get("loss") is not None]
+
+
+def _events(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
+    """All events of the job."""
     events: list[dict[str, Any]] = []
     after: str | None = "0"
     while after is not None:
-        page = service.http.get(f"/v1/jobs/{job_id}/events?limit=1000&after={after}").raise_for_status().json()
+        page = http.get(f"/v1/jobs/{job_id}/events?limit=1000&after={after}").raise_for_status().json()
         events += page["data"]
         after = page["next_after"]
-    return [event for event in events if event["type"] == "progress" and event.get("loss") is not None]
+    return events

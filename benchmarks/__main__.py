@@ -6,11 +6,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from benchmarks import (
     activation_memory,
+    best_settings,
     checkpoint_blocking,
     command_line,
     concurrent_answers,
@@ -47,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[Size], BenchmarkResult]] = {
     "data-wait": data_wait.measure,
     "lora": lora.measure,
     "evaluation": evaluation.measure,
+    **{f"best-{work}": partial(best_settings.measure, work) for work in best_settings.TARGETS},
     "command-line": command_line.measure,
     "submissions": submissions.on_sqlite,
     "submissions-postgresql": submissions.on_postgresql,

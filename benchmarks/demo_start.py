@@ -1,4 +1,4 @@
-"""Time from a fresh clone to the first training line of `make demo`, relative to the same command before set-up with uv.
+"""Time from a fresh clone to the first training line of `make demo`, relative to an earlier commit.
 
 The peer is the last commit that installed everything with pip (2026-11-30). Both are cloned from this repository.
 ``not cached`` starts with empty caches of pip and uv, and ``cached`` with those that it has filled.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -32,16 +33,17 @@ _TRAINING_LINE = re.compile(r"\bstep \d+/\d+")
 def measure(size: Size) -> BenchmarkResult:
     if not size.large:
         raise Skipped("it sets up four environments, which takes many minutes; its small form would measure nothing")
+    commits = {ZETA: resolve("HEAD"), PEER: resolve(PEER_COMMIT)}
     figures: dict[str, list[float]] = {f"{name}, {state}": [] for state in TARGETS for name in (ZETA, PEER)}
     with tempfile.TemporaryDirectory(prefix="zeta-demo-start-") as folder:
         for turn in range(CACHED_ROUNDS + 1):
             state = "cached" if turn else "not cached"
             for name in (ZETA, PEER)[:: 1 if turn % 2 == 0 else -1]:
                 clone = Path(folder) / "clone"
-                clone_commit("HEAD" if name == ZETA else PEER_COMMIT, clone)
+                clone_commit(commits[name], clone)
                 caches = Path(folder) / "caches" / ("zeta" if name == ZETA else "peer")
                 figures[f"{name}, {state}"].append(seconds_to_first_line(clone, caches))
-                subprocess.run(["rm", "-rf", clone], check=True)
+                shutil.rmtree(clone)
     ratios = {state: ratio_of_rounds(figures[f"{ZETA}, {state}"], figures[f"{PEER}, {state}"]) for state in TARGETS}
     return BenchmarkResult(
         title="From a fresh clone to the first training line of the demo, relative to the targets "
@@ -56,20 +58,18 @@ def measure(size: Size) -> BenchmarkResult:
     )
 
 
-def clone_commit(commit: str, folder: Path) -> None:
-    """Clone this repository, and check out the commit. Raises `Skipped` if it is not in the repository."""
+def resolve(commit: str) -> str:
+    """The full name of a commit of this repository. Raises `Skipped` if it is missing."""
+    command = ["git", "rev-parse", "--quiet", "--verify", f"{commit}^{{commit}}"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"],
-            cwd=REPOSITORY,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        subprocess.run(["git", "clone", "--quiet", "--no-checkout", REPOSITORY, folder], check=True)
-        subprocess.run(["git", "checkout", "--quiet", found.stdout.strip()], cwd=folder, check=True)
+        return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         raise Skipped(f"it needs a clone of this repository with the commit {commit}: {error}") from error
+
+
+def clone_commit(commit: str, folder: Path) -> None:
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", REPOSITORY, folder], check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
 
 
 def seconds_to_first_line(clone: Path, caches: Path) -> float:

@@ -34,29 +34,33 @@ def measure(size: Size) -> BenchmarkResult:
     p99: list[float] = []
     medians: list[float] = []
     num_events = 0
-    with databases("sqlite") as made, zeta_server(made.folder, None) as server, _worker(server, num_jobs):
-        with server.http() as http:
-            metadata = {"steps": str(10**6), "seconds_per_step": str(1 / STEPS_PER_SECOND)}
-            jobs = [submit(http, metadata=metadata)["id"] for _ in range(num_jobs)]
-            wait_until(
-                lambda: all((http.get(f"/v1/jobs/{job}").json()["progress"] or {}).get("step") for job in jobs),
-                START_SECONDS,
-                "all jobs to run",
-            )
-            for _ in range(size.of(ROUNDS, 1)):
-                with Viewers(http, jobs, 1) as viewers:
-                    threading.Event().wait(size.of(ROUND_SECONDS, 2))
-                delays = sorted(1000 * delay for delay in viewers.delays)
-                num_events += len(delays)
-                p99.append(delays[int(0.99 * len(delays))])
-                medians.append(statistics.median(delays))
-            for job in jobs:
-                http.post(f"/v1/jobs/{job}/cancel").raise_for_status()
-            wait_until(
-                lambda: all(http.get(f"/v1/jobs/{job}").json()["status"] == "cancelled" for job in jobs),
-                START_SECONDS,
-                "all jobs to be cancelled",
-            )
+    with (
+        databases("sqlite") as made,
+        zeta_server(made.folder, None) as server,
+        _worker(server, num_jobs),
+        server.http() as http,
+    ):
+        metadata = {"steps": str(10**6), "seconds_per_step": str(1 / STEPS_PER_SECOND)}
+        jobs = [submit(http, metadata=metadata)["id"] for _ in range(num_jobs)]
+        wait_until(
+            lambda: all((http.get(f"/v1/jobs/{job}").json()["progress"] or {}).get("step") for job in jobs),
+            START_SECONDS,
+            "all jobs to run",
+        )
+        for _ in range(size.of(ROUNDS, 1)):
+            with Viewers(http, jobs, 1) as viewers:
+                threading.Event().wait(size.of(ROUND_SECONDS, 2))
+            delays = sorted(1000 * delay for delay in viewers.delays)
+            num_events += len(delays)
+            p99.append(delays[int(0.99 * len(delays))])
+            medians.append(statistics.median(delays))
+        for job in jobs:
+            http.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+        wait_until(
+            lambda: all(http.get(f"/v1/jobs/{job}").json()["status"] == "cancelled" for job in jobs),
+            START_SECONDS,
+            "all jobs to be cancelled",
+        )
     return BenchmarkResult(
         title=f"p99 from a step to a client that follows its job ({num_jobs} jobs, {STEPS_PER_SECOND} steps/s each), "
         f"relative to {TARGET_MILLISECONDS} ms",

@@ -56,7 +56,7 @@ def measure(size: Size) -> BenchmarkResult:
             name: [tokens / stopwatch.seconds_per_step for stopwatch in rounds] for name, rounds in stopwatches.items()
         },
         ratio=ratio_of_rounds(loops.seconds_of_steps(stopwatches[PEFT]), loops.seconds_of_steps(stopwatches[ZETA])),
-        target=1.0,
+        target=1.05,
         target_is="minimum",
         notes=f"Rank {RANK} in all linear layers of 6.8 M parameters, 8 x 256 tokens per step.",
     )

@@ -52,8 +52,8 @@ def measure(size: Size) -> BenchmarkResult:
         ratio=ratio_of_rounds(figures[ZETA], figures[PEER]),
         target=1.0,
         target_is="maximum",
-        notes=f"One step of a tiny model, its checkpoint and its upload, through a whole service with warm starts; {RAY} "
-        "runs the command `true`.",
+        notes="One step of a tiny model, its checkpoint and its upload, through a whole service with warm starts; "
+        f"{RAY} runs the command `true`.",
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import result
+from benchmarks import demo_start, result
 from benchmarks.gpu.__main__ import render
 from benchmarks.gpu.contestants import measure
 from benchmarks.gpu.workloads import REHEARSAL, WORKLOADS, Measurement
@@ -38,7 +38,8 @@ def test_every_benchmark_writes_a_table_and_json(
     printed = capsys.readouterr().out
     [file] = (tmp_path / "results").iterdir()
     written = json.loads(file.read_text())
-    assert len(written["answers"]) == len(names)
+    assert len(written["answers"]) + len(written["skipped"]) == len(names)
+    assert written["skipped"].keys() <= {"demo-start", "one-step-job"}
     for found in written["answers"]:
         assert f"| {found['question']} |" in printed
         assert found["ratio"] > 0
@@ -50,6 +51,25 @@ def test_an_unknown_benchmark_is_rejected_with_the_known_names(capsys: pytest.Ca
     with pytest.raises(SystemExit):
         benchmarks.main(["throughputs"])
     assert "choose from loop-overhead, throughput" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_cannot_run_prints_and_stores_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(result, "RESULTS_DIRECTORY", tmp_path)
+    assert benchmarks.main(["demo-start", "--small"]) == 0  # its small form would take many minutes
+    assert "demo-start was skipped: it sets up four environments" in capsys.readouterr().out
+    [file] = tmp_path.iterdir()
+    assert json.loads(file.read_text())["skipped"].keys() == {"demo-start"}
+
+
+def test_the_start_of_a_demo_ends_at_its_first_step(tmp_path: Path) -> None:
+    makefile = tmp_path / "Makefile"
+    makefile.write_text("demo:\n\t@echo 'setup step'\n\t@sleep 0.5\n\t@echo 'training  step 1/2'\n\t@sleep 600\n")
+    assert 0.5 < demo_start.seconds_to_first_line(tmp_path, tmp_path / "caches") < 60
+    makefile.write_text("demo:\n\t@echo 'No compiler.'\n")
+    with pytest.raises(RuntimeError, match=r"No compiler\."):
+        demo_start.seconds_to_first_line(tmp_path, tmp_path / "caches")
 
 
 @pytest.mark.parametrize(("target_is", "meets_target"), [("maximum", True), ("minimum", False)])

@@ -88,13 +88,17 @@ def wait_for_turn() -> float:
 def _start(name: str) -> Connection:
     context = get_context("spawn")
     _connections[name], theirs = context.Pipe()
-    context.Process(target=_work, args=(theirs,), name=name, daemon=True).start()
+    # Not a daemon, which could not have children: reading data files starts one.
+    context.Process(target=_work, args=(theirs,), name=name).start()
     theirs.close()
     return _connections[name]
 
 
 def _work(parent: Connection) -> None:
-    """The main loop of a contestant's process: run one task after the other, until the benchmark's process exits."""
+    """The main loop of a contestant's process: run one task after the other, until the benchmark's process exits.
+
+    The connection then ends, also within a task that waits for its turn.
+    """
     global _parent
     _parent = parent
     while True:

@@ -12,7 +12,7 @@ from server.database.tables import CheckpointRow, JobRow
 from server.jobs.queries import find_training
 from server.openai.answer_weights import BASE, find_weights
 from server.service import Service
-from server.submitting.submissions import Created, Origin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.evaluation_spec import NewEvaluation
@@ -56,7 +56,7 @@ async def create(
         "template_date": job.resolved_spec.value("template_date"),
         **request.model_dump(mode="json", include={"entity_name", "priority", "max_retries", "metadata"}),
     }
-    return await submissions.create(caller, spec, identity, Origin(kind=JobKind.EVALUATION))
+    return await submissions.create(caller, spec, identity, SubmissionOrigin(kind=JobKind.EVALUATION))
 
 
 async def _checkpoint(session: AsyncSession, job: JobRow, requested: str) -> str:

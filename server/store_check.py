@@ -16,7 +16,7 @@ from server.database.connections import Database
 from server.database.schema import require_schema
 from server.database.service_identity import known_service
 from server.settings import StorageSettings
-from server.store_comparison import Comparison, Difference, compare
+from server.store_comparison import StoreComparison, StoreDifference, compare
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
 from zeta_core.contract.printable import printable
 from zeta_core.system.artifact_store import open_store
@@ -40,7 +40,7 @@ def main() -> int:
     return 1 if comparison.differences else 0
 
 
-async def check(settings: StorageSettings, *, verify_content: bool) -> Comparison:
+async def check(settings: StorageSettings, *, verify_content: bool) -> StoreComparison:
     """Compare the store of these settings with their database. Raises `InvalidSettings` and `Unavailable`."""
     database = Database(settings.database)
     try:
@@ -57,7 +57,7 @@ async def check(settings: StorageSettings, *, verify_content: bool) -> Compariso
         await database.close()
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: StoreComparison) -> None:
     for difference in comparison.differences:
         print(f"{difference.kind.replace('_', ' '):<13}  {printable(difference.key)}{_sizes(difference)}")
     what = "Their content was verified." if comparison.hashed else "Their content was not verified (--hash)."
@@ -70,7 +70,7 @@ def _print(comparison: Comparison) -> None:
     print(f"{comparison.num_files} files in {comparison.store} {result}. {what}")
 
 
-def _sizes(difference: Difference) -> str:
+def _sizes(difference: StoreDifference) -> str:
     sizes = {"stored": difference.stored_bytes, "expected": difference.expected_bytes}
     shown = ", ".join(f"{num_bytes} bytes {which}" for which, num_bytes in sizes.items() if num_bytes is not None)
     return f"  ({shown})" if shown else ""

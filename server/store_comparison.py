@@ -33,7 +33,7 @@ PAUSE_SECONDS = 2.0  # before the second comparison: a file is stored shortly be
 DifferenceKind = Literal["missing", "extra", "wrong_size", "wrong_content"]
 
 
-class Difference(BaseModel):
+class StoreDifference(BaseModel):
     """A stored file that differs from the database; sizes in bytes, as far as they are known."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class Difference(BaseModel):
     stored_bytes: int | None = None
 
 
-class Comparison(BaseModel):
+class StoreComparison(BaseModel):
     """``num_files`` counts the stored files, and ``hashed`` states whether their content was verified."""
 
     model_config = ConfigDict(frozen=True)
@@ -52,7 +52,7 @@ class Comparison(BaseModel):
     store: str
     num_files: int
     hashed: bool
-    differences: list[Difference]
+    differences: list[StoreDifference]
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class _State:
 
     expected: dict[str, _File]
     stored: dict[str, int]  # sizes in bytes by key
-    differences: frozenset[Difference]
+    differences: frozenset[StoreDifference]
 
 
-async def compare(database: Database, store: ArtifactStore, *, verify_content: bool) -> Comparison:
+async def compare(database: Database, store: ArtifactStore, *, verify_content: bool) -> StoreComparison:
     """Compare keys and sizes, and with ``verify_content``, which reads everything, also each known SHA-256.
 
     Raises `Unavailable` if the database fails, and `OSError` if the store does.
@@ -97,10 +97,10 @@ async def compare(database: Database, store: ArtifactStore, *, verify_content: b
         second = await _observe(database, store)
         found = frozenset(difference for difference in found if _remains(difference, first, second))
     ordered = sorted(found, key=lambda difference: (difference.key, difference.kind))
-    return Comparison(store=str(store), num_files=len(first.stored), hashed=verify_content, differences=ordered)
+    return StoreComparison(store=str(store), num_files=len(first.stored), hashed=verify_content, differences=ordered)
 
 
-def _remains(difference: Difference, first: _State, second: _State) -> bool:
+def _remains(difference: StoreDifference, first: _State, second: _State) -> bool:
     if difference in second.differences:
         return True
     key = difference.key  # content is not read again, but the file may have been replaced or removed
@@ -138,14 +138,16 @@ def _compare_with(store: ArtifactStore, record: _Record) -> _State:
     stored = {str(found.key): found.num_bytes for name in FOLDERS for found in store.objects(PurePosixPath(name))}
     expected = dict(record.files)
     readable: set[tuple[str, str]] = set()  # the checkpoints whose manifest can be read
-    differences: set[Difference] = set()
+    differences: set[StoreDifference] = set()
     for job_id, name in record.checkpoints:
         manifest_key = str(checkpoint_key(job_id, name) / MANIFEST_NAME)
         expected[manifest_key] = _File()
         try:
             checkpoint = store.checkpoint(job_id, name)
         except BrokenCheckpoint:
-            differences.add(Difference(kind="wrong_content", key=manifest_key, stored_bytes=stored.get(manifest_key)))
+            differences.add(
+                StoreDifference(kind="wrong_content", key=manifest_key, stored_bytes=stored.get(manifest_key))
+            )
             continue
         if checkpoint is not None:
             readable.add((job_id, name))
@@ -156,10 +158,10 @@ def _compare_with(store: ArtifactStore, record: _Record) -> _State:
             differences.add(_missing(key, file))
         elif file.num_bytes not in (None, stored[key]):
             sizes = {"expected_bytes": file.num_bytes, "stored_bytes": stored[key]}
-            differences.add(Difference(kind="wrong_size", key=key, **sizes))
+            differences.add(StoreDifference(kind="wrong_size", key=key, **sizes))
     for key in stored.keys() - expected.keys():
         if _is_extra(key, record, readable):
-            differences.add(Difference(kind="extra", key=key, stored_bytes=stored[key]))
+            differences.add(StoreDifference(kind="extra", key=key, stored_bytes=stored[key]))
     return _State(expected, stored, frozenset(differences))
 
 
@@ -175,9 +177,9 @@ def _is_extra(key: str, record: _Record, readable: set[tuple[str, str]]) -> bool
             return key not in record.removals
 
 
-def _differences_of_content(store: ArtifactStore, state: _State) -> frozenset[Difference]:
+def _differences_of_content(store: ArtifactStore, state: _State) -> frozenset[StoreDifference]:
     """The files with the right size whose SHA-256 is not the expected one."""
-    differences: set[Difference] = set()
+    differences: set[StoreDifference] = set()
     for key, file in state.expected.items():
         if file.sha256 is None or state.stored.get(key) != file.num_bytes:
             continue
@@ -188,7 +190,7 @@ def _differences_of_content(store: ArtifactStore, state: _State) -> frozenset[Di
             continue
         if sha256 != file.sha256:
             sizes = {"expected_bytes": file.num_bytes, "stored_bytes": file.num_bytes}
-            differences.add(Difference(kind="wrong_content", key=key, **sizes))
+            differences.add(StoreDifference(kind="wrong_content", key=key, **sizes))
     return frozenset(differences)
 
 
@@ -200,5 +202,5 @@ def _sha256(store: ArtifactStore, key: PurePosixPath) -> str:
     return digest.hexdigest()
 
 
-def _missing(key: str, file: _File) -> Difference:
-    return Difference(kind="missing", key=key, expected_bytes=file.num_bytes)
+def _missing(key: str, file: _File) -> StoreDifference:
+    return StoreDifference(kind="missing", key=key, expected_bytes=file.num_bytes)

@@ -19,7 +19,7 @@ from zeta_core.system.redis_access import RedisUnavailable
 SECONDS = 60
 
 
-class Counts(Protocol):
+class SharedCounters(Protocol):
     """Counters that all server processes share; see `server.engine.shared_counts`."""
 
     async def add(self, name: str, window: int, window_seconds: int) -> tuple[int, int]: ...
@@ -36,7 +36,7 @@ class _Bucket:
 class RequestRates:
     """A project may send its limit at once, and then continue at the rate of the limit."""
 
-    def __init__(self, counts: Counts, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, counts: SharedCounters, clock: Callable[[], float] = time.time) -> None:
         """``clock`` returns seconds since the epoch, which the servers of a service agree on."""
         self._counts = counts
         self._clock = clock

@@ -39,7 +39,7 @@ _BATCH = 2000
 
 
 @dataclass
-class Curve:
+class CurvePoints:
     """A curve's points in the order of their steps, each step once."""
 
     steps: array[int] = field(default_factory=lambda: array("q"))
@@ -93,7 +93,9 @@ class ChartQuery:
 class JobPoints:
     """All points of one job up to the event ``last_seq``."""
 
-    curves: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in (*SERIES, "seconds")})
+    curves: dict[str, CurvePoints] = field(
+        default_factory=lambda: {name: CurvePoints() for name in (*SERIES, "seconds")}
+    )
     restarts: list[Restart] = field(default_factory=list[Restart])
     last_seq: int = 0
     attempt: int = 0

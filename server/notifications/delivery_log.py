@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.announcements import announce_disabled
 from server.database.connections import Database
 from server.database.webhook_tables import DeliveryRow, WebhookRow
-from server.notifications.http_sender import Outcome
+from server.notifications.http_sender import DeliveryOutcome
 from server.notifications.messages import Message
 from server.notifications.schedule import has_failed_too_long, retry_delay
 from server.notifications.sending_capacity import Destination, Due, SendingCapacity
@@ -49,7 +49,7 @@ class DeliveryLog:
             claimed = [await self._claim_one(session, message.id) for message in chosen]
         return [message for message in claimed if message is not None]
 
-    async def record(self, message: Message, outcome: Outcome) -> None:
+    async def record(self, message: Message, outcome: DeliveryOutcome) -> None:
         """Record the outcome of an attempt, unless the message was claimed again or ended in the meantime."""
         async with self._database.write() as session:
             row = await session.get(DeliveryRow, message.id, with_for_update=True)
@@ -132,7 +132,7 @@ class DeliveryLog:
             secrets=tuple(key for key in keys if key is not None),
         )
 
-    async def _disable(self, session: AsyncSession, webhook: WebhookRow, outcome: Outcome) -> None:
+    async def _disable(self, session: AsyncSession, webhook: WebhookRow, outcome: DeliveryOutcome) -> None:
         now = utc_now()
         if outcome.is_gone:
             reason = "The receiver responded with status 410 (Gone)."

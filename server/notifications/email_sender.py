@@ -12,7 +12,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from urllib.parse import unquote, urlsplit
 
-from server.notifications.http_sender import Outcome
+from server.notifications.http_sender import DeliveryOutcome
 from server.notifications.messages import Message
 from zeta_core.contract.printable import printable
 from zeta_core.contract.webhooks import email_of
@@ -53,22 +53,22 @@ class EmailSender:
         self._limit_seconds = limit_seconds
         self._executor = executor
 
-    async def send(self, message: Message) -> Outcome:
+    async def send(self, message: Message) -> DeliveryOutcome:
         """Send the message once. Failures are outcomes, not exceptions."""
         if self._server is None or self._sender is None:
-            return Outcome("e-mail is not configured (ZETA_SMTP_URL, ZETA_SMTP_FROM)")
+            return DeliveryOutcome("e-mail is not configured (ZETA_SMTP_URL, ZETA_SMTP_FROM)")
         email = _email(message, self._sender)
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._executor, self._deliver, self._server, email)
         except smtplib.SMTPResponseException as error:
-            return Outcome(f"the SMTP server responded: {error.smtp_code} {_text(error.smtp_error)}")
+            return DeliveryOutcome(f"the SMTP server responded: {error.smtp_code} {_text(error.smtp_error)}")
         except smtplib.SMTPRecipientsRefused as error:
             (code, text), *_ = error.recipients.values()
-            return Outcome(f"the SMTP server refused the recipient: {code} {_text(text)}")
+            return DeliveryOutcome(f"the SMTP server refused the recipient: {code} {_text(text)}")
         except (OSError, smtplib.SMTPException) as error:
-            return Outcome(f"the SMTP server cannot be used: {error or type(error).__name__}")
-        return Outcome()
+            return DeliveryOutcome(f"the SMTP server cannot be used: {error or type(error).__name__}")
+        return DeliveryOutcome()
 
     def _deliver(self, server: SmtpServer, email: EmailMessage) -> None:
         context = ssl.create_default_context()

@@ -28,7 +28,7 @@ HTTP_GONE = 410
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DeliveryOutcome:
     """The result of one attempt; ``error`` is a sentence without its full stop, ``None`` if the message arrived.
 
     ``retry_after_seconds`` is what the receiver asked for, and ``is_gone`` means that it wants no further messages.
@@ -56,22 +56,22 @@ class HttpSender:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
-    async def send(self, message: Message) -> Outcome:
+    async def send(self, message: Message) -> DeliveryOutcome:
         """Send the message once. Failures are outcomes, not exceptions."""
         try:
             async with asyncio.timeout(self._limit_seconds):
                 return await self._send(message)
         except TimeoutError:
-            return Outcome(f"no response within {self._limit_seconds:g} s (ZETA_WEBHOOK_SECONDS)")
+            return DeliveryOutcome(f"no response within {self._limit_seconds:g} s (ZETA_WEBHOOK_SECONDS)")
         except AddressNotAllowed as error:
-            return Outcome(str(error))
+            return DeliveryOutcome(str(error))
         except (httpx.TransportError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            return Outcome(f"the request failed: {error or type(error).__name__}")
+            return DeliveryOutcome(f"the request failed: {error or type(error).__name__}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _send(self, message: Message) -> Outcome:
+    async def _send(self, message: Message) -> DeliveryOutcome:
         parts = urlsplit(message.url)
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -83,7 +83,7 @@ class HttpSender:
                 continue  # the next address of the name
         return await self._post(message, addresses[-1])
 
-    async def _post(self, message: Message, address: str) -> Outcome:
+    async def _post(self, message: Message, address: str) -> DeliveryOutcome:
         sent, url = content(message), httpx.URL(message.url)
         named = {
             **headers(message, sent, int(time.time())),
@@ -100,12 +100,14 @@ class HttpSender:
         return _outcome(response)
 
 
-def _outcome(response: httpx.Response) -> Outcome:
+def _outcome(response: httpx.Response) -> DeliveryOutcome:
     status = response.status_code
     if response.is_success:
-        return Outcome(status_code=status)
+        return DeliveryOutcome(status_code=status)
     if response.is_redirect:
-        return Outcome("the receiver redirects to another URL, which is not followed; use its final URL", status)
+        return DeliveryOutcome(
+            "the receiver redirects to another URL, which is not followed; use its final URL", status
+        )
     wait = response.headers.get("Retry-After", "")
     seconds = min(float(wait), MAX_RETRY_AFTER_SECONDS) if wait.isdecimal() and len(wait) < 10 else 0.0
-    return Outcome(f"the receiver responded with status {status}", status, seconds, is_gone=status == HTTP_GONE)
+    return DeliveryOutcome(f"the receiver responded with status {status}", status, seconds, is_gone=status == HTTP_GONE)

@@ -16,7 +16,7 @@ from server.database.availability import DatabaseUnavailable
 from server.database.connections import Database
 from server.notifications.delivery_log import DeliveryLog
 from server.notifications.email_sender import EmailSender
-from server.notifications.http_sender import HttpSender, Outcome
+from server.notifications.http_sender import DeliveryOutcome, HttpSender
 from server.notifications.messages import Message
 from server.notifications.sending_capacity import MAX_SENDING, Destination, SendingCapacity
 from server.settings import ServerSettings
@@ -87,11 +87,13 @@ class Notifier:
             self._capacity.release(message.target, failed=failed)
             self._wake()
 
-    async def _outcome(self, message: Message) -> Outcome:
+    async def _outcome(self, message: Message) -> DeliveryOutcome:
         """Send the message. A defect of this server is a failed attempt, so it is not repeated without end."""
         sender = self._email if message.format == "email" else self._http
         try:
             return await sender.send(message)
         except Exception as error:
             logger.exception("Sending %s failed.", message.id, extra={"action": "notification"})
-            return Outcome(f"the server could not send the message ({type(error).__name__}); its log has the details")
+            return DeliveryOutcome(
+                f"the server could not send the message ({type(error).__name__}); its log has the details"
+            )

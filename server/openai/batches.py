@@ -26,7 +26,7 @@ from server.openai.batch_results import stored_results
 from server.openai.lists import NamedEndsList
 from server.openai.repeated_requests import RepeatedRequests
 from server.service import Service
-from server.submitting.submissions import Origin, Submissions
+from server.submitting.submissions import SubmissionOrigin, Submissions
 from zeta_core.contract.errors import InvalidRequest, NotFound
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.job.kind import JobKind
@@ -91,7 +91,7 @@ class Batches:
             "num_requests": read.num_requests,
             "metadata": dict(request.metadata or {}),
         }
-        job, _ = await self._submissions.submit(caller, spec, idempotency_key, Origin(kind=JobKind.BATCH))
+        job, _ = await self._submissions.submit(caller, spec, idempotency_key, SubmissionOrigin(kind=JobKind.BATCH))
         return job.id
 
     async def _check_input(self, caller: Caller, file_id: str) -> None:

@@ -16,7 +16,7 @@ from server.openai.model_names import resolve_model
 from server.openai.repeated_requests import RepeatedRequests
 from server.openai.translation import Translation, in_terms_of_the_request, translate
 from server.service import Service
-from server.submitting.submissions import Origin, Submissions
+from server.submitting.submissions import SubmissionOrigin, Submissions
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.validation import error_from_details, parse, shown
@@ -47,7 +47,7 @@ class FineTuning:
         try:
             await estimate.validate(self._service, caller, translation.spec)
             warning = await few_examples_warning(self._service.artifacts, files)
-            origin = Origin(
+            origin = SubmissionOrigin(
                 openai_request={"model": request.model, "base_learning_rate": translation.base_learning_rate},
                 warnings=[warning] if warning is not None else [],
             )

@@ -13,7 +13,7 @@ from server.jobs.checkpoints import find_checkpoint
 from server.jobs.queries import find_job, newest_jobs, of_kind
 from server.jobs.serialization import to_jobs
 from server.service import Service
-from server.submitting.submissions import Created, Origin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import JobKind
@@ -50,7 +50,7 @@ async def create_export(
         raise error_from_details([invalid_value("to", request.to, fix)])
     sent = request.model_dump(mode="json", exclude_unset=True, exclude={"checkpoint"})
     spec = {"model": {"job": job_id, "checkpoint": checkpoint.name}, **sent}
-    return await submissions.create(caller, spec, identity, Origin(kind=JobKind.EXPORT))
+    return await submissions.create(caller, spec, identity, SubmissionOrigin(kind=JobKind.EXPORT))
 
 
 async def list_exports(service: Service, caller: Caller, job_id: str, query: PageQuery) -> Page[Job]:

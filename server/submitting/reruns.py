@@ -12,7 +12,7 @@ from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.queries import find_job
 from server.service import Service
-from server.submitting.submissions import Created, Origin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
 from zeta_core.contract.job.kind import KINDS, JobKind
@@ -39,7 +39,9 @@ async def rerun(
         checkpoint = await _checkpoint(session, parent, options.from_)
     patched = _patched(parent, options.patch, checkpoint)
     check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
-    return await submissions.create(caller, patched, request, Origin(kind=JobKind(parent.kind), parent=parent.id))
+    return await submissions.create(
+        caller, patched, request, SubmissionOrigin(kind=JobKind(parent.kind), parent=parent.id)
+    )
 
 
 async def _checkpoint(session: AsyncSession, parent: JobRow, requested: str) -> str | None:

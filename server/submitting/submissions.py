@@ -57,7 +57,7 @@ def identify_request(idempotency_key: str | None, body: Any) -> RequestIdentity:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SubmissionOrigin:
     """What a new job records besides its spec.
 
     ``parent`` is the job that it is a rerun of, ``openai_request`` the part of an OpenAI request that is not in the
@@ -71,7 +71,7 @@ class Origin:
     warnings: Sequence[WarningLine] = ()
 
 
-NEW = Origin()
+NEW = SubmissionOrigin()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Submission:
     spec: AnySpec
     body: dict[str, Any]
     request: RequestIdentity
-    origin: Origin
+    origin: SubmissionOrigin
     trace_parent: str | None = None  # of the request, if it is traced
 
     @property
@@ -112,7 +112,9 @@ class Submissions:
             service.database, self._create_jobs, key=lambda submission: submission.key
         )
 
-    async def submit(self, caller: Caller, body: Any, idempotency_key: str | None, origin: Origin = NEW) -> Created:
+    async def submit(
+        self, caller: Caller, body: Any, idempotency_key: str | None, origin: SubmissionOrigin = NEW
+    ) -> Created:
         """Create a job, or return the one that an earlier, equal request created.
 
         Raises subclasses of `InvalidRequest`, and `QuotaExceeded`.
@@ -128,7 +130,7 @@ class Submissions:
             return earlier, True
 
     async def create(
-        self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: Origin = NEW
+        self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: SubmissionOrigin = NEW
     ) -> Created:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
         with request_part("validation"):
@@ -176,7 +178,7 @@ class Submissions:
 
 
 def new_job_row(
-    service: Service, caller: Caller, body: dict[str, Any], accepted: AcceptedSpec, origin: Origin
+    service: Service, caller: Caller, body: dict[str, Any], accepted: AcceptedSpec, origin: SubmissionOrigin
 ) -> JobRow:
     """The row of a new job, with the submitted ``body``; `create_jobs` inserts it."""
     (job_id, created_at), spec = new_id_at("job"), accepted.spec

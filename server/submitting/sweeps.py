@@ -17,7 +17,7 @@ from server.jobs.sweeps import jobs_of, to_result
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
 from server.submitting.quotas import QueueLimits, check_stored_bytes
-from server.submitting.submissions import Origin, check_idempotency_key, new_job_row
+from server.submitting.submissions import SubmissionOrigin, check_idempotency_key, new_job_row
 from server.tracing import current_trace_parent
 from zeta_core.contract.errors import ErrorDetail, InvalidRequest, InvalidSpec
 from zeta_core.contract.identifiers import new_id_at
@@ -100,7 +100,7 @@ async def _insert(
         except InvalidSpec as error:
             raise _with_settings(error, settings) from error
         await queue.add(caller)
-        rows.append(new_job_row(service, caller, job_body, accepted, Origin(sweep=sweep_id)))
+        rows.append(new_job_row(service, caller, job_body, accepted, SubmissionOrigin(sweep=sweep_id)))
     await create_jobs(session, rows, {row.id: current_trace_parent() for row in rows})
     entries = [caller.audit_row("job.submit", row.id, project=row.project, sweep=sweep_id) for row in rows]
     await insert_entries(session, [*entries, caller.audit_row("sweep.create", sweep_id, project=caller.project)])

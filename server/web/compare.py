@@ -45,7 +45,7 @@ class CompareQuery(BaseModel):
 
 
 @dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """A setting and its value in each job, in the order of the jobs; ``None`` if it is unset or not decided."""
 
     name: str
@@ -116,12 +116,12 @@ async def _document_losses(service: Service, caller: Caller, view: JobView) -> D
         ) from error
 
 
-def find_differences(views: Sequence[JobView]) -> list[Difference]:
+def find_differences(views: Sequence[JobView]) -> list[SettingDifference]:
     """The settings that affect training and are not the same in all jobs."""
     resolved = [view.job.resolved_spec.as_json() for view in views]
-    differences: list[Difference] = []
+    differences: list[SettingDifference] = []
     for name in JobSpec.model_fields:
         values = [spec.get(name) for spec in resolved]
         if name not in _NOT_COMPARED and any(value != values[0] for value in values):
-            differences.append(Difference(name, values))
+            differences.append(SettingDifference(name, values))
     return differences

@@ -13,7 +13,7 @@ from server.jobs.sorting import JobOrder, SortPosition, parse_position
 from server.routes.routing import TheService
 from server.service import Service
 from server.web.job_views import GROUPS, ListedViews, ViewFilter, count_by_group, list_sorted_views, list_views
-from server.web.pages import Page, PageRouter, ReadPage
+from server.web.pages import PageRequest, PageRouter, ReadPage
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.job.order import NEWEST_FIRST, JobSort, SortField
 
@@ -85,7 +85,7 @@ async def show_rows(service: TheService, page: ReadPage, query: Annotated[ListQu
     return await _render(service, page, query, "jobs_table.html")
 
 
-async def _render(service: Service, page: Page, query: ListQuery, template: str) -> Response:
+async def _render(service: Service, page: PageRequest, query: ListQuery, template: str) -> Response:
     listed = await _read(service, page, query)
     following = None
     if listed.has_more and listed.last is not None:
@@ -102,7 +102,7 @@ async def _render(service: Service, page: Page, query: ListQuery, template: str)
     )
 
 
-async def _read(service: Service, page: Page, query: ListQuery) -> ListedViews:
+async def _read(service: Service, page: PageRequest, query: ListQuery) -> ListedViews:
     chosen = ViewFilter(query.show, query.q.strip(), query.kind)
     if query.sort != NEWEST_FIRST:
         order = query.order

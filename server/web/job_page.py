@@ -47,7 +47,7 @@ class Setting:
     help: str
 
 
-class CurveQuery(BaseModel):
+class CurvePageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     x: XAxis = "step"
@@ -56,7 +56,7 @@ class CurveQuery(BaseModel):
     points: int = Field(default=DEFAULT_POINTS, ge=10, le=20_000)
 
 
-class EventQuery(BaseModel):
+class EventPageQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     after: int = Field(default=0, ge=0, lt=2**53)
@@ -79,7 +79,7 @@ async def show_header(service: TheService, page: ReadPage, job_id: str) -> Respo
 
 @router.get("/jobs/{job_id}/curves")
 async def read_chart_points(
-    service: TheService, page: ReadPage, job_id: str, query: Annotated[CurveQuery, Query()]
+    service: TheService, page: ReadPage, job_id: str, query: Annotated[CurvePageQuery, Query()]
 ) -> Response:
     """The points of the curves in a range of the x axis, for the charts."""
     points = _points(page.request, service)
@@ -95,7 +95,7 @@ async def show_log(service: TheService, page: ReadPage, job_id: str) -> Response
 
 @router.get("/jobs/{job_id}/events")
 async def show_events(
-    service: TheService, page: ReadPage, job_id: str, query: Annotated[EventQuery, Query()]
+    service: TheService, page: ReadPage, job_id: str, query: Annotated[EventPageQuery, Query()]
 ) -> Response:
     """All events, oldest first."""
     view = await read_view(service, page.caller, job_id)

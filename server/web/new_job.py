@@ -20,7 +20,7 @@ from server.jobs.queries import get_job
 from server.routes.routing import TheService, TheSubmissions
 from server.service import Service
 from server.web.job_views import ViewFilter, list_views
-from server.web.pages import Page, PageRouter, ReadPage, SubmitPage
+from server.web.pages import PageRequest, PageRouter, ReadPage, SubmitPage
 from server.web.spec_form import METHODS, groups, spec_of
 from server.web.spec_yaml import read_yaml, write_yaml
 from zeta_core.contract.errors import InvalidRequest, ZetaError
@@ -115,7 +115,9 @@ def _read_spec_form(form: Mapping[str, str], max_bytes: int) -> dict[str, Any]:
         raise InvalidRequest(f"{fault.subject or 'The form'} {fault.reason}.", param=fault.param) from fault
 
 
-async def _render(service: Service, page: Page, form: Mapping[str, str], error: ZetaError | None = None) -> Response:
+async def _render(
+    service: Service, page: PageRequest, form: Mapping[str, str], error: ZetaError | None = None
+) -> Response:
     listed = (await files.list_files(service, page.caller, None, PageQuery(limit=MAX_CHOICES))).data
     trained = ViewFilter("succeeded", kind=JobKind.TRAINING)
     succeeded, _ = await list_views(service, page.caller, trained, PageQuery(limit=MAX_CHOICES))

@@ -89,7 +89,7 @@ class PageRouter(APIRouter):
 
 
 @dataclass(frozen=True)
-class Page:
+class PageRequest:
     """The request of a page, its session, and the form that it contains, if it is a POST."""
 
     request: Request
@@ -111,29 +111,29 @@ class Page:
         return redirect(self.request, path)
 
 
-def _requires(scope: Scope) -> Callable[..., Coroutine[Any, Any, Page]]:
+def _requires(scope: Scope) -> Callable[..., Coroutine[Any, Any, PageRequest]]:
     """A dependency: the page of a session whose key has this scope."""
 
-    async def page(service: TheService, request: Request) -> Page:
+    async def page(service: TheService, request: Request) -> PageRequest:
         token = request.cookies.get(service.sessions.cookie_name)
         if token is None:
             raise AuthenticationFailed("Log in first.", code="missing_session")
         session = await service.sessions.find(token)
-        request.state.page = Page(request, session, {})  # for the page of an error
+        request.state.page = PageRequest(request, session, {})  # for the page of an error
         await service.count_request(session.caller)
         form: Mapping[str, str] = {}
         if request.method not in ("GET", "HEAD"):
             form = await read_form(request, MAX_FORM_BYTES)
             session.require_csrf(request.headers.get(CSRF_HEADER) or form.get(CSRF_FIELD))
         session.caller.require(scope, "This page" if request.method in ("GET", "HEAD") else "This command")
-        return Page(request, session, form)
+        return PageRequest(request, session, form)
 
     return page
 
 
-ReadPage = Annotated[Page, Depends(_requires(Scope.READ))]
-SubmitPage = Annotated[Page, Depends(_requires(Scope.SUBMIT))]
-AdminPage = Annotated[Page, Depends(_requires(Scope.ADMIN))]
+ReadPage = Annotated[PageRequest, Depends(_requires(Scope.READ))]
+SubmitPage = Annotated[PageRequest, Depends(_requires(Scope.SUBMIT))]
+AdminPage = Annotated[PageRequest, Depends(_requires(Scope.ADMIN))]
 
 
 def require_same_origin(request: Request) -> None:
@@ -164,7 +164,7 @@ def render_error(request: Request, error: ZetaError) -> HTMLResponse:
     """The page of an error, with the navigation if the reader has logged in."""
     status = STATUS_OF_TYPE.get(error.type, 500)
     template = "error_message.html" if request.headers.get("hx-request") == "true" else "error.html"
-    page: Page | None = getattr(request.state, "page", None)
+    page: PageRequest | None = getattr(request.state, "page", None)
     render = partial(render_plain, request) if page is None else page.render
     response = render(template, status, error=error, http_status=status)
     response.headers.update(error_headers(error))

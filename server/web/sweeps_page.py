@@ -20,7 +20,7 @@ from server.routes.routing import TheService
 from server.submitting.sweeps import create_sweep
 from server.web.compare import MAX_JOBS as MAX_COMPARED
 from server.web.new_job import read_spec_form
-from server.web.pages import Page, PageRouter, ReadPage, SubmitPage
+from server.web.pages import PageRequest, PageRouter, ReadPage, SubmitPage
 from server.web.spec_yaml import read_yaml, write_yaml
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.job.status import ENDED
@@ -108,11 +108,11 @@ def _body(form: Mapping[str, str], max_bytes: int) -> dict[str, Any]:
     return body
 
 
-def _render_form(page: Page, form: Mapping[str, str], error: ZetaError | None = None) -> Response:
+def _render_form(page: PageRequest, form: Mapping[str, str], error: ZetaError | None = None) -> Response:
     return page.render("new_sweep.html", status=200 if error is None else 422, form=form, error=error)
 
 
-def _render_sweep(page: Page, template: str, sweep: SweepResult) -> Response:
+def _render_sweep(page: PageRequest, template: str, sweep: SweepResult) -> Response:
     jobs = sorted(sweep.jobs, key=lambda job: _rank(job, sweep))
     compared = urlencode([("job", job.id) for job in jobs[:MAX_COMPARED]])
     can_cancel = any(job.status not in ENDED for job in jobs)

@@ -12,7 +12,7 @@ from server import webhooks
 from server.database.pagination import MAX_LIMIT, PageQuery
 from server.routes.routing import TheService
 from server.service import Service
-from server.web.pages import Page, PageRouter, SubmitPage
+from server.web.pages import PageRequest, PageRouter, SubmitPage
 from zeta_core.contract.access import KeyRotation
 from zeta_core.contract.errors import InvalidRequest, ZetaError
 from zeta_core.contract.spec.validation import parse
@@ -110,7 +110,7 @@ def _new_webhook(form: Mapping[str, str]) -> dict[str, Any]:
 
 
 async def _render_list(
-    service: Service, page: Page, created: CreatedWebhook | None = None, error: ZetaError | None = None
+    service: Service, page: PageRequest, created: CreatedWebhook | None = None, error: ZetaError | None = None
 ) -> Response:
     listed = await webhooks.list_webhooks(service, page.caller, PageQuery(limit=MAX_LIMIT))
     form = page.form if error else dict.fromkeys((f"event.{event}" for event in DEFAULT_EVENTS), "on")
@@ -127,7 +127,7 @@ async def _render_list(
 
 async def _render_webhook(
     service: Service,
-    page: Page,
+    page: PageRequest,
     template: str,
     webhook_id: str,
     *,

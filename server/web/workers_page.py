@@ -10,7 +10,7 @@ from server import workers
 from server.database.pagination import MAX_LIMIT, PageQuery
 from server.routes.routing import TheService
 from server.service import Service
-from server.web.pages import AdminPage, Page, PageRouter, ReadPage
+from server.web.pages import AdminPage, PageRequest, PageRouter, ReadPage
 
 router = PageRouter()
 Action = Literal["drain", "undrain"]
@@ -44,6 +44,6 @@ async def set_draining(service: TheService, page: AdminPage, name: str, action: 
     return page.redirect("/workers")
 
 
-async def _render(service: Service, page: Page, template: str) -> Response:
+async def _render(service: Service, page: PageRequest, template: str) -> Response:
     listed = await workers.list_workers(service, page.caller, PageQuery(limit=MAX_LIMIT))
     return page.render(template, workers=listed.data)

@@ -32,7 +32,7 @@ from zeta_core.contract.wire.fork_server import (
     Exited,
     Forked,
     ForkRequest,
-    Ready,
+    ForkServerReady,
     Refused,
     Stale,
 )
@@ -139,7 +139,7 @@ class ForkServerProcess:
             return
         while (message := self._receive()) is not None:
             match message:
-                case Ready(memory_bytes=size):
+                case ForkServerReady(memory_bytes=size):
                     self.memory_bytes = size
                 case Forked(pid=pid):
                     self._unanswered.popleft().pid = pid
@@ -169,7 +169,7 @@ class ForkServerProcess:
         self._socket.close()
         self._abandon_forks()
 
-    def _receive(self) -> Ready | Forked | Refused | Stale | Exited | None:
+    def _receive(self) -> ForkServerReady | Forked | Refused | Stale | Exited | None:
         try:
             packet = self._socket.recv(MAX_PACKET_BYTES)
         except OSError:

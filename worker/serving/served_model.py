@@ -26,7 +26,7 @@ from zeta_core.contract.wire.answers import (
     Generate,
     Generated,
     LoadFailed,
-    Ready,
+    ModelReady,
     ServedWeights,
 )
 
@@ -191,7 +191,7 @@ class ServedModel:
 
     def _receive(self, message: FromServing) -> None:
         match message:
-            case Ready():
+            case ModelReady():
                 self.is_ready = True
             case LoadFailed(message=reason, can_retry=can_retry):
                 logger.warning("%s can't be served: %s", self.weights.name, reason, extra={"action": "serve"})

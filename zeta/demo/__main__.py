@@ -28,7 +28,7 @@ from zeta_core.contract.errors import ZetaError
 from zeta_core.contract.job.events import ProgressEvent
 
 
-class Stopwatch:
+class DemoTimes:
     """The duration of each part of the demo."""
 
     def __init__(self, setup_seconds: float) -> None:
@@ -53,7 +53,7 @@ def main() -> int:
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell that starts a command with `&` makes it ignore SIGINT
         signal.signal(number, _as_interrupt)
-    watch = Stopwatch(given.setup_seconds)
+    watch = DemoTimes(given.setup_seconds)
     try:
         with tempfile.TemporaryDirectory(prefix="zeta-demo-") as folder:
             job = choose_job(Path(folder), print)
@@ -77,7 +77,7 @@ def main() -> int:
     return ExitStatus.SUCCEEDED
 
 
-def _train_and_download(job: DemoJob, state: UpState, home: Home, output: Path, watch: Stopwatch) -> None:
+def _train_and_download(job: DemoJob, state: UpState, home: Home, output: Path, watch: DemoTimes) -> None:
     key = home.admin_key.read_text().strip()
     with Client(state.url, key, certificate=state.certificate) as client:
         print(job.description, flush=True)

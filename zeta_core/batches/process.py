@@ -6,13 +6,12 @@ The guarantees about the journal, stop requests and the lost worker are those of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from zeta_core.checkpoint.checkpoint_files import read_checkpoint
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.job import JobResult
-from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason, StopAction
+from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason
 from zeta_core.contract.openai.batch_files import read_input
 from zeta_core.contract.spec.batch_spec import BatchSpec
 from zeta_core.contract.spec.validation import error_from_details, parse
@@ -20,24 +19,14 @@ from zeta_core.contract.wire.answers import ServedWeights, ServeFile
 from zeta_core.contract.wire.run_directory import RunFile, file_key
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
+from zeta_core.system.stop_requests import StopRequests
 
 
-class Stop(Protocol):
-    """The requested stop action, as `zeta_core.process.launch` reads it."""
-
-    def __call__(self) -> StopAction | None: ...
-
-    def on_training_start(self) -> None:
-        """Let the run stop by itself from now on."""
-
-
-def answer_batch(run_dir: Path, file: RunFile, report: Reporter, stop: Stop) -> StatusLine:
+def answer_batch(run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
     """Run the batch, and return the last line of its journal. Raises `TrainingFailed`, and any exception of a model."""
     spec = parse(BatchSpec, file.spec)
     earlier = None if file.resume_from is None else Path(file.resume_from)
-    if (
-        earlier is not None and earlier.name == FINAL_CHECKPOINT
-    ):  # the batch is complete, except for the last line of its journal
+    if earlier is not None and earlier.name == FINAL_CHECKPOINT:  # only the last line of its journal was lost
         return _completed(_result_of(earlier))
     report.write(StatusLine(status=JobStatus.RUNNING))
     report.phase("loading_data")

@@ -21,7 +21,7 @@ RESULTS_FILE = "results.jsonl"  # in the run directory: the results in the order
 ROWS_FILE = "rows.jsonl"  # in `step-N`: one line for each result, in the order of the requests
 
 
-class Counts(BaseModel):
+class ResultCounts(BaseModel):
     """The numbers of results and of their tokens."""
 
     model_config = ConfigDict(frozen=True)
@@ -50,7 +50,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         """Create the file ``path``, without results. Raises `OSError`."""
-        self.counts = Counts()
+        self.counts = ResultCounts()
         self._path = path
         self._file: BinaryIO = path.open("w+b")
         self._positions: dict[int, _Position] = {}  # by row
@@ -97,7 +97,7 @@ class Results:
         self._file.write(entry)
         self._positions[row] = _Position(start, len(entry), is_failure)
         counts = self.counts
-        self.counts = Counts(
+        self.counts = ResultCounts(
             num_answered=counts.num_answered + (not is_failure),
             num_failed=counts.num_failed + is_failure,
             prompt_tokens=counts.prompt_tokens + prompt_tokens,

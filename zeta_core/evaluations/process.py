@@ -7,30 +7,21 @@ evaluation stores nothing before its end, so an attempt that was killed or pause
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from zeta_core.contract.job.comparison import MIN_DOCUMENTS
 from zeta_core.contract.job.evaluation import RESULT_FILE, EvaluationResult
 from zeta_core.contract.job.events import LogLine, StatusLine
 from zeta_core.contract.job.job import JobResult
-from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason, StopAction
+from zeta_core.contract.job.status import STOP_ENDS, JobStatus, StatusReason
 from zeta_core.contract.spec.evaluation_spec import EvaluationSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
+from zeta_core.system.stop_requests import StopRequests
 
 
-class Stop(Protocol):
-    """The requested stop action, as `zeta_core.process.launch` reads it."""
-
-    def __call__(self) -> StopAction | None: ...
-
-    def on_training_start(self) -> None:
-        """Let the run stop by itself from now on."""
-
-
-def evaluate(_run_dir: Path, file: RunFile, report: Reporter, stop: Stop) -> StatusLine:
+def evaluate(_run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
     """Run the evaluation, and return the last line of its journal. Raises `TrainingFailed`, and errors of a model."""
     spec = parse(EvaluationSpec, file.spec)
     if file.resume_from is not None and (Path(file.resume_from) / RESULT_FILE).is_file():  # only its last line was lost

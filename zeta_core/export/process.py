@@ -6,9 +6,7 @@ before its end, so any stop request ends it immediately.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 from zeta_core.contract.job.events import StatusLine
 from zeta_core.contract.job.status import JobStatus, StatusReason
@@ -16,17 +14,10 @@ from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.report.reporter import Reporter
+from zeta_core.system.stop_requests import StopRequests
 
 
-class Stop(Protocol):
-    """The requested stop action, as `zeta_core.process.launch` reads it."""
-
-    def deferred(self) -> AbstractContextManager[None]:
-        """Defer SIGTERM while libraries are imported."""
-        ...
-
-
-def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: Stop) -> StatusLine:
+def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
     """Run the export, and return the last line of its journal. Raises `TrainingFailed`."""
     spec = parse(ExportSpec, file.spec)
     report.write(StatusLine(status=JobStatus.RUNNING))

@@ -19,7 +19,7 @@ MAX_ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """A greedy answer. ``prompt`` and ``tokens`` are ids; ``has_ended`` means that the last one is an end token."""
 
     prompt: list[int]
@@ -38,7 +38,7 @@ class Reference:
     ``base_logprobs`` are those of the base model without the adapter, for the same tokens; ``None`` without an adapter.
     """
 
-    answers: list[Answer]
+    answers: list[GreedyAnswer]
     logprobs: list[torch.Tensor]
     base_logprobs: list[torch.Tensor] | None
     ends: frozenset[int]
@@ -56,7 +56,7 @@ def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
 
 @torch.inference_mode()
-def greedy_answer(model: Any, prompt: list[int], ends: frozenset[int]) -> Answer:
+def greedy_answer(model: Any, prompt: list[int], ends: frozenset[int]) -> GreedyAnswer:
     """The greedy answer to one prompt, with at most `MAX_ANSWER_TOKENS` tokens."""
     ids_1T = torch.tensor([prompt])
     tokens: list[int] = []
@@ -67,13 +67,13 @@ def greedy_answer(model: Any, prompt: list[int], ends: frozenset[int]) -> Answer
         token = int(output.logits[0, -1].argmax())
         tokens.append(token)
         if token in ends:
-            return Answer(prompt, tokens, has_ended=True)
+            return GreedyAnswer(prompt, tokens, has_ended=True)
         ids_1T = torch.tensor([[token]] if cache is not None else [[*prompt, *tokens]])
-    return Answer(prompt, tokens, has_ended=False)
+    return GreedyAnswer(prompt, tokens, has_ended=False)
 
 
 @torch.inference_mode()
-def answer_logprobs(model: Any, answers: Sequence[Answer]) -> list[torch.Tensor]:
+def answer_logprobs(model: Any, answers: Sequence[GreedyAnswer]) -> list[torch.Tensor]:
     """For each answer the log probabilities (T, V) of its tokens, given all earlier ones."""
     result: list[torch.Tensor] = []
     for answer in answers:

@@ -32,7 +32,7 @@ from zeta_core.contract.wire.fork_server import (
     Exited,
     Forked,
     ForkRequest,
-    Ready,
+    ForkServerReady,
     Refused,
     Stale,
 )
@@ -82,7 +82,7 @@ class ForkServer:
         self._is_stale = False
 
     def run(self) -> Path | None:
-        self._send(Ready(memory_bytes=_resident_bytes()))
+        self._send(ForkServerReady(memory_bytes=_resident_bytes()))
         control = self._control.fileno()
         while True:
             readable, _, _ = select.select([control, *self._trainings], [], [], CHECK_SECONDS)

@@ -21,7 +21,7 @@ from zeta_core.model.compilation import compiled
 from zeta_core.objective.document_losses import DocumentEvaluator
 from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import Answers, PreferenceLoss, prepare_references
+from zeta_core.objective.preference import AnswerSequences, PreferenceLoss, prepare_references
 from zeta_core.objective.sampling import SampleWriter
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
@@ -66,7 +66,7 @@ def reference_for(
     if not isinstance(loss_function, PreferenceLoss) or not loss_function.has_reference:
         return {}
     held_out = None if decision.held_out is None else decision.held_out.sequences
-    data = [some for some in (decision.sequences, held_out) if isinstance(some, Answers)]
+    data = [some for some in (decision.sequences, held_out) if isinstance(some, AnswerSequences)]
     stored = None if resume_point is None else resume_point.state
     reference = prepare_references(engine, loss_function, data, decision.plan.batch_size, stored)
     what = "answers" if decision.plan.method == "kto" else "pairs"

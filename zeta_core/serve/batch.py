@@ -29,7 +29,7 @@ class SequenceState:
     is_cached: bool = field(default=False, init=False)
 
 
-class Batch:
+class DecodingBatch:
     """The sequences that are being decoded."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:

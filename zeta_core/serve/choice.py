@@ -9,7 +9,7 @@ import torch
 from zeta_core.contract.wire.answers import AnswerOptions, FinishReason, Piece, TokenLogprob
 from zeta_core.serve.batch import SequenceState
 from zeta_core.serve.loading import LoadedModel
-from zeta_core.serve.sampling import Sampler
+from zeta_core.serve.sampling import TokenSampler
 from zeta_core.serve.text import StopFilter, TextDecoder, TokenBytes
 from zeta_core.serve.tool_calls import Format, parse_calls, starts_call
 
@@ -22,7 +22,7 @@ class Choice:
     number: int
     sequence: SequenceState
     max_tokens: int
-    sampler: Sampler
+    sampler: TokenSampler
     decoder: TextDecoder
     stops: StopFilter
     token_bytes: TokenBytes
@@ -49,7 +49,7 @@ class Choice:
             number,
             SequenceState(list(ids), max_length=len(ids) + max_tokens),
             max_tokens,
-            Sampler(options, number % options.n),  # so each prompt gets the text that it gets alone
+            TokenSampler(options, number % options.n),  # so each prompt gets the text that it gets alone
             TextDecoder(loaded.tokenizer, keeps_special=tools in ("mistral", "llama")),
             StopFilter(options.stop),
             TokenBytes(loaded.tokenizer),

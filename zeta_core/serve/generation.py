@@ -13,7 +13,7 @@ import torch
 
 from zeta_core.contract.wire.answers import Failure, FailureCode, Generate, Generated, Piece
 from zeta_core.environment import total_memory_bytes
-from zeta_core.serve.batch import Batch
+from zeta_core.serve.batch import DecodingBatch
 from zeta_core.serve.choice import Choice
 from zeta_core.serve.loading import LoadedModel
 from zeta_core.serve.prompts import InvalidPrompt, encode_prompts
@@ -46,7 +46,7 @@ class Generation:
     ) -> None:
         self._loaded = loaded
         self._send = send
-        self._batch = Batch(loaded.model, loaded.device)
+        self._batch = DecodingBatch(loaded.model, loaded.device)
         self._answers: dict[str, _Answer] = {}
         self._waiting: deque[Choice] = deque()
         self._active: list[Choice] = []  # in the order of the batch

@@ -34,7 +34,7 @@ from zeta_core.contract.wire.answers import (
     Cancel,
     Generate,
     LoadFailed,
-    Ready,
+    ModelReady,
     ServeFile,
     ToServing,
 )
@@ -119,7 +119,7 @@ def main(run_dir: Path) -> int:
         _, explanation = explain(error)
         worker.send(LoadFailed(message=explanation.message, can_retry=isinstance(error, WeightsReplaced)))
         return 1
-    worker.send(Ready(context_tokens=loaded.context_tokens))
+    worker.send(ModelReady(context_tokens=loaded.context_tokens))
     generations = Generations(loaded, worker.send, is_base=file.weights.is_base)
     while True:
         _take_requests(worker, generations)

@@ -33,7 +33,7 @@ class Chosen:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Sampler:
+class TokenSampler:
     """Chooses the tokens of one choice of an answer."""
 
     def __init__(self, options: AnswerOptions, choice: int) -> None:

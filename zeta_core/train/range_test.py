@@ -38,7 +38,7 @@ from zeta_core.data.sequences import Sequences, build_sampler
 from zeta_core.failures import CannotTrain, NonFiniteLoss
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.objective.loss import LossFunction
-from zeta_core.objective.preference import Answers, PreferenceLoss, compute_references
+from zeta_core.objective.preference import AnswerSequences, PreferenceLoss, compute_references
 from zeta_core.optim.rates import UsualRates, rounded
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
@@ -226,7 +226,11 @@ class _RangeTest:
         sampler = build_sampler(self._sequences, self.plan.seed)
         windows = [sampler.sequences(at * size, (at + 1) * size) for at in range(len(rates))]
         answers, loss_function = self._sequences, self._loss_function
-        if isinstance(answers, Answers) and isinstance(loss_function, PreferenceLoss) and loss_function.has_reference:
+        if (
+            isinstance(answers, AnswerSequences)
+            and isinstance(loss_function, PreferenceLoss)
+            and loss_function.has_reference
+        ):
             compute_references(engine, loss_function, answers, self.plan.batch_size, np.unique(np.concatenate(windows)))
         for index, window in enumerate(windows):
             if (stop := self._report_and_check_stop(index / (2 * len(rates)))) is not None:

@@ -13,7 +13,7 @@ from zeta_core.contract.wire.answers import AnswerOptions, Generate, Generated, 
 from zeta_core.serve.choice import Choice
 from zeta_core.serve.generation import Generation
 from zeta_core.serve.loading import LoadedModel
-from zeta_core.serve.sampling import Sampler
+from zeta_core.serve.sampling import TokenSampler
 
 TEXTS = ["Which river?", "Who goes there, and why so late at night?", "a", "The sea " * 9]
 
@@ -184,18 +184,18 @@ def test_log_probabilities_are_those_of_the_model(loaded: LoadedModel) -> None:
 
 def test_penalties_avoid_repetition() -> None:
     logits = torch.tensor([3.0, 2.5, 1.0, 0.0])
-    assert [Sampler(AnswerOptions(temperature=0.0), 0).choose(logits).token for _ in range(3)] == [0, 0, 0]
-    present = Sampler(AnswerOptions(temperature=0.0, presence_penalty=1.0), 0)
+    assert [TokenSampler(AnswerOptions(temperature=0.0), 0).choose(logits).token for _ in range(3)] == [0, 0, 0]
+    present = TokenSampler(AnswerOptions(temperature=0.0, presence_penalty=1.0), 0)
     assert [present.choose(logits).token for _ in range(4)] == [0, 1, 0, 0]
-    frequent = Sampler(AnswerOptions(temperature=0.0, frequency_penalty=1.0), 0)
+    frequent = TokenSampler(AnswerOptions(temperature=0.0, frequency_penalty=1.0), 0)
     assert [frequent.choose(logits).token for _ in range(5)] == [0, 1, 0, 1, 0]
 
 
 def test_top_p_draws_only_from_the_most_probable_tokens() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    sampler = Sampler(AnswerOptions(top_p=0.6, seed=1), 0)
+    sampler = TokenSampler(AnswerOptions(top_p=0.6, seed=1), 0)
     assert {sampler.choose(logits).token for _ in range(200)} == {0, 1}
-    sampler = Sampler(AnswerOptions(seed=1), 0)
+    sampler = TokenSampler(AnswerOptions(seed=1), 0)
     drawn = [sampler.choose(logits).token for _ in range(4000)]
     assert [drawn.count(token) / 4000 for token in range(4)] == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 

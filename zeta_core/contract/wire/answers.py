@@ -245,7 +245,7 @@ class Cancel(_Message):
     request_id: str
 
 
-class Ready(_Message):
+class ModelReady(_Message):
     """The model is loaded. ``context_tokens`` is the longest sequence that it supports."""
 
     type: Literal["ready"] = "ready"
@@ -284,6 +284,6 @@ class Generated(_Message):
 
 
 ToServing = Generate | Cancel | AddAdapter
-FromServing = Ready | Alive | LoadFailed | AdapterFailed | Generated
+FromServing = ModelReady | Alive | LoadFailed | AdapterFailed | Generated
 TO_SERVING: TypeAdapter[ToServing] = TypeAdapter(Annotated[ToServing, Field(discriminator="type")])
 FROM_SERVING: TypeAdapter[FromServing] = TypeAdapter(Annotated[FromServing, Field(discriminator="type")])

@@ -35,7 +35,7 @@ class ForkRequest(_Message):
     cpus: list[int]  # which it may run on
 
 
-class Ready(_Message):
+class ForkServerReady(_Message):
     """The fork server has imported everything and takes requests."""
 
     type: Literal["ready"] = "ready"
@@ -70,5 +70,5 @@ class Exited(_Message):
     status: int
 
 
-ForkServerMessage = Annotated[Ready | Forked | Refused | Stale | Exited, Field(discriminator="type")]
+ForkServerMessage = Annotated[ForkServerReady | Forked | Refused | Stale | Exited, Field(discriminator="type")]
 FORK_SERVER_MESSAGE: TypeAdapter[ForkServerMessage] = TypeAdapter(ForkServerMessage)

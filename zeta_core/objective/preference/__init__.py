@@ -6,10 +6,10 @@ log-probabilities of the initial model, which DPO, IPO and KTO compare with.
 
 from zeta_core.objective.preference.losses import PreferenceLoss, preference_loss
 from zeta_core.objective.preference.reference import compute_references, prepare_references
-from zeta_core.objective.preference.sequences import Answers, LabeledAnswers, Pairs, preference_sequences
+from zeta_core.objective.preference.sequences import AnswerSequences, LabeledAnswers, Pairs, preference_sequences
 
 __all__ = [
-    "Answers",
+    "AnswerSequences",
     "LabeledAnswers",
     "Pairs",
     "PreferenceLoss",

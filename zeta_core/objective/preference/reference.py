@@ -18,14 +18,18 @@ from zeta_core.checkpoint.training_state import StoredState
 from zeta_core.data.sequences import micro_batches
 from zeta_core.failures import CannotResume
 from zeta_core.objective.preference.losses import PreferenceLoss
-from zeta_core.objective.preference.sequences import Answers, Referenced
+from zeta_core.objective.preference.sequences import AnswerSequences, Referenced
 from zeta_core.parallel.processes import Engine
 
 _FILE_KEYS = ("train", "eval")  # in the order of the arguments
 
 
 def prepare_references(
-    engine: Engine, loss_function: PreferenceLoss, data: Sequence[Answers], micro_batch: int, stored: StoredState | None
+    engine: Engine,
+    loss_function: PreferenceLoss,
+    data: Sequence[AnswerSequences],
+    micro_batch: int,
+    stored: StoredState | None,
 ) -> Tensors:
     """Set the reference of the training and of the held-out data: computed now, or loaded from the resumed run.
 
@@ -49,7 +53,7 @@ def prepare_references(
 
 
 def compute_references(
-    engine: Engine, loss_function: PreferenceLoss, answers: Answers, micro_batch: int, which: NDArray[np.int64]
+    engine: Engine, loss_function: PreferenceLoss, answers: AnswerSequences, micro_batch: int, which: NDArray[np.int64]
 ) -> None:
     """Set the reference of the samples ``which`` to the current model; that of the others is 0."""
     for rows in answers.referenced.values():

@@ -53,7 +53,7 @@ class Referenced(Protocol):
     def __len__(self) -> int: ...
 
 
-class Answers(Sequences):
+class AnswerSequences(Sequences):
     """The common part of `Pairs` and `LabeledAnswers`."""
 
     reference_R: NDArray[np.float32]
@@ -81,7 +81,7 @@ class Answers(Sequences):
         return AnswerBatch(**values)
 
 
-class Pairs(Answers):
+class Pairs(AnswerSequences):
     """Pairs of a chosen and a rejected answer, by index."""
 
     def __init__(self, tokens: TokenFile, seq_len: int, *, overlong: Overlong | None) -> None:
@@ -117,7 +117,7 @@ class Pairs(Answers):
         return super().num_target_tokens(self.rows(indices))
 
 
-class LabeledAnswers(Answers):
+class LabeledAnswers(AnswerSequences):
     """Answers that are desirable or not, by index.
 
     ``divergence`` is the estimated divergence of the model from the reference, for the samples of the next batches.
@@ -185,7 +185,7 @@ class MismatchedAnswers:
         return at[:first], at[first:]
 
 
-def preference_sequences(tokens: TokenFile, seq_len: int, method: str, *, overlong: Overlong | None) -> Answers:
+def preference_sequences(tokens: TokenFile, seq_len: int, method: str, *, overlong: Overlong | None) -> AnswerSequences:
     """The sequences that ``method`` learns from. Raises `InvalidData` if the data has another format."""
     kind = LabeledAnswers if method == "kto" else Pairs
     return kind(tokens, seq_len, overlong=overlong)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -80,6 +81,50 @@ def test_a_link_serves_ranges_and_needs_no_key(linked: LinkedService) -> None:
         assert error_of(http.get(url, headers={"Range": "bytes=9999999-"}))["code"] == "range_not_satisfiable"
         with linked.server.http(key=None) as stranger:
             assert stranger.get(url).status_code == 401
+
+
+def test_a_link_gives_exactly_one_object_and_only_to_its_project(linked: LinkedService) -> None:
+    url = f"/v1/jobs/{linked.job_id}/checkpoints/final/files/model.safetensors"
+    with linked.server.http() as http, httpx.Client(verify=False) as other:
+        created = http.post("/v1/keys", json={"name": "other", "project": "other", "scopes": ["submit"]})
+        with linked.server.http(created.json()["key"]) as stranger:
+            refused = stranger.get(url)
+        assert (refused.status_code, "location" in refused.headers) == (404, False)
+        for name in ("..%2fmodel.safetensors", "%2e%2e/%2e%2e/job.json", "model.safetensors%00", "/etc/passwd"):
+            answer = http.get(url.replace("model.safetensors", name))
+            assert (answer.status_code, "location" in answer.headers) == (404, False), name
+        link = http.get(url).headers["location"]
+        changed = [
+            link.replace("model.safetensors?", "config?"),
+            link.replace("/checkpoints/", "/checkpoints/../"),
+            link.replace(linked.job_id, "job_000000000000000000000000"),
+            link.replace("attachment", "inline"),
+            link.replace("response-content-type=", "response-content-type=text%2Fhtml&x="),
+            link + "&versionId=1",
+        ]
+        assert len({link, *changed}) == len(changed) + 1
+        for method, forged in [*(("GET", url) for url in changed), *((m, link) for m in ("PUT", "DELETE", "POST"))]:
+            answer = other.request(method, forged)
+            assert (answer.is_success, WEIGHTS in answer.content) == (False, False), (method, forged)
+        assert other.get(link).content == WEIGHTS
+
+
+def test_the_name_of_a_file_adds_no_header_to_a_link_or_a_download(linked: LinkedService) -> None:
+    for name in ('a"; x=y.jsonl', "a%0d%0aSet-Cookie: a=b.jsonl", "\u202elnosj.jsonl", "a;filename=b.html;.jsonl"):
+        content = b'{"text": "a line"}\n'
+        with linked.server.http() as http, httpx.Client(verify=False) as other:
+            files = {"file": (name, content)}
+            uploaded = http.post("/v1/files", files=files, data={"purpose": "dataset"})
+            if uploaded.status_code != 201:
+                assert uploaded.status_code == 422, uploaded.text
+                continue
+            answer = http.get(f"/v1/files/{uploaded.json()['id']}/content")
+            if answer.status_code == 307:
+                answer = other.get(answer.headers["location"])
+            assert answer.content == content
+            header = answer.headers["content-disposition"]
+            assert header == f"attachment; filename*=UTF-8''{quote(uploaded.json()['filename'], safe='')}"
+            assert "set-cookie" not in answer.headers
 
 
 def test_content_that_is_not_one_object_comes_from_the_server(linked: LinkedService) -> None:

@@ -53,7 +53,7 @@ async def show_form(service: TheService, page: ReadPage, query: Annotated[NewJob
                 code="not_a_training",
                 param="edit",
             )
-        return await _render(service, page, {"yaml": write_yaml(job.spec)})
+        return await _render(service, page, {"yaml": await asyncio.to_thread(write_yaml, job.spec)})
     kind = "file" if query.model_file else "job" if query.model_job else "hub"
     form = {
         "data_file": query.data or "",
@@ -68,7 +68,8 @@ async def show_form(service: TheService, page: ReadPage, query: Annotated[NewJob
 @router.post("/new/yaml")
 async def show_yaml(service: TheService, page: SubmitPage) -> Response:
     """The same page with the spec of the form as YAML, to edit all of it."""
-    return await _render(service, page, {"yaml": write_yaml(await read_spec_form(service, page.form))})
+    text = await asyncio.to_thread(write_yaml, await read_spec_form(service, page.form))
+    return await _render(service, page, {"yaml": text})
 
 
 @router.post("/new/check")
@@ -77,7 +78,7 @@ async def check(service: TheService, page: SubmitPage) -> Response:
     values: dict[str, Any] = {"estimate": None, "error": None, "yaml": ""}
     try:
         spec = await read_spec_form(service, page.form)
-        values["yaml"] = write_yaml(spec)
+        values["yaml"] = await asyncio.to_thread(write_yaml, spec)
         values["estimate"] = await estimate.validate(service, page.caller, spec)
     except ZetaError as error:
         values["error"] = error

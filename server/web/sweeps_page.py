@@ -56,13 +56,14 @@ async def show_sweeps(service: TheService, page: ReadPage, query: Annotated[Swee
 async def show_form(service: TheService, page: ReadPage, query: Annotated[NewSweepQuery, Query()]) -> Response:
     """The form for a new sweep, with the spec of a job."""
     spec = {} if query.job is None else (await get_job(service, page.caller, query.job)).spec
-    return _render_form(page, {"yaml": write_yaml(spec), "grid": EXAMPLE_GRID})
+    return _render_form(page, {"yaml": await asyncio.to_thread(write_yaml, spec), "grid": EXAMPLE_GRID})
 
 
 @router.post("/sweeps/new")
 async def vary_new_job(service: TheService, page: SubmitPage) -> Response:
     """The form for a new sweep, with the spec that the form for a new job describes."""
-    return _render_form(page, {"yaml": write_yaml(await read_spec_form(service, page.form)), "grid": EXAMPLE_GRID})
+    text = await asyncio.to_thread(write_yaml, await read_spec_form(service, page.form))
+    return _render_form(page, {"yaml": text, "grid": EXAMPLE_GRID})
 
 
 @router.post("/sweeps")

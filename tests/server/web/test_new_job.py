@@ -90,6 +90,17 @@ def test_invalid_yaml_is_one_error_within_a_moment(text: str) -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize("part", ["1,", "[],", "{a: 1},", "'',", '"b": 1,'])
+def test_yaml_with_too_many_values_takes_little_processor_time(part: str) -> None:
+    """64 KiB of short values once took 1.3 s of processor time, and each form may send 256 KiB."""
+    started = time.process_time()
+    with pytest.raises(InvalidRequest, match="more than 5000 values; submit such a spec with `zeta submit`"):
+        read_yaml("a: [" + part * (2**18 // len(part)) + "]", 2**20)
+    with pytest.raises(InvalidRequest, match="more than 5000 values"):
+        write_yaml({"model": {"config": {str(i): [{}] for i in range(50_000)}}})
+    assert time.process_time() - started < 1
+
+
 def test_a_lone_surrogate_in_a_field_is_an_error_of_the_user(server: ServerProcess) -> None:
     with server.http(None) as browser:
         browser.post("/login", data={"key": API_KEY})

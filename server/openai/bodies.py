@@ -15,7 +15,7 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 
-from server.http.bodies import MAX_FIELDS, read_body, read_bytes
+from server.http.bodies import MAX_FIELDS, SPEC_SETTING, read_body, read_bytes
 from zeta_core.contract.errors import InvalidRequest, InvalidSpec, MalformedRequest, ZetaError
 from zeta_core.contract.spec.validation import parse, shown
 
@@ -28,14 +28,14 @@ _KEY = re.compile(r"\[([^\[\]]+)\]")
 async def read_fields(
     request: Request, max_bytes: int, model: type[BaseModel], *, error_class: type[ZetaError] = InvalidSpec
 ) -> Any:
-    """The body as JSON data. A form is converted to the types of ``model``.
+    """The body as JSON data, limited by `ZETA_MAX_SPEC_BYTES`. A form is converted to the types of ``model``.
 
     Raises the errors of `read_body`, and ``error_class`` for a form with invalid values.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in (MULTIPART, URL_ENCODED):
-        return await read_body(request, max_bytes)
-    fields = await _form_fields(request, await read_bytes(request, max_bytes), content_type)
+        return await read_body(request, max_bytes, setting=SPEC_SETTING)
+    fields = await _form_fields(request, await read_bytes(request, max_bytes, setting=SPEC_SETTING), content_type)
     parsed = parse(model, nested(fields), error_class=error_class, is_text=True)
     return parsed.model_dump(mode="json", exclude_unset=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Request, Response
 
 from server import evaluations
-from server.http.bodies import read_body
+from server.http.bodies import SPEC_SETTING, read_body
 from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
 from zeta_core.contract.job.job import Job
@@ -26,6 +26,6 @@ async def create_evaluation(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job that evaluates a checkpoint of this job on an uploaded file, alone or compared with its base."""
-    data = await read_body(request, service.settings.max_spec_bytes, empty={})
+    data = await read_body(request, service.settings.max_spec_bytes, empty={}, setting=SPEC_SETTING)
     created = await evaluations.create(service, submissions, caller, job_id, data, idempotency_key)
     return created_job(request, response, *created)

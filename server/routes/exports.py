@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from server.database.pagination import PageQuery, cursor
-from server.http.bodies import read_body
+from server.http.bodies import SPEC_SETTING, read_body
 from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
 from server.submitting import exports
@@ -33,7 +33,7 @@ async def create_export(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job that exports a checkpoint. Its files are its checkpoint `final`."""
-    data = await read_body(request, service.settings.max_spec_bytes, empty={})
+    data = await read_body(request, service.settings.max_spec_bytes, empty={}, setting=SPEC_SETTING)
     created = await exports.create_export(service, submissions, caller, job_id, data, idempotency_key)
     return created_job(request, response, *created)
 

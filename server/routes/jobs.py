@@ -8,7 +8,7 @@ from fastapi import Header, Query, Request, Response
 
 from server import receipts
 from server.estimates import data_preview, estimate
-from server.http.bodies import read_body
+from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
 from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
@@ -60,20 +60,24 @@ async def submit_job(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job. With an `Idempotency-Key`, repeating the request within 24 hours returns the same job."""
-    data = await read_body(request, service.settings.max_spec_bytes)
+    data = await read_body(request, service.settings.max_spec_bytes, setting=SPEC_SETTING)
     return created_job(request, response, *await submissions.submit(caller, data, idempotency_key))
 
 
 @router.post("/validate", openapi_extra=json_body("JobSpec", required=True))
 async def validate_job(service: TheService, caller: TheCaller, request: Request) -> Estimate:
     """Validate a spec without creating a job, and estimate its steps, memory and disk usage."""
-    return await estimate.validate(service, caller, await read_body(request, service.settings.max_spec_bytes))
+    return await estimate.validate(
+        service, caller, await read_body(request, service.settings.max_spec_bytes, setting=SPEC_SETTING)
+    )
 
 
 @router.post("/preview", openapi_extra=json_body("PreviewRequest", required=True))
 async def preview_data(service: TheService, caller: TheCaller, request: Request) -> ShownRows:
     """Show rows of a spec's data as training reads them: token by token, with those trained on and those cut off."""
-    return await data_preview.preview(service, caller, await read_body(request, service.settings.max_spec_bytes))
+    return await data_preview.preview(
+        service, caller, await read_body(request, service.settings.max_spec_bytes, setting=SPEC_SETTING)
+    )
 
 
 @router.get("", openapi_extra={"parameters": [METADATA]})
@@ -123,7 +127,7 @@ async def rerun_job(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> Job:
     """Create a job from this job's patched spec, starting from the beginning or from one of its checkpoints."""
-    data = await read_body(request, service.settings.max_spec_bytes, empty={})
+    data = await read_body(request, service.settings.max_spec_bytes, empty={}, setting=SPEC_SETTING)
     created = await reruns.rerun(service, submissions, caller, job_id, data, idempotency_key)
     return created_job(request, response, *created)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request, Response
 
-from server.http.bodies import read_body
+from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.openai import named_models
 from server.routes.jobs import json_body
@@ -18,7 +18,7 @@ router = Router(prefix="/v1/models", tags=["models"])
 @router.post("", status_code=201, openapi_extra=json_body("NewModelName", required=True))
 async def add_model_name(service: TheService, caller: TheCaller, request: Request, response: Response) -> ModelName:
     """Name a base model in the project, with defaults for its jobs."""
-    body = await read_body(request, service.settings.max_spec_bytes)
+    body = await read_body(request, service.settings.max_spec_bytes, setting=SPEC_SETTING)
     named = await named_models.add(service, caller, body)
     response.headers["Location"] = public_path(request, "/v1/models")
     return named

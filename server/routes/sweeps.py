@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Header, Query, Request, Response
 
 from server.database.pagination import PageQuery, cursor
-from server.http.bodies import read_body
+from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.jobs import sweeps
 from server.routes.routing import Router, TheCaller, TheService
@@ -39,7 +39,7 @@ async def submit_sweep(
     idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
 ) -> SweepResult:
     """Create jobs for all combinations of a grid, or for some chosen at random: all of them, or none."""
-    body = await read_body(request, service.settings.max_spec_bytes)
+    body = await read_body(request, service.settings.max_spec_bytes, setting=SPEC_SETTING)
     sweep, is_replayed = await create_sweep(service, caller, body, idempotency_key)
     response.headers["Location"] = public_path(request, f"/v1/sweeps/{sweep.id}")
     if is_replayed:

@@ -90,6 +90,13 @@ def test_the_limit_of_a_spec_is_reported_when_exceeded(server: ServerProcess, ht
             assert f"limit of {MAX_SPEC_BYTES} bytes (ZETA_MAX_SPEC_BYTES)" in response.text
 
 
+def test_a_fixed_limit_of_a_body_names_no_setting(http: httpx.Client) -> None:
+    response = http.post("/v1/webhooks", json={"url": "https://example.com", "description": "x" * 20_000})
+    assert response.status_code == 413
+    assert "the limit of 16384 bytes, which is fixed" in response.text
+    assert "ZETA_" not in response.text
+
+
 def test_reruns_of_reruns_do_not_grow_beyond_the_limit(http: httpx.Client) -> None:
     def rerun(job_id: str, number: int) -> httpx.Response:
         config = {f"field_{number}_{i}": i for i in range(1_500)}

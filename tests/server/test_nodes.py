@@ -1,5 +1,6 @@
 """Jobs on several workers: all nodes are placed, prepared and started together, and they end together."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import redis
 from server.database.placements import PlacementRow, placements_of, unreleased_placements
 from server.engine.nodes import ends
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
-from tests.harness.simulated_worker import SimulatedWorker, progress, status
+from tests.harness.simulated_worker import SimulatedWorker, checkpoint, progress, status
 from tests.harness.waiting import wait_until
 from tests.server.stepped_scheduler import SteppedScheduler, change, waiting_code
-from zeta_core.contract.wire.messages import NODES_VERSION, Go, JournalAck, Prepared, StopRequest
+from zeta_core.contract.wire.messages import NODES_VERSION, SERVER_STREAM, Go, JournalAck, Prepared, StopRequest
+from zeta_core.contract.wire.signatures import sign_body
 
 NODES = {"model": "m", "resources": {"nodes": 2, "processes": 2}}
 ADDRESSES = {"a": "127.0.0.2", "b": "127.0.0.3"}
@@ -77,19 +79,20 @@ class Workers:
             assert self.by_name[name].claim(job_id, attempt).granted
             self.listed[name] = [(job_id, attempt)]
 
-    def send_prepared(self, name: str, job_id: str, attempt: int = 1) -> None:
-        worker = self.by_name[name]
+    def prepared(self, name: str, job_id: str, attempt: int = 1) -> Prepared:
         rank = list(ADDRESSES).index(name)
-        message = Prepared(
+        return Prepared(
             job_id=job_id,
             attempt=attempt,
             worker=name,
-            incarnation=worker.incarnation,
+            incarnation=self.by_name[name].incarnation,
             node_rank=rank,
             address=ADDRESSES[name],
             port=4000 + rank,
         )
-        worker.send(message)
+
+    def send_prepared(self, name: str, job_id: str, attempt: int = 1) -> None:
+        self.by_name[name].send(self.prepared(name, job_id, attempt))
 
     def start(self, job_id: str, attempt: int = 1) -> None:
         """Claim and prepare both nodes, and receive their `Go`."""
@@ -213,6 +216,47 @@ def test_nodes_start_together_and_the_job_succeeds_when_all_have_ended(fleet: Sm
     assert unreleased(fleet) == []
     again = second.publish(job_id, 4, status("succeeded"))  # its acknowledgement was lost
     assert (again.fenced, again.stored_line) == (True, 4)
+
+
+FORGED: dict[str, dict[str, Any]] = {
+    "a zone with an escape sequence": {"address": "fe80::1%\x1b[2J"},
+    "a zone with NUL": {"address": "fe80::1%\0"},
+    "a long zone": {"address": "fe80::1%" + "x" * 10_000},
+    "a host name": {"address": "example.com"},
+    "an address with a port": {"address": "127.0.0.2:80"},
+    "port 0": {"port": 0},
+    "a port beyond 16 bits": {"port": 65_536},
+    "a negative node": {"node_rank": -1},
+}
+
+
+def test_a_lying_node_changes_neither_its_job_nor_the_start_of_the_others(fleet: SmallFleet, workers: Workers) -> None:
+    job_id = fleet.submit(spec=NODES)
+    workers.claim(job_id)
+    first, second = workers.by_name.values()
+    prepared = workers.prepared("b", job_id).model_dump()
+    for fields in FORGED.values():
+        body = json.dumps({**prepared, **fields})
+        second.send_raw({**sign_body(body, second.key, channel=SERVER_STREAM)})
+    second.send(workers.prepared("a", job_id))  # in the name of the other node
+    second.send(workers.prepared("b", job_id).model_copy(update={"node_rank": 0, "address": "127.0.0.9"}))
+    ack = second.receive(JournalAck, job_id)
+    assert isinstance(ack, JournalAck)
+    assert ack.fenced
+    assert fleet.engine is not None
+    assert fleet.engine.dropped.rejected == {"malformed": len(FORGED), "sender": 1}
+    assert {(row.address, row.port) for row in placements(fleet, job_id, 1)} == {(None, None)}
+    for name in workers.by_name:
+        workers.send_prepared(name, job_id)
+    go = first.receive(Go, job_id)
+    assert isinstance(go, Go)
+    assert (go.group.addresses, go.group.port) == (["127.0.0.2", "127.0.0.3"], 4000)
+    decided = fleet.job(job_id).resolved_spec
+    lies = [status("running", resolved_spec={"learning_rate": 0.5}), checkpoint(1), progress(9), status("succeeded")]
+    assert second.publish(job_id, 1, *lies).stored_line == len(lies)
+    assert fleet.job(job_id).status == "running"
+    assert fleet.job(job_id).resolved_spec == decided
+    assert not {event.type for event in fleet.events(job_id)} & {"checkpoint", "progress"}
 
 
 @pytest.mark.extended

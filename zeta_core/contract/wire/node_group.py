@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 MAX_NODES = 1024
+_INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}")  # at most IFNAMSIZ - 1 characters
 
 
 def _as_ip_address(value: str) -> str:
-    return str(ip_address(value))
+    """The address in its usual notation; the zone of an IPv6 address must look like the name of an interface.
+
+    `ip_address` accepts any text as a zone, also control characters. Raises `ValueError`.
+    """
+    address = str(ip_address(value))
+    zone = address.partition("%")[2]
+    if zone and _INTERFACE.fullmatch(zone) is None:
+        raise ValueError("the zone after % is not the name of a network interface")
+    return address
 
 
 NodeAddress = Annotated[str, AfterValidator(_as_ip_address)]  # IPv4 or IPv6, without brackets

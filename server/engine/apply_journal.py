@@ -10,9 +10,9 @@ Later events still update the job's progress, but aren't stored. Events of other
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from pydantic import ValidationError
@@ -145,9 +145,12 @@ def sanitized(value: Any) -> Any:
             return value
         return value.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     if kind is float:
-        return value if math.isfinite(value) else None
+        return value if isfinite(value) else None
     if kind is dict:
-        return {sanitized(str(name)): sanitized(item) for name, item in value.items()}
+        return {
+            name if name.isascii() and "\0" not in name else sanitized(name): sanitized(item)
+            for name, item in value.items()
+        }
     if kind is list:
         return [sanitized(item) for item in value]
     return value

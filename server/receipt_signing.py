@@ -14,7 +14,7 @@ import logging
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.artifacts import Artifacts
@@ -22,7 +22,7 @@ from server.database.checkpoints import checkpoints_newest_first
 from server.database.connections import Database
 from server.database.inserts import dialect_insert
 from server.database.receipt_tables import ReceiptKeyRow, ReceiptRow
-from server.database.tables import AttemptRow, JobRow
+from server.database.tables import AttemptRow, CheckpointRow, JobRow
 from zeta_core.contract.errors import Unavailable
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.job.events import utc_now
@@ -49,19 +49,27 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PACE_SECONDS = 2.0
-MAX_JOBS = 50  # of one pass
+MAX_JOBS = 500  # of one pass
 _KEY_NUMBER = 1
 
 logger = logging.getLogger(__name__)
 
 
 async def sign_receipts(database: Database, artifacts: Artifacts) -> None:
-    """Sign the receipts of jobs that have ended since the last pass."""
+    """Sign the receipts of jobs that have ended since the last pass; those without a checkpoint get none."""
     unsigned = select(ReceiptRow.job_id).where(ReceiptRow.signed_at.is_(None)).order_by(ReceiptRow.created_at)
     async with database.read() as session:
         ids = list(await session.scalars(unsigned.limit(MAX_JOBS)))
+        stored = select(CheckpointRow.job_id).where(CheckpointRow.job_id.in_(ids)).distinct()
+        with_checkpoint = set(await session.scalars(stored)) if ids else set[str]()
+    without = [job_id for job_id in ids if job_id not in with_checkpoint]
+    if without:
+        async with database.write() as session:
+            done = update(ReceiptRow).where(ReceiptRow.job_id.in_(without), ReceiptRow.signed_at.is_(None))
+            await session.execute(done.values(signed_at=utc_now()))
     for job_id in ids:
-        await try_to_sign(database, artifacts, job_id)
+        if job_id in with_checkpoint:
+            await try_to_sign(database, artifacts, job_id)
 
 
 async def try_to_sign(database: Database, artifacts: Artifacts, job_id: str) -> Receipt | None:

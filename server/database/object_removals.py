@@ -10,6 +10,7 @@ server then removes the checkpoints that its workers could not remove.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
@@ -89,7 +90,10 @@ async def postpone_removal(database: Database, key: str) -> None:
         await session.execute(is_due.values(created_at=utc_now()))
 
 
-async def removal_done(database: Database, key: str) -> None:
-    """Forget an object that has been removed."""
-    async with database.write() as session:
-        await session.execute(delete(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due))
+async def removals_done(database: Database, keys: Collection[str]) -> None:
+    """Forget objects that have been removed."""
+    if keys:
+        async with database.write() as session:
+            await session.execute(
+                delete(ObjectRemovalRow).where(ObjectRemovalRow.key.in_(keys), ObjectRemovalRow.is_due)
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Text, cast, func, literal_column, select
+from sqlalchemy import Text, cast, func, literal_column, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.job_counts import queued_by_priority
@@ -66,15 +66,17 @@ async def _positions_in_project(session: AsyncSession, project: str, rows: Seque
         # rest of the queue nor its length matters.
         last = await _numbers(session, project, priority, ids, newest_first=True, limit=NEAR_END)
         positions |= {job_id: ahead + totals[priority] - number + 1 for job_id, number in last.items()}
-        for limit in (NEAR_FRONT, None):
-            if left := ids - positions.keys():
-                found = await _numbers(session, project, priority, left, newest_first=False, limit=limit)
-                positions |= {job_id: ahead + number for job_id, number in found.items()}
+        if left := ids - positions.keys():
+            first = await _numbers(session, project, priority, left, newest_first=False, limit=NEAR_FRONT)
+            positions |= {job_id: ahead + number for job_id, number in first.items()}
+        if between := [row for row in rows if row.id in ids - positions.keys()]:
+            found = await _numbers_between(session, project, priority, between)
+            positions |= {job_id: ahead + number for job_id, number in found.items()}
     return positions
 
 
 async def _numbers(
-    session: AsyncSession, project: str, priority: int, ids: Collection[str], *, newest_first: bool, limit: int | None
+    session: AsyncSession, project: str, priority: int, ids: Collection[str], *, newest_first: bool, limit: int
 ) -> dict[str, int]:
     """The numbers, from 1, of these jobs among the project's oldest or newest ``limit`` queued jobs of a priority."""
     columns = (JobRow.created_at, JobRow.id)
@@ -85,6 +87,24 @@ async def _numbers(
     numbered = select(part.c.id, func.row_number().over(order_by=numbered_order).label("number")).subquery()
     selected = select(numbered.c.id, numbered.c.number).where(numbered.c.id.in_(ids))
     return dict((await session.execute(selected)).all())
+
+
+async def _numbers_between(
+    session: AsyncSession, project: str, priority: int, rows: Sequence[JobRow]
+) -> dict[str, int]:
+    """The numbers, from 1, of these jobs among all queued jobs of a priority.
+
+    Only the jobs between the first and the last of ``rows`` are numbered. Those before them are counted, which reads
+    nothing but an index: a long queue makes a page near its middle hardly slower.
+    """
+    queued = (_IS_QUEUED, JobRow.project == project, JobRow.priority == priority)
+    position = tuple_(JobRow.created_at, JobRow.id)
+    ends = sorted((row.created_at, row.id) for row in rows)
+    before = await session.scalar(select(func.count()).where(*queued, position < ends[0])) or 0
+    number = func.row_number().over(order_by=(JobRow.created_at, JobRow.id)).label("number")
+    part = select(JobRow.id, number).where(*queued, position >= ends[0], position <= ends[-1]).subquery()
+    selected = select(part.c.id, part.c.number).where(part.c.id.in_([row.id for row in rows]))
+    return {job_id: before + found for job_id, found in (await session.execute(selected)).all()}
 
 
 def _job(row: JobRow, attempts: list[Attempt], checkpoints: set[str], position: int | None) -> Job:

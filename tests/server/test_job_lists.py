@@ -19,7 +19,7 @@ from server.database.job_counts import jobs_by_project, merge_counts, queued_by_
 from server.database.pagination import Matches, PageQuery, newest_first
 from server.database.tables import JobCountRow, JobRow
 from server.jobs.queries import JobQuery, matching_jobs
-from server.jobs.serialization import to_jobs
+from server.jobs.serialization import NEAR_END, NEAR_FRONT, to_jobs
 from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.status import JobStatus
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
@@ -164,10 +164,14 @@ async def test_lists_of_files_read_their_pages_from_an_index(database: Database,
 @pytest.mark.anyio
 async def test_queue_positions_are_exact_anywhere_in_a_long_queue(database: Database) -> None:
     await fill(database)
+    async with database.write() as session:  # more jobs of one priority than are numbered from either end
+        more = [job(number, status="queued", priority=1) for number in range(2 * (NEAR_FRONT + NEAR_END))]
+        await session.execute(insert(JobRow), more)
     order = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
     async with database.read() as session:
         queue = list(await session.scalars(select(JobRow).where(JobRow.status == "queued").order_by(*order)))
-        wanted = [*queue[:3], *queue[100:103], queue[len(queue) // 2], *queue[-3:]]
+        middle = len(queue) // 2  # more than `NEAR_FRONT` and `NEAR_END` from the jobs of other priorities
+        wanted = [*queue[:3], *queue[100:103], *queue[middle : middle + 3], queue[middle + 40], *queue[-3:]]
         jobs = await to_jobs(session, wanted)
     assert [found.queue_position for found in jobs] == [queue.index(row) + 1 for row in wanted]
 

@@ -195,10 +195,15 @@ class Artifacts:
         self.store.remove_job(job_id)
 
     def remove_checkpoints(self, job_id: str, *, keep: Collection[str]) -> None:
-        """Remove all checkpoints of a job except ``keep``, complete or not; harmless if repeated. Raises `OSError`."""
+        """Remove all checkpoints of an ended job except ``keep``, and what was stored of their unfinished successors.
+
+        Harmless if repeated. Raises `OSError`.
+        """
         assert is_id(job_id, "job"), f"{job_id!r} is not a job id"
         for name in self.store.checkpoint_names(job_id):
-            if name not in keep:
+            if name in keep:
+                self.store.remove_unfinished(job_id, name)
+            else:
                 self.store.remove_checkpoint(job_id, name)
 
     def checkpoint(self, job_id: str, name: str) -> StoredCheckpoint | None:

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from server.artifacts import Artifacts
 from tests.harness.waiting import wait_until
 from worker.artifacts import checkpoint_uploads
 from worker.artifacts.checkpoint_uploads import CheckpointUploads
 from worker.artifacts.job_log import JobLog
 from worker.artifacts.output_uploads import OutputUploads
+from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.checkpoint import Manifest, ManifestFile
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.wire.run_directory import checkpoint_key, log_key
 from zeta_core.system.artifact_store import BrokenCheckpoint
+from zeta_core.system.artifact_store.checkpoint_copies import transfer
 from zeta_core.system.artifact_store.folder import FolderStore
 
 
@@ -176,6 +179,37 @@ def test_a_failing_store_is_retried_for_longer_after_the_run_has_ended(
         FolderStore(tmp_path / "store").open_job("job_1")
         wait_until(lambda: stepped(of_ended_run, is_over=True), 30, "the store to be back")
         assert of_ended_run.published_line(1, line) == line
+
+
+def test_a_checkpoint_that_is_still_copied_after_its_job_ended_leaves_nothing(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    """A worker was cut off while it stored ``best``: the server removes unfinished checkpoints at any moment."""
+    job_id = new_id("job")
+    store.open_job(job_id)
+    store.put_checkpoint(job_id, "best", make_checkpoint(tmp_path / "old", 3, b"old", name="best"))
+    recorded = store.manifest_bytes(job_id, "best")
+    late = make_checkpoint(tmp_path / "late", 5, b"late", name="best")
+    folder = store.local(checkpoint_key(job_id, "best")).parent
+    calls = itertools.count()
+
+    def count_call() -> None:
+        next(calls)
+
+    transfer(late, tmp_path / "undisturbed", count_call)
+    num_moments = next(calls)
+    assert num_moments > 3, "before each file, and before the checkpoint appears"
+    for moment in range(1, num_moments):  # at the first call, number 0, nothing is stored yet
+        calls = itertools.count()
+
+        def remove_unfinished(moment: int = moment, calls: "itertools.count[int]" = calls) -> None:
+            if next(calls) == moment:
+                Artifacts(store).remove_checkpoints(job_id, keep={"best"})
+
+        with pytest.raises(BrokenCheckpoint, match="was removed before it was complete"):
+            transfer(late, folder / "best", remove_unfinished)
+        assert [entry.name for entry in folder.iterdir()] == ["best"]
+        assert store.manifest_bytes(job_id, "best") == recorded
 
 
 def test_no_file_of_a_deleted_job_is_stored_again(store: FolderStore, tmp_path: Path) -> None:

@@ -184,6 +184,39 @@ def test_an_interrupted_checkpoint_is_listed_and_leaves_no_parts(
     assert object_store.keys(bucket) == stored, "the files of an earlier checkpoint of this name are removed"
 
 
+STORER = """
+import sys
+from pathlib import Path
+from zeta_core.system.artifact_location import BucketLocation
+from zeta_core.system.artifact_store.bucket import BucketStore
+store = BucketStore(Path(sys.argv[1]), BucketLocation(sys.argv[2], "zeta/"))
+store.put_checkpoint(sys.argv[3], "best", Path(sys.argv[4]))
+"""
+
+
+def test_an_upload_that_continues_after_its_job_ended_leaves_nothing(
+    store: BucketStore, bucket: str, object_store: SeaweedServer, tmp_path: Path
+) -> None:
+    """A worker freezes while it stores ``best``, and continues after the server has removed what it stored."""
+    store.open_job(JOB)
+    store.put_checkpoint(JOB, "best", write_checkpoint(tmp_path, "best", 1, weights=b"1"))
+    stored = object_store.keys(bucket)
+    contents = {f"part-{number}": os.urandom(10_000) for number in range(500)}
+    late = write_checkpoint(tmp_path / "late", "best", 2, **contents)
+    command = [sys.executable, "-c", STORER, str(tmp_path / "late-copies"), bucket, JOB, str(late)]
+    worker = start_child(command, log_file=tmp_path / "log", stop_signal=signal.SIGKILL)
+    wait_until(lambda: len(object_store.keys(bucket)) > len(stored) + 5, 30, "some files to be stored")
+    worker.send_signal(signal.SIGSTOP)
+    assert object_store.keys(bucket) != stored
+    Artifacts(store).remove_checkpoints(JOB, keep={"best"})
+    assert set(object_store.keys(bucket)) >= set(stored)
+    worker.send_signal(signal.SIGCONT)
+    assert worker.wait(timeout=60) == 1
+    assert f"{JOB} ended while its checkpoint best was stored" in (tmp_path / "log").read_text()
+    assert object_store.keys(bucket) == stored
+    assert store.local(checkpoint_key(JOB, "best")).joinpath("weights").read_bytes() == b"1"
+
+
 def test_a_starting_server_removes_only_old_unfinished_uploads(
     store: BucketStore, bucket: str, object_store: SeaweedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

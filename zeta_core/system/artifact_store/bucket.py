@@ -44,6 +44,7 @@ from zeta_core.system.artifact_store.s3_client import open_client, translated_er
 from zeta_core.system.durable_files import write_durably
 
 JOB_MARK = "job"  # an empty object that exists as long as the job
+UNFINISHED_MARK = "unfinished"  # an empty object that exists while a checkpoint with this name is being uploaded
 ABANDONED_AFTER = timedelta(days=1)  # since an upload began; one that takes longer fails if a server starts meanwhile
 KNOWN_SECONDS = 10.0  # for which a job is taken to exist since it was last seen
 _DELETE_AT_ONCE = 1000  # objects per request
@@ -238,9 +239,14 @@ class BucketStore(ArtifactStore):
         checkpoint_copies.remove_checkpoint(copy)
 
     def _put_content(self, job_id: str, name: str, copy: Path, manifest: bytes) -> None:
-        """Upload the files, then the manifest; then remove the files of an earlier checkpoint with this name."""
+        """Upload the files, then the manifest; then remove the files of an earlier checkpoint with this name.
+
+        Whoever removes unfinished checkpoints removes their mark first. Without it, what was uploaded is removed here.
+        """
         content = self.content_key(job_id, name, manifest)
         earlier = self.checkpoint(job_id, name)
+        mark = checkpoint_key(job_id, name) / UNFINISHED_MARK
+        self.write(mark, b"")
         known = {} if earlier is None else {file.sha256: earlier.key / file.path for file in earlier.manifest.files}
         for file in parse_manifest(manifest, name).files:
             if self.size(content / file.path) == file.size:
@@ -249,6 +255,9 @@ class BucketStore(ArtifactStore):
                 self._copy(known[file.sha256], content / file.path)
             else:
                 self._put(copy / file.path, content / file.path, file.sha256)
+        if self.size(mark) is None:
+            self.remove(content)
+            raise BrokenCheckpoint(f"{job_id} ended while its checkpoint {name} was stored.")
         self.write(checkpoint_key(job_id, name) / MANIFEST_NAME, manifest)
         if self._is_gone(job_id):
             self.remove_job(job_id)
@@ -259,6 +268,7 @@ class BucketStore(ArtifactStore):
         """Remove the files and unfinished uploads of checkpoints with this name whose files are not at ``content``."""
         folder = checkpoint_key(job_id, name)
         with translated_errors(f"removing earlier files of {name} of {job_id}"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._name(folder / UNFINISHED_MARK))
             names = [found["Key"] for found in self._list(self._folder(folder))]
             manifest, kept = self._name(folder / MANIFEST_NAME), self._folder(content)
             self._remove_names([found for found in names if found != manifest and not found.startswith(kept)])
@@ -268,6 +278,9 @@ class BucketStore(ArtifactStore):
 
     def abandon_checkpoint(self, job_id: str, name: str) -> None:
         checkpoint_copies.remove_checkpoint(self.root / checkpoint_key(job_id, name))
+        self.remove_unfinished(job_id, name)
+
+    def remove_unfinished(self, job_id: str, name: str) -> None:
         manifest = self.manifest_bytes(job_id, name)
         if manifest is None:
             self.remove_checkpoint(job_id, name)
@@ -309,8 +322,9 @@ class BucketStore(ArtifactStore):
 
     def remove_checkpoint(self, job_id: str, name: str) -> None:
         with translated_errors(f"removing {name} of {job_id}"):  # first the manifest, without which nobody reads it
-            manifest = self._name(checkpoint_key(job_id, name) / MANIFEST_NAME)
-            self._client.delete_object(Bucket=self._bucket, Key=manifest)
+            for first in (MANIFEST_NAME, UNFINISHED_MARK):
+                key = self._name(checkpoint_key(job_id, name) / first)
+                self._client.delete_object(Bucket=self._bucket, Key=key)
         self.remove(checkpoint_key(job_id, name))
 
     # --- Requests ----------------------------------------------------------------------------------------------------

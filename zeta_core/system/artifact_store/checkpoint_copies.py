@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from zeta_core.contract.wire.run_directory import MANIFEST_NAME
 from zeta_core.system.durable_files import NO_LINK, rename_durably, write_durably
 
 COPY_BYTES = 4 * 2**20
+_DOOMED = ".doomed"  # ends the name of a directory that is being removed
 CancellationCheck = Callable[[], None]  # raises `TransferCancelled` to cancel
 
 
@@ -67,12 +68,14 @@ def transfer(source: Path, target: Path, check_cancelled: CancellationCheck) -> 
             remove_checkpoint(partial)
             return transfer(source, target, check_cancelled)  # the run has replaced `best` in the meantime
         write_durably(partial / MANIFEST_NAME, manifest)
-    except OSError:
         check_cancelled()
+        replace_checkpoint(partial, target)
+    except OSError as error:
+        check_cancelled()
+        if isinstance(error, FileNotFoundError) and _was_removed(partial):
+            raise _removed(partial) from error
         remove_checkpoint(partial)  # a partial checkpoint must not occupy the space that a full disk lacks
         raise
-    check_cancelled()
-    replace_checkpoint(partial, target)
 
 
 def partial_path(target: Path) -> Path:
@@ -81,24 +84,33 @@ def partial_path(target: Path) -> Path:
 
 
 def replace_checkpoint(partial: Path, target: Path) -> None:
-    """Make a prepared checkpoint appear at ``target``, in place of an earlier one. Raises `OSError`."""
-    if target.exists():
-        remove_checkpoint(target)
-    rename_durably(partial, target)
+    """Make a prepared checkpoint appear at ``target``, in place of an earlier one. Raises `OSError`.
+
+    If ``partial`` was removed, the earlier one remains, and `FileNotFoundError` is raised.
+    """
+    earlier = _set_aside(target) if target.exists() else None
+    try:
+        rename_durably(partial, target)
+    except FileNotFoundError:
+        if earlier is not None:
+            rename_durably(earlier, target)
+        raise
+    if earlier is not None:
+        shutil.rmtree(earlier)
 
 
 def remove_checkpoint(directory: Path) -> None:
-    """Remove a checkpoint so that an incomplete one never appears under its name."""
-    if not directory.exists():
-        return
-    if directory.name.startswith("."):
-        shutil.rmtree(directory)
-        return
-    doomed = directory.with_name(f".{directory.name}.doomed")
+    """Remove a complete or partial checkpoint, at once for everyone who reads it or is still writing it."""
+    if directory.exists():
+        shutil.rmtree(directory if directory.name.endswith(_DOOMED) else _set_aside(directory))
+
+
+def _set_aside(directory: Path) -> Path:
+    """Rename a directory that is being removed, so that an incomplete checkpoint never appears under its name."""
+    doomed = directory.with_name(f".{directory.name.removeprefix('.')}{_DOOMED}")
     if doomed.exists():
         shutil.rmtree(doomed)
-    directory.rename(doomed)
-    shutil.rmtree(doomed)
+    return directory.rename(doomed)
 
 
 def local_manifest(directory: Path) -> bytes | None:
@@ -123,8 +135,9 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
 
 def _transfer_file(source: Path, partial: Path, file: ManifestFile, check_cancelled: CancellationCheck) -> None:
     origin, copy = source / file.path, partial / file.path
-    copy.parent.mkdir(parents=True, exist_ok=True)
     try:
+        for folder in reversed(PurePosixPath(file.path).parents[:-1]):
+            (partial / folder).mkdir(exist_ok=True)  # not ``partial`` itself, which may have been removed
         size = origin.stat().st_size
         check_cancelled()
         if size != file.size:
@@ -138,7 +151,18 @@ def _transfer_file(source: Path, partial: Path, file: ManifestFile, check_cancel
                 raise
             _copy(origin, copy, file, check_cancelled)
     except FileNotFoundError as error:
+        if _was_removed(partial):
+            raise _removed(partial) from error
         raise BrokenCheckpoint(f"{source.name} lacks {file.path}, which its manifest lists.") from error
+
+
+def _was_removed(partial: Path) -> bool:
+    """Whether someone has removed the directory; a store that is not mounted has no parent directory either."""
+    return partial.parent.is_dir() and not partial.is_dir()
+
+
+def _removed(partial: Path) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"{partial.name} was removed before it was complete, because the job has ended.")
 
 
 def _copy(origin: Path, copy: Path, file: ManifestFile, check_cancelled: CancellationCheck) -> None:

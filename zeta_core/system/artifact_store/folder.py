@@ -19,6 +19,7 @@ from zeta_core.system.artifact_store.checkpoint_copies import (
     CancellationCheck,
     local_manifest,
     never_cancelled,
+    partial_path,
     remove_checkpoint,
     transfer,
 )
@@ -113,6 +114,9 @@ class FolderStore(ArtifactStore):
 
     def abandon_checkpoint(self, job_id: str, name: str) -> None:
         """An interrupted transfer leaves nothing."""
+
+    def remove_unfinished(self, job_id: str, name: str) -> None:
+        remove_checkpoint(partial_path(self._directory(job_id, name)))
 
     def fetch_checkpoint(
         self, job_id: str, name: str, target: Path, check_cancelled: CancellationCheck = never_cancelled

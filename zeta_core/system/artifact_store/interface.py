@@ -146,6 +146,13 @@ class ArtifactStore(ABC):
         """Remove what an interrupted `put_checkpoint` left; a complete checkpoint of this name remains."""
 
     @abstractmethod
+    def remove_unfinished(self, job_id: str, name: str) -> None:
+        """Remove what was stored of a checkpoint of an ended job that is not complete; a complete one remains.
+
+        A `put_checkpoint` that still runs somewhere then raises `BrokenCheckpoint` and leaves nothing.
+        """
+
+    @abstractmethod
     def fetch_checkpoint(
         self, job_id: str, name: str, target: Path, check_cancelled: CancellationCheck = never_cancelled
     ) -> None:

@@ -9,6 +9,7 @@ from tests.end_to_end.host_fleet import HostFleet, running_host_fleet
 from tests.end_to_end.specs import PYTHON_REFERENCE, as_jsonl, tiny_job
 from tests.harness.namespaces import Namespaces
 from tests.harness.seaweedfs import SeaweedServer
+from tests.zeta_core.parallel.test_parallel import why_no_deepspeed
 
 SAVE_STEPS, NUM_STEPS = 50, 400
 pytestmark = [pytest.mark.extended, pytest.mark.timeout(900)]
@@ -35,7 +36,8 @@ def uploaded(fleet: HostFleet) -> dict[str, str]:
 
 def job_on(nodes: int, processes: int, **fields: Any) -> dict[str, Any]:
     resources = {"nodes": nodes, "processes": processes}
-    return tiny_job(resources=resources, batch_size=2, use_fsdp=True, lr_scheduler="constant", **fields)
+    strategy = {} if "use_deepspeed" in fields else {"use_fsdp": True}
+    return tiny_job(resources=resources, batch_size=2, lr_scheduler="constant", **strategy, **fields)
 
 
 def weights(fleet: HostFleet, job_id: str) -> dict[str, str]:
@@ -54,6 +56,28 @@ def test_two_hosts_that_share_only_a_bucket_give_the_bits_of_one(fleet: HostFlee
         assert [node["worker"] for node in attempt["nodes"]] == (["a", "b"] if nodes == 2 else [])
         fleet.check_nothing_remains(jobs[-1])
     assert weights(fleet, jobs[0]) == weights(fleet, jobs[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)  # each host compiles DeepSpeed's communication
+@pytest.mark.skipif(why_no_deepspeed() is not None, reason="DeepSpeed cannot run here")
+def test_a_zero_job_on_two_hosts_continues_from_the_bucket_with_the_bits_of_one(
+    fleet: HostFleet, uploaded: dict[str, str]
+) -> None:
+    """The run is paused and continues; every host then fetches the shards of all processes from the bucket."""
+    fields: dict[str, Any] = {"dataset": uploaded, "max_steps": 80, "use_deepspeed": 2}
+    paused = fleet.submit(job_on(2, 2, **fields))
+    fleet.wait_for_step(paused, 1)
+    fleet.command(f"/v1/jobs/{paused}/pause")
+    fleet.wait_for_status(paused, "paused", 120)
+    fleet.check_nothing_remains(paused)
+    fleet.command(f"/v1/jobs/{paused}/resume")
+    first, second = fleet.wait_for_status(paused, "succeeded", 300)["attempts"]
+    assert [[node["worker"] for node in attempt["nodes"]] for attempt in (first, second)] == [["a", "b"]] * 2
+    assert second["first_step"] == first["last_step"] + 1
+    on_one = fleet.submit(job_on(1, 4, **fields))
+    fleet.wait_for_status(on_one, "succeeded", 300)
+    assert weights(fleet, paused) == weights(fleet, on_one)
 
 
 @pytest.mark.slow

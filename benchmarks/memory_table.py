@@ -61,7 +61,9 @@ class Case:
     @property
     def is_possible(self) -> bool:
         quantized = "quantize" in TRAINED[self.trained].get("lora", {})
-        return self.strategy == "DDP" if self.num_gpus == 1 or quantized else True
+        if self.num_gpus == 1:
+            return self.strategy == "DDP"
+        return self.strategy in ("DDP", "FSDP2") or not quantized
 
 
 def cases() -> Iterator[Case]:
@@ -152,9 +154,9 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
     lines += [
         "",
         "A single GPU has no strategy; its figures are in the rows of DDP, which holds the whole model on each GPU. "
-        "FSDP2 and ZeRO 3 divide everything over the GPUs, ZeRO 2 gradients and optimizer state. A 4-bit base can't be "
-        "sharded. Weights are trained in float32 (4 bytes for each weight, its gradient, and each of two moments), and "
-        "an adapter's base stays in bfloat16 or 4 bits.",
+        "FSDP2 and ZeRO 3 divide everything over the GPUs, ZeRO 2 gradients and optimizer state. Only FSDP2 "
+        "divides a 4-bit base. Weights are trained in float32 (4 bytes for each weight, its gradient, and each of two "
+        "moments), and an adapter's base stays in bfloat16 or 4 bits.",
     ]
     if difference is not None:
         lines += [

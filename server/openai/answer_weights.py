@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -22,6 +22,7 @@ from server.submitting.references import check_references
 from zeta_core.contract.errors import InvalidRequest, NotFound, Unavailable
 from zeta_core.contract.identifiers import is_id
 from zeta_core.contract.spec.job_spec import JobSpec
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.contract.spec.sources import MODEL_SOURCE
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.answers import ServedWeights
@@ -139,6 +140,6 @@ def _base_weights(name: str, project: str, model: JsonValue) -> ServedWeights:
     return ServedWeights(name=name, project=project, model=model, fingerprint=fingerprint)
 
 
-def _quantize(job: JobRow) -> Literal["nf4"] | None:
+def _quantize(job: JobRow) -> Quantization | None:
     lora: Any = job.spec.get("lora")
-    return "nf4" if isinstance(lora, dict) and lora.get("quantize") == "nf4" else None
+    return lora.get("quantize") if isinstance(lora, dict) else None

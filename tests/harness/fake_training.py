@@ -6,9 +6,8 @@ any number of ranks can be measured. The estimate under test shares none of the 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +24,6 @@ from zeta_core.memory.estimate import building
 from zeta_core.memory.fused_attention import fused_attention, single_documents
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
 from zeta_core.model.located_model import LocatedModel
-from zeta_core.model.quantization import BLOCK_SCALES, BLOCK_WEIGHTS
 from zeta_core.objective.chunked_loss import LossTargets, OutputHead, find_output_head, returning_losses
 from zeta_core.objective.loss import cross_entropy_sum, shifted
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
@@ -68,9 +66,8 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
     device, model = torch.device("cpu"), building(located)(plan)
     with fake_process_group(plan.world_size), ExitStack() as stack:
         mesh = init_device_mesh(device.type, (plan.world_size,))
-        stack.enter_context(FakeTensorMode())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         simulate_storage(model, None)
-        _replace_quantized_layers(model)
         blocks = repeated_blocks(model)
         head = find_output_head(model, {"input_ids": torch.zeros(1, 8, dtype=torch.long), "use_cache": False})
         if plan.strategy == "fsdp2":
@@ -98,39 +95,6 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
                 _micro_step(model, head, plan)
                 optimizer.step()
             return tracker.get_tracker_snapshot("peak")[device]["Total"]
-
-
-class _Dequantize(torch.autograd.Function):
-    """The product with 4-bit weights. As in bitsandbytes, only the packed weights are saved for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-        ctx.save_for_backward(packed)
-        ctx.shape = shape
-        return x @ _dequantized(packed, shape, x.dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (packed,) = ctx.saved_tensors
-        return grad @ _dequantized(packed, ctx.shape, grad.dtype), None, None
-
-
-def _dequantized(packed: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    return packed.new_empty(shape, dtype=dtype)
-
-
-def _replace_quantized_layers(model: nn.Module) -> None:
-    """Replace the products of quantized layers, whose kernels need storage; the scales are one more buffer."""
-    for part in cast("Iterator[Any]", model.modules()):
-        if type(part).__module__.startswith("bitsandbytes"):
-            shape, half = (int(part.out_features), int(part.in_features)), torch.bfloat16
-            num_scales = shape[0] * shape[1] // BLOCK_WEIGHTS
-            part.scales = torch.empty(num_scales + 4 * num_scales // BLOCK_SCALES, dtype=torch.uint8)
-            part.forward = partial(_quantized_product, part, shape, half)
-
-
-def _quantized_product(part: Any, shape: tuple[int, int], dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
-    return cast("torch.Tensor", _Dequantize.apply(x.to(dtype), part.weight, shape))
 
 
 def _micro_step(model: nn.Module, head: OutputHead | None, plan: Plan) -> None:

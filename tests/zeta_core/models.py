@@ -29,6 +29,27 @@ def llama(**changes: Any) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**values))
 
 
+def mixture(kind: str) -> Any:
+    """A mixture of three experts, whose matrices are stacked in one parameter."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig, MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"}
+    if kind == "mixtral":
+        return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=3))
+    return Llama4ForCausalLM(
+        Llama4TextConfig(
+            **sizes,
+            intermediate_size_mlp=64,
+            num_key_value_heads=2,
+            num_local_experts=3,
+            interleave_moe_layer_step=1,
+            head_dim=16,
+            pad_token_id=0,
+        )
+    )
+
+
 class Block(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()

@@ -51,7 +51,7 @@ def activation_bytes(
     """
     computed_in = HALF_PRECISIONS.get(plan.mixed_precision)
     converts = plan.strategy != "replicated"  # engines that shard weights convert them, and need no autocast
-    with FakeTensorMode(), ExitStack() as stack:
+    with FakeTensorMode(allow_non_fake_inputs=True), ExitStack() as stack:
         simulate_storage(model, computed_in if converts else None)
         model.train()
         blocks = repeated_blocks(model)

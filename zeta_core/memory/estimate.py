@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from pydantic import JsonValue
@@ -23,14 +22,13 @@ from torch import nn
 from zeta_core.contract.job.memory import MemoryEstimate, MemoryParts
 from zeta_core.contract.spec.options import Optimizer, OptimizerStates
 from zeta_core.environment import free_memory_bytes, total_memory_bytes
-from zeta_core.memory.activations import HALF_PRECISIONS, activation_bytes
+from zeta_core.memory.activations import activation_bytes
 from zeta_core.memory.usage import num_bytes
 from zeta_core.memory.zero_parts import ZeroSettings
 from zeta_core.model.activation_checkpointing import repeated_blocks
 from zeta_core.model.existing_adapter import without_peft_wrapper
 from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.preparation import prepare
-from zeta_core.model.quantization import is_quantized, num_weights
 from zeta_core.objective.chunked_loss import CHUNK_LOGITS
 from zeta_core.objective.isolation import Isolation
 from zeta_core.optim import eight_bits
@@ -161,19 +159,10 @@ def estimate_activations(
     build: PreparedModel, plan: Plan, *, on_gpu: bool = False, isolation: Isolation | None = None
 ) -> int | Exception:
     """The bytes of `activation_bytes` for the model with its adapter, or the error that prevents it."""
-    quantizes = plan.lora is not None and plan.lora["quantize"] is not None
-    exact = plan if plan.lora is None else replace(plan, lora={**plan.lora, "quantize": None})
-    try:  # with the exact base, because quantized layers can't be called without storage
-        found = activation_bytes(build(exact), plan, on_gpu=on_gpu, isolation=isolation)
-        return found + (_dequantized_bytes(build(plan), plan) if quantizes else 0)
+    try:
+        return activation_bytes(build(plan), plan, on_gpu=on_gpu, isolation=isolation)
     except Exception as error:  # noqa: BLE001 - a model that reads values of tensors may raise anything
         return error
-
-
-def _dequantized_bytes(model: nn.Module, plan: Plan) -> int:
-    """The temporary copy of the largest quantized weight, in the precision of the computation."""
-    computed_in = HALF_PRECISIONS.get(plan.mixed_precision, torch.float32)
-    return computed_in.itemsize * max(num_weights(weight) for weight in model.parameters() if is_quantized(weight))
 
 
 def building(located: LocatedModel) -> PreparedModel:

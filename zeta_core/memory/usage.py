@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from zeta_core.contract.job.memory import MemoryParts
-from zeta_core.model.quantization import scale_bytes
 
 
 def peak_memory() -> dict[str, int]:
@@ -66,6 +65,6 @@ def _begin_peak() -> int | None:
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """The size of tensors in this process: only its share of sharded ones, and including scales of quantized ones."""
+    """The size of tensors in this process: only its share of sharded ones."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() + scale_bytes(tensor) for tensor in local)
+    return sum(tensor.numel() * tensor.element_size() for tensor in local)

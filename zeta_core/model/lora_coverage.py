@@ -14,7 +14,9 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.model.existing_adapter import adapter_weight_names
+from zeta_core.model.packed_layers import PackedLinear
 from zeta_core.model.quantization import num_weights
 
 _MIN_SHARE = 0.01  # routers, convolutions and other small matrices are not worth a warning
@@ -31,8 +33,8 @@ class UnadaptedWeights:
     def is_significant(self) -> bool:
         return self.share >= _MIN_SHARE
 
-    def message(self, *, quantizes: bool) -> str:
-        uncovered = "does not adapt, and lora.quantize does not quantize," if quantizes else "does not adapt"
+    def message(self, *, quantize: Quantization | None) -> str:
+        uncovered = "does not adapt, and lora.quantize does not quantize," if quantize == "nf4" else "does not adapt"
         return (
             f"LoRA {uncovered} {self.share:.0%} of the model's weights, because they are not in linear layers: "
             f"{', '.join(self.names)}."
@@ -78,9 +80,11 @@ def describe_coverage(model: nn.Module, num_parameters: int) -> str:
     for part in model.modules():
         if isinstance(part, LoraLayer):
             layer: Any = part
-            adapted += num_weights(
-                layer.get_param() if isinstance(part, ParamWrapper) else layer.get_base_layer().weight
-            )
+            base = layer.get_base_layer()
+            if isinstance(part, ParamWrapper):
+                adapted += num_weights(layer.get_param())
+            else:
+                adapted += num_weights(base.packed if isinstance(base, PackedLinear) else base.weight)
     for parameter in model.parameters():
         is_packed = num_weights(parameter) != parameter.numel()
         quantized += num_weights(parameter) if is_packed else 0

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zeta_core.checkpoint.weights import SavedWeights, unique_weights
-from zeta_core.contract.spec.options import Lora
+from zeta_core.contract.spec.options import Lora, Quantization
 from zeta_core.failures import CannotTrain
 from zeta_core.model.adapter import Adapter
 from zeta_core.model.existing_adapter import adapter_weight_names, existing_adapter, parts_of_adapter
@@ -17,7 +17,7 @@ from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
 from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.lora import add_adapter, modules_to_save
-from zeta_core.model.quantization import quantize
+from zeta_core.model.quantization import check_quantizable, quantize
 from zeta_core.model.skeleton import build_skeleton
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
@@ -74,25 +74,36 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool
             param="model",
         )
     lora = None if plan.lora is None else Lora(**plan.lora)
-    if lora is None or lora.continue_adapter:
+    if lora is None:
         existing = existing_adapter(model, located.base_model)
-        if lora is not None and lora.quantize is not None:
-            _quantize(model, plan, keep=parts_of_adapter(model))
         if existing is None:
             _to_float(model, parameters=not defers)
         else:
             _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
         return existing
+    if lora.quantize is None and not lora.continue_adapter:
+        _to_precision(model, located, plan)
+        return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+    if lora.quantize is not None:  # checked before the model is changed
+        kept = parts_of_adapter(model) if lora.continue_adapter else modules_to_save(model, lora)
+        check_quantizable(model, lora.quantize, keep=kept)
+    if lora.continue_adapter:
+        adapter = existing_adapter(model, located.base_model)
+        assert adapter is not None, "the model is an adapter"
+    else:
+        adapter = add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
     if lora.quantize is not None:
-        _quantize(model, plan, keep=modules_to_save(model, lora))
-    _to_precision(model, located, plan)
-    return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
+        # The adapter comes first, because peft reads the weights that it adapts, and its wrappers call the experts.
+        _quantize(model, lora.quantize, plan, keep=parts_of_adapter(model), deferred=defers)
+    _to_precision(model, located, plan, trained=adapter.names)
+    freeze(model, plan.freeze)
+    return adapter
 
 
-def _quantize(model: nn.Module, plan: Plan, *, keep: Collection[str]) -> None:
+def _quantize(model: nn.Module, kind: Quantization, plan: Plan, *, keep: Collection[str], deferred: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    quantize(model, _COMPUTED_IN[plan.mixed_precision], device, keep=keep)
+    quantize(model, kind, _COMPUTED_IN[plan.mixed_precision], device, keep=keep, deferred=deferred)
 
 
 def _to_float(model: nn.Module, *, parameters: bool) -> None:

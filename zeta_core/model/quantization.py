@@ -1,8 +1,7 @@
 """QLoRA: the linear layers of the base are quantized to 4 bits (nf4) by bitsandbytes; the adapter stays in float32.
 
-The format is that of Dettmers et al. 2023 (arXiv 2305.14314): a weight is one of 16 values, 64 weights share a scale,
-and the scales are quantized to 8 bits in groups of 256 ("double quantization"): 4.127 bits per weight. A layer
-dequantizes its weights to the run's precision in each forward and backward pass.
+`zeta_core.model.packed_weights` describes the format. A layer dequantizes its weights to the run's precision in each
+forward and backward pass. With ``nf4-experts``, the stacked experts of a mixture-of-experts model are quantized, too.
 
 Guarantees: the quantized weights are a function of the base's weights, so they are not stored, and a resumed run
 computes them again. Embeddings, norms, biases, the output layer and weights shared by two layers are not quantized.
@@ -14,16 +13,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
 
 import torch
 from torch import nn
 
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.failures import CannotTrain
 from zeta_core.model.inspection import is_output_layer
+from zeta_core.model.packed_layers import PackedLinear, pack_stack
+from zeta_core.model.packed_weights import num_packed_weights
+from zeta_core.optim.roles import Role, parameter_roles
 
-BLOCK_WEIGHTS = 64  # weights that share a scale
-BLOCK_SCALES = 256  # scales that share a second-level scale in float32
 FIRST_VERSION = (0, 46)  # of bitsandbytes with 4-bit kernels for CPUs
 PARAM = "lora.quantize"
 
@@ -40,7 +40,7 @@ def require_bitsandbytes() -> None:
             return
         problem = f"but {installed} is installed"
     raise CannotTrain(
-        f"{PARAM} is 'nf4', which requires bitsandbytes {first} or newer, {problem}.",
+        f"{PARAM} is set, which requires bitsandbytes {first} or newer, {problem}.",
         hint="Run pip install 'zeta-train[quantize]', or remove lora.quantize to keep the base's precision.",
         patch={"lora": {"quantize": None}},
         param=PARAM,
@@ -48,79 +48,91 @@ def require_bitsandbytes() -> None:
     )
 
 
-def quantize(model: nn.Module, dtype: torch.dtype, device: torch.device, *, keep: Collection[str] = ()) -> None:
+def quantize(
+    model: nn.Module,
+    kind: Quantization,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep: Collection[str] = (),
+    deferred: bool = False,
+) -> None:
     """Quantize the linear layers to nf4, in place and one by one; they compute in ``dtype``.
 
-    They are quantized on ``device`` and stay there; layers without storage are replaced by layers without storage.
-    Layers inside the modules ``keep``, which are trained, are not quantized. Raises `CannotTrain` if there is no layer
-    to quantize.
+    ``nf4-experts`` also quantizes the parameters that contain the matrices of several experts. They are quantized on
+    ``device`` and stay there; layers without storage are replaced by layers without storage. With ``deferred``, the
+    exact weights stay until `zeta_core.parallel.deferred_weights` takes them. Layers inside the modules ``keep``,
+    which are trained, are not quantized. Raises `CannotTrain` if there is nothing to quantize.
     """
-    layers = {
-        name: layer
-        for name, layer in _linear_layers(model).items()
-        if not any(name == kept or name.startswith(f"{kept}.") for kept in keep)
-    }
-    if not layers:
+    check_quantizable(model, kind, keep=keep)
+    layers = _linear_layers(model, keep)
+    stacks = _stacked_experts(model, keep) if kind == "nf4-experts" else []
+    while layers:  # a replaced layer has no other owner, so its memory is freed before the next one is quantized
+        name, layer = layers.popitem()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, PackedLinear(layer, dtype, device, deferred=deferred))
+    for wrapper, module, name in stacks:
+        pack_stack(wrapper, module, name, dtype, device, deferred=deferred)
+
+
+def check_quantizable(model: nn.Module, kind: Quantization, *, keep: Collection[str] = ()) -> None:
+    """Raise `CannotTrain` if `quantize` would have no effect on the model."""
+    name = type(model).__name__
+    if kind == "nf4-experts" and not _stacked_experts(model, keep):
         raise CannotTrain(
-            f"{PARAM} is 'nf4', but {type(model).__name__} has no linear layers that can be quantized.",
+            f"{PARAM} is 'nf4-experts', but {name} has no parameters that contain several experts; use 'nf4'.",
+            patch={"lora": {"quantize": "nf4"}},
+            param=PARAM,
+            code="cannot_quantize",
+        )
+    if kind == "nf4" and not _linear_layers(model, keep):
+        raise CannotTrain(
+            f"{PARAM} is 'nf4', but {name} has no linear layers that can be quantized.",
             hint="Remove lora.quantize; the base then keeps its own precision.",
             patch={"lora": {"quantize": None}},
             param=PARAM,
             code="cannot_quantize",
         )
-    while layers:  # a replaced layer has no other owner, so its memory is freed before the next one is quantized
-        name, layer = layers.popitem()
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, _quantized(layer, dtype, device))
-    cast(Any, model).is_loaded_in_4bit = True  # tells peft which of its adapter layers to use
 
 
 def num_weights(parameter: torch.Tensor) -> int:
-    """The number of weights in a parameter; a quantized one has two in each byte."""
-    return parameter.numel() * (2 if is_quantized(parameter) else 1)
-
-
-def scale_bytes(parameter: torch.Tensor) -> int:
-    """The bytes of the scales of a quantized parameter; 0 for other parameters."""
-    if not is_quantized(parameter):
-        return 0
-    scales = -(-num_weights(parameter) // BLOCK_WEIGHTS)
-    return scales + 4 * -(-scales // BLOCK_SCALES)
+    """The number of weights in a parameter; a quantized one has almost two in each byte."""
+    return num_packed_weights(parameter.numel()) if is_quantized(parameter) else parameter.numel()
 
 
 def is_quantized(parameter: torch.Tensor) -> bool:
-    """Whether the parameter contains weights of a quantized layer, two in each byte."""
-    return bool(getattr(parameter, "bnb_quantized", False))
+    """Whether the parameter contains packed weights. No other parameters are bytes: models are loaded in floats."""
+    return parameter.dtype == torch.uint8
 
 
-def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def _linear_layers(model: nn.Module, keep: Collection[str]) -> dict[str, nn.Linear]:
     """The layers to quantize by name; no subclasses, because they may use their weight in other ways."""
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return {
         name: part
         for name, part in model.named_modules()
-        if type(part) is nn.Linear and name and owners[id(part.weight)] == 1 and not is_output_layer(part, model)
+        if type(part) is nn.Linear
+        and name
+        and owners[id(part.weight)] == 1
+        and not is_output_layer(part, model)
+        and not _is_inside(name, keep)
     }
 
 
-def _quantized(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    import bitsandbytes
+def _stacked_experts(model: nn.Module, keep: Collection[str]) -> list[tuple[nn.Module, nn.Module, str]]:
+    """For each parameter with the matrices of several experts: the outermost wrapper, the module, and its name."""
+    parts = dict(model.named_modules())
+    stacks: list[tuple[nn.Module, nn.Module, str]] = []
+    for name, role in parameter_roles(model, [model]).items():
+        owner, _, last = name.rpartition(".")
+        if role is not Role.EXPERTS or parts[owner].get_parameter(last).dim() != 3 or _is_inside(name, keep):
+            continue
+        wrapper = owner
+        while wrapper.endswith(".base_layer"):  # peft's wrappers are nested if it adapts several parameters
+            wrapper = wrapper.removesuffix(".base_layer")
+        stacks.append((parts[wrapper], parts[owner], last))
+    return stacks
 
-    library: Any = bitsandbytes.nn  # its exports have no declared types
-    quantized: Any = library.Linear4bit(
-        layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
-    )
-    # On a CPU with bfloat16 instructions, an evaluation would repack the weights with coarser scales and break the
-    # gradients of later steps (bitsandbytes 0.50, `Linear4bit.forward`).
-    quantized.support_avx512bf16_for_cpu = False
-    if layer.weight.is_meta:
-        packed = torch.empty(-(-layer.weight.numel() // 2), 1, dtype=torch.uint8, device="meta")
-        quantized.weight = library.Params4bit(packed, quant_type="nf4", bnb_quantized=True)
-    else:
-        # Weights are dequantized to the dtype that they are quantized from.
-        weight = layer.weight.detach().to(device=device, dtype=dtype)
-        quantized.weight = library.Params4bit(weight, quant_type="nf4", compress_statistics=True).to(device)
-        quantized.quant_state = quantized.weight.quant_state
-    if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - it is optional
-        quantized.bias = nn.Parameter(layer.bias.detach().to(device=device, dtype=dtype), requires_grad=False)
-    return cast(nn.Module, quantized.train(layer.training))
+
+def _is_inside(name: str, modules: Collection[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

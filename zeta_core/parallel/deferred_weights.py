@@ -7,18 +7,29 @@ stay on the disk, and processes on one host share the rows that several of them 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from zeta_core.checkpoint.staging import Tensors
+# Computes a whole weight on a device; the caller keeps only the rows that it needs.
+WeightSource = Callable[[torch.device], torch.Tensor]
+DeferredWeights = dict[str, WeightSource]
+
+# A method of modules whose parameters contain other values than their files do. It returns the sources of these
+# parameters by their names in the module, once.
+TAKE_SOURCES = "take_sources"
 
 
-def defer_weights(model: nn.Module, dtype: torch.dtype | None) -> Tensors:
-    """Replace the parameters by ones without storage, and return their tensors by name; tied parameters stay tied.
+def defer_weights(model: nn.Module, dtype: torch.dtype | None) -> DeferredWeights:
+    """Replace the parameters by ones without storage, and return their sources by name; tied parameters stay tied.
 
     Floating-point parameters get ``dtype``; None keeps the type of each.
     """
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    weights: DeferredWeights = {name: _stored(parameter.detach()) for name, parameter in model.named_parameters()}
+    for module_name, part in model.named_modules():
+        sources: DeferredWeights = getattr(part, TAKE_SOURCES, dict)()
+        weights |= {f"{module_name}.{name}" if module_name else name: source for name, source in sources.items()}
     replaced: dict[int, nn.Parameter] = {}
     for part in model.modules():
         for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
@@ -26,6 +37,10 @@ def defer_weights(model: nn.Module, dtype: torch.dtype | None) -> Tensors:
                 replaced[id(parameter)] = _without_storage(parameter, dtype)
             setattr(part, name, replaced[id(parameter)])
     return weights
+
+
+def _stored(tensor: torch.Tensor) -> WeightSource:
+    return lambda device: tensor
 
 
 def _without_storage(parameter: nn.Parameter, dtype: torch.dtype | None) -> nn.Parameter:

@@ -89,7 +89,7 @@ class FullySharded(Replicated):
         allocate(self.module, self.device)
         for name, parameter in self.module.named_parameters():
             assert isinstance(parameter, DTensor)
-            copy_rows(parameter.to_local(), weights.pop(name), first_row(parameter))
+            copy_rows(parameter.to_local(), weights.pop(name)(self.device), first_row(parameter))
 
     def _check(self) -> None:
         world = self.processes.world_size

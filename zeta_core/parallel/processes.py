@@ -33,6 +33,7 @@ from zeta_core.failures import CannotTrain
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 from zeta_core.optim.scaling import LossScale
 from zeta_core.parallel.data_dependence import may_skip_parameters
+from zeta_core.parallel.deferred_weights import DeferredWeights
 from zeta_core.parallel.process_group import GROUP_TIMEOUT, connect
 from zeta_core.plan import Plan
 
@@ -166,7 +167,7 @@ class Replicated:
         processes: Processes,
         *,
         blocks: list[nn.Module],
-        weights: Tensors | None = None,
+        weights: DeferredWeights | None = None,
     ) -> None:
         """``weights`` are the deferred weights of a model without storage, which are removed from it when read."""
         self.processes = processes

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from zeta_core.checkpoint.staging import Tensors
 from zeta_core.failures import CannotTrain
+from zeta_core.parallel.deferred_weights import DeferredWeights
 from zeta_core.parallel.fsdp import FullySharded
 from zeta_core.parallel.processes import Engine, Processes, Replicated
 from zeta_core.parallel.zero import Zero, zero_config
@@ -22,7 +22,7 @@ def build_engine(
     *,
     blocks: list[nn.Module],
     deepspeed: bool | int | dict[str, Any] | str | None,
-    weights: Tensors | None = None,
+    weights: DeferredWeights | None = None,
 ) -> Engine:
     """The engine for the plan's strategy. Raises `CannotTrain` if it is not set up as planned.
 

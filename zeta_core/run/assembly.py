@@ -23,6 +23,7 @@ from zeta_core.objective.evaluation import Evaluator
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import AnswerSequences, PreferenceLoss, prepare_references
 from zeta_core.objective.sampling import SampleWriter
+from zeta_core.parallel.deferred_weights import DeferredWeights
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
@@ -40,7 +41,7 @@ def prepared_engine(
     plan: Plan,
     processes: Processes,
     report: Reporter,
-    weights: Tensors | None,
+    weights: DeferredWeights | None,
 ) -> Generator[Engine]:
     """The engine for the plan's strategy, with compilation and activation checkpointing applied; closed at the end.
 

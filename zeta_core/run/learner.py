@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from zeta_core.advice import RunAdvisor, padding_advice
-from zeta_core.checkpoint.staging import Tensors
 from zeta_core.checkpoint.weights import SavedWeights, load_weights
 from zeta_core.contract.spec.options import Lora
 from zeta_core.data.tokens import TokenFile
@@ -23,7 +22,7 @@ from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.loss_probe import find_loss_function
 from zeta_core.objective.preference import preference_loss
-from zeta_core.parallel.deferred_weights import defer_weights
+from zeta_core.parallel.deferred_weights import DeferredWeights, defer_weights
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.decision import Decision, choose_sample_ids
 from zeta_core.run.inputs import Inputs, ResumePoint, tokenizer_of_data
@@ -47,7 +46,9 @@ class Learner:
     num_parameters: int
     num_trained: int
     ends: frozenset[int]
-    weights: Tensors | None = None  # those of a model whose weights are deferred; the engine removes what it has read
+    weights: DeferredWeights | None = (
+        None  # those of a model whose weights are deferred; the engine removes what it has read
+    )
 
 
 def prepare(
@@ -133,7 +134,7 @@ def _warn_of_unadapted_weights(model: nn.Module, lora: Lora, report: Reporter) -
     if missed.is_significant:
         report.warn(
             "weights_not_adapted",
-            missed.message(quantizes=lora.quantize is not None),
+            missed.message(quantize=lora.quantize),
             hint="Name them in lora.target_parameters ('all-experts' for stacked experts), or train without lora.",
             evidence={"share": round(missed.share, 4), "parameters": list(missed.names)},
         )

@@ -11,18 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.contract.spec.sources import JobModel, NamedModel
 from zeta_core.contract.wire.answers import ServeFile
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME, checkpoint_key
 from zeta_core.data.sources import SourceLocations
 from zeta_core.failures import InvalidModel, WeightsReplaced
 from zeta_core.model.adapter_checkpoint import stored_embeddings
+from zeta_core.model.existing_adapter import parts_of_adapter
 from zeta_core.model.inspection import embedding_rows, num_positions
 from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.quantization import quantize, require_bitsandbytes
@@ -72,7 +75,7 @@ def load(file: ServeFile) -> LoadedModel:
     located = locate_model(source, locations, cache)
     tokenizer = locate_tokenizer(None, located, locations, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    built = _built(located, device, quantized=file.weights.quantize is not None)
+    built = _built(located, device, file.weights.quantize)
     model, adapted = built if isinstance(built, tuple) else (built, None)
     check_manifest(file)  # a run may have replaced the checkpoint in the meantime
     if not hasattr(model, "get_input_embeddings"):
@@ -93,16 +96,22 @@ def _directory_of(located: LocatedModel) -> Path:
     return located.directory
 
 
-def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> nn.Module | tuple[nn.Module, PeftModel]:
+def _built(
+    located: LocatedModel, device: torch.device, quantization: Quantization | None
+) -> nn.Module | tuple[nn.Module, PeftModel]:
     """The model, and for an adapter also the object that manages it."""
-    if quantized:
+    if quantization is not None:
         require_bitsandbytes()
     if located.build_adapted is not None:
-        adapted = located.build_adapted(lambda base: _prepare_base(base, located.dtype, device, quantized=quantized))
-        return adapted.get_base_model().to(device), adapted
-    if quantized:
+        prepare = _unchanged if quantization is not None else partial(_to_precision, dtype=located.dtype, device=device)
+        adapted = located.build_adapted(prepare)
+        model = adapted.get_base_model()
+        if quantization is not None:  # the adapter comes first, because peft's wrappers call the experts
+            _quantize(model, quantization, device)
+        return model.to(device), adapted
+    if quantization is not None:
         model = located.build()
-        _prepare_base(model, located.dtype, device, quantized=True)
+        _quantize(model, quantization, device)
         return model.to(device)
     if device.type == "cpu":
         return located.build().float()
@@ -111,12 +120,18 @@ def _built(located: LocatedModel, device: torch.device, *, quantized: bool) -> n
     return located.build().to(device, located.dtype)
 
 
-def _prepare_base(base: nn.Module, dtype: torch.dtype | None, device: torch.device, *, quantized: bool) -> None:
+def _unchanged(base: nn.Module) -> None:
+    """Leave the base of an adapter as it is."""
+
+
+def _quantize(model: nn.Module, quantization: Quantization, device: torch.device) -> None:
+    computed = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    quantize(model, quantization, computed, device, keep=parts_of_adapter(model))
+
+
+def _to_precision(base: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:
     """Give the base of an adapter the precision in which it answers."""
-    if quantized:
-        computed = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-        quantize(base, computed, device)
-    elif device.type == "cpu":
+    if device.type == "cpu":
         base.float()
     else:
         base.to(device, dtype)

@@ -52,7 +52,9 @@ def flops_per_token(model: nn.Module, seq_len: int) -> float:
     config, only N counts. Recomputation by activation checkpointing is not counted.
     """
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    looked_up -= {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}  # tied: also the head
+    looked_up -= {  # tied: also the head
+        id(weight) for part in model.modules() if isinstance(part, nn.Linear) for weight in part.parameters(False)
+    }
     flops = sum(
         (6.0 if parameter.requires_grad else 4.0) * _whole_size(parameter)
         for parameter in model.parameters()

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.checkpoint.random_state import get_random_state, restore_random_state, seed_everything
-from zeta_core.checkpoint.staging import Tensors
 from zeta_core.contract.job.events import LogLine, ProgressLine
 from zeta_core.contract.job.status import STOP_ACTIONS, StopAction
 from zeta_core.contract.spec.range_test import MAX_SHARE, MIN_UPDATES, RangeTest, num_updates
@@ -40,6 +39,7 @@ from zeta_core.model.activation_checkpointing import recomputed_activations, rep
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.preference import AnswerSequences, PreferenceLoss, compute_references
 from zeta_core.optim.rates import UsualRates, rounded
+from zeta_core.parallel.deferred_weights import DeferredWeights
 from zeta_core.parallel.processes import Engine, Processes
 from zeta_core.parallel.strategy import build_engine
 from zeta_core.plan import Plan
@@ -67,7 +67,7 @@ class TestedRun:
     requested_stop: Callable[[], StopAction | None]
     may_split: bool
     memory: MemoryContext
-    weights: Tensors | None  # the deferred weights of the model
+    weights: DeferredWeights | None  # the deferred weights of the model
 
 
 def find_learning_rate(run: TestedRun, usual: UsualRates) -> Plan | StopAction:

@@ -57,6 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FSDP2 bf16 states": {"use_fsdp": True, "processes": 4, "optimizer_states": "bf16"},
     "8-bit states": {"optimizer_states": "8bit"},
     "FSDP2 8-bit states": {"use_fsdp": True, "processes": 4, "optimizer_states": "8bit"},
+    "FSDP2 QLoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8, "quantize": "nf4"}},
     "FSDP2 LoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8}},
 }
 QUICK = ("FSDP2",)

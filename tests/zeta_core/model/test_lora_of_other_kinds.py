@@ -10,15 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import (
-    Llama4ForCausalLM,
-    Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
 )
 
-from tests.zeta_core.models import LLAMA_CONFIG, llama
+from tests.zeta_core.models import LLAMA_CONFIG, llama, mixture
 from tests.zeta_core.runs import train
 from zeta_core.contract.job.events import LogLine, WarningLine
 from zeta_core.failures import CannotTrain
@@ -84,23 +82,6 @@ def test_stacked_experts_are_adapted_saved_merged_and_resumed(kind: str, tmp_pat
     train(parts[1], tmp_path / "parts", max_steps=4, lr_scheduler="constant", resume=True, **options)
     files = [(tmp_path / run / "final" / "adapter_model.safetensors").read_bytes() for run in ("out", "parts")]
     assert files[0] == files[1]
-
-
-def mixture(kind: str) -> Any:
-    sizes: dict[str, Any] = {name: value for name, value in LLAMA_CONFIG.items() if name != "model_type"}
-    if kind == "mixtral":
-        return MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=3))
-    return Llama4ForCausalLM(
-        Llama4TextConfig(
-            **sizes,
-            intermediate_size_mlp=64,
-            num_key_value_heads=2,
-            num_local_experts=3,
-            interleave_moe_layer_step=1,
-            head_dim=16,
-            pad_token_id=0,
-        )
-    )
 
 
 def is_left(name: str, parameter: torch.Tensor) -> bool:

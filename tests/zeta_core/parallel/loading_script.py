@@ -26,6 +26,7 @@ from zeta_core.data.sources import SourceLocations
 from zeta_core.environment import ProcessRank, home
 from zeta_core.memory.usage import num_bytes
 from zeta_core.model.activation_checkpointing import repeated_blocks
+from zeta_core.model.quantization import quantize
 from zeta_core.model.sources import locate_model
 from zeta_core.parallel.deferred_weights import defer_weights
 from zeta_core.parallel.fsdp import FullySharded
@@ -69,7 +70,7 @@ class Measured(FullySharded):
 
 
 @contextmanager
-def loaded(directory: str, processes: Processes) -> Generator[Measured]:
+def loaded(directory: str, processes: Processes, *, quantizes: bool = False) -> Generator[Measured]:
     options = TrainerOptions(
         use_fsdp=True, batch_size=1, gradient_accumulate_every=1, seq_len=8, max_steps=1, warmup_steps=0
     )
@@ -79,6 +80,8 @@ def loaded(directory: str, processes: Processes) -> Generator[Measured]:
     Measured.peak = Peak()
     assert located.build_exact is not None
     model: nn.Module = located.build_exact()
+    if quantizes:
+        quantize(model, "nf4", torch.bfloat16, torch.device("cpu"), deferred=True)
     weights = defer_weights(model, torch.float32)
     engine = Measured(model, plan, processes, blocks=repeated_blocks(model), weights=weights)
     yield engine
@@ -123,6 +126,11 @@ def main(result_file: str, large: str, small: str) -> None:
     else:
         with loaded(small, processes):
             pass  # imports the libraries
+        with loaded(small, processes, quantizes=True):
+            pass  # imports the kernels for 4 bits
+        with loaded(large, processes, quantizes=True) as engine:
+            held = num_bytes(engine.module.parameters())
+            found["quantized"] = processes.gather({"shard": held, "loading": engine.used})
         with loaded(large, processes) as engine:
             shard = num_bytes(engine.module.parameters())
             measured = {"shard": shard, "loading": engine.used, "saving": save(engine, folder)}

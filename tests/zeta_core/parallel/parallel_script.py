@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.zeta_core.models import experts, llama, plain, routed, skipping
+from tests.zeta_core.models import experts, llama, mixture, plain, routed, skipping
 from zeta import Trainer
 
 MODELS: dict[str, Any] = {
@@ -23,6 +23,7 @@ MODELS: dict[str, Any] = {
     "routed": routed,
     "experts": experts,
     "large vocabulary": lambda: llama(vocab_size=200_000),  # its loss is computed in chunks
+    "mixture": lambda: mixture("mixtral"),
     "tied llama": lambda: llama(tie_word_embeddings=True),
 }
 

@@ -48,6 +48,9 @@ def test_each_process_loads_and_saves_only_its_shard(tmp_path: Path, processes: 
     for rank in found["memory"]:
         for use in ("loading", "saving"):
             assert rank[use] <= 1.2 * rank["shard"] + LARGEST_TENSOR_BYTES + NOISE_BYTES, use
+    for rank, exact in zip(found["quantized"], found["memory"], strict=True):
+        assert rank["shard"] < 0.16 * exact["shard"], "4 bits instead of 32"
+        assert rank["loading"] <= 1.2 * rank["shard"] + LARGEST_TENSOR_BYTES + NOISE_BYTES
     assert found["resumed"] == {"steps_trained": 2, "loss": pytest.approx(loss_alone(small, tmp_path, 4), abs=1e-5)}
 
 

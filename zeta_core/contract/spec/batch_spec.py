@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.openai.batch_files import BatchEndpoint
 from zeta_core.contract.spec.job_spec import Metadata
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.contract.spec.resources import Resources, one_process_faults
 from zeta_core.contract.spec.sources import ModelSource
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel
@@ -30,7 +29,7 @@ class BatchSpec(StrictModel, ModelWithRules):
     model_name: str
     fingerprint: str
     has_manifest: bool
-    quantize: Literal["nf4"] | None = None
+    quantize: Quantization | None = None
     endpoint: BatchEndpoint
     input: BatchInput
     num_requests: int = Field(ge=1)

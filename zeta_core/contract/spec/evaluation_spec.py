@@ -10,6 +10,7 @@ from pydantic import Field
 from zeta_core.contract.errors import ErrorDetail
 from zeta_core.contract.job.checkpoint import FINAL_CHECKPOINT
 from zeta_core.contract.spec.job_spec import Metadata
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.contract.spec.resources import Resources, one_process_faults
 from zeta_core.contract.spec.sources import CheckpointName, FileId, FileSource, JobModel, ModelSource
 from zeta_core.contract.spec.validation import ModelWithRules, StrictModel
@@ -38,7 +39,7 @@ class EvaluationSpec(StrictModel, ModelWithRules):
 
     model: JobModel
     fingerprint: str
-    quantize: Literal["nf4"] | None = None
+    quantize: Quantization | None = None
     base: ModelSource | None = None
     dataset: FileSource
     seq_len: int = Field(ge=2)

@@ -222,9 +222,18 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
         fix = "it requires whole weights, but they are sharded; omit it, or omit use_fsdp and use_deepspeed"
         yield invalid_value("lora.use_dora", True, fix)
     if options.lora is not None and options.lora.quantize is not None:
-        if options.use_fsdp or options.use_deepspeed:
-            fix = "a 4-bit base model can't be sharded; omit it, or omit use_fsdp and use_deepspeed"
+        if options.use_deepspeed:
+            fix = "DeepSpeed can't shard a 4-bit base model; use use_fsdp instead of use_deepspeed, or omit it"
             yield invalid_value("lora.quantize", options.lora.quantize, fix)
+        if options.lora.quantize == "nf4-experts" and not options.use_activation_checkpointing:
+            fix = (
+                "the dequantized experts of all layers would be kept until the backward pass; add "
+                "use_activation_checkpointing=true, or use 'nf4'"
+            )
+            yield invalid_value("lora.quantize", options.lora.quantize, fix)
+        if options.use_fsdp and options.lora.save_merged:
+            fix = "the exact base is not sharded, so it can't be merged; omit it, or omit lora.quantize or use_fsdp"
+            yield invalid_value("lora.save_merged", True, fix)
         if options.compile:
             yield invalid_value("compile", True, "a 4-bit base model can't be compiled; omit it, or omit lora.quantize")
     if options.compile and options.use_activation_checkpointing == "selective":

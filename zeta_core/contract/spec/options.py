@@ -29,6 +29,8 @@ ReferencePenalty = Annotated[
 MAX_STEPS = 10**9
 MAX_TEMPLATE_CHARACTERS = 60_000  # several times the longest published template; fits into a request body
 
+Quantization = Literal["nf4", "nf4-experts"]  # of the base of an adapter
+
 
 class Lora(StrictModel):
     r: int = Field(default=16, ge=1, description="rank of the adapter's matrices")
@@ -69,8 +71,11 @@ class Lora(StrictModel):
     use_dora: bool = Field(
         default=False, description="also train the norm of each adapted weight (DoRA); slower, often better at low r"
     )
-    quantize: Literal["nf4"] | None = Field(
-        default=None, description="hold the base model's linear layers in 4 bits (QLoRA); unset: not quantized"
+    quantize: Quantization | None = Field(
+        default=None,
+        description="'nf4' holds the base model's linear layers in 4 bits (QLoRA); 'nf4-experts' also holds "
+        "all weights that a mixture-of-experts model stores for several experts at once, and requires "
+        "use_activation_checkpointing; unset: not quantized",
     )
     continue_adapter: bool = Field(
         default=False,

@@ -21,6 +21,7 @@ from typing import Annotated, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from zeta_core.contract.access import HubAccess
+from zeta_core.contract.spec.options import Quantization
 from zeta_core.contract.spec.resolved_spec import UploadedFile
 
 MAX_AHEAD = 16  # parts of one request that the client has not taken yet
@@ -72,7 +73,7 @@ class ServedWeights(_Message):
     model: JsonValue
     fingerprint: str
     has_manifest: bool = False  # the fingerprint is that of a manifest
-    quantize: Literal["nf4"] | None = None
+    quantize: Quantization | None = None
     base: str | None = None
     base_of_adapters: str | None = None
     files: dict[str, UploadedFile] = {}

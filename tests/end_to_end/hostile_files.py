@@ -259,3 +259,21 @@ DATA: dict[str, tuple[str, bytes]] = {
     "a long name": ("a" * 5_000 + ".txt", b"x"),
     "an unknown type": ("a.exe", b"MZ"),
 }
+
+PAIR, ANSWER = {"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "p", "completion": "c", "label": True}
+# Rows of preferences, with the method that reads them.
+PREFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chosen is a number": ("dpo", {**PAIR, "chosen": 7}),
+    "rejected is missing": ("orpo", {"prompt": "p", "chosen": "c", "rejected": None}),
+    "a prompt without an end": ("orpo", {**PAIR, "prompt": "p" * 200_000}),
+    "answers are equal and empty": ("orpo", {"prompt": "", "chosen": "", "rejected": ""}),
+    "an answer of an unknown role": ("dpo", {**PAIR, "chosen": [{"role": "\x1b[2J", "content": "c"}]}),
+    "an answer with deep contents": ("dpo", {**PAIR, "chosen": [{"role": "assistant", "content": [[[[{}]]]]}]}),
+    "an answer as an object": ("dpo", {**PAIR, "rejected": {"role": "assistant", "content": "r"}}),
+    "tools that are code": ("dpo", {**PAIR, "tools": "__import__('os').system('id')"}),
+    "a label as text": ("kto", {**ANSWER, "label": "true"}),
+    "a label beyond every number": ("kto", {**ANSWER, "label": 10**400}),
+    "a label as a list": ("kto", {**ANSWER, "label": [True]}),
+    "a completion as a number": ("kto", {**ANSWER, "completion": 1e308}),
+    "labels of one kind only": ("kto", ANSWER),
+}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.attacked_service import KINDS, Attacked, attacked_service
-from tests.end_to_end.hostile_files import ARCHIVES, DATA, GGUF, MODELS, TEMPLATES
+from tests.end_to_end.hostile_files import ARCHIVES, DATA, GGUF, MODELS, PREFERENCES, TEMPLATES
 from tests.end_to_end.hostile_requests import FRAMING, HEADERS, PATHS, QUERIES, SPEC, SPECS
 from tests.harness.waiting import wait_until
 
@@ -38,7 +38,7 @@ def attack(attacked: Attacked) -> Iterator[Attacked]:
 
 
 def test_the_tables_contain_at_least_300_inputs() -> None:
-    tables = (PATHS, QUERIES, HEADERS, FRAMING, SPECS, ARCHIVES, MODELS, GGUF, TEMPLATES, DATA)
+    tables = (PATHS, QUERIES, HEADERS, FRAMING, SPECS, ARCHIVES, MODELS, GGUF, TEMPLATES, DATA, PREFERENCES)
     assert sum(map(len, tables)) >= 300
     assert len(set(PATHS)) == len(PATHS)
 
@@ -92,6 +92,14 @@ def test_hostile_data_and_templates(attack: Attacked) -> None:
     file = attack.upload("messages", "a.jsonl", json.dumps(messages).encode(), "dataset")
     for name, template in TEMPLATES.items():
         attack.validate(name, dataset={"file": file}, chat_template=template)
+
+
+@pytest.mark.slow
+def test_hostile_preferences(attack: Attacked) -> None:
+    for name, (method, row) in PREFERENCES.items():
+        file = attack.upload(name, "a.jsonl", f"{json.dumps(row)}\n".encode() * 3, "dataset")
+        if file is not None:
+            attack.validate(name, dataset={"file": file}, method=method)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Data": ("train_on", "tokenizer", "chat_template", "use_pretokenized", "eval_dataset", "group_by"),
     "Optimization": (
         *("learning_rate", "lr_scheduler", "lr_min", "warmup_steps", "optimizer", "optimizer_states"),
+        "bf16_weights",
         *("weight_decay", "max_grad_norm"),
         *("seed", "freeze", "dpo.beta", "dpo.loss", "kto.beta", "kto.desirable_weight", "kto.undesirable_weight"),
         "orpo.beta",

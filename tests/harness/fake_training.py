@@ -74,7 +74,13 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
             shard(model, blocks, mesh, plan)
         groups = ParameterGroups.of(model, blocks, plan.optimizer)
         optimizer = build_optimizer(
-            plan.optimizer, model, groups, learning_rate=1e-3, weight_decay=0.1, states=plan.optimizer_states
+            plan.optimizer,
+            model,
+            groups,
+            learning_rate=1e-3,
+            weight_decay=0.1,
+            states=plan.optimizer_states,
+            bf16_weights=plan.bf16_weights,
         )
         model.train()
         with recomputed_activations(blocks, plan.use_activation_checkpointing):

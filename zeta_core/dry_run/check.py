@@ -202,6 +202,7 @@ def _answer(
     from zeta_core.memory.zero_parts import ZeroSettings
     from zeta_core.model.inspection import embedding_rows
     from zeta_core.model.lora_coverage import num_base_weights
+    from zeta_core.model.preparation import trained_precision
     from zeta_core.parallel.zero import zero_config
 
     located, plan, model = dry_run.located, dry_run.plan, dry_run.trained
@@ -225,7 +226,7 @@ def _answer(
         isolates=dry_run.isolates,
         total_steps=plan.total_steps or None,
         tokens=None if dry_run.needs_data else plan.total_sequences * plan.seq_len or None,
-        checkpoint_bytes=_checkpoint_bytes(model, located.dtype or torch.float32)
+        checkpoint_bytes=_checkpoint_bytes(model, located.dtype or torch.float32, trained_precision(plan))
         + optimizer_bytes(model, trained, plan),
         data=None if rows is None else rows.to_checked_data(plan.seq_len),
         pending=pending,
@@ -285,12 +286,10 @@ def _check_rows(
     return None if isinstance(found, str) else found, largest_id, id_types
 
 
-def _checkpoint_bytes(model: Any, dtype: Any) -> int:
-    """The size of the exported weights, and of their float32 copy if they are exported in another precision."""
-    import torch
-
+def _checkpoint_bytes(model: Any, dtype: Any, trained: Any) -> int:
+    """The size of the weights exported as ``dtype``, and of their copy in the ``trained`` type if it is another one."""
     saved = [p for p in model.parameters() if p.requires_grad]
     if len(saved) == len(list(model.parameters())) or not any("lora_" in name for name, _ in model.named_parameters()):
         saved = list(model.parameters())
-    each = dtype.itemsize + (0 if dtype == torch.float32 else torch.float32.itemsize)
+    each = dtype.itemsize + (0 if dtype == trained else trained.itemsize)
     return sum(parameter.numel() for parameter in saved) * each

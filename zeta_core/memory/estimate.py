@@ -39,6 +39,7 @@ from zeta_core.plan import Plan
 PreparedModel = Callable[[Plan], nn.Module]
 
 FLOAT32_BYTES = 4  # per trained weight and per gradient
+BF16_BYTES = 2  # with `bf16_weights`
 # The minimum number of values in the optimizer's state per trained value. Muon has two for parameters other than
 # matrices, and adafactor has factors of the matrices; `optimizer_bytes` counts them from the shapes.
 MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon": 1, "adafactor": 0}
@@ -70,21 +71,41 @@ class MemoryByPart(MemoryParts):
         return self.model_dump(exclude={"activations"})
 
 
-def parts_per_process(*, weights: int, num_trained: int, optimizer: int, stage: int, num_processes: int) -> MemoryParts:
+def parts_per_process(
+    *,
+    weights: int,
+    num_trained: int,
+    optimizer: int,
+    stage: int,
+    num_processes: int,
+    gradient_bytes: int = FLOAT32_BYTES,
+) -> MemoryParts:
     """The parts of each process if ``stage`` of ZeRO shards them; stage 0 shards nothing.
 
-    ``weights`` and ``optimizer`` are the bytes of the whole model and of the whole state.
+    ``weights`` and ``optimizer`` are the bytes of the whole model and of the whole state; ``gradient_bytes`` those of
+    the gradient of one weight.
     """
     return MemoryParts(
         weights=weights // (num_processes if stage >= 3 else 1),
-        gradients=FLOAT32_BYTES * num_trained // (num_processes if stage >= 2 else 1),
+        gradients=gradient_bytes * num_trained // (num_processes if stage >= 2 else 1),
         optimizer=optimizer // (num_processes if stage >= 1 else 1),
     )
 
 
 def min_state_bytes(plan: Plan, num_trained: int) -> int:
     """A lower bound of the whole optimizer state."""
-    return STATE_BYTES[plan.optimizer_states] * MIN_STATE_VALUES[plan.optimizer] * num_trained
+    states = STATE_BYTES[plan.optimizer_states] * MIN_STATE_VALUES[plan.optimizer] * num_trained
+    return states + _compensation_bytes(plan, num_trained)
+
+
+def _compensation_bytes(plan: Plan, num_trained: int) -> int:
+    """What rounding removed from weights in bfloat16, if it is kept."""
+    return BF16_BYTES * num_trained if plan.bf16_weights == "kahan" else 0
+
+
+def _gradient_bytes(plan: Plan) -> int:
+    """The size of the gradient of one weight, which has its precision."""
+    return FLOAT32_BYTES if plan.bf16_weights is None else BF16_BYTES
 
 
 def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -> int:
@@ -93,7 +114,8 @@ def optimizer_bytes(model: nn.Module, trained: list[nn.Parameter], plan: Plan) -
     minimum = min_state_bytes(plan, values)
     match plan.optimizer:
         case "adamw" if plan.optimizer_states == "8bit":
-            return 2 * sum(eight_bits.state_bytes(parameter) for parameter in trained)
+            moments = 2 * sum(eight_bits.state_bytes(parameter) for parameter in trained)
+            return moments + _compensation_bytes(plan, values)
         case "adamw" | "sgd" | "lion":
             return minimum
         case "muon":
@@ -124,6 +146,7 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
         optimizer=min_state_bytes(plan, trained),
         stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
         num_processes=plan.num_shards,
+        gradient_bytes=_gradient_bytes(plan),
     )
     half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
@@ -211,6 +234,7 @@ def estimate_memory(
             optimizer=optimizer,
             stage=FSDP_STAGE if plan.strategy == "fsdp2" else 0,
             num_processes=plan.num_shards,
+            gradient_bytes=_gradient_bytes(plan),
         )
         if plan.holds_whole_gradients:
             parts = parts.model_copy(update={"gradients": FLOAT32_BYTES * num_trained})

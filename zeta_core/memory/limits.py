@@ -33,6 +33,7 @@ from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
 from zeta_core.model.inspection import plan_inputs_without_data
 from zeta_core.model.located_model import LocatedModel
+from zeta_core.model.preparation import trained_precision
 from zeta_core.model.sources import locate_model
 from zeta_core.plan import Plan, decide_plan
 
@@ -83,7 +84,7 @@ def check_before_loading(
 
 def _minimum(model: nn.Module, plan: Plan) -> MemoryByPart:
     """`minimum_memory` if every weight that is not frozen is trained, without any data."""
-    model.float()
+    model.to(trained_precision(plan))
     freeze(model, plan.freeze)
     return minimum_memory(model, plan, mean_length=0)
 

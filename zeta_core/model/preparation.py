@@ -61,10 +61,10 @@ def prepare_model(
 def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool = False) -> Adapter | None:
     """Add the adapter, or freeze the parameters that are not trained, in place. Raises `CannotTrain`.
 
-    Trained parameters are in float32, whatever their stored precision. The base of an adapter keeps its stored
-    precision if the run computes in it, and is otherwise in float32; with ``lora.quantize``, its linear layers are in
-    4 bits. Buffers keep their precision, because rotary frequencies in half precision would give distant tokens wrong
-    positions. With ``defers``, weights that are all trained keep their stored precision here; the engine converts
+    Trained parameters are in `trained_precision`, whatever their stored precision. The base of an adapter keeps its
+    stored precision if the run computes in it, and is otherwise in float32; with ``lora.quantize``, its linear layers
+    are in 4 bits. Buffers keep their precision, because rotary frequencies in half precision would give distant tokens
+    wrong positions. With ``defers``, weights that are all trained keep their stored precision here; the engine converts
     them when it reads them.
     """
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
@@ -77,7 +77,7 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool
     if lora is None:
         existing = existing_adapter(model, located.base_model)
         if existing is None:
-            _to_float(model, parameters=not defers)
+            _to_float(model, parameters=None if defers else trained_precision(plan))
         else:
             _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
@@ -106,10 +106,19 @@ def _quantize(model: nn.Module, kind: Quantization, plan: Plan, *, keep: Collect
     quantize(model, kind, _COMPUTED_IN[plan.mixed_precision], device, keep=keep, deferred=deferred)
 
 
-def _to_float(model: nn.Module, *, parameters: bool) -> None:
-    if parameters:
+def trained_precision(plan: Plan) -> torch.dtype:
+    """The precision of trained weights."""
+    return torch.float32 if plan.bf16_weights is None else torch.bfloat16
+
+
+def _to_float(model: nn.Module, *, parameters: torch.dtype | None) -> None:
+    """Convert the buffers to float32 and the ``parameters`` to this type; None keeps theirs."""
+    if parameters == torch.float32:
         model.float()
         return
+    for parameter in model.parameters() if parameters is not None else ():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(parameters)
     for part in model.modules():
         for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
             if buffer.is_floating_point():

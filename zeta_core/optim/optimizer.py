@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from zeta_core.contract.spec.options import Optimizer, OptimizerStates
+from zeta_core.contract.spec.options import Bf16Weights, Optimizer, OptimizerStates
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.optim.adamw import CompactAdamW
 from zeta_core.optim.lion import Lion
@@ -57,7 +57,13 @@ class ParameterGroups:
         ]
         return [group for group in groups if group["params"]]
 
-    def describe(self, optimizer: Optimizer, weight_decay: float, states: OptimizerStates = "float32") -> str:
+    def describe(
+        self,
+        optimizer: Optimizer,
+        weight_decay: float,
+        states: OptimizerStates = "float32",
+        bf16_weights: Bf16Weights | None = None,
+    ) -> str:
         """One sentence with the number of tensors and of parameters in each group."""
         decays = f"with weight decay {weight_decay:g}"
         parts = [
@@ -66,8 +72,12 @@ class ParameterGroups:
             (self.not_decayed, "norms, biases and other parameters without weight decay"),
         ]
         counts = [f"{len(of)} {what} ({sum(p.numel() for p in of):,} parameters)" for of, what in parts if of]
-        kept = "" if states == "float32" else f" with {states} states"
-        return f"Optimizer {optimizer}{kept}: {'; '.join(counts)}."
+        kept = [] if states == "float32" else [f"{states} states"]
+        if bf16_weights is not None:
+            how = {"stochastic": "stochastic rounding", "kahan": "Kahan summation"}[bf16_weights]
+            kept.append(f"bf16 weights updated with {how}")
+        name = f"{optimizer} with {' and '.join(kept)}" if kept else optimizer
+        return f"Optimizer {name}: {'; '.join(counts)}."
 
 
 def build_optimizer(
@@ -78,19 +88,22 @@ def build_optimizer(
     learning_rate: float,
     weight_decay: float,
     states: OptimizerStates = "float32",
+    bf16_weights: Bf16Weights | None = None,
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """The named optimizer over the model's trainable ``parameters``; only AdamW keeps other ``states``.
+    """The named optimizer over the model's trainable ``parameters``.
 
-    ``seed`` determines how states in 8 bits are rounded.
+    Only AdamW keeps other ``states``, and updates weights in bfloat16. ``seed`` determines how values are rounded.
     """
     groups = parameters.for_torch(weight_decay)
     match name:
         case "muon":
             others = _adamw(groups, model, learning_rate) if groups else None
             return Muon(parameters.orthogonalized, others, lr=learning_rate, weight_decay=weight_decay)
-        case "adamw" if states != "float32":
-            return CompactAdamW(groups, lr=learning_rate, betas=ADAM_BETAS, states=states, seed=seed)
+        case "adamw" if states != "float32" or bf16_weights is not None:
+            return CompactAdamW(
+                groups, lr=learning_rate, betas=ADAM_BETAS, states=states, bf16_weights=bf16_weights, seed=seed
+            )
         case "adamw":
             return _adamw(groups, model, learning_rate)
         case "sgd":

@@ -209,7 +209,8 @@ class Replicated:
     def _build_optimizer(self, blocks: list[nn.Module]) -> torch.optim.Optimizer:
         plan = self._plan
         groups = ParameterGroups.of(self.module, blocks, plan.optimizer)
-        self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay, plan.optimizer_states)
+        precisions = (plan.optimizer_states, plan.bf16_weights)
+        self.optimizer_groups = groups.describe(plan.optimizer, plan.weight_decay, *precisions)
         return build_optimizer(
             plan.optimizer,
             self.module,
@@ -217,15 +218,14 @@ class Replicated:
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             states=plan.optimizer_states,
+            bf16_weights=plan.bf16_weights,
             seed=plan.seed,
         )
 
     def _check(self) -> None:
         world = self.processes.world_size
-        expected = DistributedType.NO
-        if world > 1:
-            expected = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
-        self._expect(expected)
+        replicated = DistributedType.MULTI_GPU if self.device.type == "cuda" else DistributedType.MULTI_CPU
+        self._expect(replicated if world > 1 else DistributedType.NO)
         if world > 1 and not isinstance(self.model, DistributedDataParallel):
             raise CannotTrain(
                 f"There are {world} processes, but Accelerate did not use DDP ({type(self.model).__name__})."

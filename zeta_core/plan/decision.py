@@ -50,7 +50,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         lr_scheduler=options.lr_scheduler,
         warmup=options.warmup_steps,
         max_grad_norm=options.max_grad_norm,
-        mixed_precision=options.mixed_precision or ("bf16" if inputs.supports_bf16 else "no"),
+        mixed_precision=options.mixed_precision or ("bf16" if inputs.supports_bf16 or options.bf16_weights else "no"),
         strategy=_strategy(options),
         use_activation_checkpointing=options.use_activation_checkpointing,
         compile=options.compile,
@@ -58,6 +58,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         fsdp_shards=options.fsdp_shards,
         fsdp_keep_gradients=options.fsdp_keep_gradients,
         optimizer_states=options.optimizer_states,
+        bf16_weights=options.bf16_weights,
         threads=inputs.threads,
         device_kind=inputs.device_kind,
         world_size=inputs.world_size,
@@ -86,6 +87,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
     )
     _check_minimum_learning_rate(plan)
     _check_offloading(plan, inputs)
+    _check_weights(plan, inputs)
     return plan if stored is None else continued_plan(plan, options, stored)
 
 
@@ -106,6 +108,13 @@ def _check_offloading(plan: Plan, inputs: PlanInputs) -> None:
         raise CannotTrain(
             "use_activation_checkpointing is 'offload', which has no effect on a CPU; use true or 'selective'.",
             param="use_activation_checkpointing",
+        )
+
+
+def _check_weights(plan: Plan, inputs: PlanInputs) -> None:
+    if plan.bf16_weights is not None and inputs.has_adapter:
+        raise CannotTrain(
+            "bf16_weights is set, but the model's adapter is trained in float32; omit it.", param="bf16_weights"
         )
 
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from zeta_core.contract.spec.options import Checkpointing, Method, Optimizer, OptimizerStates, Precision, Schedule
+from zeta_core.contract.spec.options import (
+    Bf16Weights,
+    Checkpointing,
+    Method,
+    Optimizer,
+    OptimizerStates,
+    Precision,
+    Schedule,
+)
 from zeta_core.optim.schedule import warmup_updates
 
 # What determined the micro-batch: the spec, the run that is resumed, the default global batch (all of it fits), the
@@ -66,6 +74,7 @@ class Plan:
     fsdp_shards: int | None = None  # processes that share a copy of the model; None: all of them
     fsdp_keep_gradients: bool = False  # exchange them once per step
     optimizer_states: OptimizerStates = "float32"
+    bf16_weights: Bf16Weights | None = None  # how updates of bfloat16 weights are rounded; None: float32 weights
 
     @property
     def evaluates(self) -> bool:

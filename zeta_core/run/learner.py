@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from zeta_core.advice import RunAdvisor, padding_advice
@@ -17,7 +16,7 @@ from zeta_core.model.export import Exporter
 from zeta_core.model.inspection import embedding_rows
 from zeta_core.model.lora import target_parameters
 from zeta_core.model.lora_coverage import describe_coverage, num_base_weights, unadapted_weights
-from zeta_core.model.preparation import prepare_model
+from zeta_core.model.preparation import prepare_model, trained_precision
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.objective.loss import LossFunction
 from zeta_core.objective.loss_probe import find_loss_function
@@ -87,7 +86,7 @@ def prepare(
             "files contain weights in a single precision are read in parts."
         )
     if request.maps_weights and plan.strategy == "fsdp2":
-        weights = defer_weights(model, torch.float32 if export.adapter is None else None)
+        weights = defer_weights(model, trained_precision(plan) if export.adapter is None else None)
     check_before_training(model, plan, decision.sequences.mean_length, may_split=decision.may_split)
     ends = frozenset() if special is None else special.ends
     return Learner(model, loss_function, saved, export, num_parameters, num_trained, ends, weights)

@@ -35,14 +35,14 @@ def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
     kept += "mixed_precision strategy use_activation_checkpointing compile group_by data eval_data eval_split "
     kept += "eval_steps early_stopping_patience lora freeze beta base attn_implementation lr_min dpo_loss"
     kept += " method desirable_weight undesirable_weight deterministic fsdp_keep_gradients"
-    kept += " optimizer_states"
+    kept += " optimizer_states bf16_weights"
     assert tuple(kept.split()) == FIXED_PLAN_FIELDS, "in this order, group_by before the data that it also changes"
 
 
 def test_the_options_that_determine_speed_and_documents() -> None:
     speed = "model method seq_len pack batch_size mixed_precision compile optimizer lora freeze use_fsdp use_deepspeed"
     speed += " use_activation_checkpointing attn_implementation fsdp_shards fsdp_keep_gradients deterministic"
-    speed += " optimizer_states"
+    speed += " optimizer_states bf16_weights"
     assert set(SPEED_OPTIONS) == set(speed.split())
     documents = {"dataset", "overlong", "train_on", "tokenizer", "chat_template", "use_pretokenized"}
     assert set(DOCUMENT_OPTIONS) - set(SPEED_OPTIONS) == documents

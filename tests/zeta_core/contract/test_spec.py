@@ -59,6 +59,10 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"optimizer_states": "bf16", "optimizer": "lion"}, "optimizer_states", "invalid_value"),
         ({"optimizer_states": "8bit", "optimizer": "muon"}, "optimizer_states", "invalid_value"),
         ({"optimizer_states": "bf16", "use_deepspeed": 2}, "optimizer_states", "invalid_value"),
+        ({"bf16_weights": "kahan", "optimizer": "sgd"}, "bf16_weights", "invalid_value"),
+        ({"bf16_weights": "stochastic", "use_deepspeed": 2}, "bf16_weights", "invalid_value"),
+        ({"bf16_weights": "stochastic", "lora": {}}, "bf16_weights", "invalid_value"),
+        ({"bf16_weights": "stochastic", "mixed_precision": "no"}, "mixed_precision", "invalid_value"),
         ({"fsdp_keep_gradients": True}, "fsdp_keep_gradients", "invalid_value"),
         (
             {"fsdp_keep_gradients": True, "use_fsdp": True, "batch_size": 2},

@@ -58,6 +58,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "8-bit states": {"optimizer_states": "8bit"},
     "FSDP2 8-bit states": {"use_fsdp": True, "processes": 4, "optimizer_states": "8bit"},
     "FSDP2 QLoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8, "quantize": "nf4"}},
+    "bf16 weights": {"bf16_weights": "stochastic", "optimizer_states": "bf16"},
+    "FSDP2 bf16 weights": {"use_fsdp": True, "processes": 4, "bf16_weights": "kahan"},
     "FSDP2 LoRA": {"use_fsdp": True, "processes": 8, "lora": {"r": 8}},
 }
 QUICK = ("FSDP2",)

@@ -1,4 +1,4 @@
-"""Half precision on a CPU, of the computation and of optimizer states; the loss scale of fp16; non-finite values."""
+"""Half precision on a CPU, of computation, weights and optimizer states; the loss scale of fp16; non-finite values."""
 
 from __future__ import annotations
 
@@ -137,3 +137,25 @@ def test_compact_optimizer_states_train_like_float32_ones_and_resume_to_the_bit(
     assert moments == ({torch.bfloat16} if states == "bf16" else {torch.uint8, torch.float32})
     with pytest.raises(CannotResume, match=f"optimizer_states is 'float32', but the run was started with '{states}'"):
         Trainer(model=llama(), max_steps=6, resume_from_checkpoint=out, optimizer_states="float32", **given)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("sharding", [{}, {"use_fsdp": True}], ids=["whole", "fsdp"])
+@pytest.mark.parametrize(("rounding", "states"), [("stochastic", "8bit"), ("kahan", "float32")])
+def test_bf16_weights_train_like_float32_ones_and_resume_to_the_bit(
+    rounding: str, states: str, sharding: dict[str, Any], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {**SETTINGS, **sharding, "mixed_precision": "bf16"}
+    settings: dict[str, Any] = {**given, "bf16_weights": rounding, "optimizer_states": states}
+    reference = Trainer(model=llama(), max_steps=4, output_dir=tmp_path / "float32", **given)
+    straight, resumed = llama(), llama()
+    result = Trainer(model=straight, max_steps=4, output_dir=tmp_path / "straight", **settings)
+    assert result.train_loss == pytest.approx(reference.train_loss, abs=1e-2)
+    assert {parameter.dtype for parameter in straight.parameters()} == {torch.bfloat16}
+    out = tmp_path / "out"
+    Trainer(model=llama(), max_steps=2, output_dir=out, **settings)
+    Trainer(model=resumed, max_steps=4, output_dir=out, resume_from_checkpoint=out, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+    settings["bf16_weights"] = {"kahan": "stochastic", "stochastic": "kahan"}[rounding]
+    with pytest.raises(CannotResume, match=f"bf16_weights is '.*', but the run was started with '{rounding}'"):
+        Trainer(model=llama(), max_steps=6, output_dir=out, resume_from_checkpoint=out, **settings)

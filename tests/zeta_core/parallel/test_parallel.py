@@ -145,6 +145,27 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.extended
+@pytest.mark.timeout(300)
+def test_weights_in_bf16_are_trained_and_resumed_on_other_numbers_of_processes(tmp_path: Path) -> None:
+    strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    common: dict[str, Any] = {"lr_scheduler": "constant", "mixed_precision": "bf16"}
+    settings = {
+        f"{name} {how}": {**more, **common, "bf16_weights": how, "optimizer_states": states}
+        for name, more in strategies.items()
+        for how, states in (("kahan", "bf16"), ("stochastic", "8bit"))
+    }
+    reference = results(tmp_path, 1, [case("float32", world=1, steps=6, **common)])["float32"]
+    results(tmp_path, 2, [case(name, world=2, steps=3, **more) for name, more in settings.items()])
+    for name, more in settings.items():
+        settings[name] = {**more, "resume_from_checkpoint": name}
+    found = results(tmp_path, 1, [case(name, world=1, steps=6, **more) for name, more in settings.items()])
+    for name, result in found.items():
+        assert result["steps_trained"] == 3, name
+        assert result["loss"] == pytest.approx(reference["loss"], abs=2e-2), name
+        assert result["weight"] == pytest.approx(reference["weight"], rel=1e-2), name
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_then_one_then_four_processes_train_the_same_sequences(tmp_path: Path) -> None:

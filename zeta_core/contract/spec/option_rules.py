@@ -209,6 +209,8 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
     if options.optimizer_states != "float32":
         yield from _state_faults(options)
+    if options.bf16_weights is not None:
+        yield from _bf16_weight_faults(options, options.bf16_weights)
     if options.use_deepspeed and options.optimizer in ("adafactor", "muon"):
         fix = "it requires whole matrices, but DeepSpeed flattens and splits them; use 'adamw', or omit use_deepspeed"
         yield invalid_value("optimizer", options.optimizer, fix)
@@ -258,6 +260,21 @@ def _state_faults(options: OptionFields) -> Iterator[ErrorDetail]:
         yield invalid_value(name, states, fix)
     if options.use_deepspeed:
         yield invalid_value(name, states, "DeepSpeed keeps float32 states only; omit it, or omit use_deepspeed")
+
+
+def _bf16_weight_faults(options: OptionFields, rounding: str) -> Iterator[ErrorDetail]:
+    """Options that can't be combined with `bf16_weights`."""
+    name = "bf16_weights"
+    if options.optimizer != "adamw":
+        fix = f"optimizer {options.optimizer!r} needs float32 weights; use optimizer 'adamw', or omit it"
+        yield invalid_value(name, rounding, fix)
+    if options.use_deepspeed:
+        yield invalid_value(name, rounding, "DeepSpeed keeps float32 weights; omit it, or omit use_deepspeed")
+    if options.lora is not None:
+        yield invalid_value(name, rounding, "adapters are small and are trained in float32; omit it, or omit lora")
+    if options.mixed_precision in ("no", "fp16"):
+        fix = "weights in bfloat16 are computed with in bf16; use 'bf16', or omit bf16_weights"
+        yield invalid_value("mixed_precision", options.mixed_precision, fix)
 
 
 def _accumulates_once(options: OptionFields) -> bool:

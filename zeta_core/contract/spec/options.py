@@ -17,6 +17,7 @@ from zeta_core.contract.text import Line
 
 Optimizer = Literal["adamw", "sgd", "lion", "adafactor", "muon"]
 OptimizerStates = Literal["float32", "bf16", "8bit"]
+Bf16Weights = Literal["stochastic", "kahan"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Precision = Literal["no", "bf16", "fp16"]
 Method = Literal["sft", "dpo", "kto", "orpo"]
@@ -250,6 +251,13 @@ class OptionFields(StrictModel):
         description="precision in which optimizer 'adamw' keeps its two moments: 8 bytes per trained weight in "
         "'float32', 4 in 'bf16', and about 2 in '8bit', which rounds blocks of 256 values to 8 bits each and takes "
         "longer, above all on a CPU",
+    )
+    bf16_weights: Annotated[Bf16Weights | None, Affects("results", "speed")] = Field(
+        default=None,
+        description="hold the trained weights and their gradients in bfloat16, 2 bytes each instead of 4, with "
+        "optimizer 'adamw'; 'stochastic' rounds each updated weight at random, so that small updates count in the "
+        "mean, and 'kahan' keeps what rounding removed in 2 more bytes per weight, which is almost as exact as "
+        "float32; unset: the trained weights are in float32",
     )
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
         default="cosine", description="the schedule of the learning rate after warm-up"

@@ -137,6 +137,8 @@ OTHER_NAMES: dict[str, str] = {
     "fsdp_sharding_strategy": "use_fsdp",
     "dp_shard_size": "fsdp_shards",
     "no_sync": "fsdp_keep_gradients",
+    "bf16_stochastic_round": "bf16_weights",
+    "kahan_sum": "bf16_weights",
     "data_parallel_shard_degree": "fsdp_shards",
     "training_method": "method",
     "train_on_inputs": "train_on",

@@ -14,7 +14,7 @@ from tests.end_to_end.specs import TINY_LLAMA, tiny_job
 from tests.harness.fleet import SmallFleet
 from worker.attempt.run_file import new_run_file
 from worker.checks.process import CheckProcess
-from worker.run.sandbox import Inputs, Sandboxes
+from worker.run.sandbox import Sandboxes, SandboxInputs
 from worker.settings import WorkerSettings
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.errors import InvalidSettings
@@ -42,9 +42,9 @@ def worker_settings(tmp_path: Path, **values: object) -> WorkerSettings:
 
 def inputs_of(
     spec: dict[str, Any], settings: WorkerSettings, kind: JobKind = JobKind.TRAINING, *, bases: Sequence[str] = ()
-) -> Inputs:
+) -> SandboxInputs:
     """The inputs of a spec whose artifacts are in a folder."""
-    return Inputs.of_spec(spec, settings, settings.artifacts.joinpath, kind, bases=bases)
+    return SandboxInputs.of_spec(spec, settings, settings.artifacts.joinpath, kind, bases=bases)
 
 
 def test_a_spec_allows_its_files_and_the_bases_that_the_server_names(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_preview_allows_its_data_although_it_has_no_model(tmp_path: Path) -> N
         limit_seconds=10,
         shown=RowSelection(rows=1),
     )
-    assert Inputs.of_check(request, settings, settings.artifacts.joinpath).paths == (
+    assert SandboxInputs.of_check(request, settings, settings.artifacts.joinpath).paths == (
         settings.artifacts / file_key(upload),
     )
 
@@ -108,7 +108,7 @@ def test_an_export_allows_its_checkpoint_and_the_held_out_data_of_the_job(tmp_pa
     settings = worker_settings(tmp_path)
     spec = {"model": {"job": JOB}, "to": "merged"}
     for held_out, files in (({"dataset": {"file": FILE}}, {file_key(FILE)}), ({"dataset": 1}, set()), (None, set())):
-        found = Inputs.of_spec(spec, settings, settings.artifacts.joinpath, JobKind.EXPORT, held_out=held_out)
+        found = SandboxInputs.of_spec(spec, settings, settings.artifacts.joinpath, JobKind.EXPORT, held_out=held_out)
         keys = {checkpoint_key(JOB, "final"), *files}
         assert set(found.paths) == {settings.artifacts / key for key in keys}
 
@@ -121,7 +121,7 @@ def test_a_data_root_that_contains_the_home_does_not_expose_it(tmp_path: Path) -
     settings.home.mkdir()
     (tmp_path / "link").symlink_to(settings.home)
     everything = {**spec, "dataset": {"path": "*/a.txt"}}
-    assert inputs_of(everything, settings) == Inputs((tmp_path / "corpus",), listed=(tmp_path,))
+    assert inputs_of(everything, settings) == SandboxInputs((tmp_path / "corpus",), listed=(tmp_path,))
     for inside in ("home/admin.key", "home/*.txt", "link/admin.key"):
         assert inputs_of({**spec, "dataset": {"path": inside}}, settings).paths == ()
 
@@ -133,7 +133,7 @@ def test_projects_have_caches_of_their_own_and_trackers_keep_the_network(tmp_pat
         directory = tmp_path / project
         directory.mkdir()
         sandboxes = Sandboxes(worker_settings(tmp_path, job_env=job_env), support)
-        sandboxes.prepare(directory, inputs=Inputs(), project=project, hub=HubAccess.OFF)
+        sandboxes.prepare(directory, inputs=SandboxInputs(), project=project, hub=HubAccess.OFF)
         files.append(SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes()))
     one, two = files
     assert not set(one.writable) & set(two.writable)
@@ -157,7 +157,7 @@ def test_projects_share_no_environment_and_only_exports_to_gguf_have_the_network
         directory = tmp_path / f"{project}-{to}"
         directory.mkdir()
         run_file = new_run_file(message, sandboxes.settings)
-        sandboxes.prepare_run(directory, run_file, Inputs(), ())
+        sandboxes.prepare_run(directory, run_file, SandboxInputs(), ())
         file = SandboxFile.model_validate_json((directory / SANDBOX_FILE).read_bytes())
         assert file.network == network
         environments += {str(run_file.environments_dir)} & set(file.writable)
@@ -182,7 +182,7 @@ def test_compiled_extensions_are_copied_into_a_cache_but_never_through_a_link(
         message = Dispatch(job_id=JOB, attempt=1, worker="w", slots=[0], project=project, spec={"use_deepspeed": True})
         directory = tmp_path / project
         directory.mkdir()
-        sandboxes.prepare_run(directory, new_run_file(message, sandboxes.settings), Inputs(), ())
+        sandboxes.prepare_run(directory, new_run_file(message, sandboxes.settings), SandboxInputs(), ())
     copied = sandboxes.settings.root / project_cache("honest") / "home/.cache/torch_extensions/adam.so"
     assert copied.read_text() == "compiled"
     assert list((tmp_path / "others").iterdir()) == []
@@ -192,7 +192,7 @@ def test_compiled_extensions_are_copied_into_a_cache_but_never_through_a_link(
 def test_the_operators_environment_for_gguf_is_readable(tmp_path: Path) -> None:
     def readable(python: Path) -> set[str]:
         sandboxes = Sandboxes(worker_settings(tmp_path, gguf_python=python), SandboxSupport(landlock=7))
-        sandboxes.prepare(tmp_path, inputs=Inputs(), project="p", hub=HubAccess.OFF)
+        sandboxes.prepare(tmp_path, inputs=SandboxInputs(), project="p", hub=HubAccess.OFF)
         return set(SandboxFile.model_validate_json((tmp_path / SANDBOX_FILE).read_bytes()).readable)
 
     python, interpreter = (tmp_path / name / "bin" / "python" for name in ("gguf", "installed"))
@@ -221,7 +221,7 @@ def test_a_check_reads_only_the_files_of_its_spec(tmp_path: Path, sandbox_suppor
     process = CheckProcess((sys.executable, "-m", "zeta_core"), environment, tmp_path, memory_bytes=4 << 30)
     answers = list[CheckAnswer]()
     try:
-        for number, inputs in enumerate((Inputs((upload,)), Inputs())):
+        for number, inputs in enumerate((SandboxInputs((upload,)), SandboxInputs())):
             directory = tmp_path / f"check-{number}"
             directory.mkdir()
             Sandboxes(settings, sandbox_support).prepare(
@@ -256,7 +256,7 @@ def test_entering_the_sandbox_takes_milliseconds(tmp_path: Path, sandbox_support
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").touch()
     sandboxes = Sandboxes(worker_settings(tmp_path), sandbox_support)
-    sandboxes.prepare(tmp_path / "run", inputs=Inputs(), project="default", hub=HubAccess.OFF)
+    sandboxes.prepare(tmp_path / "run", inputs=SandboxInputs(), project="default", hub=HubAccess.OFF)
     file = SandboxFile.model_validate_json((tmp_path / "run" / SANDBOX_FILE).read_bytes())
     assert min(seconds_to_enter(file) for _ in range(NUM_TRIES)) < MAX_ENTER_SECONDS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.attempt.resources import WorkerResources
 from worker.run.launch import own_environment, run_environment
 from worker.run.process_tree import ProcessTree
-from worker.run.sandbox import Inputs
+from worker.run.sandbox import SandboxInputs
 from worker.run.warm_start import WarmStart
 from zeta_core.contract.access import HubAccess
 from zeta_core.contract.job.kind import KINDS, JobKind
@@ -41,7 +41,7 @@ class RunLauncher:
         ``run_file`` is complete: it names the checkpoint to resume from.
         """
         resources = self._resources
-        inputs = Inputs.of_spec(
+        inputs = SandboxInputs.of_spec(
             run_file.spec,
             resources.settings,
             partial(resources.store.local, check_cancelled=check_cancelled),

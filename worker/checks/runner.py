@@ -25,7 +25,7 @@ from worker.checks.process import CheckFailed, CheckProcess
 from worker.checks.waiting import WaitingChecks
 from worker.machine.devices import Slot, count_cores, uses_gpus
 from worker.run.launch import own_environment, run_environment
-from worker.run.sandbox import Inputs, Sandboxes
+from worker.run.sandbox import Sandboxes, SandboxInputs
 from worker.settings import WorkerSettings
 from worker.threads import log_failure
 from zeta_core.contract.access import HubAccess
@@ -184,7 +184,7 @@ class SpecCheckRunner:
             )
             file = Path(scratch, RUN_FILE)
             file.write_text(run_file.model_dump_json())
-            inputs = Inputs.of_check(request, settings, self._store.local)
+            inputs = SandboxInputs.of_check(request, settings, self._store.local)
             if self._sandboxes is not None:
                 hub = settings.hub_access(request.hub)
                 self._sandboxes.prepare(file.parent, inputs=inputs, project=request.project, hub=hub, may_remove=True)

@@ -77,7 +77,7 @@ Locate = Callable[[PurePosixPath], Path]  # the path of an artifact on this mach
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SandboxInputs:
     """The files that a spec names, which the process that runs it may read; it may only list ``listed`` folders."""
 
     paths: tuple[Path, ...] = ()
@@ -93,7 +93,7 @@ class Inputs:
         *,
         bases: Iterable[str] = (),
         held_out: object = None,
-    ) -> Inputs:
+    ) -> SandboxInputs:
         """The inputs of a job. A spec that is invalid here has none, and its process reports the error.
 
         ``held_out`` is the `HeldOutData` that an export reads. ``bases`` are the models that the server allows as
@@ -128,13 +128,13 @@ class Inputs:
         return cls(tuple(found), tuple(listed))
 
     @classmethod
-    def of_check(cls, request: CheckRequest, settings: WorkerSettings, locate: Locate) -> Inputs:
+    def of_check(cls, request: CheckRequest, settings: WorkerSettings, locate: Locate) -> SandboxInputs:
         """The inputs of a check. A request that shows rows may have no model."""
         spec = request.spec if request.shown is None else {**JobSpec.placeholders, **request.spec}
         return cls.of_spec(spec, settings, locate, bases=request.bases)
 
     @classmethod
-    def of_weights(cls, weights: ServedWeights, locate: Locate) -> Inputs:
+    def of_weights(cls, weights: ServedWeights, locate: Locate) -> SandboxInputs:
         """The inputs of a served model."""
         return cls(tuple(_model_paths(MODEL_SOURCE.validate_python(weights.model), weights.bases, locate)))
 
@@ -146,7 +146,7 @@ class Sandboxes:
     settings: WorkerSettings
     support: SandboxSupport | None
 
-    def prepare_run(self, directory: Path, run_file: RunFile, inputs: Inputs, devices: Sequence[str]) -> None:
+    def prepare_run(self, directory: Path, run_file: RunFile, inputs: SandboxInputs, devices: Sequence[str]) -> None:
         """Write the sandbox file of a run. Raises `OSError`."""
         if run_file.resume_from is not None:  # a damaged checkpoint is replaced by an earlier one of the same job
             inputs = replace(inputs, paths=(*inputs.paths, Path(run_file.resume_from).parent))
@@ -169,7 +169,7 @@ class Sandboxes:
         self,
         directory: Path,
         *,
-        inputs: Inputs,
+        inputs: SandboxInputs,
         project: str,
         hub: HubAccess,
         outputs: Iterable[Path] = (),

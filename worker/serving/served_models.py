@@ -22,7 +22,7 @@ from worker.machine.devices import Slot, memory_bytes
 from worker.run import processes
 from worker.run.launch import own_environment, run_environment
 from worker.run.processes import RunProcesses
-from worker.run.sandbox import Inputs, Sandboxes
+from worker.run.sandbox import Sandboxes, SandboxInputs
 from worker.serving.outbox import Outboxes, Post
 from worker.serving.process import ATTEMPT, ServingProcess
 from worker.serving.served_model import ServedModel
@@ -110,7 +110,7 @@ class ServedModels:
             else:
                 model.answer(request)
 
-    def _fetched_inputs(self, request: AnswerRequest) -> Inputs | None:
+    def _fetched_inputs(self, request: AnswerRequest) -> SandboxInputs | None:
         """The stored files of the weights; ``None`` if the request waits for them or has failed."""
         weights = request.weights
         try:
@@ -176,7 +176,7 @@ class ServedModels:
         loaded = next((model for model in models if model.has_loaded(weights)), None)
         return loaded or next((model for model in models if model.can_add(weights)), None)
 
-    def _start(self, request: AnswerRequest, inputs: Inputs, unavailable: Collection[int]) -> None:
+    def _start(self, request: AnswerRequest, inputs: SandboxInputs, unavailable: Collection[int]) -> None:
         slot = self._free_slot(unavailable)
         if slot is None:
             failure = Failure(code="no_capacity", message=NO_SLOT)
@@ -219,7 +219,7 @@ class ServedModels:
         return longest.slot
 
     def _start_process(
-        self, weights: ServedWeights, inputs: Inputs, slot: Slot, on_message: Callable[[FromServing], None]
+        self, weights: ServedWeights, inputs: SandboxInputs, slot: Slot, on_message: Callable[[FromServing], None]
     ) -> ServingProcess:
         settings, served_id = self._settings, f"serve_{secrets.token_hex(8)}"
         hub = settings.hub_access(weights.hub)

@@ -19,10 +19,10 @@ from zeta_core.contract.wire.answers import ServedWeights, ServeFile
 from zeta_core.contract.wire.run_directory import RunFile, file_key
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
-from zeta_core.system.stop_requests import StopRequests
+from zeta_core.system.stop_signal import StopSignal
 
 
-def answer_batch(run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
+def answer_batch(run_dir: Path, file: RunFile, report: Reporter, stop: StopSignal) -> StatusLine:
     """Run the batch, and return the last line of its journal. Raises `TrainingFailed`, and any exception of a model."""
     spec = parse(BatchSpec, file.spec)
     earlier = None if file.resume_from is None else Path(file.resume_from)

@@ -18,10 +18,10 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
-from zeta_core.system.stop_requests import StopRequests
+from zeta_core.system.stop_signal import StopSignal
 
 
-def evaluate(_run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
+def evaluate(_run_dir: Path, file: RunFile, report: Reporter, stop: StopSignal) -> StatusLine:
     """Run the evaluation, and return the last line of its journal. Raises `TrainingFailed`, and errors of a model."""
     spec = parse(EvaluationSpec, file.spec)
     if file.resume_from is not None and (Path(file.resume_from) / RESULT_FILE).is_file():  # only its last line was lost

@@ -14,10 +14,10 @@ from zeta_core.contract.spec.export_spec import ExportSpec
 from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.wire.run_directory import RunFile
 from zeta_core.report.reporter import Reporter
-from zeta_core.system.stop_requests import StopRequests
+from zeta_core.system.stop_signal import StopSignal
 
 
-def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: StopRequests) -> StatusLine:
+def export_checkpoint(_run_dir: Path, file: RunFile, report: Reporter, stop: StopSignal) -> StatusLine:
     """Run the export, and return the last line of its journal. Raises `TrainingFailed`."""
     spec = parse(ExportSpec, file.spec)
     report.write(StatusLine(status=JobStatus.RUNNING))

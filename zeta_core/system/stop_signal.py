@@ -8,7 +8,7 @@ from typing import Protocol
 from zeta_core.contract.job.status import StopAction
 
 
-class StopRequests(Protocol):
+class StopSignal(Protocol):
     """Calling it returns the requested stop action, if there is one."""
 
     def __call__(self) -> StopAction | None: ...

@@ -109,6 +109,12 @@ class WorkerSettings(FleetSettings):
         description="maximum number of processes and threads of a job for each of its slots; a job that exceeds it, "
         "such as a fork bomb, is ended. It needs a sandbox",
     )
+    job_file_bytes: int = Field(
+        default=1024 * 1024 * MEBIBYTE,
+        ge=MEBIBYTE,
+        description="maximum size of each file that a job writes; a job that exceeds it fails with `file_limit`. It "
+        "needs a sandbox; `ZETA_DISK_MIN_FREE_BYTES` limits all files together",
+    )
     warm_start: bool = Field(
         default=True,
         description="`yes`: a process that has imported the libraries (about 0.45 GB) starts runs on CPUs seconds "

@@ -89,6 +89,21 @@ class DiskFull(TrainingFailed):
     reason = StatusReason.DISK_FULL
 
 
+class FileTooLarge(TrainingFailed):
+    """A file of the run reached the limit of its size, or the largest size that the file system supports."""
+
+    code = "file_limit"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "Write smaller files, such as the checkpoints of a smaller model; a larger ZETA_JOB_FILE_BYTES on "
+        "the worker allows larger ones.",
+    ):
+        super().__init__(message, hint=hint)
+
+
 class CannotResume(TrainingFailed):
     """The checkpoint to resume from is missing, is damaged, or belongs to a run with different settings."""
 
@@ -127,6 +142,8 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
         return StatusReason.TRAIN_ERROR, JobError(code=error.code, message=error.message)
     if (failure := tokenizer_failure(error)) is not None:
         return explain(failure)
+    if _is_file_limit(error):
+        return explain(FileTooLarge(f"The run exceeded the limit of the size of a file ({error})."))
     reason = StatusReason.TRAIN_ERROR
     if is_out_of_memory(error):
         reason = StatusReason.OUT_OF_MEMORY
@@ -168,6 +185,13 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and os.strerror(errno.ENOSPC) in str(error)
+
+
+def _is_file_limit(error: BaseException) -> bool:
+    """Whether a file became larger than allowed. The error of safetensors indicates this only in its text."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EFBIG
+    return type(error).__name__ == "SafetensorError" and os.strerror(errno.EFBIG) in str(error)
 
 
 def _is_cpu_allocation(error: BaseException) -> bool:

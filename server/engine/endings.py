@@ -62,7 +62,7 @@ RETRIED = frozenset(
 )
 # Codes of errors with which every attempt would fail, most of them errors in the spec.
 LASTING_ERRORS = frozenset(
-    {"cannot_resume", "cannot_train", "cannot_fit", "invalid_spec", "invalid_request", "process_limit"}
+    {"cannot_resume", "cannot_train", "cannot_fit", "file_limit", "invalid_spec", "invalid_request", "process_limit"}
 )
 _PAUSES = ("pause", "wait_for_sweep")
 

@@ -26,6 +26,7 @@ from zeta_core.system import sandbox
 PTRACE_ATTACH = 16
 PR_SET_DUMPABLE = 4  # a process that is not dumpable hides its files from other processes of the same user
 MAX_DESCRIPTORS = 1024
+HUGE_BYTES = 2**41  # more than ZETA_JOB_FILE_BYTES, and less than the limit of common file systems
 FIOCLEX = 0x5451  # close a descriptor when the next program starts
 
 
@@ -114,6 +115,8 @@ def attacks(directory: str, output: str, targets: dict[str, str]) -> dict[str, C
         "replace its lock": lambda: os.rename(f"{directory}/run.json", f"{directory}/lock"),
         "remove the secret": lambda: os.unlink(secret),
         "truncate the secret": lambda: os.truncate(secret, 0),
+        "make a huge file": lambda: os.truncate(os.open(f"{output}/huge", os.O_CREAT | os.O_RDWR), HUGE_BYTES),
+        "allow itself huge files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HUGE_BYTES, HUGE_BYTES)),
         "create a user namespace": lambda: ctypes_call("unshare", 0x10000000),
         "hide from the worker": lambda: ctypes_call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0),
         "reach Redis": lambda: connect(("127.0.0.1", int(targets["redis_port"]))),
@@ -131,7 +134,7 @@ def ctypes_call(name: str, *arguments: int) -> None:
 def outcome(attack: Callable[[], object]) -> str:
     try:
         return f"done: {attack()!r:.100}"
-    except OSError as error:
+    except (OSError, ValueError) as error:  # setrlimit raises a ValueError
         return f"denied: {type(error).__name__}"
 
 

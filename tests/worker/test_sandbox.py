@@ -251,6 +251,19 @@ def test_a_real_run_works_in_its_sandbox(
     assert (run / SANDBOX_FILE).exists()
 
 
+@pytest.mark.slow
+def test_a_run_that_writes_a_file_above_its_limit_fails_once_with_the_setting(
+    fleet: SmallFleet, sandbox_support: SandboxSupport
+) -> None:
+    fleet.start_worker(small=False, ZETA_SANDBOX="required", ZETA_JOB_FILE_BYTES=str(2**20))
+    model = {"config": {**TINY_LLAMA, "vocab_size": 16_384}}
+    job_id = fleet.submit(spec=tiny_job(model=model, max_steps=1))
+    job = fleet.wait_for_status(job_id, "failed", 200)
+    assert job.error is not None
+    assert (job.error["code"], job.attempt) == ("file_limit", 1), fleet.logs()
+    assert "a larger ZETA_JOB_FILE_BYTES on the worker" in job.error["hint"]
+
+
 def test_entering_the_sandbox_takes_milliseconds(tmp_path: Path, sandbox_support: SandboxSupport) -> None:
     """The processor time of the fastest of several processes, because others may use the processor."""
     (tmp_path / "run").mkdir()

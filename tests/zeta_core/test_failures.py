@@ -32,6 +32,12 @@ def test_a_full_disk_is_recognized_whichever_library_reports_it() -> None:
     assert explain(SafetensorError("Error while deserializing header"))[0] == "train_error"
 
 
+def test_a_file_above_the_limit_is_recognized_whichever_library_reports_it() -> None:
+    reported = SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+    for raised in (OSError(errno.EFBIG, "File too large"), reported):
+        assert explain(raised)[1].code == "file_limit"
+
+
 def test_our_errors_keep_their_message_and_others_their_traceback() -> None:
     reason, error = explain(InvalidData("x.jsonl, line 3 is not JSON."))
     assert (reason, error.code, error.message) == ("invalid_data", "invalid_data", "x.jsonl, line 3 is not JSON.")

@@ -221,6 +221,7 @@ class Sandboxes:
             unix_sockets=processes > 1 or has_other_nodes,
             max_tasks=settings.job_processes * processes if self.support.limits_tasks else None,
             limit_file=str(directory / PROCESS_LIMIT_FILE),
+            max_file_bytes=settings.job_file_bytes,
             variables=variables,
         )
         write_atomically(directory / SANDBOX_FILE, file.model_dump_json(indent=2).encode())

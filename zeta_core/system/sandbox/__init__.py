@@ -6,6 +6,7 @@ Guarantees after `enter`, for this process and everything that it starts:
 - It can't read the memory or the environment of processes outside, trace them, or (Linux 6.12) signal them.
 - It keeps the run's lock, so its worker finds and kills it, whatever it does to its session and environment.
 - If it creates more processes and threads than allowed, all of them are killed (`task_limit`).
+- It makes no file larger than allowed.
 - It gains no privileges, and has no capabilities except, if the worker is root, that of ignoring file modes.
 - With namespaces, it shares no memory with other processes and, if requested, has no network.
 
@@ -95,6 +96,8 @@ def restrict(file: SandboxFile) -> None:
     os.environ.update({**file.variables, _ENTERED: "1"})  # noqa: TID251 - this process's own home and folder
     tempfile.tempdir = None  # it may have been read from other variables
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if file.max_file_bytes is not None:
+        _limit_files(file.max_file_bytes)
     try:
         guard = None if file.max_tasks in (None, 1) else TaskGuard.start(file.max_tasks, file.limit_file)
         if file.namespaces:
@@ -154,6 +157,13 @@ def _detect_support() -> SandboxSupport:
     except OSError:
         limits_tasks = False
     return SandboxSupport(landlock=version, namespaces=has_namespaces, limits_tasks=limits_tasks)
+
+
+def _limit_files(max_bytes: int) -> None:
+    """Limit the size of every file that this process and its children write; they can't raise a hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = max_bytes if hard == resource.RLIM_INFINITY else min(max_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def _keep_open(file: SandboxFile, *, is_guarded: bool) -> int | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.placements import unreleased_placements
@@ -52,6 +52,9 @@ class Load:
         self.gpus[project] += gpus
         self.held_slots[project] += slots
 
+    def limits(self, project: str) -> ProjectLimits:
+        return self.default_limits.with_own(self.own_limits.get(project, {}))
+
     def ending_wait(self, job_id: str) -> Wait | None:
         """Why a queued job waits for the workers of its last attempt, or ``None``."""
         workers = self.placements.get(job_id)
@@ -65,7 +68,7 @@ class Load:
 
     def quota_wait(self, project: str, gpus: int) -> Wait | None:
         """The limit of the project that makes a job with this many GPUs wait, or ``None``."""
-        limits = self.default_limits.with_own(self.own_limits.get(project, {}))
+        limits = self.limits(project)
         if limits.max_running_jobs is not None and self.jobs[project] >= limits.max_running_jobs:
             return Wait(
                 WaitingCode.QUOTA,
@@ -84,7 +87,30 @@ class Load:
 
 
 async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Load:
+    """The load of all workers and projects."""
     load = Load(default_limits, await limits_by_project(session))
+    await _add_jobs(session, load, JobRow.worker.is_not(None))
+    return load
+
+
+async def read_load_for_dispatch(
+    session: AsyncSession, default_limits: ProjectLimits, project: str, workers: Collection[str]
+) -> Load:
+    """The part of the load that decides whether a job of ``project`` may still start on ``workers``.
+
+    The jobs of the project on other workers are read only if the project has limits, so the cost of a dispatch doesn't
+    grow with the number of running jobs.
+    """
+    load = Load(default_limits, await limits_by_project(session))
+    limits, relevant = load.limits(project), JobRow.worker.in_(workers)
+    if limits.max_running_jobs is not None or limits.max_gpus is not None:
+        relevant = or_(relevant, JobRow.project == project)
+    await _add_jobs(session, load, and_(JobRow.worker.is_not(None), relevant))
+    return load
+
+
+async def _add_jobs(session: AsyncSession, load: Load, condition: ColumnElement[bool]) -> None:
+    """Add the jobs on workers for which the condition is true, and all placements that are not released."""
     resources = JobRow.resolved_spec_json["resources"]
     rows = await session.execute(
         select(
@@ -98,7 +124,7 @@ async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Loa
             JobRow.progress["eta_seconds"].as_float().label("eta_seconds"),
             JobRow.spec["time_limit_seconds"].as_float().label("time_limit"),
             _ran_seconds().label("ran_seconds"),
-        ).where(JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None))
+        ).where(JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), condition)
     )
     seconds_left: dict[str, float] = {}  # by job
     for row in rows:
@@ -115,7 +141,6 @@ async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Loa
         load.placements.setdefault(placement.job_id, []).append(placement.worker)
         if (left := seconds_left.get(placement.job_id)) is not None:
             load.seconds_left.setdefault(placement.worker, {}).update(dict.fromkeys(placement.slots, left))
-    return load
 
 
 def expected_seconds(eta_seconds: float | None, time_limit: float | None, ran_seconds: float = 0.0) -> float | None:

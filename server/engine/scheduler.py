@@ -30,7 +30,7 @@ from server.engine.candidate import Candidate, Placement, Wait
 from server.engine.dispatches import record_dispatch, waiting_reason
 from server.engine.endings import give_up_start
 from server.engine.known_workers import KnownWorkers
-from server.engine.load import Load, read_load
+from server.engine.load import Load, read_load, read_load_for_dispatch
 from server.engine.loops import raise_first, try_each
 from server.engine.placement import choose
 from server.engine.requirements import requirements_of
@@ -279,7 +279,8 @@ class Scheduler:
                 return
             if job.attempt != waiting.attempt:
                 return
-            load = await read_load(session, self._default_limits)
+            workers = [node.candidate.heartbeat.worker for node in placement.nodes]
+            load = await read_load_for_dispatch(session, self._default_limits, job.project, workers)
             is_taken = any(
                 load.slots.get(node.candidate.heartbeat.worker, set()).intersection(node.slots)
                 for node in placement.nodes

@@ -11,6 +11,7 @@ import pytest
 from server.database.model_bases import names_of_bases
 from server.database.tables import CheckpointRow
 from server.engine.dispatcher import Dispatcher
+from server.engine.load import read_load_for_dispatch
 from server.engine.redis_client import connect
 from server.engine.worker_secrets import WorkerSecrets
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
@@ -312,3 +313,21 @@ def test_the_dispatcher_recovers_after_a_redis_outage(own_valkey: ValkeyServer) 
     asyncio.run(dispatcher.send(message))
     with own_valkey.client() as client:
         assert SimulatedWorker(client, SECRET, "w").num_dispatched() == 2
+
+
+def test_a_dispatch_reads_other_workers_only_for_a_project_with_limits(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet)
+    for _ in range(3):
+        fleet.submit()
+    stepped.update_workers(one=1, two=1, three=1)
+    project = fleet.job(stepped.step()[0][0]).project
+
+    async def read(limits: ProjectLimits) -> tuple[dict[str, set[int]], int]:
+        async with fleet.database.read() as session:
+            load = await read_load_for_dispatch(session, limits, project, ["one"])
+        return load.slots, load.jobs[project]
+
+    assert fleet.loop.run(read(ProjectLimits())) == ({"one": {0}}, 1)
+    everywhere = {"one": {0}, "two": {0}, "three": {0}}
+    assert fleet.loop.run(read(ProjectLimits(max_running_jobs=5))) == (everywhere, 3)
+    assert fleet.loop.run(read(ProjectLimits(max_gpus=5))) == (everywhere, 3)

@@ -222,9 +222,14 @@ def _with_shared_weights(modules: Mapping[str, nn.Module]) -> dict[str, list[str
     """The names of modules -> those of other modules with the same weight."""
     owners: dict[int, list[str]] = {}
     for name, part in modules.items():
-        if isinstance(weight := getattr(part, "weight", None), torch.Tensor):
+        if (weight := _own_weight(part)) is not None:
             owners.setdefault(id(weight), []).append(name)
     return {name: [other for other in names if other != name] for names in owners.values() for name in names}
+
+
+def _own_weight(part: nn.Module) -> nn.Parameter | None:
+    """The parameter ``weight``; None for quantized layers, whose weight is computed in each access."""
+    return dict(part.named_parameters(recurse=False)).get("weight")
 
 
 def _input(model: nn.Module) -> nn.Module | None:
@@ -244,10 +249,11 @@ def _not_saved(name: str, why: str) -> CannotTrain:
 def _reject_tied(model: nn.Module, chosen: Iterable[str], adaptable: Mapping[str, nn.Module]) -> None:
     owners: dict[int, list[str]] = {}
     for name, part in model.named_modules(remove_duplicate=False):
-        if name in adaptable:
-            owners.setdefault(id(part.weight), []).append(name)
+        if name in adaptable and (weight := _own_weight(part)) is not None:
+            owners.setdefault(id(weight), []).append(name)
     for name in chosen:
-        others = [other for other in owners[id(adaptable[name].weight)] if other != name]
+        weight = _own_weight(adaptable[name])
+        others = [] if weight is None else [other for other in owners[id(weight)] if other != name]
         if others:
             raise _invalid_targets(
                 f"lora.target_modules names {name!r}, which shares its weight with {others[0]!r}", adaptable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from zeta_core.model.export import Exporter
 from zeta_core.model.freezing import freeze
 from zeta_core.model.located_model import LocatedModel
 from zeta_core.model.lora import add_adapter, modules_to_save
-from zeta_core.model.quantization import check_quantizable, quantize
+from zeta_core.model.quantization import is_quantized, quantize, quantize_experts
 from zeta_core.model.skeleton import build_skeleton
 from zeta_core.model.special_tokens import SpecialTokens
 from zeta_core.plan import Plan
@@ -67,7 +68,8 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool
     wrong positions. With ``defers``, weights that are all trained keep their stored precision here; the engine converts
     them when it reads them.
     """
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+    loaded = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    if loaded or any(is_quantized(parameter) for parameter in model.parameters()):
         raise CannotTrain(
             f"The weights of this {type(model).__name__} are already quantized; load it without a quantization_config, "
             "and set lora.quantize to train on a 4-bit base.",
@@ -82,28 +84,46 @@ def prepare(model: nn.Module, located: LocatedModel, plan: Plan, *, defers: bool
             _to_precision(model, located, plan, trained=existing.names)
         freeze(model, plan.freeze)
         return existing
-    if lora.quantize is None and not lora.continue_adapter:
-        _to_precision(model, located, plan)
-        return add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
-    if lora.quantize is not None:  # checked before the model is changed
-        kept = parts_of_adapter(model) if lora.continue_adapter else modules_to_save(model, lora)
-        check_quantizable(model, lora.quantize, keep=kept)
+    quantization = None
+    if lora.quantize is not None:
+        quantization = _Quantization(lora.quantize, _COMPUTED_IN[plan.mixed_precision], _device(), deferred=defers)
     if lora.continue_adapter:
         adapter = existing_adapter(model, located.base_model)
         assert adapter is not None, "the model is an adapter"
+        if quantization is not None:
+            quantization.apply_to_layers(model, keep=parts_of_adapter(model))
+        _to_precision(model, located, plan, trained=adapter.names)
     else:
+        if quantization is not None:
+            quantization.apply_to_layers(model, keep=modules_to_save(model, lora))
+        _to_precision(model, located, plan)
         adapter = add_adapter(model, lora, base_model=located.base_model, seed=plan.seed)
-    if lora.quantize is not None:
-        # The adapter comes first, because peft reads the weights that it adapts, and its wrappers call the experts.
-        _quantize(model, lora.quantize, plan, keep=parts_of_adapter(model), deferred=defers)
-    _to_precision(model, located, plan, trained=adapter.names)
-    freeze(model, plan.freeze)
+    if quantization is not None:
+        quantization.apply_to_experts(model)
     return adapter
 
 
-def _quantize(model: nn.Module, kind: Quantization, plan: Plan, *, keep: Collection[str], deferred: bool) -> None:
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    quantize(model, kind, _COMPUTED_IN[plan.mixed_precision], device, keep=keep, deferred=deferred)
+@dataclass(frozen=True)
+class _Quantization:
+    """How the base of an adapter is quantized; see `zeta_core.model.quantization`."""
+
+    kind: Quantization
+    dtype: torch.dtype
+    device: torch.device
+    deferred: bool
+
+    def apply_to_layers(self, model: nn.Module, *, keep: Collection[str]) -> None:
+        quantize(model, self.kind, self.dtype, self.device, keep=keep, deferred=self.deferred)
+
+    def apply_to_experts(self, model: nn.Module) -> None:
+        """The weights of the adapter must exist before."""
+        if self.kind == "nf4-experts":
+            kept = parts_of_adapter(model)
+            quantize_experts(model, self.dtype, self.device, keep=kept, deferred=self.deferred)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def trained_precision(plan: Plan) -> torch.dtype:

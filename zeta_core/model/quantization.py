@@ -59,24 +59,36 @@ def quantize(
 ) -> None:
     """Quantize the linear layers to nf4, in place and one by one; they compute in ``dtype``.
 
-    ``nf4-experts`` also quantizes the parameters that contain the matrices of several experts. They are quantized on
-    ``device`` and stay there; layers without storage are replaced by layers without storage. With ``deferred``, the
-    exact weights stay until `zeta_core.parallel.deferred_weights` takes them. Layers inside the modules ``keep``,
-    which are trained, are not quantized. Raises `CannotTrain` if there is nothing to quantize.
+    They are quantized on ``device`` and stay there; layers without storage are replaced by layers without storage. With
+    ``deferred``, the exact weights stay until `zeta_core.parallel.deferred_weights` takes them. Layers inside the
+    modules ``keep``, which are trained, are not quantized. Raises `CannotTrain` if there is nothing to quantize.
     """
     check_quantizable(model, kind, keep=keep)
     layers = _linear_layers(model, keep)
-    stacks = _stacked_experts(model, keep) if kind == "nf4-experts" else []
     while layers:  # a replaced layer has no other owner, so its memory is freed before the next one is quantized
         name, layer = layers.popitem()
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, PackedLinear(layer, dtype, device, deferred=deferred))
-    for wrapper, module, name in stacks:
+
+
+def quantize_experts(
+    model: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keep: Collection[str] = (),
+    deferred: bool = False,
+) -> None:
+    """Quantize the parameters that contain the matrices of several experts, in place; see `quantize`.
+
+    Call it after an adapter was added, because peft's wrappers read these parameters before they call the experts.
+    """
+    for wrapper, module, name in _stacked_experts(model, keep):
         pack_stack(wrapper, module, name, dtype, device, deferred=deferred)
 
 
 def check_quantizable(model: nn.Module, kind: Quantization, *, keep: Collection[str] = ()) -> None:
-    """Raise `CannotTrain` if `quantize` would have no effect on the model."""
+    """Raise `CannotTrain` if this kind of quantization would have no effect on the model."""
     name = type(model).__name__
     if kind == "nf4-experts" and not _stacked_experts(model, keep):
         raise CannotTrain(

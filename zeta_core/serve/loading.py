@@ -28,7 +28,7 @@ from zeta_core.model.adapter_checkpoint import stored_embeddings
 from zeta_core.model.existing_adapter import parts_of_adapter
 from zeta_core.model.inspection import embedding_rows, num_positions
 from zeta_core.model.located_model import LocatedModel
-from zeta_core.model.quantization import quantize, require_bitsandbytes
+from zeta_core.model.quantization import quantize, quantize_experts, require_bitsandbytes
 from zeta_core.model.sources import locate_model
 from zeta_core.model.tokenizer import locate_tokenizer
 
@@ -103,15 +103,19 @@ def _built(
     if quantization is not None:
         require_bitsandbytes()
     if located.build_adapted is not None:
-        prepare = _unchanged if quantization is not None else partial(_to_precision, dtype=located.dtype, device=device)
+        prepare = partial(_to_precision, dtype=located.dtype, device=device)
+        if quantization is not None:
+            prepare = partial(quantize, kind=quantization, dtype=_computed_in(device), device=device)
         adapted = located.build_adapted(prepare)
         model = adapted.get_base_model()
-        if quantization is not None:  # the adapter comes first, because peft's wrappers call the experts
-            _quantize(model, quantization, device)
+        if quantization == "nf4-experts":
+            quantize_experts(model, _computed_in(device), device, keep=parts_of_adapter(model))
         return model.to(device), adapted
     if quantization is not None:
         model = located.build()
-        _quantize(model, quantization, device)
+        quantize(model, quantization, _computed_in(device), device)
+        if quantization == "nf4-experts":
+            quantize_experts(model, _computed_in(device), device)
         return model.to(device)
     if device.type == "cpu":
         return located.build().float()
@@ -120,13 +124,9 @@ def _built(
     return located.build().to(device, located.dtype)
 
 
-def _unchanged(base: nn.Module) -> None:
-    """Leave the base of an adapter as it is."""
-
-
-def _quantize(model: nn.Module, quantization: Quantization, device: torch.device) -> None:
-    computed = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    quantize(model, quantization, computed, device, keep=parts_of_adapter(model))
+def _computed_in(device: torch.device) -> torch.dtype:
+    """The precision that quantized weights are dequantized to."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _to_precision(base: nn.Module, dtype: torch.dtype | None, device: torch.device) -> None:

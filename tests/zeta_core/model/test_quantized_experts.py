@@ -18,7 +18,7 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import LogLine
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.usage import num_bytes
-from zeta_core.model.quantization import is_quantized, num_weights, quantize
+from zeta_core.model.quantization import is_quantized, num_weights, quantize, quantize_experts
 
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
@@ -26,6 +26,11 @@ CPU = torch.device("cpu")
 IDS = torch.arange(3, 35)[None]
 LORA: dict[str, Any] = {"r": 2, "target_parameters": "all-experts", "quantize": "nf4-experts"}
 OPTIONS: dict[str, Any] = {"lr_scheduler": "constant", "use_activation_checkpointing": True, "lora": LORA}
+
+
+def in_4_bits(model: nn.Module) -> None:
+    quantize(model, "nf4-experts", torch.float32, CPU)
+    quantize_experts(model, torch.float32, CPU)
 
 
 def dequantized(kind: str, quantized: nn.Module) -> nn.Module:
@@ -45,7 +50,7 @@ def dequantized(kind: str, quantized: nn.Module) -> nn.Module:
 def test_experts_in_4_bits_compute_with_their_dequantized_weights(kind: str) -> None:
     model = mixture(kind)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    quantize(model, "nf4-experts", torch.float32, CPU)
+    in_4_bits(model)
     stacks = [p for name, p in model.named_parameters() if "experts." in name]
     assert stacks
     assert all(is_quantized(parameter) for parameter in stacks)
@@ -80,7 +85,7 @@ def test_adapted_experts_in_4_bits_are_trained_and_resumed_to_the_bit(kind: str,
 
     # The adapter was trained on the dequantized weights.
     plain = copy.deepcopy(untouched)
-    quantize(plain, "nf4-experts", torch.float32, CPU)
+    in_4_bits(plain)
     lora = {name: value for name, value in LORA.items() if name != "quantize"}
     exact: dict[str, Any] = {**options, "lora": lora}
     expected, _ = train(dequantized(kind, plain), tmp_path / "exact", max_steps=4, **exact)
@@ -97,7 +102,7 @@ def test_quantized_experts_are_in_the_estimate() -> None:
     weights = [answer.memory.weights for answer in answers if answer.memory is not None]
     assert weights == sorted(weights, reverse=True)
     model = mixture("mixtral")
-    quantize(model, "nf4-experts", torch.float32, CPU)
+    in_4_bits(model)
     assert weights[2] == num_bytes(model.parameters()) + 4 * (answers[2].num_trained_parameters or 0)
     assert answers[2].memory is not None
     assert answers[2].memory.activations, "the kernels for 4 bits run on tensors without storage"

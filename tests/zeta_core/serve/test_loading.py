@@ -12,6 +12,7 @@ import torch
 from tests.zeta_core.serve.stored_models import Store
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
 from zeta_core.failures import WeightsReplaced
+from zeta_core.model.packed_layers import PackedLinear
 
 IDS = torch.arange(3, 35)[None]
 
@@ -41,15 +42,13 @@ def test_an_adapter_is_computed_on_its_base_as_peft_does(store: Store) -> None:
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_an_adapter_of_a_quantized_base_is_served_on_it(store: Store) -> None:
-    from bitsandbytes.nn.modules import Linear4bit
-
     adapter = store.adapter(quantize="nf4")
     loaded = store.load(adapter, has_manifest=True, quantize="nf4")
-    layers = [part for part in loaded.model.modules() if isinstance(part, Linear4bit)]
+    layers = [part for part in loaded.model.modules() if isinstance(part, PackedLinear)]
     assert len(layers) == 14
     assert any("lora" in name for name, _ in loaded.model.named_parameters())
     base = store.load(store.base, quantize="nf4").model
-    assert sum(isinstance(part, Linear4bit) for part in base.modules()) == 14
+    assert sum(isinstance(part, PackedLinear) for part in base.modules()) == 14
     assert (logits(base) - logits(loaded.model)).norm() > 0
     precise = store.load(adapter, has_manifest=True).model
     error = (logits(loaded.model) - logits(precise)).norm() / logits(precise).norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from zeta_core.system.settings import Settings
 # Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
 # `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
 COMPILED_CODE = "compiled"  # a folder in the cache
+_COMPILED_BY_TORCH = "TORCHINDUCTOR_CACHE_DIR"
 _WORLD_SIZE_VARIABLES = (
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_SIZE",
@@ -165,7 +167,8 @@ def library_environment(cache: Path, *, deepspeed: bool, cuda: bool) -> Generato
     """Set the environment for libraries during a run, and restore it afterwards.
 
     Compiled kernels, which are code, are kept in ``cache``. Torch's default is a folder with a predictable name in
-    /tmp, which another user of the machine may create first.
+    /tmp, which another user of the machine may create first. Parts of torch set the variable to it when they are
+    imported, so that value does not count as the choice of a user.
 
     Accelerate writes to the environment when it gets a plugin, and a second run of this process would inherit that.
     `strategy.check_launcher` has already compared Accelerate's variables with the Trainer's own settings.
@@ -173,10 +176,12 @@ def library_environment(cache: Path, *, deepspeed: bool, cuda: bool) -> Generato
     before = dict(os.environ)
     for name in accelerate_variables():
         del os.environ[name]
+    if _is_default_of_torch(os.environ.get(_COMPILED_BY_TORCH)):
+        del os.environ[_COMPILED_BY_TORCH]
     compiled = (cache / COMPILED_CODE).absolute()
     if compiled.is_dir():
         os.utime(compiled)  # the worker's cache evicts the least recently used entries
-    defaults = {"TOKENIZERS_PARALLELISM": "true", "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
+    defaults = {"TOKENIZERS_PARALLELISM": "true", _COMPILED_BY_TORCH: str(compiled)}
     if cuda:
         defaults["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by torch.use_deterministic_algorithms
     if deepspeed:
@@ -237,3 +242,11 @@ def standard_output_reserved() -> Generator[TextIO]:
         sys.stdout.flush()
         os.dup2(saved_output, 1)
         os.close(saved_output)
+
+
+def _is_default_of_torch(folder: str | None) -> bool:
+    """Whether torch keeps compiled kernels in this folder if nobody has chosen one: ``/tmp/torchinductor_<user>``."""
+    if folder is None:
+        return False
+    path = Path(folder)
+    return path.name.startswith("torchinductor_") and path.parent == Path(tempfile.gettempdir()).absolute()

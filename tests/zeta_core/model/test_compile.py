@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor.runtime import cache_dir_utils
 
 from tests.zeta_core.models import llama
 from zeta import Trainer
@@ -73,3 +75,15 @@ def test_compile_without_a_compiler_is_rejected_before_the_run(tmp_path: Path, m
     assert environment.compiler() is None
     with pytest.raises(CannotTrain, match=r"compile is true, .* a C\+\+ compiler"):
         Trainer(model=llama(), max_steps=1, output_dir=tmp_path / "out", compile=True, **SETTINGS)
+
+
+def test_kernels_are_kept_in_the_cache_whatever_torch_has_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing parts of torch sets the variable to a folder in /tmp; a folder that a user has chosen is kept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    chosen, default = str(tmp_path / "chosen"), str(tmp_path / "torchinductor_user")
+    own = str(tmp_path / "cache" / environment.COMPILED_CODE)
+    for before, during in ((default, own), (chosen, chosen)):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        with environment.library_environment(tmp_path / "cache", deepspeed=False, cuda=False):
+            assert cache_dir_utils.cache_dir() == during
+        assert cache_dir_utils.cache_dir() == before

@@ -15,6 +15,7 @@ from server.settings import ServerSettings
 from tests.harness.seaweedfs import SeaweedServer
 from tests.harness.tcp_relay import TcpRelay
 from tests.harness.valkey import ValkeyServer
+from tests.harness.waiting import wait_until
 from tests.server.rows import Rows
 from tests.server.server_process import API_KEY, ServerProcess, error_of, running_server
 from zeta.client import Client
@@ -32,6 +33,7 @@ class LinkedService:
 
     server: ServerProcess
     relay: TcpRelay
+    store: BucketStore
     job_id: str
 
 
@@ -48,21 +50,25 @@ def linked(
     }
     try:
         with running_server(home, shared_valkey.second_url, None, **variables) as server:
-            rows = Rows(server.settings)
-            job_id = rows.job()
-            rows.attempt(job_id, log="the log", to=JobStatus.SUCCEEDED)
-            rows.checkpoint(
-                job_id, "final", 4, {"model.safetensors": ("weights", WEIGHTS), "config": ("config", b"{}")}
-            )
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in object_store.environment().items():
                     patch.setenv(name, value)
                 store = BucketStore(home / "test-copies", BucketLocation(bucket, "zeta/"))
-                store.open_job(job_id)
-                store.put_checkpoint(job_id, "final", server.settings.artifacts / checkpoint_key(job_id, "final"))
-            yield LinkedService(server, relay, job_id)
+                job_id = stored_job(server, store)
+            yield LinkedService(server, relay, store, job_id)
     finally:
         relay.close()
+
+
+def stored_job(server: ServerProcess, store: BucketStore) -> str:
+    """A job that has succeeded, with its final checkpoint in the bucket."""
+    rows = Rows(server.settings)
+    job_id = rows.job()
+    rows.attempt(job_id, log="the log", to=JobStatus.SUCCEEDED)
+    rows.checkpoint(job_id, "final", 4, {"model.safetensors": ("weights", WEIGHTS), "config": ("config", b"{}")})
+    store.open_job(job_id)
+    store.put_checkpoint(job_id, "final", server.settings.artifacts / checkpoint_key(job_id, "final"))
+    return job_id
 
 
 def test_a_link_serves_ranges_and_needs_no_key(linked: LinkedService) -> None:
@@ -107,6 +113,24 @@ def test_a_link_gives_exactly_one_object_and_only_to_its_project(linked: LinkedS
             answer = other.request(method, forged)
             assert (answer.is_success, WEIGHTS in answer.content) == (False, False), (method, forged)
         assert other.get(link).content == WEIGHTS
+
+
+def test_the_link_of_a_deleted_object_gives_no_content(linked: LinkedService) -> None:
+    job_id = stored_job(linked.server, linked.store)
+    content = b'{"text": "a line that is deleted"}\n'
+    with linked.server.http() as http, httpx.Client(verify=False) as other:
+        sent = http.post("/v1/files", files={"file": ("a.jsonl", content)}, data={"purpose": "dataset"})
+        file, job = f"/v1/files/{sent.json()['id']}", f"/v1/jobs/{job_id}"
+        contents = {f"{file}/content": content, f"{job}/checkpoints/final/files/model.safetensors": WEIGHTS}
+        links = {url: http.get(url).headers["location"] for url in contents}
+        for url, link in links.items():
+            assert other.get(link).content == contents[url]
+        for path in (file, job):
+            http.delete(path).raise_for_status()
+        for url, link in links.items():
+            wait_until(lambda link=link: other.get(link).status_code == 404, 30, "the object to be removed")
+            assert other.get(link, headers={"Range": "bytes=0-9"}).status_code == 404
+            assert (http.get(url).status_code, "location" in http.get(url).headers) == (404, False)
 
 
 def test_the_name_of_a_file_adds_no_header_to_a_link_or_a_download(linked: LinkedService) -> None:

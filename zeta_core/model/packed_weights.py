@@ -8,8 +8,11 @@ bitsandbytes quantizes and dequantizes, and keeps these parts in several tensors
 |--------------------------------|---------|-------------------------------------|
 | scales of the groups of scales | float32 | 1 for 256 scales                    |
 | mean of the scales             | float32 | 1, subtracted before they are quantized |
+| zeros                          | float32 | up to 3                             |
 | weights                        | 4 bits  | 2 in each byte                      |
 | scales                         | 8 bits  | 1 for 64 weights                    |
+
+The zeros align the weights to 16 bytes, because the library's kernels for GPUs load that many bytes at a time.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ import torch
 
 BLOCK_WEIGHTS = 64  # weights that share a scale
 GROUP_SCALES = 256  # scales that share a second-level scale in float32
+_ALIGNMENT = 4  # numbers in float32
 _PIECE_WEIGHTS = 1 << 18  # quantized at a time, because the kernel for CPUs needs 40 bytes for each of them
 
 
 def packed_bytes(num_weights: int) -> int:
     """The size of a packed tensor with this number of weights."""
-    scales = -(-num_weights // BLOCK_WEIGHTS)
-    return 4 * -(-scales // GROUP_SCALES) + 4 + -(-num_weights // 2) + scales
+    groups, scales = _num_scales(num_weights)
+    return 4 * _num_floats(groups) + -(-num_weights // 2) + scales
 
 
 def num_packed_weights(size: int) -> int:
@@ -44,7 +48,7 @@ def pack(weight: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torc
 
     library: Any = bitsandbytes.functional
     flat = weight.detach().flatten()
-    packed = torch.empty(packed_bytes(flat.numel()), dtype=torch.uint8, device=device)
+    packed = torch.zeros(packed_bytes(flat.numel()), dtype=torch.uint8, device=device)
     group_scales, mean, codes, scales = _parts(packed, flat.numel())
     exact_scales = torch.empty(scales.numel(), dtype=torch.float32, device=device)
     for start in range(0, flat.numel(), _PIECE_WEIGHTS):
@@ -94,11 +98,22 @@ def quant_state(packed: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> 
 
 def _parts(packed: torch.Tensor, num_weights: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Views of the scales of groups, the mean of the scales, the 4-bit values and the scales."""
+    groups, _ = _num_scales(num_weights)
+    start = 4 * _num_floats(groups)
+    end = start + -(-num_weights // 2)
+    numbers = packed[:start].view(torch.float32)
+    return numbers[:groups], numbers[groups], packed[start:end], packed[end:]
+
+
+def _num_scales(num_weights: int) -> tuple[int, int]:
+    """The numbers of groups of scales, and of scales."""
     scales = -(-num_weights // BLOCK_WEIGHTS)
-    floats = 4 * -(-scales // GROUP_SCALES) + 4
-    numbers = packed[:floats].view(torch.float32)
-    end = floats + -(-num_weights // 2)
-    return numbers[:-1], numbers[-1], packed[floats:end], packed[end:]
+    return -(-scales // GROUP_SCALES), scales
+
+
+def _num_floats(groups: int) -> int:
+    """The scales of the groups, the mean, and the zeros behind them."""
+    return -(-(groups + 1) // _ALIGNMENT) * _ALIGNMENT
 
 
 @lru_cache

@@ -23,7 +23,7 @@ from zeta_core.contract.errors import InvalidSpec
 from zeta_core.contract.job.events import ProgressLine
 from zeta_core.failures import CannotTrain, InvalidModel
 from zeta_core.memory.usage import num_bytes
-from zeta_core.model import quantization
+from zeta_core.model import packed_weights, quantization
 from zeta_core.train.flops import flops_per_token
 
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -68,6 +68,18 @@ def test_a_quantized_layer_computes_with_its_dequantized_weights(dtype: torch.dt
         if mode:
             gradients = [torch.autograd.grad(y.float().square().sum(), x)[0] for y in (found, expected)]
             assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 64), (256, 64), (700, 64), (1024, 64)])
+def test_packed_weights_are_aligned_for_the_kernels_for_gpus(shape: tuple[int, int]) -> None:
+    """These load 16 bytes of 4-bit values at a time; at any other address they end the process."""
+    weight = torch.randn(shape)
+    packed = packed_weights.pack(weight, torch.float32, CPU)
+    assert packed_weights.num_packed_weights(packed.numel()) - weight.numel() in (0, 1), "an even number"
+    codes, _ = packed_weights.quant_state(packed, weight.shape, torch.float32)
+    assert (codes.data_ptr() - packed.data_ptr()) % 16 == 0
+    again = packed_weights.unpack(packed, weight.shape, torch.float32)
+    assert 0.05 < (again - weight).norm() / weight.norm() < 0.15
 
 
 def test_linear_layers_shrink_to_an_eighth_and_others_do_not_change() -> None:

@@ -75,7 +75,8 @@ def _orthogonalized_copies(matrices: Sequence[torch.Tensor], first: int) -> list
     """Results for matrices that every process has."""
     size = dist.get_world_size()
     own = (dist.get_rank() - first) % size
-    result = orthogonalized(matrices[own]).contiguous() if own < len(matrices) else torch.zeros_like(matrices[0])
+    # Contiguous, as NCCL requires; a matrix has the layout of its parameter.
+    result = (orthogonalized(matrices[own]) if own < len(matrices) else torch.zeros_like(matrices[0])).contiguous()
     results = [torch.empty_like(result) for _ in range(size)]
     dist.all_gather(results, result)
     return [results[(first + index) % size] for index in range(len(matrices))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.zeta_core.models import PlainModel, llama, plain
 from tests.zeta_core.parallel.test_parallel import case, results
 from zeta import Trainer
 from zeta_core.checkpoint.staging import Staging
+from zeta_core.model.quantization import quantize
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -117,6 +119,18 @@ def test_running_out_of_memory_halves_the_micro_batch_only(tmp_path: Path, capsy
     )
     assert again.steps_trained == 1
     assert "Memory ran out" not in capsys.readouterr().out, "the split that fits is kept"
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("rows", [1, 16, 2000])
+def test_4_bit_layers_without_gradients_compute_with_their_dequantized_weights(rows: int) -> None:
+    """bitsandbytes has kernels of its own for this, which depend on the number of rows."""
+    model = nn.Sequential(nn.Linear(256, 128), nn.Linear(128, 10))
+    quantize(model, "nf4", torch.bfloat16, torch.device("cuda"))
+    layer: Any = model.get_submodule("0")
+    x = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=0.05, rtol=0.05)
 
 
 def test_compiled_blocks_train_the_same_on_a_gpu(tmp_path: Path) -> None:

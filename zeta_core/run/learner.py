@@ -45,9 +45,7 @@ class Learner:
     num_parameters: int
     num_trained: int
     ends: frozenset[int]
-    weights: DeferredWeights | None = (
-        None  # those of a model whose weights are deferred; the engine removes what it has read
-    )
+    weights: DeferredWeights | None = None  # of a model without storage; the engine removes those that it has read
 
 
 def prepare(

@@ -257,7 +257,7 @@ class OptionFields(StrictModel):
         description="hold the trained weights and their gradients in bfloat16, 2 bytes each instead of 4, with "
         "optimizer 'adamw'; 'stochastic' rounds each updated weight at random, so that small updates count in the "
         "mean, and 'kahan' keeps what rounding removed in 2 more bytes per weight, which is almost as exact as "
-        "float32; unset: the trained weights are in float32",
+        "float32; frozen weights are rounded to bfloat16, too; unset: the trained weights are in float32",
     )
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(
         default="cosine", description="the schedule of the learning rate after warm-up"

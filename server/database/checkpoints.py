@@ -7,7 +7,7 @@ from the acknowledgement of each checkpoint (`JournalAck.keep`).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Select, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,12 +20,12 @@ from zeta_core.contract.spec.defaults import num_kept_checkpoints
 from zeta_core.contract.spec.resolved_spec import ResolvedSpec
 
 LATEST = "latest"
+NEWEST_FIRST = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
 
 
 def checkpoints_newest_first(job_id: str) -> Select[str]:
     """The names, highest step first; for equal steps, ``step-N`` first, because it has the training state."""
-    order = (CheckpointRow.step.desc(), func.length(CheckpointRow.name).desc(), CheckpointRow.name)
-    return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*order)
+    return select(CheckpointRow.name).where(CheckpointRow.job_id == job_id).order_by(*NEWEST_FIRST)
 
 
 async def newest_resumable(session: AsyncSession, job_id: str) -> str | None:
@@ -33,9 +33,24 @@ async def newest_resumable(session: AsyncSession, job_id: str) -> str | None:
     return await session.scalar(checkpoints_newest_first(job_id).where(CheckpointRow.name != BEST_CHECKPOINT).limit(1))
 
 
+async def newest_resumable_of(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, str]:
+    """The result of `newest_resumable` for each of these jobs that has such a checkpoint, with one statement."""
+    rank = func.row_number().over(partition_by=CheckpointRow.job_id, order_by=NEWEST_FIRST).label("rank")
+    ranked = select(CheckpointRow.job_id, CheckpointRow.name, rank).where(
+        CheckpointRow.job_id.in_(job_ids), CheckpointRow.name != BEST_CHECKPOINT
+    )
+    newest = ranked.subquery()
+    rows = await session.execute(select(newest.c.job_id, newest.c.name).where(newest.c.rank == 1))
+    return {row.job_id: row.name for row in rows}
+
+
 async def checkpoint_to_resume(session: AsyncSession, job: JobRow) -> str | None:
     """Where the next attempt continues, as ``job_.../name``: the job's newest checkpoint, or the one in its spec."""
-    own = await newest_resumable(session, job.id)
+    return await own_or_named_checkpoint(session, job, await newest_resumable(session, job.id))
+
+
+async def own_or_named_checkpoint(session: AsyncSession, job: JobRow, own: str | None) -> str | None:
+    """The result of `checkpoint_to_resume` if ``own`` is the job's newest checkpoint, which the caller has read."""
     if own is not None:
         return f"{job.id}/{own}"
     named = job.spec.get("resume_from_checkpoint")

@@ -14,7 +14,7 @@ from server.database.file_tables import FileRow, UploadPartRow, UploadRow
 from server.database.inserts import dialect_insert
 from server.database.job_counts import jobs_by_project
 from server.database.tables import CheckpointRow, JobRow
-from zeta_core.contract.access import HubAccess, ProjectLimits, ProjectUsage
+from zeta_core.contract.access import ProjectUsage
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus
 
@@ -33,12 +33,6 @@ async def limits_by_project(session: AsyncSession) -> Mapping[str, Mapping[str, 
     """The limits that were set, by project; a project without any may be missing."""
     rows = await session.execute(select(ProjectRow.name, ProjectRow.limits))
     return {name: limits for name, limits in rows if limits}
-
-
-async def hub_access(session: AsyncSession, project: str, default_limits: ProjectLimits) -> HubAccess:
-    """What the jobs of the project may read from the Hub now."""
-    row = await session.get(ProjectRow, project)
-    return default_limits.with_own({} if row is None else row.limits).hub_access
 
 
 async def stored_bytes(session: AsyncSession, projects: Collection[str]) -> Mapping[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.checkpoints import checkpoint_to_resume
+from server.database.checkpoints import own_or_named_checkpoint
 from server.database.model_bases import names_of_bases
 from server.database.placements import PlacementRow, PlacementState
 from server.database.tables import AttemptRow, JobRow
@@ -29,11 +29,18 @@ from zeta_core.contract.wire.messages import Dispatch
 
 
 async def record_dispatch(
-    session: AsyncSession, job: JobRow, placement: Placement, hub: HubAccess, inputs: Collection[str] = ()
+    session: AsyncSession,
+    job: JobRow,
+    placement: Placement,
+    hub: HubAccess,
+    inputs: Collection[str] = (),
+    *,
+    newest_checkpoint: str | None = None,
 ) -> Sequence[Dispatch]:
     """Dispatch a locked, queued job in this transaction; returns the messages to send after the commit.
 
     ``hub`` is what the job's project may read from the Hub. ``inputs`` are the keys of its model and data.
+    ``newest_checkpoint`` is the newest of the job's own checkpoints, to which its next attempt returns.
     """
     now, nodes = utc_now(), placement.nodes
     requested = job.spec.get("resources") or {}
@@ -41,7 +48,7 @@ async def record_dispatch(
     assert resources.processes_per_node is not None, "the number of GPUs is known"
     granted = ResolvedSpec(resources=ResolvedResources.model_validate(resources.model_dump()))
     job.resolved_spec = job.resolved_spec.updated(granted)
-    resume_from = await checkpoint_to_resume(session, job)
+    resume_from = await own_or_named_checkpoint(session, job, newest_checkpoint)
     bases = await names_of_bases(session, job.project, job.resolved_spec.model, job.spec.get("base"))
     attempt, spec = job.attempt + 1, _spec_to_dispatch(job)
     job.worker, job.slots, job.dispatched_at = nodes[0].candidate.heartbeat.worker, list(placement.slots), now

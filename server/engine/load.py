@@ -94,17 +94,17 @@ async def read_load(session: AsyncSession, default_limits: ProjectLimits) -> Loa
 
 
 async def read_load_for_dispatch(
-    session: AsyncSession, default_limits: ProjectLimits, project: str, workers: Collection[str]
+    session: AsyncSession, default_limits: ProjectLimits, projects: Collection[str], workers: Collection[str]
 ) -> Load:
-    """The part of the load that decides whether a job of ``project`` may still start on ``workers``.
+    """The part of the load that decides whether jobs of ``projects`` may still start on ``workers``.
 
-    The jobs of the project on other workers are read only if the project has limits, so the cost of a dispatch doesn't
+    The jobs of a project on other workers are read only if the project has limits, so the cost of a dispatch doesn't
     grow with the number of running jobs.
     """
     load = Load(default_limits, await limits_by_project(session))
-    limits, relevant = load.limits(project), JobRow.worker.in_(workers)
-    if limits.max_running_jobs is not None or limits.max_gpus is not None:
-        relevant = or_(relevant, JobRow.project == project)
+    relevant, limits = JobRow.worker.in_(workers), {project: load.limits(project) for project in projects}
+    if limited := [project for project, its in limits.items() if (its.max_running_jobs, its.max_gpus) != (None, None)]:
+        relevant = or_(relevant, JobRow.project.in_(limited))
     await _add_jobs(session, load, and_(JobRow.worker.is_not(None), relevant))
     return load
 

@@ -1,8 +1,9 @@
 """Dispatches queued jobs to workers and records why the remaining jobs wait.
 
-A dispatch is committed before its message is sent, so no message refers to an uncommitted dispatch. A dispatch that
-isn't claimed in time, or whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots in
-its heartbeat, minus the slots of jobs that were already dispatched to it.
+A dispatch is committed before its message is sent, so no message refers to an uncommitted dispatch. Jobs on one worker
+are dispatched in groups, each in one transaction. A dispatch that isn't claimed in time, or whose worker is gone, is
+withdrawn and repeated. A worker's free slots are the free slots in its heartbeat, minus the slots of jobs that were
+already dispatched to it.
 
 `scheduling.plan` decides which job starts where. A new job gets its waiting reason with its insert
 (`Scheduler.explain`). A pass that can't place any job reads the queue only if the reasons may have changed, so
@@ -20,18 +21,18 @@ from typing import Any
 
 from sqlalchemy import text
 
+from server.database.checkpoints import newest_resumable_of
 from server.database.connections import Database
 from server.database.draining import drained_workers
-from server.database.projects import hub_access
 from server.database.recent_use import SAMPLE_SECONDS, RecentUse, recent_use, store_recent_use
 from server.database.tables import AttemptRow, JobRow
-from server.database.transitions import lock_job
+from server.database.transitions import lock_job, lock_jobs
 from server.engine.candidate import Candidate, Placement, Wait
 from server.engine.dispatches import record_dispatch, waiting_reason
 from server.engine.endings import give_up_start
 from server.engine.known_workers import KnownWorkers
 from server.engine.load import Load, read_load, read_load_for_dispatch
-from server.engine.loops import raise_first, try_each
+from server.engine.loops import EXPECTED_ERRORS, raise_first, try_each
 from server.engine.placement import choose
 from server.engine.requirements import requirements_of
 from server.engine.scheduling.fair_share import NEGLIGIBLE_SLOTS, updated_mean
@@ -56,6 +57,7 @@ from zeta_core.system.redis_access import RedisUnavailable
 
 DISPATCH_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
 HALF_LIFE_SECONDS = 86_400.0  # of the mean use in the fair share, by default
+GROUP_SIZE = 50  # jobs that are dispatched in one transaction, which other writers of SQLite wait for
 FIRST_PAGE_SECONDS = 5.0  # the first page is read at least this often, because the remaining times of jobs change
 ESTIMATE_SECONDS = 5.0  # between two estimates of when the jobs of the first page start
 ALL_PAGES_SECONDS = 5.0  # between two passes that read all pages and place no job
@@ -65,6 +67,15 @@ REFRESH_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 Send = Callable[[Dispatch], Awaitable[None]]
+_Placed = tuple[WaitingJob, Placement]
+
+
+@dataclass(frozen=True)
+class _Dispatched:
+    """A committed dispatch: its messages, one for each node, and its time."""
+
+    messages: Sequence[Dispatch]
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -233,12 +244,9 @@ class Scheduler:
             if (seconds := backoff_seconds(row, now)) is not None:
                 self._first_page_due_at = min(self._first_page_due_at, time.monotonic() + seconds)
 
-        async def dispatch(placed: tuple[WaitingJob, Placement]) -> None:
-            await self._dispatch(*placed)
-
         failures = [await try_each(page, read)]
         plan = planner.plan(jobs)
-        failures.append(await try_each(plan.placements, dispatch))
+        failures.append(await self._dispatch_all(plan.placements))
         starts = estimated_starts(plan, planner) if estimate else None
         await store_reasons(self._database, [(rows[job.id], wait) for job, wait in plan.waits], starts)
         failure = next((failure for failure in failures if failure is not None), None)
@@ -268,42 +276,77 @@ class Scheduler:
             job.worker, job.slots, job.dispatched_at, job.waiting_reason = None, None, None, None
             return True
 
-    async def _dispatch(self, waiting: WaitingJob, placement: Placement) -> None:
-        """Commit the dispatch, then send it. Do nothing if another server has dispatched the job already."""
-        job_id = waiting.id
+    async def _dispatch_all(self, placements: Sequence[_Placed]) -> Exception | None:
+        """Dispatch these jobs, those on one worker in groups; returns the first failure.
+
+        If a group fails, each of its jobs is dispatched on its own, so a failing job doesn't affect the others.
+        """
+        on_one = [placed for placed in placements if len(placed[1].nodes) == 1]
+        alone = [placed for placed in placements if len(placed[1].nodes) > 1]
+        failures: list[Exception | None] = []
+        for start in range(0, len(on_one), GROUP_SIZE):
+            group = on_one[start : start + GROUP_SIZE]
+            try:
+                dispatched = await self._record(group)
+            except EXPECTED_ERRORS:
+                raise
+            except Exception:  # noqa: BLE001 - it is raised again for the job that fails
+                alone.extend(group)
+            else:
+                failures.append(await try_each(dispatched, self._deliver))
+        failures.append(await try_each(alone, self._dispatch))
+        return next((failure for failure in failures if failure is not None), None)
+
+    async def _dispatch(self, placed: _Placed) -> None:
+        for dispatched in await self._record([placed]):
+            await self._deliver(dispatched)
+
+    async def _record(self, placements: Sequence[_Placed]) -> Sequence[_Dispatched]:
+        """Commit the dispatch of these jobs in one transaction.
+
+        Jobs that have changed, or that another server has dispatched, are left out, and so are those whose slots are
+        taken meanwhile.
+        """
+        ids = [waiting.id for waiting, _ in placements]
+        workers = {node.candidate.heartbeat.worker for _, placement in placements for node in placement.nodes}
+        recorded: list[_Dispatched] = []
         async with self._database.write() as session:
             if not self._database.is_sqlite:
                 await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": DISPATCH_LOCK})
-            job = await lock_job(session, job_id)
-            if job is None or job.status != JobStatus.QUEUED or job.worker is not None:
-                return
-            if job.attempt != waiting.attempt:
-                return
-            workers = [node.candidate.heartbeat.worker for node in placement.nodes]
-            load = await read_load_for_dispatch(session, self._default_limits, job.project, workers)
-            is_taken = any(
-                load.slots.get(node.candidate.heartbeat.worker, set()).intersection(node.slots)
-                for node in placement.nodes
-            )
-            if is_taken or load.ending_wait(job_id) or load.quota_wait(job.project, placement.total_gpus):
-                return
-            hub = await hub_access(session, job.project, self._default_limits)
-            messages = await record_dispatch(session, job, placement, hub, waiting.inputs)
-            dispatched_at = job.dispatched_at
-            assert dispatched_at is not None, f"{job_id} was just dispatched"
-        for message in messages:
+            jobs = await lock_jobs(session, ids)
+            if len(jobs) < len(ids):
+                self._is_queue_changed = True  # another transaction has locked a job; the next pass reads it again
+            projects = {waiting.project for waiting, _ in placements}
+            load = await read_load_for_dispatch(session, self._default_limits, projects, workers)
+            checkpoints = await newest_resumable_of(session, ids)
+            for waiting, placement in placements:
+                job = jobs.get(waiting.id)
+                if job is None or job.attempt != waiting.attempt or not _may_start(job, placement, load):
+                    continue
+                hub, newest = load.limits(job.project).hub_access, checkpoints.get(job.id)
+                messages = await record_dispatch(session, job, placement, hub, waiting.inputs, newest_checkpoint=newest)
+                assert job.dispatched_at is not None, f"{job.id} was just dispatched"
+                recorded.append(_Dispatched(messages, job.dispatched_at))
+                for node in placement.nodes:
+                    load.slots.setdefault(node.candidate.heartbeat.worker, set()).update(node.slots)
+                load.add(job.project, placement.total_gpus, 0)
+        return recorded
+
+    async def _deliver(self, dispatched: _Dispatched) -> None:
+        """Send the messages of a committed dispatch; if Redis doesn't accept one, take the dispatch back."""
+        for message in dispatched.messages:
             try:
                 await self._send(message)
             except RedisUnavailable as error:
                 logger.warning(
                     "Could not send %s to worker %s (%s); the attempt is repeated.",
-                    job_id,
+                    message.job_id,
                     message.worker,
                     error,
-                    extra={"action": "dispatch", "job_id": job_id, "attempt": message.attempt},
+                    extra={"action": "dispatch", "job_id": message.job_id, "attempt": message.attempt},
                 )
                 if message.num_nodes == 1:
-                    await self._withdraw(job_id, dispatched_at)
+                    await self._withdraw(message.job_id, dispatched.at)
                 else:
                     await self._give_up_start(message)
                 return
@@ -317,3 +360,13 @@ class Scheduler:
             if job is not None and is_current and attempt is not None and attempt.is_preparing:
                 message = f"Worker {unsent.worker} (node {unsent.node_rank}) could not be reached through Redis."
                 await give_up_start(session, job, message=message)
+
+
+def _may_start(job: JobRow, placement: Placement, load: Load) -> bool:
+    """Whether the job still waits, its slots are still free, and its project's limits still allow it to start."""
+    is_waiting = job.status == JobStatus.QUEUED and job.worker is None
+    is_taken = any(
+        load.slots.get(node.candidate.heartbeat.worker, set()).intersection(node.slots) for node in placement.nodes
+    )
+    must_wait = load.ending_wait(job.id) or load.quota_wait(job.project, placement.total_gpus)
+    return is_waiting and not is_taken and not must_wait

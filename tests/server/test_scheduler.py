@@ -324,10 +324,22 @@ def test_a_dispatch_reads_other_workers_only_for_a_project_with_limits(fleet: Sm
 
     async def read(limits: ProjectLimits) -> tuple[dict[str, set[int]], int]:
         async with fleet.database.read() as session:
-            load = await read_load_for_dispatch(session, limits, project, ["one"])
+            load = await read_load_for_dispatch(session, limits, [project], ["one"])
         return load.slots, load.jobs[project]
 
     assert fleet.loop.run(read(ProjectLimits())) == ({"one": {0}}, 1)
     everywhere = {"one": {0}, "two": {0}, "three": {0}}
     assert fleet.loop.run(read(ProjectLimits(max_running_jobs=5))) == (everywhere, 3)
     assert fleet.loop.run(read(ProjectLimits(max_gpus=5))) == (everywhere, 3)
+
+
+def test_a_job_that_cannot_be_dispatched_does_not_affect_its_group(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet)
+    jobs = [fleet.submit() for _ in range(4)]
+    change(fleet, jobs[1], kind="of another version")
+    stepped.update_workers(box=8)
+    with pytest.raises(ValueError, match="of another version"):
+        stepped.step()
+    assert {message.job_id for message in stepped.sent} == {jobs[0], jobs[2], jobs[3]}
+    assert fleet.job(jobs[1]).worker is None
+    assert len({slot for message in stepped.sent for slot in message.slots}) == 3

@@ -3,14 +3,15 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event, insert, select
+from sqlalchemy import Engine, event, insert, select
 
 from server.database.connections import Database
 from server.database.recent_use import RecentUse, RecentUseRow, recent_use
@@ -151,7 +152,9 @@ def test_a_pass_that_cannot_place_a_job_costs_the_same_for_a_long_queue(fleet: S
     job_id = fleet.submit(spec={"model": "m", "resources": {"gpus": 1}})
     stepped.update_workers(plain=4, box={"slots": 1, "kind": "cuda", "running": [("job_other", 1)]})
     stepped.step()
-    short = _statements(fleet, stepped)
+    engine = fleet.database._reader.sync_engine  # pyright: ignore[reportPrivateUsage]
+    nothing_changed = partial(stepped.step, queue_changed=False)
+    short = _statements(engine, nothing_changed)
     row = fleet.job(job_id)
 
     async def fill() -> None:
@@ -162,20 +165,34 @@ def test_a_pass_that_cannot_place_a_job_costs_the_same_for_a_long_queue(fleet: S
     fleet.loop.run(fill())
     for _ in range(2):
         stepped.step()
-    assert _statements(fleet, stepped) == short
+    assert _statements(engine, nothing_changed) == short
     assert not any("time_limit_seconds" in text and "LIMIT" in text for text in short), "no page was read"
 
 
-def _statements(fleet: SmallFleet, stepped: SteppedScheduler) -> list[str]:
-    """The SQL of a pass in which nothing has changed."""
+def test_a_pass_starts_many_jobs_with_as_many_statements_as_two(fleet: SmallFleet) -> None:
+    stepped = SteppedScheduler(fleet)
+    stepped.update_workers(first=1, second=40)
+    fleet.submit()
+    assert len(stepped.step()) == 1
+    engine = fleet.database._writer.sync_engine  # pyright: ignore[reportPrivateUsage]
+    counts: list[int] = []
+    for num_jobs in (2, 30):
+        for _ in range(num_jobs):
+            fleet.submit()
+        counts.append(len(_statements(engine, stepped.step)))
+    assert len(stepped.sent) == 1 + 2 + 30
+    assert counts[1] <= counts[0]
+
+
+def _statements(engine: Engine, act: Callable[[], object]) -> list[str]:
+    """The SQL that is executed meanwhile."""
     found: list[str] = []
-    engine = fleet.database._reader.sync_engine  # pyright: ignore[reportPrivateUsage]
 
     def note(*arguments: Any) -> None:
         found.append(str(arguments[2]))
 
     event.listen(engine, "before_cursor_execute", note)
-    stepped.step(queue_changed=False)
+    act()
     event.remove(engine, "before_cursor_execute", note)
     return found
 

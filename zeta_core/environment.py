@@ -18,10 +18,10 @@ from zeta_core.system.device_kind import KERNEL_VARIABLES
 from zeta_core.system.oom_kills import group_files
 from zeta_core.system.settings import Settings
 
-# Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
-# `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
 COMPILED_CODE = "compiled"  # a folder in the cache
 _COMPILED_BY_TORCH = "TORCHINDUCTOR_CACHE_DIR"
+# Variables that indicate several processes but that torch does not read: those of MPI launchers, and of `srun`. Only
+# `srun` sets the number of a step's tasks; the job's number of tasks is also set in an sbatch script.
 _WORLD_SIZE_VARIABLES = (
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_SIZE",

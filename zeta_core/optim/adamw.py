@@ -19,7 +19,7 @@ import torch
 
 from zeta_core.contract.spec.options import Bf16Weights, OptimizerStates
 from zeta_core.optim import eight_bits
-from zeta_core.optim.random_bits import random_bits, salt_of, uniform_pair
+from zeta_core.optim.random_bits import rounded_to_bf16, salt_of, uniform_pair
 from zeta_core.optim.shards import first_row, local_part, sharded_like
 
 EPSILON = 1e-8
@@ -133,10 +133,7 @@ def _keep_weights(part: _Tensors, weights: torch.Tensor, salt: int, first: int) 
         part["weights"].copy_(weights)
         part[COMPENSATION].copy_(weights.sub_(part["weights"]))
         return
-    # A bfloat16 number has the upper half of the bits of a float32 one. A random lower half is added, then cut off.
-    added = random_bits(weights.numel(), salt=salt, first=first, device=weights.device).bitwise_and_(0xFFFF)
-    rounded = (weights.view(torch.int32) + added.view_as(weights)).bitwise_and_(-0x10000)
-    part["weights"].copy_(rounded.view(torch.float32))
+    part["weights"].copy_(rounded_to_bf16(weights, salt=salt, first=first))
 
 
 def _parts(parameter: torch.Tensor, tensors: _Tensors) -> Iterator[tuple[int, _Tensors]]:

@@ -11,6 +11,7 @@ from torch import nn
 from zeta_core.optim import adamw
 from zeta_core.optim.adamw import CompactAdamW
 from zeta_core.optim.optimizer import ADAM_BETAS
+from zeta_core.optim.random_bits import rounded_to_bf16
 
 STEPS, RATE = 200, 1e-4
 
@@ -43,3 +44,11 @@ def test_small_updates_of_bf16_weights_are_lost_without_random_rounding_or_kahan
     assert torch.equal(moved(torch.bfloat16, bf16_weights="stochastic"), stochastic)
     monkeypatch.setattr(adamw, "_keep_weights", keep_nearest)
     assert not moved(torch.bfloat16, bf16_weights="stochastic").any(), "rounded to the nearest, no weight ever moves"
+
+
+def test_random_rounding_keeps_values_that_are_not_finite() -> None:
+    """Among them is a GPU's NaN, which has all bits set, so that the random bits overflow into its sign."""
+    bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32)
+    for salt in range(4):
+        rounded = rounded_to_bf16(bits.view(torch.float32), salt=salt, first=0)
+        torch.testing.assert_close(rounded, bits.view(torch.float32), equal_nan=True)

@@ -21,6 +21,7 @@ from tests.zeta_core.parallel.test_parallel import case, results
 from zeta import Trainer
 from zeta_core.checkpoint.staging import Staging
 from zeta_core.model.quantization import quantize
+from zeta_core.objective.document_kernel import kernel_problem
 from zeta_core.optim.optimizer import ParameterGroups, build_optimizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -81,6 +82,19 @@ def test_the_same_seed_gives_the_same_bits_straight_or_resumed(precision: str, t
     )
     assert torch.equal(weights(models[0]), weights(models[1]))
     assert torch.equal(weights(models[0]), weights(models[3]))
+
+
+def test_packed_documents_are_computed_by_one_kernel_as_with_a_mask(tmp_path: Path) -> None:
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("flash attention needs a GPU with bfloat16")
+    assert kernel_problem(torch.device("cuda", 0), torch.bfloat16) is None
+    losses: dict[str, float] = {}
+    for name in ("auto", "sdpa"):
+        out = tmp_path / name
+        result = Trainer(model=llama(), max_steps=3, output_dir=out, attn_implementation=name, **SETTINGS)
+        losses[name] = result.train_loss or 0.0
+        assert plan_of(out)["attn_implementation"] == {"auto": "varlen", "sdpa": "sdpa"}[name]
+    assert losses["auto"] == pytest.approx(losses["sdpa"], abs=2e-2)
 
 
 class Steep(PlainModel):

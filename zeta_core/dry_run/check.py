@@ -184,7 +184,9 @@ def _dry_run(spec: JobSpec, file: RunFile, located: LocatedModel, pending: dict[
     if isolates is None and plan.pack:
         pending["isolates"] = "Unknown until the model is loaded: no small model of this class could be built."
     computes_documents = spec.attn_implementation == "varlen" or (
-        spec.attn_implementation == "auto" and file.device == "cpu" and not spec.compile
+        spec.attn_implementation == "auto"
+        and not spec.compile
+        and (file.device == "cpu" or plan.mixed_precision == "bf16")  # GPUs with bfloat16 have flash attention
     )
     isolation = finding.isolation if plan.pack and not computes_documents else None
     return _DryRun(

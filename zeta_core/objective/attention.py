@@ -3,7 +3,7 @@
 transformers' scaled dot-product attention separates the documents of a packed sequence by a dense (B, 1, T, T) mask,
 and computes all T x T scores. `document_attention` computes each document by itself: there is no mask, and the work
 grows with the lengths of the documents instead of the length of the sequence. The documents follow from the positions,
-which start at 0 in each of them.
+which start at 0 in each of them. On GPUs in half precision, one kernel computes all documents (`document_kernel`).
 
 Shapes: B sequences, T tokens, N heads, D values of a head.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zeta_core.failures import CannotTrain
+from zeta_core.objective.document_kernel import Documents, attend_by_kernel, fits_kernel
 
 DOCUMENTS = "zeta_documents"  # the name of `document_attention` in transformers
 # transformers' names, if they differ from those of the option `attn_implementation`
@@ -116,26 +117,30 @@ def document_attention(
             module, query_BNTD, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal
         )
         return output, None
-    rows = _document_bounds(position_ids, len(query_BNTD), length)
+    documents = _documents(position_ids, len(query_BNTD), length, query_BNTD.device)
+    window = sliding_window if sliding_window is not None and sliding_window < documents.longest else None
+    if (window or not documents.are_whole_rows) and fits_kernel(query_BNTD, value, dropout):
+        return attend_by_kernel(query_BNTD, key, value, documents, scale=scaling, window=window), None
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
     if key.shape[1] != query_BNTD.shape[1]:
         options["enable_gqa"] = True
 
     def attend(row: slice, start: int, end: int) -> torch.Tensor:
         part = (row, slice(None), slice(start, end))
-        window = sliding_window if sliding_window is not None and sliding_window < end - start else None
-        mask = None if window is None else _window_mask(end - start, window, query_BNTD.device)
+        mask = None
+        if window is not None and window < end - start:
+            mask = _window_mask(end - start, window, query_BNTD.device)
         return F.scaled_dot_product_attention(
             query_BNTD[part], key[part], value[part], attn_mask=mask, is_causal=mask is None, **options
         )
 
-    if all(row == [(0, length)] for row in rows):
+    if documents.are_whole_rows:
         output_BNTD = attend(slice(None), 0, length)
     else:
         output_BNTD = torch.cat(
             [
                 torch.cat([attend(slice(number, number + 1), start, end) for start, end in row], dim=2)
-                for number, row in enumerate(rows)
+                for number, row in enumerate(documents.rows)
             ]
         )
     return output_BNTD.transpose(1, 2).contiguous(), None
@@ -153,23 +158,26 @@ class _LatestPositions:
 
     tensor: weakref.ref[torch.Tensor] | None = None
     version: int = 0
-    rows: list[list[tuple[int, int]]] = field(default_factory=list[list[tuple[int, int]]])
+    documents: Documents | None = None
 
 
 _latest = _LatestPositions()
 
 
-def _document_bounds(position_ids: torch.Tensor | None, num_rows: int, length: int) -> list[list[tuple[int, int]]]:
-    """The start and end of each document in each row; a row without positions is one document."""
+def _documents(position_ids: torch.Tensor | None, num_rows: int, length: int, device: torch.device) -> Documents:
+    """The documents of each row; a row without positions is one document."""
     if position_ids is None:
-        return [[(0, length)]] * num_rows
+        return Documents([[(0, length)]] * num_rows, length, device)
     if position_ids.dim() != 2:
         raise ValueError("attention within documents needs one position for each token")
     version = position_ids._version  # pyright: ignore[reportPrivateUsage]
-    if _latest.tensor is None or _latest.tensor() is not position_ids or _latest.version != version:
-        _latest.rows = [_bounds_of(row, length) for row in (position_ids == 0).tolist()]
-        _latest.tensor, _latest.version = weakref.ref(position_ids), version
-    return _latest.rows if len(_latest.rows) == num_rows else _latest.rows * num_rows
+    found = _latest.documents
+    is_latest = _latest.tensor is not None and _latest.tensor() is position_ids and _latest.version == version
+    if found is None or not is_latest or len(found.rows) != num_rows or found.device != device:
+        rows = [_bounds_of(row, length) for row in (position_ids == 0).tolist()]
+        found = Documents(rows if len(rows) == num_rows else rows * num_rows, length, device)
+        _latest.tensor, _latest.version, _latest.documents = weakref.ref(position_ids), version, found
+    return found
 
 
 def _bounds_of(begins: list[bool], length: int) -> list[tuple[int, int]]:

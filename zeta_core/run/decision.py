@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.attention import current_attention
+from zeta_core.objective.document_kernel import kernel_problem
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
 from zeta_core.objective.preference import preference_sequences
 from zeta_core.parallel.strategy import check_launcher
@@ -93,10 +94,17 @@ def probe_isolation(request: RunRequest, inputs: Inputs, model: nn.Module) -> Is
     )
 
 
-def choose_attention(request: RunRequest, inputs: Inputs, model: nn.Module, resume_point: ResumePoint | None) -> str:
-    """The requested attention; else that of the resumed run, or `varlen` on a CPU if the model supports it.
+def choose_attention(
+    request: RunRequest,
+    inputs: Inputs,
+    model: nn.Module,
+    resume_point: ResumePoint | None,
+    log: Callable[[str], None],
+) -> str:
+    """The requested attention; else that of the resumed run, or `varlen` if the model and the device support it.
 
-    Raises `CannotTrain` if `varlen` is requested and the model does not support it.
+    On a GPU, `varlen` is the default only where torch's kernel for it works; otherwise, ``log`` gets the reason. Raises
+    `CannotTrain` if `varlen` is requested and the model does not support it.
     """
     options = request.options
     stored = {} if resume_point is None else resume_point.plan
@@ -104,7 +112,10 @@ def choose_attention(request: RunRequest, inputs: Inputs, model: nn.Module, resu
     if requested == "auto" and resume_point is not None:
         return stored.get("attn_implementation", "auto")
     packs = options.method == "sft" and options.pack is not False
-    if requested == "auto" and (torch.cuda.is_available() or options.compile or not packs):
+    if requested == "auto" and (options.compile or not packs):
+        return "auto"
+    if requested == "auto" and (problem := _kernel_problem(request)) is not None:
+        log(f"Attention uses the model's own implementation, with masks of packed documents: {problem}.")
         return "auto"
     if requested not in ("auto", "varlen"):
         return requested
@@ -121,6 +132,16 @@ def choose_attention(request: RunRequest, inputs: Inputs, model: nn.Module, resu
             hint="Omit it, or use 'auto'.",
         )
     return "varlen" if supported else "auto"
+
+
+def _kernel_problem(request: RunRequest) -> str | None:
+    """Why a GPU can't compute all documents with one kernel in the precision of the run; None on CPUs."""
+    if not torch.cuda.is_available():
+        return None
+    default = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    precision = request.options.mixed_precision or default
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return kernel_problem(torch.device("cuda", torch.cuda.current_device()), dtype)
 
 
 def decide(

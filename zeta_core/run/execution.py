@@ -116,7 +116,7 @@ def _load(stack: ExitStack, request: RunRequest, rank: ProcessRank, report: Repo
     report.phase("loading_model")
     resume_point = find_resume_point(request, processes, report)
     model = build_model(request, inputs, resume_point)
-    attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point))
+    attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point, report.log))
     stack.enter_context(attention_implementation(model, attention))
     kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
     isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))

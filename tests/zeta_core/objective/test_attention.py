@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +25,7 @@ from zeta_core.data.sequences import Batch, Sequences
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.activations import LiveTensors
 from zeta_core.objective.attention import attention_implementation, current_attention
+from zeta_core.objective.document_kernel import Documents, attend_by_kernel, attend_by_mask, fits_kernel, kernel_problem
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.isolation_probe import supports_documents
 from zeta_core.objective.loss_probe import find_loss_function
@@ -70,6 +73,37 @@ def test_losses_and_gradients_are_those_of_masked_attention(family: str) -> None
         found.append((loss.detach(), gradient))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-6)
+
+
+def attend_by_offsets(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *given: Any, **options: Any) -> Any:
+    """What torch documents for `varlen_attn`, which runs on GPUs only: each document by itself, with a window."""
+    offsets, parts = given[0].tolist(), list[torch.Tensor]()
+    for start, end in pairwise(offsets):
+        at = torch.arange(end - start)
+        back = at[:, None] - at
+        window, _ = options["window_size"]
+        allowed = (back >= 0) & ((back <= window) if window >= 0 else True)
+        of_query, of_key, of_value = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
+        enable_gqa = options["enable_gqa"]
+        parts.append(F.scaled_dot_product_attention(of_query, of_key, of_value, allowed, enable_gqa=enable_gqa)[0])
+    assert given[2] == max(end - start for start, end in pairwise(offsets))
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_rows_of_documents_are_passed_to_the_kernel_one_after_the_other(window: int | None) -> None:
+    torch.manual_seed(0)
+    documents = Documents([[(0, 20), (20, 32)], [(0, 3), (3, 32)]], 32, torch.device("cpu"))
+    query, key, value = (torch.randn(2, heads, 32, 8) for heads in (4, 2, 2))
+    found = attend_by_kernel(query, key, value, documents, window=window, kernel=attend_by_offsets)
+    torch.testing.assert_close(found, attend_by_mask(query, key, value, documents, window=window), rtol=0, atol=1e-6)
+
+
+def test_the_kernel_is_not_used_without_a_gpu_or_in_float32() -> None:
+    query = torch.randn(1, 2, 8, 8, dtype=torch.bfloat16)
+    assert not fits_kernel(query, query, dropout=0.0)
+    assert kernel_problem(torch.device("cpu"), torch.bfloat16) is not None
+    assert kernel_problem(torch.device("cuda"), torch.float32) is not None
 
 
 class LargestTensor(TorchDispatchMode):

@@ -102,8 +102,8 @@ def kernel_problem(device: torch.device, dtype: torch.dtype) -> str | None:
     documents = Documents([[(0, 40), (40, 64)], [(0, 7), (7, 64)]], 64, device)
     numbers = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 64, 64), (2, 2, 64, 64), (2, 2, 64, 64))
-    inputs = [torch.randn(shape, generator=numbers).to(device).requires_grad_() for shape in shapes]
     try:
+        inputs = [torch.randn(shape, generator=numbers).to(device).requires_grad_() for shape in shapes]
         for window in (None, 5):
             found: list[list[torch.Tensor]] = []
             for attend in (attend_by_kernel, attend_by_mask):

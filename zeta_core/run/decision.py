@@ -25,7 +25,7 @@ from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
 from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.attention import current_attention
-from zeta_core.objective.document_kernel import kernel_problem
+from zeta_core.objective.document_kernel import kernel_problem as find_kernel_problem
 from zeta_core.objective.isolation_probe import IsolationFinding, find_isolation, supports_documents
 from zeta_core.objective.preference import preference_sequences
 from zeta_core.parallel.strategy import check_launcher
@@ -99,12 +99,14 @@ def choose_attention(
     inputs: Inputs,
     model: nn.Module,
     resume_point: ResumePoint | None,
+    kernel_problem: str | None,
     log: Callable[[str], None],
 ) -> str:
     """The requested attention; else that of the resumed run, or `varlen` if the model and the device support it.
 
-    On a GPU, `varlen` is the default only where torch's kernel for it works; otherwise, ``log`` gets the reason. Raises
-    `CannotTrain` if `varlen` is requested and the model does not support it.
+    ``kernel_problem`` says why the kernel for `varlen` does not work on the GPU of some process. Then `varlen` is not
+    the default, and ``log`` gets the reason. Raises `CannotTrain` if `varlen` is requested and the model does not
+    support it.
     """
     options = request.options
     stored = {} if resume_point is None else resume_point.plan
@@ -114,8 +116,8 @@ def choose_attention(
     packs = options.method == "sft" and options.pack is not False
     if requested == "auto" and (options.compile or not packs):
         return "auto"
-    if requested == "auto" and (problem := _kernel_problem(request)) is not None:
-        log(f"Attention uses the model's own implementation, with masks of packed documents: {problem}.")
+    if requested == "auto" and kernel_problem is not None:
+        log(f"Attention uses the model's own implementation, with masks of packed documents: {kernel_problem}.")
         return "auto"
     if requested not in ("auto", "varlen"):
         return requested
@@ -134,14 +136,14 @@ def choose_attention(
     return "varlen" if supported else "auto"
 
 
-def _kernel_problem(request: RunRequest) -> str | None:
-    """Why a GPU can't compute all documents with one kernel in the precision of the run; None on CPUs."""
-    if not torch.cuda.is_available():
+def attention_problem(request: RunRequest) -> str | None:
+    """Why this process's GPU can't compute documents with one kernel in the precision of the run; None on CPUs."""
+    if not torch.cuda.is_available() or request.options.attn_implementation != "auto":
         return None
     default = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     precision = request.options.mixed_precision or default
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return kernel_problem(torch.device("cuda", torch.cuda.current_device()), dtype)
+    return find_kernel_problem(torch.device("cuda", torch.cuda.current_device()), dtype)
 
 
 def decide(

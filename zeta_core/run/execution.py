@@ -32,7 +32,14 @@ from zeta_core.report.library_noise import without_progress_bars
 from zeta_core.report.reporter import Reporter
 from zeta_core.run.announce import announced, prepare_other_node, prepare_output_dir
 from zeta_core.run.assembly import begin_or_resume, best_elsewhere, build_evaluator, prepared_engine, reference_for
-from zeta_core.run.decision import Decision, build_model, choose_attention, decide, probe_isolation
+from zeta_core.run.decision import (
+    Decision,
+    attention_problem,
+    build_model,
+    choose_attention,
+    decide,
+    probe_isolation,
+)
 from zeta_core.run.inputs import Inputs, ResumePoint, find_resume_point, read, require_equal_inputs
 from zeta_core.run.learner import Learner, build_advisor, prepare
 from zeta_core.run.request import Outcome, RunRequest
@@ -116,7 +123,9 @@ def _load(stack: ExitStack, request: RunRequest, rank: ProcessRank, report: Repo
     report.phase("loading_model")
     resume_point = find_resume_point(request, processes, report)
     model = build_model(request, inputs, resume_point)
-    attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point, report.log))
+    # One process without the kernel decides for all, because every process must compute attention in the same way.
+    problem = next((each for each in processes.gather(attention_problem(request)) if each is not None), None)
+    attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point, problem, report.log))
     stack.enter_context(attention_implementation(model, attention))
     kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}
     isolation = processes.from_main(lambda: probe_isolation(request, inputs, model))

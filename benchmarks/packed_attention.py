@@ -14,7 +14,7 @@ import torch
 from benchmarks import workload
 from benchmarks.result import BenchmarkResult, ratio_of_rounds
 from benchmarks.workload import Size
-from zeta_core.data.sequences import Batch
+from zeta_core.data.sequences import MicroBatch
 from zeta_core.objective.attention import attention_implementation
 from zeta_core.objective.isolation import Isolation
 from zeta_core.objective.loss import Convention, LossFunction
@@ -23,7 +23,7 @@ SEQ_LEN, VOCABULARY = 2048, 384
 NAMES = {"varlen": "within documents", "sdpa": "dense mask"}
 
 
-def packed_batch(seq_len: int, document: int) -> Batch:
+def packed_batch(seq_len: int, document: int) -> MicroBatch:
     """One sequence of bytes; each part of up to ``document`` bytes of a paragraph is a document."""
     parts = [part.encode()[:document] for topic in topics.values() for part in topic.split("\n\n") if part]
     ids: list[int] = []
@@ -37,7 +37,7 @@ def packed_batch(seq_len: int, document: int) -> Batch:
             break
     ids_BT, segments_BT, positions_BT = (torch.tensor(values[:seq_len])[None] for values in (ids, segments, positions))
     labels_BT = ids_BT.masked_fill(positions_BT == 0, -100)
-    return Batch(ids_BT, labels_BT, positions_BT, segments_BT, int((labels_BT >= 0).sum()))
+    return MicroBatch(ids_BT, labels_BT, positions_BT, segments_BT, int((labels_BT >= 0).sum()))
 
 
 def measure(size: Size) -> BenchmarkResult:

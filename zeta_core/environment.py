@@ -248,5 +248,5 @@ def _is_default_of_torch(folder: str | None) -> bool:
     """Whether torch keeps compiled kernels in this folder if nobody has chosen one: ``/tmp/torchinductor_<user>``."""
     if folder is None:
         return False
-    path = Path(folder)
-    return path.name.startswith("torchinductor_") and path.parent == Path(tempfile.gettempdir()).absolute()
+    parent, name = os.path.split(folder)
+    return name.startswith("torchinductor_") and parent == os.path.abspath(tempfile.gettempdir())

@@ -7,7 +7,7 @@
 | 3. documents | `documents` | `Renderer.render` | a row → texts, with the spans of characters that are trained on |
 | 4. tokens | `tokens` | `prepare_tokens` | all rows → a cached `TokenFile`: N ids of D documents, and statistics |
 | 5. sequences | `sequences` | `Sequences`, `build_sampler` | documents → sequences of at most T tokens, in order |
-| 6. batches | `sequences` | `Sequences.batch` | the sequences of a micro-batch → a `Batch` of tensors of shape [B, T] |
+| 6. batches | `sequences` | `Sequences.batch` | some sequences → a `MicroBatch` of tensors of shape [B, T] |
 
 `zeta_core.run.inputs` runs stages 1 to 4, `zeta_core.run.decision` stage 5, and `zeta_core.train.accumulation` stage 6
 for every micro-batch. Stages 1 to 4 process untrusted data, in forked processes with limits (`sandbox`).

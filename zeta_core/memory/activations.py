@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zeta_core.data.sequences import Batch
+from zeta_core.data.sequences import MicroBatch
 from zeta_core.memory.fused_attention import fused_attention, single_documents
 from zeta_core.memory.gathering import gathered_weights
 from zeta_core.model.activation_checkpointing import recomputed_activations, repeated_blocks
@@ -105,7 +105,9 @@ def _loss(model: nn.Module, plan: Plan, isolation: Isolation | None) -> torch.Te
     options: dict[str, Any] = {"use_cache": False} if hasattr(model, "config") else {}
     head = None if plan.strategy == "zero" else _output_head(model, ids_BT[:, :MIN_TOKENS], options)
     if isolation is not None:
-        options |= isolation.arguments(Batch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.zeros_like(ids_BT), 0))
+        options |= isolation.arguments(
+            MicroBatch(ids_BT, ids_BT, torch.zeros_like(ids_BT), torch.zeros_like(ids_BT), 0)
+        )
     if head is not None and head.exceeds_a_chunk(ids_BT.numel()):
         targets = LossTargets(torch.arange(ids_BT.numel()), shifted(ids_BT).flatten())
         with returning_losses(model, head):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from zeta_core.data.sequences import Batch
+from zeta_core.data.sequences import MicroBatch
 
 Mask = Literal["boolean", "additive"]
 
@@ -41,7 +41,7 @@ class Isolation:
     mask: Mask | None = None
     spans: tuple[AttentionSpan, ...] = ()
 
-    def arguments(self, batch: Batch) -> dict[str, Any]:
+    def arguments(self, batch: MicroBatch) -> dict[str, Any]:
         """The keyword arguments for a batch that has segments."""
         given: dict[str, Any] = {}
         if self.positions:
@@ -63,7 +63,7 @@ class Isolation:
         return scores.masked_fill_(~allowed_B1TT, torch.finfo(scores.dtype).min)
 
 
-def _same_document_and_causal(batch: Batch) -> torch.Tensor:
+def _same_document_and_causal(batch: MicroBatch) -> torch.Tensor:
     assert batch.segments_BT is not None
     segments_BT = batch.segments_BT
     length = segments_BT.shape[1]
@@ -71,7 +71,7 @@ def _same_document_and_causal(batch: Batch) -> torch.Tensor:
     return ((segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TT)[:, None]
 
 
-def _within(span: AttentionSpan, batch: Batch) -> torch.Tensor:
+def _within(span: AttentionSpan, batch: MicroBatch) -> torch.Tensor:
     """Whether a layer of this type attends to a token, if it is an earlier token of the same document."""
     positions_BT = batch.positions_BT
     if span.chunk is not None:

@@ -25,7 +25,7 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from zeta_core.data.sequences import Batch
+from zeta_core.data.sequences import MicroBatch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.attention import attention_implementation
 from zeta_core.objective.isolation import Isolation, attention_spans
@@ -297,17 +297,17 @@ class _IsolationProbe:
     def alone(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """The (T, V) logits of a sequence that is one document."""
         positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-        return self._logits(self.loss_function, Batch(ids_BT, ids_BT, positions_BT, None, 0))
+        return self._logits(self.loss_function, MicroBatch(ids_BT, ids_BT, positions_BT, None, 0))
 
     def _packed(self, isolated: LossFunction, edge: int, ids_BT: torch.Tensor) -> torch.Tensor:
         """The (T, V) logits of a sequence whose second document begins at ``edge``."""
         at = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         second = at >= edge
         return self._logits(
-            isolated, Batch(ids_BT, ids_BT, torch.where(second, at - edge, at)[None], second.long()[None], 0)
+            isolated, MicroBatch(ids_BT, ids_BT, torch.where(second, at - edge, at)[None], second.long()[None], 0)
         )
 
-    def _logits(self, loss_function: LossFunction, batch: Batch) -> torch.Tensor:
+    def _logits(self, loss_function: LossFunction, batch: MicroBatch) -> torch.Tensor:
         logits = loss_function.logits_in(loss_function.call(self.subject.model, batch))
         if logits is None or logits.shape[1] != batch.ids_BT.shape[1]:
             raise ValueError("the model returned no logits for every token")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.contract.job.status import StopAction
-from zeta_core.data.sequences import IGNORED, Batch, Sequences
+from zeta_core.data.sequences import IGNORED, MicroBatch, Sequences
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, returning_losses
 from zeta_core.objective.isolation import Isolation
@@ -96,7 +96,7 @@ class LossFunction:
         """
         return None
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the targets' cross-entropies in nats, and the model's auxiliary loss or None.
 
         Only the sum is scaled by token counts. If a convention returns a mean, the mean is multiplied by the number of
@@ -135,7 +135,7 @@ class LossFunction:
         """Whether `row_losses` accepts several rows of different lengths, which are padded on the right."""
         return self.convention is Convention.LOGITS and not self.looks_ahead
 
-    def row_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def row_losses(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """The sum of the targets' cross-entropies in each row (B), and no auxiliary loss.
 
         A model that returns a mean, or whose output depends on later tokens, takes one row.
@@ -148,7 +148,9 @@ class LossFunction:
         self.sums.append(torch.stack((num_correct, num_targets)))
         return losses_B
 
-    def separate_rows(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def separate_rows(
+        self, model: nn.Module, batch: MicroBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """The sum of the losses in each row (B), in float32, the number of correct targets, and the auxiliary loss.
 
         Correct targets have the highest logit. Their number is 0 while gradients are enabled.
@@ -188,7 +190,7 @@ class LossFunction:
         num_correct, num_targets = sums
         return Metrics(token_accuracy=num_correct / num_targets if num_targets else None)
 
-    def call(self, model: nn.Module, batch: Batch, **more: Any) -> Any:
+    def call(self, model: nn.Module, batch: MicroBatch, **more: Any) -> Any:
         values: dict[str, Any] = {**dict(self.fixed), **more}
         if self.needs_mask:
             values["attention_mask"] = torch.ones_like(batch.ids_BT)
@@ -200,14 +202,14 @@ class LossFunction:
             return model(**{self.ids_name: batch.ids_BT}, **values)
         return model(batch.ids_BT, **values)
 
-    def uses_chunks(self, batch: Batch) -> bool:
+    def uses_chunks(self, batch: MicroBatch) -> bool:
         """Whether the logits of this batch are so many that they are computed in chunks."""
         num_rows, length = batch.ids_BT.shape
         if self.supports_logit_positions and batch.logit_positions_K is not None:
             length = len(batch.logit_positions_K)
         return self.head is not None and self.head.exceeds_a_chunk(num_rows * length)
 
-    def call_in_chunks(self, model: nn.Module, batch: Batch, *, each: bool) -> tuple[HeadLoss, torch.Tensor]:
+    def call_in_chunks(self, model: nn.Module, batch: MicroBatch, *, each: bool) -> tuple[HeadLoss, torch.Tensor]:
         """The loss, and its rows: positions in the flattened (B x T) tokens.
 
         With ``each``, there is a loss for each row (N); otherwise their sum. `uses_chunks` must be true.
@@ -231,7 +233,7 @@ class LossFunction:
         """The (B, K, V) logits in the result of a call, if there are any."""
         return find_logits(output if self.logits_at is None else output[self.logits_at])
 
-    def targets(self, batch: Batch) -> torch.Tensor:
+    def targets(self, batch: MicroBatch) -> torch.Tensor:
         """The (B, K) targets of the logits that a call with this batch returns."""
         targets_BT = shifted(batch.labels_BT)
         return (

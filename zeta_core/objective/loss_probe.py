@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zeta_core.data.sequences import IGNORED, Batch
+from zeta_core.data.sequences import IGNORED, MicroBatch
 from zeta_core.failures import InvalidModel, is_out_of_memory
 from zeta_core.objective.chunked_loss import HeadLoss, LossTargets, OutputHead, find_output_head, returning_losses
 from zeta_core.objective.isolation import Isolation
@@ -152,11 +152,11 @@ class _LossProbe:
             )
         return likely[0] if likely else None
 
-    def batch(self, ids_BT: torch.Tensor | None = None) -> Batch:
+    def batch(self, ids_BT: torch.Tensor | None = None) -> MicroBatch:
         ids_BT = self.ids_BT if ids_BT is None else ids_BT
         at = torch.arange(2 * self.half, device=ids_BT.device)
         labels_BT = ids_BT.masked_fill((at % self.half == 0)[None], IGNORED)
-        return Batch(ids_BT, labels_BT, (at % self.half)[None], (at // self.half)[None], 2 * (self.half - 1))
+        return MicroBatch(ids_BT, labels_BT, (at % self.half)[None], (at // self.half)[None], 2 * (self.half - 1))
 
     def convention(
         self, plain: LossFunction, fixed: list[tuple[tuple[str, Any], ...]], parameters: frozenset[str]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.contract.job.events import SampleLine
-from zeta_core.data.sequences import Batch
+from zeta_core.data.sequences import MicroBatch
 from zeta_core.data.tokens import TokenFile
 from zeta_core.objective.loss import Convention, LossFunction
 from zeta_core.parallel.processes import Processes
@@ -129,7 +129,7 @@ class SampleWriter:
 
     def _logits(self, model: nn.Module, ids_BT: torch.Tensor) -> torch.Tensor | None:
         positions_BT = torch.arange(ids_BT.shape[1], device=self._device).expand_as(ids_BT)
-        batch = Batch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, segments_BT=None, num_targets=0)
+        batch = MicroBatch(ids_BT=ids_BT, labels_BT=ids_BT, positions_BT=positions_BT, segments_BT=None, num_targets=0)
         try:
             return self._loss_function.logits_in(self._loss_function.call(model, batch))
         except TypeError:  # its forward cannot be called without targets

@@ -50,7 +50,7 @@ class FleetState:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SchedulingPlan:
     """The decisions about the jobs of one page, each in the order in which the jobs were considered."""
 
     placements: Sequence[tuple[WaitingJob, Placement]]
@@ -81,7 +81,7 @@ class Planner:
             self._options[needs] = available_options(self.candidates, needs)
         return self._options[needs]
 
-    def plan(self, jobs: Iterable[WaitingJob]) -> Plan:
+    def plan(self, jobs: Iterable[WaitingJob]) -> SchedulingPlan:
         placements: list[tuple[WaitingJob, Placement]] = []
         waits: list[tuple[WaitingJob, Wait]] = []
         known_waits: dict[Requirements, Wait] = {}  # until a slot is taken
@@ -112,7 +112,7 @@ class Planner:
                 num_slots = 0 if job.needs.is_background else sum(len(node.slots) for node in choice.nodes)
                 self._load.add(job.project, choice.total_gpus, num_slots)
                 placements.append((job, choice))
-        return Plan(placements, waits)
+        return SchedulingPlan(placements, waits)
 
     def _choose(self, job: WaitingJob) -> Placement | Wait:
         if job.needs not in self._options and (idle := self._idle(job.needs)):
@@ -152,6 +152,6 @@ class Planner:
         return num_reserved > 0
 
 
-def make_plan(jobs: Collection[WaitingJob], fleet: FleetState) -> Plan:
+def make_plan(jobs: Collection[WaitingJob], fleet: FleetState) -> SchedulingPlan:
     """The plan for a whole queue."""
     return Planner(fleet).plan(jobs)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from server.engine.candidate import Candidate, Option
-from server.engine.scheduling.plan import Plan, Planner, WaitingJob
+from server.engine.scheduling.plan import Planner, SchedulingPlan, WaitingJob
 from zeta_core.contract.job.status import WaitingCode
 
 MAX_STEPS = 20_000  # workers looked at, over all jobs: the estimates take about a tenth of a second at most
@@ -19,7 +19,7 @@ UNKNOWN = float("inf")
 _ESTIMATED = frozenset({WaitingCode.WORKERS_BUSY, WaitingCode.RESOURCES})
 
 
-def estimated_starts(plan: Plan, planner: Planner) -> Mapping[str, float]:
+def estimated_starts(plan: SchedulingPlan, planner: Planner) -> Mapping[str, float]:
     """The seconds until jobs of the plan start, by job; jobs whose start can't be estimated are missing.
 
     ``planner`` has just made the plan.
@@ -39,7 +39,7 @@ def estimated_starts(plan: Plan, planner: Planner) -> Mapping[str, float]:
 class _Timeline:
     """When each slot becomes free, in seconds from now."""
 
-    def __init__(self, plan: Plan, candidates: Sequence[Candidate]) -> None:
+    def __init__(self, plan: SchedulingPlan, candidates: Sequence[Candidate]) -> None:
         self._free_at: dict[tuple[str, int], float] = {}
         for candidate in candidates:
             live = candidate.live

@@ -21,7 +21,7 @@ from tests.zeta_core.models import llama, plain
 from tests.zeta_core.objective.small_families import ISOLATED, NOT_ISOLATED, WINDOW, build
 from zeta import Trainer
 from zeta_core.contract.errors import InvalidSpec
-from zeta_core.data.sequences import Batch, Sequences
+from zeta_core.data.sequences import MicroBatch, Sequences
 from zeta_core.failures import CannotTrain
 from zeta_core.memory.activations import LiveTensors
 from zeta_core.objective.attention import attention_implementation, current_attention
@@ -45,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZETA_HOME", str(tmp_path / "home"))
 
 
-def packed(*lengths: int, seq_len: int = 64, rows: int = 2) -> Batch:
+def packed(*lengths: int, seq_len: int = 64, rows: int = 2) -> MicroBatch:
     return Sequences(random_documents(list(lengths)), seq_len, pack=True).batch(np.arange(rows), rows)
 
 

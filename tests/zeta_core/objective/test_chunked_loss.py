@@ -19,7 +19,7 @@ from tests.zeta_core.objective.small_families import ISOLATED, NOT_ISOLATED, bui
 from tests.zeta_core.parallel.test_parallel import case, results
 from tests.zeta_core.run_directories import ROOT
 from zeta_core.contract.spec.options import Lora
-from zeta_core.data.sequences import Batch, Sequences
+from zeta_core.data.sequences import MicroBatch, Sequences
 from zeta_core.model.lora import add_adapter
 from zeta_core.objective import chunked_loss
 from zeta_core.objective.loss import LossFunction
@@ -34,19 +34,21 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_loss, "CHUNK_LOGITS", 10 * models.VOCABULARY)
 
 
-def some_batch() -> Batch:
+def some_batch() -> MicroBatch:
     """Packed documents, whose last row is a filler without targets."""
     return Sequences(random_documents([9, 40, 7, 30, 42]), 32, pack=True).batch(np.arange(3), 2)
 
 
-def gradients(model: nn.Module, loss_function: LossFunction, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def gradients(
+    model: nn.Module, loss_function: LossFunction, batch: MicroBatch
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model.zero_grad()
     loss, auxiliary = loss_function(model, batch)
     (loss / batch.num_targets + (0 if auxiliary is None else auxiliary)).backward()
     return loss.detach(), [torch.zeros(1) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 
-def assert_same(model: nn.Module, loss_function: LossFunction, batch: Batch) -> None:
+def assert_same(model: nn.Module, loss_function: LossFunction, batch: MicroBatch) -> None:
     """In chunks and with all logits, the losses and gradients agree to 1e-6."""
     assert loss_function.uses_chunks(batch)
     loss, found = gradients(model, loss_function, batch)

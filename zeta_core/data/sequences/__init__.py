@@ -3,13 +3,13 @@
 `packing` cuts and packs (`Sequences`), `sampler` orders the sequences of a run, and `batch` defines what the loss gets.
 """
 
-from zeta_core.data.sequences.batch import IGNORED, Batch, largest_micro_batch, micro_batches
+from zeta_core.data.sequences.batch import IGNORED, MicroBatch, largest_micro_batch, micro_batches
 from zeta_core.data.sequences.packing import Overlong, Sequences
 from zeta_core.data.sequences.sampler import Mixture, Sampler, build_sampler
 
 __all__ = [
     "IGNORED",
-    "Batch",
+    "MicroBatch",
     "Mixture",
     "Overlong",
     "Sampler",

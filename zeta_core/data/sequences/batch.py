@@ -20,7 +20,7 @@ MAX_LOGITS_SHARE = 0.9  # if more positions need logits, all of them get logits
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """One micro-batch on its device. ``labels`` are not shifted: position t is predicted from earlier positions."""
 
     ids_BT: torch.Tensor
@@ -30,7 +30,7 @@ class Batch:
     num_targets: int
     logit_positions_K: torch.Tensor | None = None  # those with a target, and some more; None means all positions
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
 
@@ -40,7 +40,7 @@ class Batch:
         segments = None if self.segments_BT is None else moved(self.segments_BT)
         logit_positions = None if self.logit_positions_K is None else moved(self.logit_positions_K)
         ids, labels, positions = moved(self.ids_BT), moved(self.labels_BT), moved(self.positions_BT)
-        return Batch(ids, labels, positions, segments, self.num_targets, logit_positions)
+        return MicroBatch(ids, labels, positions, segments, self.num_targets, logit_positions)
 
 
 def make_batch(
@@ -50,7 +50,7 @@ def make_batch(
     num_counting: int,
     *,
     isolate: bool,
-) -> Batch:
+) -> MicroBatch:
     """The tokens at the positions ``at_BT`` as tensors on the CPU. Only the first ``num_counting`` rows have targets.
 
     ``document_BT`` is a number for each token's document, -1 for padding. With ``isolate``, the batch contains it if
@@ -69,7 +69,7 @@ def make_batch(
     labels_BT = np.where(ignored_BT, IGNORED, ids_BT)
     labels_BT[num_counting:] = IGNORED
     several = isolate and bool(begins_BT[:, 1:].any())
-    return Batch(
+    return MicroBatch(
         torch.from_numpy(ids_BT),
         torch.from_numpy(labels_BT),
         torch.from_numpy(np.arange(length) - begin_at_BT),

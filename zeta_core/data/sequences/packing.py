@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zeta_core.data.sequences.batch import Batch, make_batch
+from zeta_core.data.sequences.batch import MicroBatch, make_batch
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 
@@ -149,7 +149,7 @@ class Sequences:
         inner = np.searchsorted(self._offsets, ends, "left") - np.searchsorted(self._offsets, starts, "right")
         return int((ends - starts - 1 - inner).sum())
 
-    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> Batch:
+    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> MicroBatch:
         """The sequences as tensors on the CPU. Only the first ``num_counting`` have targets."""
         at_BT, document_BT = self._ranges(indices) if self._bins is None else self._filled(indices, self._bins)
         return make_batch(self._tokens, at_BT, document_BT, num_counting, isolate=isolate)

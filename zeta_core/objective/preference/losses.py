@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zeta_core.contract.job.status import StopAction
-from zeta_core.data.sequences import IGNORED, Batch, Sequences, micro_batches
+from zeta_core.data.sequences import IGNORED, MicroBatch, Sequences, micro_batches
 from zeta_core.failures import InvalidModel
 from zeta_core.objective.loss import STOP_CHECK_INTERVAL, Convention, LossFunction, Metrics, shifted
 from zeta_core.objective.preference.sequences import AnswerBatch, LabeledAnswers
@@ -54,7 +54,7 @@ class PreferenceLoss(LossFunction):
     is_likelihood: ClassVar[bool] = False
     has_reference: ClassVar[bool] = True
 
-    def log_probabilities(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def log_probabilities(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The log-probability of each row's answer, summed over its tokens, in float32; and the auxiliary loss."""
         losses_R, _, auxiliary = self.separate_rows(model, batch)
         return -losses_R, auxiliary
@@ -124,7 +124,7 @@ class DpoLoss(_PairLoss):
 
     kind: str = "sigmoid"
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the pairs that count, and the auxiliary loss."""
         assert isinstance(batch, AnswerBatch)
         log_probs_R, auxiliary = self.log_probabilities(model, batch)
@@ -146,7 +146,7 @@ class OrpoLoss(_PairLoss):
 
     has_reference: ClassVar[bool] = False
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the pairs that count, and the auxiliary loss."""
         assert isinstance(batch, AnswerBatch)
         log_probs_R, auxiliary = self.log_probabilities(model, batch)
@@ -156,7 +156,7 @@ class OrpoLoss(_PairLoss):
         return (losses_S * batch.counts_S).sum(), auxiliary
 
 
-def num_answer_tokens(batch: Batch) -> torch.Tensor:
+def num_answer_tokens(batch: MicroBatch) -> torch.Tensor:
     """The number of target tokens of each row, (R,)."""
     return (shifted(batch.labels_BT) != IGNORED).sum(1)
 
@@ -200,7 +200,7 @@ class KtoLoss(PreferenceLoss):
         sequences.divergence = max(0.0, processes.sum(total.reshape(1))[0] / max(1, len(window)))
         return None
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of the losses of the answers that count, and the auxiliary loss."""
         assert isinstance(batch, AnswerBatch)
         log_probs_S, auxiliary = self.log_probabilities(model, batch)

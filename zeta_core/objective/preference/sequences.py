@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zeta_core.data.sequences import Batch, Overlong, Sequences
+from zeta_core.data.sequences import MicroBatch, Overlong, Sequences
 from zeta_core.data.sequences.batch import make_batch
 from zeta_core.data.tokens import TokenFile
 from zeta_core.failures import InvalidData
 
 
 @dataclass(frozen=True)
-class AnswerBatch(Batch):
+class AnswerBatch(MicroBatch):
     """Answers with their prompts, one per row. ``num_targets`` is the number of samples that count."""
 
     reference_R: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # log-probabilities of the reference
@@ -48,7 +48,7 @@ class Referenced(Protocol):
         """The rows of these samples, in the order of a batch."""
         ...
 
-    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> Batch: ...
+    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> MicroBatch: ...
 
     def __len__(self) -> int: ...
 
@@ -165,7 +165,7 @@ class MismatchedAnswers:
     def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return indices
 
-    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> Batch:
+    def batch(self, indices: NDArray[np.int64], num_counting: int, *, isolate: bool = True) -> MicroBatch:
         others = (indices + len(self) // 2) % len(self)
         rows: list[NDArray[np.int64]] = []
         for index, other in zip(indices, others, strict=True):

@@ -104,7 +104,7 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"optimizer": "adafactor", "use_fsdp": True}, "optimizer", "invalid_value"),
         ({"mixed_precision": "fp16", "use_fsdp": True}, "mixed_precision", "invalid_value"),
         ({"lora": {"quantize": "int8"}}, "lora.quantize", "invalid_value"),
-        ({"lora": {"quantize": "nf4"}, "use_fsdp": True}, "lora.quantize", "invalid_value"),
+        ({"lora": {"quantize": "nf4", "save_merged": True}, "use_fsdp": True}, "lora.save_merged", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "use_deepspeed": 2}, "lora.quantize", "invalid_value"),
         ({"lora": {"quantize": "nf4"}, "compile": True}, "compile", "invalid_value"),
         ({"use_activation_checkpointing": "some"}, "use_activation_checkpointing", "invalid_type"),

@@ -43,6 +43,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "ZeRO 2": {"use_deepspeed": 2},
     "ZeRO 3": {"use_deepspeed": 3},
     "FSDP2": {"use_fsdp": True},
+    "FSDP2 offloaded": {"use_fsdp": True, "fsdp_cpu_offload": True},
 }
 TRAINED: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -60,6 +61,8 @@ class Case:
 
     @property
     def is_possible(self) -> bool:
+        if self.strategy == "FSDP2 offloaded":
+            return self.trained != "QLoRA"
         quantized = "quantize" in TRAINED[self.trained].get("lora", {})
         if self.num_gpus == 1:
             return self.strategy == "DDP"
@@ -155,8 +158,10 @@ def page(sizes: dict[Case, int], difference: float | None) -> str:
         "",
         "A single GPU has no strategy; its figures are in the rows of DDP, which holds the whole model on each GPU. "
         "FSDP2 and ZeRO 3 divide everything over the GPUs, ZeRO 2 gradients and optimizer state. Only FSDP2 "
-        "divides a 4-bit base. Weights are trained in float32 (4 bytes for each weight, its gradient, and each of two "
-        "moments), and an adapter's base stays in bfloat16 or 4 bits.",
+        "divides a 4-bit base. FSDP2 offloaded (`fsdp_cpu_offload`) holds the shards in the memory of the hosts, which "
+        "needs 16 bytes per weight if all are trained, and about 2 with LoRA: 1,129 GB and 144 GB for 70B. Weights "
+        "are trained in float32 (4 bytes for each weight, its gradient, and each of two moments), and an adapter's "
+        "base stays in bfloat16 or 4 bits.",
     ]
     if difference is not None:
         lines += [

@@ -43,6 +43,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
             "use_fsdp",
             "fsdp_shards",
             "fsdp_keep_gradients",
+            "fsdp_cpu_offload",
             "use_deepspeed",
             "compile",
             "deterministic",

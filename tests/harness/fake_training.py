@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.testing._internal.distributed import fake_pg
 
 from zeta_core.memory.activations import simulate_storage
 from zeta_core.memory.estimate import building
@@ -32,8 +32,13 @@ from zeta_core.plan import Plan
 
 
 @contextmanager
-def fake_process_group(num_processes: int) -> Generator[None]:
-    dist.init_process_group("fake", rank=0, world_size=num_processes, store=FakeStore())
+def fake_process_group(num_processes: int, device: torch.device) -> Generator[None]:
+    backend = "fake"
+    if device.type != "cpu":
+        backend = f"cpu:fake-pair,{device.type}:fake-pair"
+        create_group = fake_pg._create_fake_pg  # pyright: ignore[reportPrivateUsage] - "fake" is for known types only
+        dist.Backend.register_backend("fake-pair", create_group, extended_api=True, devices=["cpu", device.type])
+    dist.init_process_group(backend, rank=0, world_size=num_processes, store=fake_pg.FakeStore())
     try:
         yield
     finally:
@@ -63,13 +68,19 @@ class _NoModules:
 
 def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
     """The peak bytes of the first rank in the second micro-batch of its second step."""
-    device, model = torch.device("cpu"), building(located)(plan)
-    with fake_process_group(plan.world_size), ExitStack() as stack:
+    return peaks_of_a_rank(located, plan, torch.device("cpu"))["cpu"]
+
+
+def peaks_of_a_rank(located: LocatedModel, plan: Plan, device: torch.device) -> dict[str, int]:
+    """The same for a model on ``device``, by device type; a part of it may be offloaded to the host."""
+    model = building(located)(plan)
+    with fake_process_group(plan.world_size, device), ExitStack() as stack:
         mesh = init_device_mesh(device.type, (plan.world_size,))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         simulate_storage(model, None)
         blocks = repeated_blocks(model)
         head = find_output_head(model, {"input_ids": torch.zeros(1, 8, dtype=torch.long), "use_cache": False})
+        _move(model, device)
         if plan.strategy == "fsdp2":
             shard(model, blocks, mesh, plan)
         groups = ParameterGroups.of(model, blocks, plan.optimizer)
@@ -93,14 +104,29 @@ def peak_of_a_rank(located: LocatedModel, plan: Plan) -> int:
             if plan.holds_whole_gradients:
                 optimizer.zero_grad()
             tracker.track_external(model, optimizer)
-            with tracker:
+            with tracker, device:
                 if plan.holds_whole_gradients:
                     cast(FSDPModule, model).set_requires_gradient_sync(False)
                     _micro_step(model, head, plan)
                     cast(FSDPModule, model).set_requires_gradient_sync(True)
                 _micro_step(model, head, plan)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-            return tracker.get_tracker_snapshot("peak")[device]["Total"]
+            return {place.type: parts["Total"] for place, parts in tracker.get_tracker_snapshot("peak").items()}
+
+
+def _move(model: nn.Module, device: torch.device) -> None:
+    """Replace parameters and buffers without storage by ones on another device type; tied parameters stay tied."""
+    if device.type == "cpu":
+        return
+    replaced: dict[int, nn.Parameter] = {}
+    for part in model.modules():
+        for name, old in part.named_parameters(recurse=False, remove_duplicate=False):
+            if id(old) not in replaced:
+                replaced[id(old)] = nn.Parameter(torch.empty_like(old, device=device), requires_grad=old.requires_grad)
+            setattr(part, name, replaced[id(old)])
+        for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+            setattr(part, name, torch.empty_like(buffer, device=device))
 
 
 def _micro_step(model: nn.Module, head: OutputHead | None, plan: Plan) -> None:

@@ -186,13 +186,38 @@ def test_a_base_in_4_bits_is_trained_on_a_gpu_and_resumed_to_the_same_bits(tmp_p
     assert straight.train_loss == pytest.approx(whole.train_loss, abs=0.1)
 
 
+def test_shards_on_the_host_train_the_same_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+    sharded: dict[str, Any] = {**SETTINGS, "learning_rate": 1e-3, "use_fsdp": True, "mixed_precision": "no"}
+    sharded["deterministic"] = True
+    offloaded = {**sharded, "fsdp_cpu_offload": True}
+    parts = tmp_path / "parts"
+    runs: dict[str, tuple[Path, int, dict[str, Any]]] = {
+        "on the GPU": (tmp_path / "gpu", 4, sharded),
+        "straight": (tmp_path / "straight", 4, offloaded),
+        "first part": (parts, 2, offloaded),
+        "resumed": (parts, 4, {**offloaded, "resume_from_checkpoint": parts}),
+    }
+    found, peaks = dict[str, torch.Tensor](), dict[str, int]()
+    for name, (out, steps, settings) in runs.items():
+        model = llama(**shape)
+        torch.cuda.reset_peak_memory_stats()
+        Trainer(model=model, max_steps=steps, output_dir=out, **settings)
+        found[name] = weights(model)
+        peaks[name] = torch.cuda.max_memory_allocated()
+    torch.testing.assert_close(found["straight"], found["on the GPU"], atol=1e-5, rtol=0)
+    assert torch.equal(found["straight"], found["resumed"])
+    assert peaks["straight"] < peaks["on the GPU"]
+
+
 @pytest.mark.skipif(count_gpus() < 2, reason="NCCL between processes needs two GPUs")
 def test_two_gpus_train_the_same_as_one(tmp_path: Path) -> None:
     same: dict[str, Any] = {"model": "tied llama", "mixed_precision": "no"}
     alone = results(tmp_path, 1, [case("alone", world=1, **same)])["alone"]
     strategies: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"use_fsdp": True}}
+    strategies["fsdp2 offloaded"] = {"use_fsdp": True, "fsdp_cpu_offload": True}
     strategies["fsdp2 muon"] = {"use_fsdp": True, "optimizer": "muon"}
     found = results(tmp_path, 2, [case(name, world=2, **same, **more) for name, more in strategies.items()])
-    for name in ("ddp", "fsdp2"):
+    for name in ("ddp", "fsdp2", "fsdp2 offloaded"):
         assert found[name]["loss"] == pytest.approx(alone["loss"], abs=1e-4), name
     assert found["fsdp2 muon"]["steps_trained"] == 5

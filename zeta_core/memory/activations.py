@@ -67,7 +67,7 @@ def activation_bytes(
             stack.enter_context(single_documents())
         live = stack.enter_context(LiveTensors(model))
         if plan.strategy == "fsdp2":
-            stack.enter_context(gathered_weights(model, blocks, live, plan.num_shards))
+            stack.enter_context(gathered_weights(model, blocks, live, plan.num_shards, from_host=plan.fsdp_cpu_offload))
         with torch.autocast("cpu", dtype=computed_in, enabled=computed_in is not None and not converts):
             loss = _loss(model, plan, isolation)
         if loss is not None:

@@ -45,6 +45,7 @@ BF16_BYTES = 2  # with `bf16_weights`
 MIN_STATE_VALUES: dict[Optimizer, int] = {"adamw": 2, "sgd": 1, "lion": 1, "muon": 1, "adafactor": 0}
 STATE_BYTES: dict[OptimizerStates, int] = {"float32": 4, "bf16": 2, "8bit": 1}  # per value of the optimizer's state
 FSDP_STAGE = 3  # the ZeRO stage that shards everything, as `use_fsdp` does
+NOTHING = MemoryParts(weights=0, gradients=0, optimizer=0)
 # Per logit, in the backward pass of the loss: its log-softmax and its gradient, both in float32.
 LOGIT_BYTES = 8
 # Per value of the hidden states that logits are computed from, and of their gradient, in half precision.
@@ -89,6 +90,19 @@ def parts_per_process(
         weights=weights // (num_processes if stage >= 3 else 1),
         gradients=gradient_bytes * num_trained // (num_processes if stage >= 2 else 1),
         optimizer=optimizer // (num_processes if stage >= 1 else 1),
+    )
+
+
+def shard_bytes(model: nn.Module, plan: Plan) -> MemoryParts:
+    """A lower bound of weights, gradients and optimizer state of each process, wherever they are."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return parts_per_process(
+        weights=num_bytes(model.parameters()),
+        num_trained=trained,
+        optimizer=min_state_bytes(plan, trained),
+        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
+        num_processes=plan.num_shards,
+        gradient_bytes=_gradient_bytes(plan),
     )
 
 
@@ -139,15 +153,7 @@ def minimum_memory(model: nn.Module, plan: Plan, mean_length: float) -> MemoryBy
     ``mean_length`` is the mean number of tokens per sequence, padding included; some micro-batch has at least this
     many.
     """
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    parts = parts_per_process(
-        weights=num_bytes(model.parameters()),
-        num_trained=trained,
-        optimizer=min_state_bytes(plan, trained),
-        stage=0 if plan.strategy == "replicated" else FSDP_STAGE,  # the DeepSpeed stage that shards everything
-        num_processes=plan.num_shards,
-        gradient_bytes=_gradient_bytes(plan),
-    )
+    parts = NOTHING if plan.fsdp_cpu_offload else shard_bytes(model, plan)
     half = 2 if plan.strategy == "zero" else 1  # weights and gradients may be in half precision
     rows = min(plan.batch_size, max(1, plan.total_sequences // plan.world_size))
     num_tokens = int(rows * min(mean_length, plan.seq_len))
@@ -224,6 +230,7 @@ def estimate_memory(
     """The memory of each process. ``model`` may have no storage. ``zero`` is None if DeepSpeed is not used."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained, optimizer = sum(parameter.numel() for parameter in trained), optimizer_bytes(model, trained, plan)
+    host: int | None = None
     if zero is not None:
         parts = zero.parts(model, num_trained, optimizer, plan)
         activations = None if activations is None else activations + zero.buffer_bytes(model, plan)
@@ -236,10 +243,12 @@ def estimate_memory(
             num_processes=plan.num_shards,
             gradient_bytes=_gradient_bytes(plan),
         )
+        if plan.fsdp_cpu_offload:
+            host, parts = parts.weights + parts.gradients + parts.optimizer, NOTHING
         if plan.holds_whole_gradients:
             parts = parts.model_copy(update={"gradients": FLOAT32_BYTES * num_trained})
     total = None if activations is None else parts.weights + parts.gradients + parts.optimizer + activations
-    return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total)
+    return MemoryEstimate(**parts.model_dump(exclude={"activations"}), activations=activations, total=total, host=host)
 
 
 def has_plenty_of_memory(model: nn.Module, plan: Plan, mean_length: float, values_per_token: int) -> bool:

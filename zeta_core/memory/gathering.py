@@ -25,13 +25,14 @@ class Counter(Protocol):
 
 @contextmanager
 def gathered_weights(
-    model: nn.Module, blocks: list[nn.Module], counter: Counter, num_processes: int
+    model: nn.Module, blocks: list[nn.Module], counter: Counter, num_processes: int, *, from_host: bool = False
 ) -> Generator[None]:
     """Within the context, passes over ``model`` count the buffers of FSDP2 on ``num_processes`` processes.
 
-    The parameters have the precision of the computation and no gradients. They are not counted themselves.
+    The parameters have the precision of the computation and no gradients. They are not counted themselves. With
+    ``from_host``, the shards are in the memory of the host, and are copied to the device before they are gathered.
     """
-    pass_ = _Pass(counter, num_processes)
+    pass_ = _Pass(counter, num_processes, from_host=from_host)
     inner = [block for block in blocks if block is not model]
     in_blocks = {id(parameter) for block in inner for parameter in block.parameters()}
     root = _Group(pass_, (p for p in model.parameters() if id(p) not in in_blocks), stays_gathered=True)
@@ -54,8 +55,8 @@ def gathered_weights(
 class _Pass:
     """The buffers that are shared by all groups."""
 
-    def __init__(self, counter: Counter, num_processes: int) -> None:
-        self.counter, self.num_processes = counter, num_processes
+    def __init__(self, counter: Counter, num_processes: int, *, from_host: bool) -> None:
+        self.counter, self.num_processes, self.from_host = counter, num_processes, from_host
         self.order: list[_Group] = []  # in which the forward passes ended
         self._kept = 0  # the result of the latest gathering, which the next one of the forward pass releases
         self._reduced = 0  # the gradients that are being reduced
@@ -77,6 +78,7 @@ class _Group:
         self._size = sum(parameter.nbytes for parameter in self._parameters)
         # A single process copies its weights directly.
         self._transferred = self._size if pass_.num_processes > 1 else 0
+        self._copied = self._size // pass_.num_processes if pass_.from_host else 0
         trained = sum(parameter.numel() for parameter in self._parameters if parameter.requires_grad)
         self._reduced = REDUCED_BYTES * trained
         self._is_gathered = self._is_prefetched = self._is_reduced = False
@@ -93,7 +95,7 @@ class _Group:
         if self._is_gathered:
             return
         counter = self._pass.counter
-        counter.add(self._transferred)
+        self._add_transferred()
         counter.add(self._size)
         self._pass.keep_gathered(self._transferred)  # `wait_for_unshard` holds the previous result until it returns
         self._is_gathered = True
@@ -109,7 +111,7 @@ class _Group:
         counter, order = self._pass.counter, self._pass.order
         if not self._is_gathered:
             if not self._is_prefetched:
-                counter.add(self._transferred)
+                self._add_transferred()
             counter.add(self._size)
             counter.add(-self._transferred)
             self._is_gathered, self._is_prefetched = True, False
@@ -119,8 +121,12 @@ class _Group:
 
     def prefetch(self) -> None:
         if not self._is_gathered and not self._is_prefetched:
-            self._pass.counter.add(self._transferred)
+            self._add_transferred()
             self._is_prefetched = True
+
+    def _add_transferred(self) -> None:
+        self._pass.counter.add(self._copied + self._transferred)
+        self._pass.counter.add(-self._copied)
 
     def _after_backward_of(self, *_: Any) -> None:
         self.after_backward()

@@ -28,6 +28,7 @@ from zeta_core.memory.estimate import (
     format_bytes,
     minimum_memory,
     parts_per_process,
+    shard_bytes,
 )
 from zeta_core.model.freezing import freeze
 from zeta_core.model.gguf import is_gguf
@@ -99,7 +100,7 @@ def _minimum_with_adapter(model: nn.Module, located: LocatedModel, plan: Plan) -
     weights = int(bytes_per_weight * sum(parameter.numel() for parameter in model.parameters()))
     stage = 0 if plan.strategy == "replicated" else FSDP_STAGE
     parts = parts_per_process(weights=weights, num_trained=0, optimizer=0, stage=stage, num_processes=plan.num_shards)
-    return MemoryByPart(weights=parts.weights, gradients=0, optimizer=0)
+    return MemoryByPart(weights=0 if plan.fsdp_cpu_offload else parts.weights, gradients=0, optimizer=0)
 
 
 def check_before_training(
@@ -120,6 +121,29 @@ def check_before_training(
         patch = with_reserve  # half of the memory remains for the activations
     hint = NO_LESS_MEMORY if patch is None else "With the patch, the minimum fits; activations are not included."
     raise _error(minimum, capacity, hint=hint, patch=patch)
+
+
+def check_host_memory(model: nn.Module, plan: Plan, num_ranks: int, *, capacity: int | None = None) -> None:
+    """Raise `OutOfMemory` if what ``num_ranks`` ranks of this host offload to it exceeds its memory (``capacity``)."""
+    if not plan.fsdp_cpu_offload:
+        return
+    capacity = capacity or total_memory_bytes()
+    parts = shard_bytes(model, plan)
+    needed = MemoryByPart(
+        weights=num_ranks * parts.weights,
+        gradients=num_ranks * parts.gradients,
+        optimizer=num_ranks * parts.optimizer,
+    )
+    if needed.total <= capacity:
+        return
+    raise OutOfMemory(
+        f"fsdp_cpu_offload needs at least {format_bytes(needed.total)} of this host's memory ({needed}), but it has "
+        f"only {format_bytes(capacity)}.",
+        hint="Train an adapter with lora, use bf16_weights or optimizer_states, or use more hosts or one with more "
+        "memory.",
+        evidence={"needed_bytes": needed.total, "capacity_bytes": capacity, "memory": needed.as_evidence()},
+        code="cannot_fit",
+    )
 
 
 def memory_options(plan: Plan) -> dict[str, JsonValue]:

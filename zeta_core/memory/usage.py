@@ -36,18 +36,18 @@ class MemoryUsage:
             self._peak = max(0, sum(peak_memory().values()) - self._before)
 
     def parts(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryParts:
-        """The memory of weights, gradients, the optimizer's state, and ``activations``.
+        """The memory of weights, gradients, the optimizer's state, and ``activations``, on the device.
 
         The last is the peak of the forward and backward passes without weights and gradients, including temporary
         buffers. It is None if the system does not report it (neither Linux nor a GPU).
         """
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         state = [value for values in optimizer.state.values() for value in values.values()]
-        gradients = num_bytes(trained)
+        gradients = device_bytes(trained)
         return MemoryParts(
-            weights=num_bytes([*module.parameters(), *module.buffers()]),
+            weights=device_bytes([*module.parameters(), *module.buffers()]),
             gradients=gradients,
-            optimizer=num_bytes(value for value in state if isinstance(value, torch.Tensor)),
+            optimizer=device_bytes(value for value in state if isinstance(value, torch.Tensor)),
             activations=None if self._peak is None else max(0, self._peak - gradients),
         )
 
@@ -68,3 +68,9 @@ def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """The size of tensors in this process: only its share of sharded ones."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
+
+
+def device_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """`num_bytes` of those tensors that are on the GPU, if there is one, and not offloaded to the host."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return num_bytes(tensor for tensor in tensors if tensor.device.type == device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -27,6 +28,7 @@ def sharded_like(local: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """``local`` as this rank's rows of a tensor that has the rows and the sharding of ``tensor``."""
     if not isinstance(tensor, DTensor):
         return local
-    shape = torch.Size([tensor.shape[0], *local.shape[1:]])
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(local, tensor.device_mesh, tensor.placements, shape=shape, stride=stride, run_check=False)
+    whole = torch.empty((tensor.shape[0], *local.shape[1:]), dtype=local.dtype, device="meta")
+    spec = DTensorSpec(tensor.device_mesh, tensor.placements, TensorMeta(whole.shape, whole.stride(), whole.dtype))
+    # `from_local` would move a shard that is offloaded to the host to the GPU.
+    return DTensor(local.detach(), spec, requires_grad=False)

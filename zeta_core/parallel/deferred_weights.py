@@ -49,11 +49,12 @@ def _without_storage(parameter: nn.Parameter, dtype: torch.dtype | None) -> nn.P
     return nn.Parameter(empty, requires_grad=parameter.requires_grad)
 
 
-def allocate(model: nn.Module, device: torch.device) -> None:
-    """Give all parameters storage on ``device``, without values, and move the buffers there."""
+def allocate(model: nn.Module, device: torch.device, *, parameters_on_host: bool = False) -> None:
+    """Give all parameters storage without values, on ``device`` or on the host, and move the buffers to ``device``."""
+    home = torch.device("cpu") if parameters_on_host else device
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+        return torch.empty_like(tensor, device=home) if tensor.is_meta else tensor.to(device)
 
     model._apply(moved)  # pyright: ignore[reportPrivateUsage] - `to_empty` would lose the values of the buffers
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
@@ -62,6 +62,8 @@ class FullySharded(Replicated):
                 "use_fsdp would break tied parameters inside the repeated blocks; tie only weights outside of them."
             )
         self.optimizer = self._build_optimizer(blocks)
+        if self._plan.fsdp_cpu_offload:
+            self.optimizer_groups += " It runs on the CPU, and all shards are in the memory of the host."
         return self.module
 
     def _mesh(self) -> DeviceMesh:
@@ -86,7 +88,7 @@ class FullySharded(Replicated):
         weights = self._deferred
         if weights is None:
             return
-        allocate(self.module, self.device)
+        allocate(self.module, self.device, parameters_on_host=self._plan.fsdp_cpu_offload)
         for name, parameter in self.module.named_parameters():
             assert isinstance(parameter, DTensor)
             copy_rows(parameter.to_local(), weights.pop(name)(self.device), first_row(parameter))
@@ -291,10 +293,13 @@ def shard(module: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, plan: Pl
     """Shard the parameters of each block, and then the others, over the processes of ``mesh``, in place."""
     half = torch.bfloat16 if plan.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+    offloading = OffloadPolicy()
+    if plan.fsdp_cpu_offload:  # pinned memory can be copied while the GPU computes
+        offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
     for block in blocks:
         if block is not module:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offloading)
+    fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offloading)
 
 
 class _ShardFiles:

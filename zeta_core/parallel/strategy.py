@@ -55,7 +55,10 @@ def check_launcher(variables: Mapping[str, str], plan: Plan, *, cuda: bool) -> N
             f"pass mixed_precision to the Trainer, which uses {plan.mixed_precision!r}",
         ),
         "ACCELERATE_DYNAMO_BACKEND": (plan.compile, "pass compile=True to the Trainer"),
-        "FSDP_OFFLOAD_PARAMS": (plan.strategy != "fsdp2", "train without offloading, which use_fsdp does not support"),
+        "FSDP_OFFLOAD_PARAMS": (
+            plan.strategy != "fsdp2" or plan.fsdp_cpu_offload,
+            "pass fsdp_cpu_offload=True to the Trainer",
+        ),
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": (False, "pass the file as use_deepspeed"),
     }
     for name, (does, fix) in agrees.items():

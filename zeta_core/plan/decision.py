@@ -57,6 +57,7 @@ def decide_plan(options: TrainerOptions, inputs: PlanInputs, stored: dict[str, A
         deterministic=options.deterministic,
         fsdp_shards=options.fsdp_shards,
         fsdp_keep_gradients=options.fsdp_keep_gradients,
+        fsdp_cpu_offload=options.fsdp_cpu_offload,
         optimizer_states=options.optimizer_states,
         bf16_weights=options.bf16_weights,
         threads=inputs.threads,
@@ -108,6 +109,12 @@ def _check_offloading(plan: Plan, inputs: PlanInputs) -> None:
         raise CannotTrain(
             "use_activation_checkpointing is 'offload', which has no effect on a CPU; use true or 'selective'.",
             param="use_activation_checkpointing",
+        )
+    if plan.fsdp_cpu_offload and inputs.device == "cpu":
+        raise CannotTrain(
+            "fsdp_cpu_offload is true, which has no effect on a CPU, where everything is in the memory of the host "
+            "already; omit it.",
+            param="fsdp_cpu_offload",
         )
 
 

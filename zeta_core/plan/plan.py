@@ -73,6 +73,7 @@ class Plan:
     deterministic: bool = False
     fsdp_shards: int | None = None  # processes that share a copy of the model; None: all of them
     fsdp_keep_gradients: bool = False  # exchange them once per step
+    fsdp_cpu_offload: bool = False  # shards are in the memory of the host, where the optimizer updates them
     optimizer_states: OptimizerStates = "float32"
     bf16_weights: Bf16Weights | None = None  # how updates of bfloat16 weights are rounded; None: float32 weights
 

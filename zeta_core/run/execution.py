@@ -22,6 +22,7 @@ from zeta_core.contract.job.checkpoint import BEST_CHECKPOINT
 from zeta_core.contract.job.status import StopAction
 from zeta_core.environment import ProcessRank, accelerate_variables, kernel_variables, library_environment
 from zeta_core.memory.estimate import has_plenty_of_memory
+from zeta_core.memory.limits import check_host_memory
 from zeta_core.memory.micro_batch import gpu_memory_bytes
 from zeta_core.objective.attention import attention_implementation
 from zeta_core.parallel.exchange_check import check_exchange
@@ -86,6 +87,8 @@ def execute(request: RunRequest, rank: ProcessRank, report: Reporter) -> Outcome
         run.processes.on_other_nodes(lambda: prepare_other_node(request))
 
         learner = prepare(request, run.inputs, run.decision, run.model, run.resume_point, report)
+        # Each rank has a GPU of its own. The hosts of a script under torchrun count as one node.
+        check_host_memory(learner.model, run.plan, min(rank.ranks_per_node, max(1, torch.cuda.device_count())))
         if run.plan.deterministic:  # after the model was probed, because a probe may call it with any arguments
             stack.enter_context(deterministic_kernels())
         _choose_allocator(stack, run)

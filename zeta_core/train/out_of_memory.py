@@ -14,7 +14,7 @@ from zeta_core.contract.job.advice import NO_LESS_MEMORY, suggest_less_memory
 from zeta_core.failures import OutOfMemory, is_out_of_memory
 from zeta_core.memory.estimate import MemoryByPart
 from zeta_core.memory.limits import memory_capacity, memory_options
-from zeta_core.memory.usage import num_bytes
+from zeta_core.memory.usage import device_bytes
 from zeta_core.parallel.processes import Engine
 from zeta_core.plan import Plan
 
@@ -80,11 +80,11 @@ def _explanation(error: Exception, context: MemoryContext) -> OutOfMemory:
 
 
 def _memory_in_use(module: nn.Module, optimizer: torch.optim.Optimizer) -> MemoryByPart:
-    """The current memory of each part in this process."""
+    """The current memory of each part on the device of this process."""
     parameters = list(module.parameters())
     state = [value for values in optimizer.state.values() for value in values.values()]
     return MemoryByPart(
-        weights=num_bytes(parameters),
-        gradients=num_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
-        optimizer=num_bytes(value for value in state if isinstance(value, torch.Tensor)),
+        weights=device_bytes(parameters),
+        gradients=device_bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
+        optimizer=device_bytes(value for value in state if isinstance(value, torch.Tensor)),
     )

@@ -34,7 +34,7 @@ def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
     kept = "seed seq_len pack global_batch learning_rate weight_decay optimizer lr_scheduler warmup max_grad_norm "
     kept += "mixed_precision strategy use_activation_checkpointing compile group_by data eval_data eval_split "
     kept += "eval_steps early_stopping_patience lora freeze beta base attn_implementation lr_min dpo_loss"
-    kept += " method desirable_weight undesirable_weight deterministic fsdp_keep_gradients"
+    kept += " method desirable_weight undesirable_weight deterministic fsdp_keep_gradients fsdp_cpu_offload"
     kept += " optimizer_states bf16_weights"
     assert tuple(kept.split()) == FIXED_PLAN_FIELDS, "in this order, group_by before the data that it also changes"
 
@@ -42,7 +42,7 @@ def test_a_resumed_plan_keeps_what_determines_the_results() -> None:
 def test_the_options_that_determine_speed_and_documents() -> None:
     speed = "model method seq_len pack batch_size mixed_precision compile optimizer lora freeze use_fsdp use_deepspeed"
     speed += " use_activation_checkpointing attn_implementation fsdp_shards fsdp_keep_gradients deterministic"
-    speed += " optimizer_states bf16_weights"
+    speed += " fsdp_cpu_offload optimizer_states bf16_weights"
     assert set(SPEED_OPTIONS) == set(speed.split())
     documents = {"dataset", "overlong", "train_on", "tokenizer", "chat_template", "use_pretokenized"}
     assert set(DOCUMENT_OPTIONS) - set(SPEED_OPTIONS) == documents

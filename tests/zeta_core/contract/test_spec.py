@@ -64,6 +64,9 @@ def test_the_smallest_spec_has_the_documented_defaults() -> None:
         ({"bf16_weights": "stochastic", "lora": {}}, "bf16_weights", "invalid_value"),
         ({"bf16_weights": "stochastic", "mixed_precision": "no"}, "mixed_precision", "invalid_value"),
         ({"fsdp_keep_gradients": True}, "fsdp_keep_gradients", "invalid_value"),
+        ({"fsdp_cpu_offload": True}, "fsdp_cpu_offload", "invalid_value"),
+        ({"fsdp_cpu_offload": True, "use_deepspeed": 3}, "fsdp_cpu_offload", "invalid_value"),
+        ({"fsdp_cpu_offload": True, "use_fsdp": True, "optimizer": "muon"}, "fsdp_cpu_offload", "invalid_value"),
         (
             {"fsdp_keep_gradients": True, "use_fsdp": True, "batch_size": 2},
             "fsdp_keep_gradients",

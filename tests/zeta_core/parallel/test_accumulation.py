@@ -90,7 +90,7 @@ def test_keeping_gradients_exchanges_them_once_per_step(precision: str) -> None:
     exchanged: dict[bool, Counter[str]] = {}
     for keep in (False, True):
         plan = plan_of(2, mixed_precision=precision, fsdp_keep_gradients=keep)
-        with fake_process_group(2), Traffic() as traffic:
+        with fake_process_group(2, torch.device("cpu")), Traffic() as traffic:
             model = llama()
             num_weights = sum(parameter.numel() for parameter in model.parameters())
             shard(model, repeated_blocks(model), init_device_mesh("cpu", (2,)), plan)

@@ -204,6 +204,8 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     elif options.fsdp_keep_gradients and _accumulates_once(options):
         fix = "it has no effect on steps of one micro-batch; increase gradient_accumulate_every, or omit it"
         yield invalid_value("fsdp_keep_gradients", True, fix)
+    if options.fsdp_cpu_offload:
+        yield from _offload_faults(options)
     if options.use_deepspeed in ({}, ""):
         fix = "it is empty; use true, a stage from 1 to 3 or a config, or omit it"
         yield invalid_value("use_deepspeed", options.use_deepspeed, fix)
@@ -250,6 +252,20 @@ def _strategy_faults(options: OptionFields) -> Iterator[ErrorDetail]:
     if options.compile and options.use_deepspeed:
         fix = "it can't be combined with use_deepspeed, which replaces the blocks' forward calls; omit one of them"
         yield invalid_value("compile", options.compile, fix)
+
+
+def _offload_faults(options: OptionFields) -> Iterator[ErrorDetail]:
+    """Options that can't be combined with `fsdp_cpu_offload`."""
+    name = "fsdp_cpu_offload"
+    if options.use_deepspeed:
+        fix = "DeepSpeed offloads by offload_optimizer and offload_param in its config; set these, or use use_fsdp"
+        yield invalid_value(name, True, fix)
+    elif not options.use_fsdp:
+        fix = "it has no effect without use_fsdp, which shards the model; set use_fsdp, or omit it"
+        yield invalid_value(name, True, fix)
+    if options.optimizer == "muon":
+        fix = "optimizer 'muon' multiplies whole matrices, which takes a CPU too long; use 'adamw', or omit it"
+        yield invalid_value(name, True, fix)
 
 
 def _state_faults(options: OptionFields) -> Iterator[ErrorDetail]:

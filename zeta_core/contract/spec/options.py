@@ -172,6 +172,11 @@ class OptionFields(StrictModel):
         description="with use_fsdp, exchange gradients once per step instead of after each micro-batch; less traffic, "
         "but each process holds the gradients of the whole model (4 bytes per trained weight)",
     )
+    fsdp_cpu_offload: Annotated[bool, Affects("results", "speed")] = Field(
+        default=False,
+        description="with use_fsdp on GPUs, hold the shards of weights, gradients and optimizer state in the memory of "
+        "the host, and update them on its CPU; each block is copied to the GPU when it is needed, which is slower",
+    )
     use_activation_checkpointing: Annotated[Checkpointing, Affects("results", "speed")] = Field(
         default=False,
         description="recompute activations in the backward pass to save memory; 'selective' keeps the results of "

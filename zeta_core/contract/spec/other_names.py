@@ -137,6 +137,8 @@ OTHER_NAMES: dict[str, str] = {
     "fsdp_sharding_strategy": "use_fsdp",
     "dp_shard_size": "fsdp_shards",
     "no_sync": "fsdp_keep_gradients",
+    "fsdp_offload_params": "fsdp_cpu_offload",
+    "cpu_offload": "fsdp_cpu_offload",
     "bf16_stochastic_round": "bf16_weights",
     "kahan_sum": "bf16_weights",
     "data_parallel_shard_degree": "fsdp_shards",

@@ -145,7 +145,7 @@ def measure(work: Work, size: Size) -> BenchmarkResult:
 
 
 def _steps(size: Size) -> int:
-    return 2 * size.steps + WARM_UP_STEPS  # batches of documents differ in size
+    return 2 * size.steps + WARM_UP_STEPS  # twice as many, because batches of documents differ in size
 
 
 def _num_evaluated(size: Size) -> int:

@@ -97,7 +97,7 @@ def _start(name: str) -> Connection:
 def _work(parent: Connection) -> None:
     """The main loop of a contestant's process: run one task after the other, until the benchmark's process exits.
 
-    The connection then ends, also within a task that waits for its turn.
+    Its exit closes the connection, which also ends a task that waits for its turn.
     """
     global _parent
     _parent = parent

@@ -1,7 +1,7 @@
 """Time from a step to its arrival at a client that follows the job: ten jobs with ten steps per second each.
 
 The server, Valkey and the worker are real. Only the training is a small program that writes one progress line to its
-journal after each step, so the measured time contains the whole way of a line: journal, worker, Valkey, database and
+journal after each step, so the measured time covers the whole path of a line: journal, worker, Valkey, database and
 event stream. A separate process follows all jobs.
 """
 
@@ -69,8 +69,8 @@ def measure(size: Size) -> BenchmarkResult:
         ratio=statistics.median(p99) / TARGET_MILLISECONDS,
         target=1.0,
         target_is="maximum",
-        notes=f"{num_events} events in {len(p99)} rounds. SQLite; server, worker, Valkey, ten small programs and the "
-        "client share the machine.",
+        notes=f"{num_events} events in {len(p99)} rounds. SQLite; server, worker, Valkey, {num_jobs} small "
+        "programs and the client share the machine.",
         details={"events": num_events},
     )
 

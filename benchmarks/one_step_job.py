@@ -102,7 +102,7 @@ def running_ray(program: Path, folder: Path) -> Generator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
-            wait_until(lambda: _answers(http, process))
+            wait_until(lambda: _is_ready(http, process))
             yield http
     finally:
         process.send_signal(signal.SIGTERM)  # it ends the processes of the node
@@ -123,7 +123,7 @@ def no_op_seconds(ray: httpx.Client) -> float:
     return time.time() - started
 
 
-def _answers(http: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
+def _is_ready(http: httpx.Client, process: subprocess.Popen[bytes]) -> bool:
     if process.poll() is not None:
         raise Skipped(f"{RAY} exited with {process.returncode} at its start")
     try:

@@ -90,7 +90,7 @@ class DiskFull(TrainingFailed):
 
 
 class FileTooLarge(TrainingFailed):
-    """A file of the run reached the limit of its size, or the largest size that the file system supports."""
+    """A file of the run reached the maximum size that the worker or the file system allows."""
 
     code = "file_limit"
 
@@ -98,8 +98,8 @@ class FileTooLarge(TrainingFailed):
         self,
         message: str,
         *,
-        hint: str = "Write smaller files, such as the checkpoints of a smaller model; a larger ZETA_JOB_FILE_BYTES on "
-        "the worker allows larger ones.",
+        hint: str = "Train a smaller model, whose checkpoints are smaller, or set a larger ZETA_JOB_FILE_BYTES on the "
+        "worker.",
     ):
         super().__init__(message, hint=hint)
 
@@ -143,7 +143,7 @@ def explain(error: BaseException) -> tuple[StatusReason, JobError]:
     if (failure := tokenizer_failure(error)) is not None:
         return explain(failure)
     if _is_file_limit(error):
-        return explain(FileTooLarge(f"The run exceeded the limit of the size of a file ({error})."))
+        return explain(FileTooLarge(f"A file of the run exceeded the maximum size ({error})."))
     reason = StatusReason.TRAIN_ERROR
     if is_out_of_memory(error):
         reason = StatusReason.OUT_OF_MEMORY
@@ -188,7 +188,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def _is_file_limit(error: BaseException) -> bool:
-    """Whether a file became larger than allowed. The error of safetensors indicates this only in its text."""
+    """Whether a file would have become too large. The error of safetensors indicates this only in its text."""
     if isinstance(error, OSError):
         return error.errno == errno.EFBIG
     return type(error).__name__ == "SafetensorError" and os.strerror(errno.EFBIG) in str(error)

@@ -57,7 +57,7 @@ async def apply_message(session: AsyncSession, message: FromWorker, *, max_event
 async def apply_together(
     session: AsyncSession, messages: Sequence[FromWorker], *, max_events: int
 ) -> list[Effects | None]:
-    """Apply messages in their order; ``None`` for those of jobs that don't exist or that another transaction locks.
+    """Apply messages in their order; ``None`` for those of jobs that are missing or locked by another transaction.
 
     The transaction waits for no other one, so the messages of a job that another transaction has locked must be applied
     alone.

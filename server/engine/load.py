@@ -103,7 +103,7 @@ async def read_load_for_dispatch(
     """
     load = Load(default_limits, await limits_by_project(session))
     relevant, limits = JobRow.worker.in_(workers), {project: load.limits(project) for project in projects}
-    if limited := [project for project, its in limits.items() if (its.max_running_jobs, its.max_gpus) != (None, None)]:
+    if limited := [project for project, own in limits.items() if (own.max_running_jobs, own.max_gpus) != (None, None)]:
         relevant = or_(relevant, JobRow.project.in_(limited))
     await _add_jobs(session, load, and_(JobRow.worker.is_not(None), relevant))
     return load

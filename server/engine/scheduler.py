@@ -1,9 +1,9 @@
 """Dispatches queued jobs to workers and records why the remaining jobs wait.
 
-A dispatch is committed before its message is sent, so no message refers to an uncommitted dispatch. Jobs on one worker
-are dispatched in groups, each in one transaction. A dispatch that isn't claimed in time, or whose worker is gone, is
-withdrawn and repeated. A worker's free slots are the free slots in its heartbeat, minus the slots of jobs that were
-already dispatched to it.
+A dispatch is committed before its message is sent, so no message refers to an uncommitted dispatch. Jobs that each need
+a single worker are dispatched in groups, one transaction for each group. A dispatch that isn't claimed in time, or
+whose worker is gone, is withdrawn and repeated. A worker's free slots are the free slots in its heartbeat, minus the
+slots of jobs that were already dispatched to it.
 
 `scheduling.plan` decides which job starts where. A new job gets its waiting reason with its insert
 (`Scheduler.explain`). A pass that can't place any job reads the queue only if the reasons may have changed, so
@@ -277,24 +277,25 @@ class Scheduler:
             return True
 
     async def _dispatch_all(self, placements: Sequence[_Placed]) -> Exception | None:
-        """Dispatch these jobs, those on one worker in groups; returns the first failure.
+        """Dispatch these jobs, in groups if each needs a single worker; returns the first failure.
 
         If a group fails, each of its jobs is dispatched on its own, so a failing job doesn't affect the others.
         """
-        on_one = [placed for placed in placements if len(placed[1].nodes) == 1]
-        alone = [placed for placed in placements if len(placed[1].nodes) > 1]
+        on_single_workers = [placed for placed in placements if len(placed[1].nodes) == 1]
+        on_several = [placed for placed in placements if len(placed[1].nodes) > 1]
+        retried: list[_Placed] = []
         failures: list[Exception | None] = []
-        for start in range(0, len(on_one), GROUP_SIZE):
-            group = on_one[start : start + GROUP_SIZE]
+        for start in range(0, len(on_single_workers), GROUP_SIZE):
+            group = on_single_workers[start : start + GROUP_SIZE]
             try:
                 dispatched = await self._record(group)
             except EXPECTED_ERRORS:
                 raise
             except Exception:  # noqa: BLE001 - it is raised again for the job that fails
-                alone.extend(group)
+                retried.extend(group)
             else:
                 failures.append(await try_each(dispatched, self._deliver))
-        failures.append(await try_each(alone, self._dispatch))
+        failures.append(await try_each([*on_several, *retried], self._dispatch))
         return next((failure for failure in failures if failure is not None), None)
 
     async def _dispatch(self, placed: _Placed) -> None:

@@ -87,7 +87,7 @@ async def _read(request: Request, max_bytes: int, setting: str | None) -> bytes:
 
 def _too_large(max_bytes: int, setting: str | None) -> TooLarge:
     if setting is None:
-        return TooLarge(f"The request body is larger than the limit of {max_bytes} bytes, which is fixed; send less.")
+        return TooLarge(f"The request body is larger than the fixed limit of {max_bytes} bytes; shorten it.")
     return TooLarge(
         f"The request body is larger than the limit of {max_bytes} bytes ({setting}); "
         "upload data with POST /v1/files and refer to it by its id."

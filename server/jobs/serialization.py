@@ -95,7 +95,7 @@ async def _numbers_between(
     """The numbers, from 1, of these jobs among all queued jobs of a priority.
 
     Only the jobs between the first and the last of ``rows`` are numbered. Those before them are counted, which reads
-    nothing but an index: a long queue makes a page near its middle hardly slower.
+    nothing but an index, so a page near the middle of a long queue takes hardly longer than others.
     """
     queued = (_IS_QUEUED, JobRow.project == project, JobRow.priority == priority)
     position = tuple_(JobRow.created_at, JobRow.id)

@@ -2,7 +2,7 @@
 
 A target is a webhook or a URL, and gets one message at a time. A destination is a host, or the mail server, as one
 project uses it. Destinations whose last message failed share a part of the capacity, so receivers that don't respond
-can't occupy all of them: the other messages of their project, and those of other projects, are sent meanwhile.
+can't occupy all of it: the other messages of their project, and those of other projects, are sent meanwhile.
 """
 
 from __future__ import annotations

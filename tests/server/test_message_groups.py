@@ -126,7 +126,7 @@ def test_a_message_that_fails_does_not_affect_those_of_its_group(
 
 
 def reject_events_of(fleet: SmallFleet, job_id: str) -> None:
-    """Let the database reject the events of this job, as an invalid value would."""
+    """Make the database reject the events of this job, as it would reject an invalid value."""
     if fleet.database.is_sqlite:
         reject = "SELECT RAISE(ABORT, 'invalid')"
         statements = [f"CREATE TRIGGER t BEFORE INSERT ON events WHEN NEW.job_id = '{job_id}' BEGIN {reject}; END"]

@@ -93,7 +93,7 @@ def test_the_limit_of_a_spec_is_reported_when_exceeded(server: ServerProcess, ht
 def test_a_fixed_limit_of_a_body_names_no_setting(http: httpx.Client) -> None:
     response = http.post("/v1/webhooks", json={"url": "https://example.com", "description": "x" * 20_000})
     assert response.status_code == 413
-    assert "the limit of 16384 bytes, which is fixed" in response.text
+    assert "the fixed limit of 16384 bytes" in response.text
     assert "ZETA_" not in response.text
 
 

@@ -30,7 +30,7 @@ def test_one_host_gets_few_messages_of_a_project_at_a_time() -> None:
     assert start(capacity, [due("b", 99, "dead.example")]) != [], "the destinations of projects are counted apart"
 
 
-def test_receivers_that_failed_leave_places_for_others() -> None:
+def test_receivers_that_failed_leave_capacity_for_others() -> None:
     """Many hosts that don't respond delay the other messages of their project only once."""
     capacity = SendingCapacity()
     dead = [due("a", number) for number in range(40)]
@@ -46,7 +46,7 @@ def test_receivers_that_failed_leave_places_for_others() -> None:
     assert len(start(capacity, [again[0]])) == 1, "a receiver that responds again is one like the others"
 
 
-def test_projects_with_dead_receivers_leave_places_for_other_projects() -> None:
+def test_projects_with_dead_receivers_leave_capacity_for_other_projects() -> None:
     capacity = SendingCapacity()
     for project in "abcdefgh":
         dead = [due(project, number) for number in range(16)]

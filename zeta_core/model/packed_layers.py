@@ -94,7 +94,7 @@ class _PackedStack:
         self._module, self._name, self._weight = module, name, weight
         self._packed: nn.Parameter | None = None
         wrapper.register_forward_pre_hook(self._before)
-        # Recomputing a block ends its call with an exception as soon as nothing more is needed of it.
+        # Recomputing a block ends its call with an exception as soon as all that is needed was recomputed.
         wrapper.register_forward_hook(self._after, always_call=True)
 
     def _before(self, *_: Any) -> None:

@@ -4,13 +4,13 @@ The format is that of Dettmers et al. 2023 (arXiv 2305.14314): a weight is one o
 scale, and the scales are quantized to 8 bits in groups of 256 ("double quantization"): 4.127 bits per weight.
 bitsandbytes quantizes and dequantizes, and keeps these parts in several tensors. Here they follow each other in one:
 
-| part                           | type    | number                              |
-|--------------------------------|---------|-------------------------------------|
-| scales of the groups of scales | float32 | 1 for 256 scales                    |
+| part                           | type    | number                                  |
+|--------------------------------|---------|-----------------------------------------|
+| scales of the groups of scales | float32 | 1 for 256 scales                        |
 | mean of the scales             | float32 | 1, subtracted before they are quantized |
-| zeros                          | float32 | up to 3                             |
-| weights                        | 4 bits  | 2 in each byte                      |
-| scales                         | 8 bits  | 1 for 64 weights                    |
+| zeros                          | float32 | up to 3                                 |
+| weights                        | 4 bits  | 2 in each byte                          |
+| scales                         | 8 bits  | 1 for 64 weights                        |
 
 The zeros align the weights to 16 bytes, because the library's kernels for GPUs load that many bytes at a time.
 """

@@ -116,7 +116,7 @@ class _Quantization:
         quantize(model, self.kind, self.dtype, self.device, keep=keep, deferred=self.deferred)
 
     def apply_to_experts(self, model: nn.Module) -> None:
-        """The weights of the adapter must exist before."""
+        """Quantize stacked experts, after the adapter was added."""
         if self.kind == "nf4-experts":
             kept = parts_of_adapter(model)
             quantize_experts(model, self.dtype, self.device, keep=kept, deferred=self.deferred)

@@ -6,7 +6,7 @@ moment that is more than 8 % away from the square of the gradient therefore stil
 describes moments in 8 bits.
 
 Weights in bfloat16 have the same precision, so the nearest value to an updated weight is usually the old one. They are
-rounded up or down at random instead, so that they are exact in the mean, or the difference is kept in bfloat16, too,
+rounded up or down at random instead, so that they are exact on average, or the difference is kept in bfloat16, too,
 and added before the next update (Kahan summation; Zamirai et al. 2020, arXiv 2010.06192, compares both).
 """
 

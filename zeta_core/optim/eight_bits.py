@@ -5,10 +5,10 @@ value as the index of a level of the paper's dynamic map (section 1.3): levels a
 reach seven orders of magnitude below it. As no block contains values of two rows, states can be sharded by rows over
 any number of processes.
 
-Unlike in the paper, values are rounded up or down at random, so that the mean is exact: a moment that changes by less
-than half of the distance between two levels in each step would otherwise never change. The random bits are a function
-of the step and of the position in the parameter (`zeta_core.optim.random_bits`), so any number of processes gets the
-same bits.
+Unlike in the paper, values are rounded up or down at random, so that they are exact on average: a moment that changes
+by less than half of the distance between two levels in each step would otherwise never change. The random bits are a
+function of the step and of the position in the parameter (`zeta_core.optim.random_bits`), so any number of processes
+gets the same bits.
 """
 
 from __future__ import annotations

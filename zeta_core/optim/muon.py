@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): orthogonalized momentum for the matrices of blocks.
 
-Only a whole matrix can be orthogonalized, which the processes of a run divide among themselves
+Only whole matrices can be orthogonalized; the processes of a run divide them among themselves
 (`zeta_core.optim.orthogonal`). `torch.optim.Muon` does not do this: it iterates on shards in bfloat16, so its sums
 round differently for each number of processes. Momentum stays sharded. AdamW trains everything else (embeddings, heads,
 norms, biases).

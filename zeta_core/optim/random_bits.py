@@ -41,7 +41,7 @@ def uniform_pair(count: int, *, salt: int, first: int, device: torch.device) -> 
 
 
 def rounded_to_bf16(values: torch.Tensor, *, salt: int, first: int) -> torch.Tensor:
-    """Float32 ``values`` rounded up or down to numbers of bfloat16 at random; NaN remains NaN."""
+    """Float32 ``values`` rounded up or down at random to bfloat16 numbers; NaN remains NaN."""
     # A bfloat16 number has the upper half of the bits of a float32 one. A random lower half is added, then cut off.
     added = random_bits(values.numel(), salt=salt, first=first, device=values.device).bitwise_and_(0xFFFF)
     rounded = (values.view(torch.int32) + added.view_as(values)).bitwise_and_(-0x10000).view(torch.float32)
@@ -49,5 +49,5 @@ def rounded_to_bf16(values: torch.Tensor, *, salt: int, first: int) -> torch.Ten
 
 
 def _signed(number: int) -> int:
-    """The number of 32 bits with a sign that has the same bits as ``number``."""
+    """The signed 32-bit number with the same bits as ``number``."""
     return (number + 0x80000000) % 0x100000000 - 0x80000000

@@ -16,7 +16,7 @@ from torch import nn
 WeightSource = Callable[[torch.device], torch.Tensor]
 DeferredWeights = dict[str, WeightSource]
 
-# A method of modules whose parameters contain other values than their files do. It returns the sources of these
+# A method of modules whose parameters contain values other than those in their files. It returns the sources of these
 # parameters by their names in the module, once.
 TAKE_SOURCES = "take_sources"
 

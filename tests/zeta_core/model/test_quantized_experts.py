@@ -1,4 +1,4 @@
-"""Experts in 4 bits: a mixture-of-experts model stores them in one parameter, which most of its weights are in."""
+"""Experts in 4 bits: a mixture-of-experts model stacks them in parameters that contain most of its weights."""
 
 from __future__ import annotations
 

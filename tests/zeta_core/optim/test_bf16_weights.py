@@ -1,4 +1,4 @@
-"""AdamW with weights in bfloat16: small updates are not lost, and their bits depend on no chunks."""
+"""AdamW with weights in bfloat16: small updates are not lost, and the size of the chunks does not change the bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_small_updates_of_bf16_weights_are_lost_without_random_rounding_or_kahan
     exact = moved(torch.float32)
     assert exact.mean().item() == pytest.approx(-STEPS * RATE, rel=1e-3)
     stochastic = moved(torch.bfloat16, bf16_weights="stochastic")
-    assert stochastic.mean().item() == pytest.approx(exact.mean().item(), rel=0.02), "exact in the mean"
+    assert stochastic.mean().item() == pytest.approx(exact.mean().item(), rel=0.02), "exact on average"
     kahan = moved(torch.bfloat16, bf16_weights="kahan")
     assert (kahan - exact).abs().max() <= 1.1 * 2**-8, "each weight is the nearest one in bfloat16"
     monkeypatch.setattr(adamw, "CHUNK_VALUES", 1000)

@@ -212,7 +212,7 @@ def test_an_upload_that_continues_after_its_job_ended_leaves_nothing(
     assert set(object_store.keys(bucket)) >= set(stored)
     worker.send_signal(signal.SIGCONT)
     assert worker.wait(timeout=60) == 1
-    assert f"{JOB} ended while its checkpoint best was stored" in (tmp_path / "log").read_text()
+    assert f"{JOB} ended while its checkpoint best was being stored" in (tmp_path / "log").read_text()
     assert object_store.keys(bucket) == stored
     assert store.local(checkpoint_key(JOB, "best")).joinpath("weights").read_bytes() == b"1"
 

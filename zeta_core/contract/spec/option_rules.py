@@ -289,7 +289,7 @@ def _bf16_weight_faults(options: OptionFields, rounding: str) -> Iterator[ErrorD
     if options.lora is not None:
         yield invalid_value(name, rounding, "adapters are small and are trained in float32; omit it, or omit lora")
     if options.mixed_precision in ("no", "fp16"):
-        fix = "weights in bfloat16 are computed with in bf16; use 'bf16', or omit bf16_weights"
+        fix = "bf16_weights requires a computation in bf16; use 'bf16', or omit bf16_weights"
         yield invalid_value("mixed_precision", options.mixed_precision, fix)
 
 

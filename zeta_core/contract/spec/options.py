@@ -254,14 +254,14 @@ class OptionFields(StrictModel):
     optimizer_states: Annotated[OptimizerStates, Affects("results", "speed")] = Field(
         default="float32",
         description="precision in which optimizer 'adamw' keeps its two moments: 8 bytes per trained weight in "
-        "'float32', 4 in 'bf16', and about 2 in '8bit', which rounds blocks of 256 values to 8 bits each and takes "
-        "longer, above all on a CPU",
+        "'float32', 4 in 'bf16', and about 2 in '8bit', which rounds the values of blocks of 256 to 8 bits each and "
+        "takes longer, especially on a CPU",
     )
     bf16_weights: Annotated[Bf16Weights | None, Affects("results", "speed")] = Field(
         default=None,
         description="hold the trained weights and their gradients in bfloat16, 2 bytes each instead of 4, with "
-        "optimizer 'adamw'; 'stochastic' rounds each updated weight at random, so that small updates count in the "
-        "mean, and 'kahan' keeps what rounding removed in 2 more bytes per weight, which is almost as exact as "
+        "optimizer 'adamw'; 'stochastic' rounds each updated weight at random, so that small updates are kept on "
+        "average, and 'kahan' keeps what rounding removed in 2 more bytes per weight, which is almost as exact as "
         "float32; frozen weights are rounded to bfloat16, too; unset: the trained weights are in float32",
     )
     lr_scheduler: Annotated[Schedule, Affects("results")] = Field(

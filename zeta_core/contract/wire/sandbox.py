@@ -28,5 +28,5 @@ class SandboxFile(BaseModel):
     unix_sockets: bool = False  # whether Unix sockets may be created; pairs of connected ones always may
     max_tasks: int | None = None  # processes and threads; with more, all are killed. With 1, no more can be created
     limit_file: str | None = None  # a file that is created then; contains ``max_tasks``
-    max_file_bytes: int | None = None  # the size of a file; what would make it larger fails with EFBIG
+    max_file_bytes: int | None = None  # the largest size of a file; writing beyond it fails with EFBIG
     variables: dict[str, str] = {}  # environment variables to set

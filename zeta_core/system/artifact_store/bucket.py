@@ -257,11 +257,11 @@ class BucketStore(ArtifactStore):
                 self._put(copy / file.path, content / file.path, file.sha256)
         if self.size(mark) is None:
             self.remove(content)
-            raise BrokenCheckpoint(f"{job_id} ended while its checkpoint {name} was stored.")
+            raise BrokenCheckpoint(f"{job_id} ended while its checkpoint {name} was being stored.")
         self.write(checkpoint_key(job_id, name) / MANIFEST_NAME, manifest)
         if self._is_gone(job_id):
             self.remove_job(job_id)
-            raise BrokenCheckpoint(f"{job_id} was deleted while its checkpoint {name} was stored.")
+            raise BrokenCheckpoint(f"{job_id} was deleted while its checkpoint {name} was being stored.")
         self._remove_other_content(job_id, name, content)
 
     def _remove_other_content(self, job_id: str, name: str, content: PurePosixPath) -> None:

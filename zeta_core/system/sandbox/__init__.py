@@ -6,7 +6,7 @@ Guarantees after `enter`, for this process and everything that it starts:
 - It can't read the memory or the environment of processes outside, trace them, or (Linux 6.12) signal them.
 - It keeps the run's lock, so its worker finds and kills it, whatever it does to its session and environment.
 - If it creates more processes and threads than allowed, all of them are killed (`task_limit`).
-- It makes no file larger than allowed.
+- It can't make a file larger than allowed.
 - It gains no privileges, and has no capabilities except, if the worker is root, that of ignoring file modes.
 - With namespaces, it shares no memory with other processes and, if requested, has no network.
 

@@ -22,7 +22,7 @@ class MemoryParts(BaseModel):
 class MemoryEstimate(MemoryParts):
     """The estimate for each process; ``total`` is null if ``activations`` is.
 
-    With ``fsdp_cpu_offload``, all of these are in the memory of the GPU, and ``host`` are the bytes of the shards of
+    With ``fsdp_cpu_offload``, all of these are in the memory of the GPU, and ``host`` is the size of the shards of
     weights, gradients and optimizer state in the memory of the host; null otherwise.
     """
 

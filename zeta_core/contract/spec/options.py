@@ -295,8 +295,8 @@ class OptionFields(StrictModel):
         default="auto",
         description="how attention is computed: `varlen` computes each document of a packed sequence by itself, "
         "without a mask; `sdpa`, `eager`, `flex`, `flash_attention_2` and `flash_attention_3` are those of "
-        "transformers, the last three on GPUs only; `auto` chooses varlen if the model supports it, on GPUs in half "
-        "precision and without compile, else the model's own",
+        "transformers, the last three on GPUs only; `auto` chooses varlen if the model supports it, compile is false, "
+        "and the run uses half precision or a CPU, else the model's own",
     )
     pack: Annotated[bool | None, Affects("results", "sequences", "speed")] = Field(
         default=None,

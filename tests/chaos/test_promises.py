@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -103,9 +103,14 @@ def test_missing_or_changed_events_and_logs_are_detected(case: Case) -> None:
 
 def test_an_incomplete_checkpoint_is_detected(case: Case) -> None:
     half = case.final.with_name(".step-99.partial")
-    half.mkdir()
-    assert case.broken() == [5]
-    half.rmdir()
+
+    def is_detected() -> bool:
+        half.mkdir(exist_ok=True)  # the server removes it if it has not yet cleaned up after the job's end
+        return case.broken() == [5]
+
+    wait_until(is_detected, 30, "the incomplete checkpoint to be detected")
+    with suppress(FileNotFoundError):
+        half.rmdir()
 
 
 @pytest.mark.slow

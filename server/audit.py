@@ -8,7 +8,8 @@ from pydantic import Field
 from sqlalchemy import select
 
 from server.database.access_tables import AuditRow
-from server.database.pagination import PageQuery, cursor, page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import PageQuery, cursor, page
 from server.service import Service
 from zeta_core.contract.access import AuditEntry
 from zeta_core.contract.errors import InvalidRequest
@@ -35,7 +36,7 @@ async def list_entries(service: Service, filters: AuditQuery) -> Page[AuditEntry
     for name in ("project", "key_id", "action", "object_id"):
         value: str | None = getattr(filters, name)
         if value is not None:
-            query = query.where(getattr(AuditRow, name) == storable(value))
+            query = query.where(getattr(AuditRow, name) == replace_nul(value))
     if filters.after is not None:
         if (match := _ID.fullmatch(filters.after)) is None:
             raise InvalidRequest(

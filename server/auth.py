@@ -21,7 +21,7 @@ from sqlalchemy import or_, select, update
 
 from server.database.access_tables import AuditRow, KeyRow, ProjectRow
 from server.database.connections import Database
-from server.database.pagination import storable
+from server.database.nul_characters import replace_nul
 from zeta_core.contract.access import DEFAULT_PROJECT, NO_LIMITS, PROJECT_HEADER, ProjectLimits, Scope, allows
 from zeta_core.contract.errors import AuthenticationFailed, InvalidSettings, NotFound, PermissionDenied
 from zeta_core.contract.identifiers import new_id
@@ -149,7 +149,7 @@ class Keys:
             return caller
         if caller.is_admin:
             async with self._database.read() as session:
-                row = await session.get(ProjectRow, storable(project))
+                row = await session.get(ProjectRow, replace_nul(project))
             if row is not None:
                 return replace(caller, project=project, limits=self._default_limits.with_own(row.limits))
         raise project_not_found(project)

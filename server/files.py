@@ -11,8 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.artifacts import stored_file_key
 from server.auth import Caller
 from server.database.file_tables import FileRow
+from server.database.nul_characters import replace_nul
 from server.database.object_removals import request_removal
-from server.database.pagination import Matches, PageQuery, newest_first, page, storable
+from server.database.pagination import Matches, PageQuery, newest_first, page
 from server.database.tables import JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
@@ -63,7 +64,7 @@ async def list_files(service: Service, caller: Caller, sha256: str | None, page_
     """One page of the caller's files, newest first; with ``sha256``, only those with these bytes."""
     query = select(FileRow).where(FileRow.project == caller.project)
     if sha256 is not None:
-        query = query.where(FileRow.sha256 == storable(sha256))
+        query = query.where(FileRow.sha256 == replace_nul(sha256))
     async with service.database.read() as session:
         matches = Matches(query, FileRow.created_at, FileRow.id)
         rows, has_more = await newest_first(session, FileRow, [matches], page_query, project=caller.project)

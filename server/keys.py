@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import FROM_SETTINGS, Caller, sha256
 from server.database.access_tables import KeyRow
-from server.database.pagination import Matches, PageQuery, newest_first, page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import Matches, PageQuery, newest_first, page
 from server.database.projects import ensure_project
 from server.service import Service
 from zeta_core.contract.access import CreatedKey, Key, KeyRotation, NewKey
@@ -61,7 +62,7 @@ async def list_keys(
     """One page of the keys of a project, or of all projects, newest first."""
     query = select(KeyRow)
     if project is not None:
-        query = query.where(KeyRow.project == storable(project))
+        query = query.where(KeyRow.project == replace_nul(project))
     if not include_revoked:
         query = query.where(KeyRow.revoked_at.is_(None))
     async with service.database.read() as session:

@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller, project_not_found
 from server.database.access_tables import ProjectRow
-from server.database.pagination import PageQuery, page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import PageQuery, page
 from server.database.projects import contents, ensure_project, usage
 from server.database.tables import ModelNameRow, SweepRow
 from server.database.webhook_tables import DeliveryRow, WebhookRow
@@ -38,7 +39,7 @@ async def list_projects(service: Service, caller: Caller, page_query: PageQuery)
     if not caller.is_admin:
         query = query.where(ProjectRow.name == caller.project)
     if page_query.after is not None:
-        query = query.where(ProjectRow.name > storable(page_query.after))
+        query = query.where(ProjectRow.name > replace_nul(page_query.after))
     async with service.database.read() as session:
         rows = list(await session.scalars(query))
         projects = await _to_projects(service, session, rows[: page_query.limit])
@@ -91,7 +92,7 @@ async def delete_project(service: Service, caller: Caller, name: str) -> Deleted
 
 async def _find(session: AsyncSession, caller: Caller, name: str, *, lock: bool = False) -> ProjectRow:
     is_visible = caller.is_admin or name == caller.project
-    row = await session.get(ProjectRow, storable(name), with_for_update=lock) if is_visible else None
+    row = await session.get(ProjectRow, replace_nul(name), with_for_update=lock) if is_visible else None
     if row is None:
         raise project_not_found(name)
     return row

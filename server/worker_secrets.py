@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database.access_tables import WorkerSecretRow
 from server.database.inserts import dialect_insert
-from server.database.pagination import PageQuery, page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import PageQuery, page
 from server.service import Service
 from zeta_core.contract.access import CreatedWorkerSecret, NewWorkerSecret, WorkerSecret, WorkerSecretRotation
 from zeta_core.contract.errors import Conflict, NotFound
@@ -46,7 +47,7 @@ async def list_worker_secrets(service: Service, query: PageQuery) -> Page[Worker
     """One page, sorted by the name of the worker; ``after`` is the last name of the previous page."""
     rows_after = select(WorkerSecretRow).order_by(WorkerSecretRow.worker).limit(query.limit + 1)
     if query.after is not None:
-        rows_after = rows_after.where(WorkerSecretRow.worker > storable(query.after))
+        rows_after = rows_after.where(WorkerSecretRow.worker > replace_nul(query.after))
     async with service.database.read() as session:
         rows = list(await session.scalars(rows_after))
     listed = [WorkerSecret(**_fields(row)) for row in rows[: query.limit]]
@@ -107,7 +108,7 @@ async def _created(service: Service, row: WorkerSecretRow) -> CreatedWorkerSecre
 
 
 async def _find(session: AsyncSession, name: str) -> WorkerSecretRow:
-    row = await session.get(WorkerSecretRow, storable(name), with_for_update=True)
+    row = await session.get(WorkerSecretRow, replace_nul(name), with_for_update=True)
     if row is None:
         raise NotFound(
             f"Worker {shown(name)} has no secret of its own; `zeta workers secrets` or GET /v1/workers/secrets lists "

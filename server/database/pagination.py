@@ -164,8 +164,3 @@ def page(
         last_id=last_id,
         next_after=(next_after or last_id) if has_more else None,
     )
-
-
-def storable(text: str) -> str:
-    """``text`` for comparison with a column: PostgreSQL rejects NUL, which no stored value contains."""
-    return text.replace("\0", "\ufffd")

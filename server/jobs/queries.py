@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from server.auth import Caller
-from server.database.pagination import Matches, PageQuery, cursor, newest_first, page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import Matches, PageQuery, cursor, newest_first, page
 from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import SPEC_BYTES, to_job, to_jobs
@@ -94,7 +95,7 @@ def _conditions(filters: JobQuery) -> list[ColumnElement[bool]]:
     """The conditions of the filters, except those of the statuses and the metadata."""
     conditions: list[ColumnElement[bool]] = [JobRow.deleted_at.is_(None)]
     if filters.entity_name is not None:
-        conditions.append(JobRow.entity_name == storable(filters.entity_name))
+        conditions.append(JobRow.entity_name == replace_nul(filters.entity_name))
     if filters.kind is not None:
         conditions += of_kind(filters.kind)
     return conditions
@@ -115,7 +116,7 @@ def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequenc
 
     The lookups are scalar subqueries, which no planner turns into a join that reads a whole table.
     """
-    (key, value), *others = ((storable(key), storable(value)) for key, value in entries.items())
+    (key, value), *others = ((replace_nul(key), replace_nul(value)) for key, value in entries.items())
     entry = JobMetadataRow
     query = select(entry).where(entry.project == project, entry.key == key, entry.value == value)
     for other_key, other_value in others:
@@ -145,8 +146,8 @@ async def _list_sorted(session: AsyncSession, service: Service, caller: Caller, 
     for key, value in filters.metadata_entries.items():
         entry = select(JobMetadataRow.job_id).where(
             JobMetadataRow.project == caller.project,
-            JobMetadataRow.key == storable(key),
-            JobMetadataRow.value == storable(value),
+            JobMetadataRow.key == replace_nul(key),
+            JobMetadataRow.value == replace_nul(value),
         )
         conditions.append(JobRow.id.in_(entry))
     max_row_bytes = 2 * service.settings.max_spec_bytes

@@ -20,7 +20,8 @@ from typing import Any, Self, cast
 from sqlalchemy import ColumnElement, and_, case, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.database.pagination import rows_of_page, storable
+from server.database.nul_characters import replace_nul
+from server.database.pagination import rows_of_page
 from server.database.tables import JobRow
 from server.jobs.serialization import SPEC_BYTES
 from zeta_core.contract.errors import InvalidRequest
@@ -175,5 +176,5 @@ def _follows(key: ColumnElement[Any], order: JobOrder, after: SortPosition) -> C
     older = JobRow.id < after.id
     if after.value is None:
         return and_(key.is_(None), older)
-    value = storable(after.value) if isinstance(after.value, str) else after.value
+    value = replace_nul(after.value) if isinstance(after.value, str) else after.value
     return or_(key < value if order.descending else key > value, and_(key == value, older), key.is_(None))

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from server.auth import Caller
-from server.database.pagination import storable
+from server.database.nul_characters import replace_nul
 from server.database.tables import ModelNameRow
 from server.openai.model_names import ANY_DATASET
 from server.service import Service
@@ -82,7 +82,7 @@ async def list_names(service: Service, caller: Caller) -> Page[ModelName]:
 async def remove(service: Service, caller: Caller, name: str) -> DeletedObject:
     """Remove a name; its jobs and models stay. Raises `NotFound`, also for a name of the settings."""
     async with service.database.write() as session:
-        row = await session.get(ModelNameRow, (caller.project, storable(name)))
+        row = await session.get(ModelNameRow, (caller.project, replace_nul(name)))
         if row is None:
             origin = " It is set by ZETA_OPENAI_MODELS." if name in service.settings.openai_base_models else ""
             raise NotFound(

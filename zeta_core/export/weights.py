@@ -19,7 +19,10 @@ DTYPES: dict[WeightType, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfl
 
 
 def write_merged(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
-    """Write the model in ``dtype`` with its configs and its tokenizer. Raises `CannotTrain` for a plain module."""
+    """Write the transformers model in ``dtype`` with its configs and its tokenizer.
+
+    Raises `CannotTrain` if its configs can't be saved.
+    """
     skeleton = build_skeleton(model, dtype)
     assert skeleton is not None, "the caller has checked that it is a model of transformers"
     cast_once: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied weights stay tied

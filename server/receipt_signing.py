@@ -35,10 +35,10 @@ from zeta_core.contract.receipt import (
     Statement,
     Subject,
     Training,
-    encode,
     key_id,
     signed_bytes,
     statement_bytes,
+    to_base64,
 )
 from zeta_core.contract.secret_texts import masked_values
 from zeta_core.contract.wire.run_directory import MANIFEST_NAME
@@ -143,7 +143,7 @@ def _statement(
 def _sign(key: Ed25519PrivateKey, payload: bytes) -> Receipt:
     raw = key.public_key().public_bytes_raw()
     signature = key.sign(signed_bytes(PAYLOAD_TYPE, payload))
-    return Receipt(payload=encode(payload), signatures=[Signature(keyid=key_id(raw), sig=encode(signature))])
+    return Receipt(payload=to_base64(payload), signatures=[Signature(keyid=key_id(raw), sig=to_base64(signature))])
 
 
 async def _store(database: Database, job_id: str, envelope: Receipt | None) -> Receipt | None:
@@ -175,7 +175,7 @@ async def private_key(database: Database) -> Ed25519PrivateKey:
     async with database.read() as session:
         row = await session.get(ReceiptKeyRow, _KEY_NUMBER)
     if row is None:
-        text = encode(Ed25519PrivateKey.generate().private_bytes_raw())
+        text = to_base64(Ed25519PrivateKey.generate().private_bytes_raw())
         async with database.write() as session:
             values = {"number": _KEY_NUMBER, "private_key": text, "created_at": utc_now()}
             await session.execute(dialect_insert(session, ReceiptKeyRow).values(**values).on_conflict_do_nothing())

@@ -70,7 +70,7 @@ def job_of_removal(key: str) -> str | None:
 
 
 async def due_removals(database: Database) -> list[str]:
-    """The keys of objects to remove, the oldest first, also those of abandoned uploads; postponed ones last."""
+    """The keys to remove, the oldest first and postponed ones last. Uploads that were abandoned become due."""
     is_abandoned = ObjectRemovalRow.created_at < utc_now() - UPLOAD_AGE
     async with database.read() as session:
         num_rows = await session.scalar(select(func.count()).select_from(ObjectRemovalRow))
@@ -85,9 +85,9 @@ async def due_removals(database: Database) -> list[str]:
 
 async def postpone_removal(database: Database, key: str) -> None:
     """Try all other objects that are due before this one, whose removal has failed."""
-    is_due = update(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due)
+    postponed = update(ObjectRemovalRow).where(ObjectRemovalRow.key == key, ObjectRemovalRow.is_due)
     async with database.write() as session:
-        await session.execute(is_due.values(created_at=utc_now()))
+        await session.execute(postponed.values(created_at=utc_now()))
 
 
 async def removals_done(database: Database, keys: Collection[str]) -> None:

@@ -85,16 +85,16 @@ async def apply_batch(session: AsyncSession, batch: JournalBatch, *, max_events:
     protected = set[str]()
     if any(raw.get("type") == "checkpoint" for raw in batch.lines):
         protected = await protected_checkpoints(session, job)
-    appending = _Appending(session, job, attempt, max_events, protected, placement)
+    applier = _BatchApplier(session, job, attempt, max_events, protected, placement)
     stored_line, had_first_step = attempt.stored_line, attempt.first_step is not None
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number != stored_line + 1:
             continue
-        await appending.apply(number, parse_line(raw))
+        await applier.apply(number, parse_line(raw))
         stored_line = number
         if job.status != JobStatus.RUNNING:
             break
-    appending.store()
+    applier.store()
     num_applied, attempt.stored_line = stored_line - attempt.stored_line, stored_line
     ended = job.status != JobStatus.RUNNING
     ack = _ack(batch, stored_line, fenced=False).model_copy(update={"keep": sorted(protected)})
@@ -119,6 +119,7 @@ async def _apply_node_batch(
         if number == placement.stored_line + 1 and placement.last_line is None:
             await apply_line(session, job, placement, parse_line(raw), number=number)
     stored_line, ended = placement.stored_line, job.status != JobStatus.RUNNING
+    # Steps are counted on node 0, whose batches alone complete the trace of the job's start.
     return AppliedBatch(_ack(batch, stored_line, fenced=False), stored_line - before, ended, has_first_step=True)
 
 
@@ -156,7 +157,7 @@ def sanitized(value: Any) -> Any:
     return value
 
 
-class _Appending:
+class _BatchApplier:
     """Applies the lines of one batch to a locked job and its running attempt.
 
     What every line changes is kept here and written to the rows once, by `store`, because assigning an attribute of a

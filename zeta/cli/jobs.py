@@ -208,7 +208,7 @@ def logs(
     from zeta.client import Client
     from zeta.job_ids import resolve_job_id
 
-    cleaned = LogSanitizer(keep_colours=sys.stdout.isatty())
+    sanitizer = LogSanitizer(keep_colours=sys.stdout.isatty())
     with Client() as client:
         log = client.logs(
             resolve_job_id(client, job_id),
@@ -222,7 +222,7 @@ def logs(
                 if as_json:
                     print_json({"text": piece})
                 else:
-                    sys.stdout.write(piece if raw else cleaned.feed(piece))
+                    sys.stdout.write(piece if raw else sanitizer.feed(piece))
                     sys.stdout.flush()
         finally:
-            sys.stdout.write(cleaned.end())
+            sys.stdout.write(sanitizer.end())

@@ -73,6 +73,8 @@ class Training(_Signed):
 
 
 class Statement(_Signed):
+    """An in-toto statement: its subjects, and the predicate about them."""
+
     type: Literal["https://in-toto.io/Statement/v1"] = Field(default=STATEMENT_TYPE, alias="_type")
     subject: list[Subject]
     predicate_type: str = Field(default=PREDICATE_TYPE, alias="predicateType")
@@ -104,7 +106,7 @@ class ReceiptKey(_Signed):
 
 
 def signed_bytes(payload_type: str, payload: bytes) -> bytes:
-    """What a DSSE signature signs: the type and the payload with their lengths."""
+    """The bytes that a DSSE signature signs: the type and the payload, each with its length."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
@@ -114,7 +116,7 @@ def key_id(public_bytes: bytes) -> str:
     return hashlib.sha256(public_bytes).hexdigest()
 
 
-def encode(data: bytes) -> str:
+def to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 

@@ -35,7 +35,7 @@ MEBIBYTE = 2**20
 MAX_MEMORY_BYTES = 4096 * MEBIBYTE
 MIN_MEMORY_BYTES = 1024 * MEBIBYTE
 RENDERING_SECONDS = 30.0
-OTHER_STAGES = 4.0  # the factor for other stages, because a row may be a whole book
+OTHER_STAGES_FACTOR = 4.0  # times the limit for rendering, because a row may be a whole book
 LOCATION_BYTES = 4096
 
 Stage = Literal["reading", "rendering", "tokenizing"]
@@ -81,7 +81,7 @@ class ProcessLimits:
 
     def seconds(self, stage: Stage) -> float:
         """The CPU time limit of a stage, for one row or for one unit of rows."""
-        return self.rendering_seconds * (1.0 if stage == "rendering" else OTHER_STAGES)
+        return self.rendering_seconds * (1.0 if stage == "rendering" else OTHER_STAGES_FACTOR)
 
 
 class Position:

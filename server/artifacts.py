@@ -119,7 +119,7 @@ class Artifacts:
             _remove_if_abandoned(path)
 
     def remove_abandoned_uploads(self) -> None:
-        """Remove from the store what killed servers have left of uploads; an error is logged, and not an obstacle.
+        """Remove from the store what killed servers have left of uploads. An error is logged and not raised.
 
         Call it only after `claim_store`, because the store may belong to another service.
         """

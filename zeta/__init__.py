@@ -1,4 +1,4 @@
-"""The public API: ``Trainer`` for scripts, ``Client`` and ``AsyncClient`` for a service. Importing this loads none."""
+"""The public API: ``Trainer`` for scripts, ``Client`` and ``AsyncClient`` for a service. Each is imported on use."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_an_evaluation_reads_the_file_as_the_training_of_the_job(http: httpx.Cli
     assert job["id"] in [each["id"] for each in http.get("/v1/jobs?kind=evaluation").json()["data"]]
 
 
-def test_an_evaluation_is_not_a_training_on_its_file(http: httpx.Client, trained: str) -> None:
+def test_an_evaluation_is_not_listed_among_the_jobs_of_its_file(http: httpx.Client, trained: str) -> None:
     content = b'{"text": "Seen once."}\n'
     sent = http.post("/v1/files", files={"file": ("seen.jsonl", content)}, data={"purpose": "dataset"})
     file_id = sent.raise_for_status().json()["id"]

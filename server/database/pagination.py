@@ -110,7 +110,7 @@ async def rows_of_page(
     size: ColumnElement[int] | None = None,
     max_row_bytes: int = 0,
 ) -> list[RowT]:
-    """The rows with these ids, in their order, without the last ones if all are larger than `MAX_PAGE_BYTES`.
+    """The rows with these ids, in their order. The last ones are left out if the total exceeds `MAX_PAGE_BYTES`.
 
     ``size`` is the size in bytes of possibly large rows, and ``max_row_bytes`` its usual maximum.
     """

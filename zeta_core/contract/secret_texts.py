@@ -29,7 +29,9 @@ _IN_A_URL = ("a password in a URL", ("://",), r"://[^\s:/@]*:[^\s/@'\"]+@")
 _FORMATS = [
     (prefix, re.compile(pattern), kind) for kind, prefixes, pattern in (*_TOKENS, _IN_A_URL) for prefix in prefixes
 ]
-_PREFIX = re.compile("|".join(re.escape(prefix) for prefix in ("Bearer", *(prefix for prefix, _, _ in _FORMATS))))
+_PREFIXES = ("Bearer", *(prefix for prefix, _, _ in _FORMATS))
+_PREFIX = re.compile("|".join(map(re.escape, _PREFIXES)))
+_SHORT = 128  # characters; in longer texts a search for each prefix takes at most 0.01 ms per 1,000 characters
 _MASKED = re.compile(
     r"(?P<before>\bBearer\s+|://[^\s:/@]*:)(?P<secret>[^\s@'\"]+)(?P<after>@?)|"
     + "|".join(pattern for _, _, pattern in _TOKENS)
@@ -40,7 +42,9 @@ _NUMBERS = (int, float)  # most values of an event; a call for each would take l
 
 def may_contain_secrets(text: str) -> bool:
     """Whether a text, or JSON data as text, contains the prefix of a secret; much faster than finding one."""
-    return _PREFIX.search(text) is not None
+    if len(text) < _SHORT:  # one search for all prefixes is faster, unless many characters begin one
+        return _PREFIX.search(text) is not None
+    return any(prefix in text for prefix in _PREFIXES)
 
 
 def masked(text: str) -> str:

@@ -53,6 +53,7 @@ from zeta_core.contract.access import NO_LIMITS, ProjectLimits
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.job.status import JobStatus, WaitingCode
 from zeta_core.contract.wire.messages import HEARTBEAT_GONE_SECONDS, Dispatch
+from zeta_core.system.outage import error_text
 from zeta_core.system.redis_access import RedisUnavailable
 
 DISPATCH_LOCK = 0x7A657461  # "zeta", the key of PostgreSQL's advisory lock
@@ -291,7 +292,8 @@ class Scheduler:
                 dispatched = await self._record(group)
             except EXPECTED_ERRORS:
                 raise
-            except Exception:  # noqa: BLE001 - it is raised again for the job that fails
+            except Exception as error:  # noqa: BLE001 - it is raised again for the job that fails
+                logger.warning("%d jobs are dispatched one by one, because: %s", len(group), error_text(error))
                 retried.extend(group)
             else:
                 failures.append(await try_each(dispatched, self._deliver))

@@ -1,7 +1,7 @@
 """A device type whose tensors have no storage, so that code for GPUs can be run on a host without one.
 
-Torch then tells its tensors from those of the host, as it does on a GPU: operations that mix both fail. Registering the
-device type changes torch for the rest of the process, so call `fake_gpu` only in a process of its own.
+Torch distinguishes its tensors from those of the host, as it does on a GPU: operations that mix both fail. Registering
+the device type changes torch for the rest of the process, so call `fake_gpu` only in a process of its own.
 """
 
 from __future__ import annotations

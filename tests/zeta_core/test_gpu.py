@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits_straight_or_resumed(precision: str, t
 def test_packed_documents_are_computed_by_one_kernel_as_with_a_mask(tmp_path: Path) -> None:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("flash attention needs a GPU with bfloat16")
-    assert kernel_problem(torch.device("cuda", 0), torch.bfloat16) is None
+    assert [kernel_problem(torch.device("cuda", 0), torch.bfloat16, size) for size in (64, 128)] == [None, None]
     losses: dict[str, float] = {}
     for name in ("auto", "sdpa"):
         out = tmp_path / name

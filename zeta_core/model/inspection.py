@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -149,3 +150,12 @@ def values_per_token(model: nn.Module) -> int:
     """
     outputs = [part.out_features for part in model.modules() if isinstance(part, nn.Linear)]
     return 4 * sum(outputs) if outputs else sum(p.shape[0] for p in model.parameters() if p.dim() >= 2)
+
+
+def head_size(model: nn.Module) -> int | None:
+    """The number of values of an attention head in the model's config; ``None`` if the config doesn't state it."""
+    config: Any = getattr(model, "config", None)
+    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if isinstance(size := getattr(config, "head_dim", None), int):
+        return size
+    return width // heads if isinstance(heads, int) and isinstance(width, int) else None

@@ -22,7 +22,13 @@ from zeta_core.memory.estimate import copying
 from zeta_core.memory.micro_batch import micro_batch_tokens
 from zeta_core.memory.zero_parts import ZeroSettings
 from zeta_core.model.existing_adapter import has_adapter, without_peft_wrapper
-from zeta_core.model.inspection import check_positions, check_vocabulary, embedding_rows, plan_inputs_without_data
+from zeta_core.model.inspection import (
+    check_positions,
+    check_vocabulary,
+    embedding_rows,
+    head_size,
+    plan_inputs_without_data,
+)
 from zeta_core.model.lora import base_fingerprint
 from zeta_core.objective.attention import current_attention
 from zeta_core.objective.document_kernel import kernel_problem as find_kernel_problem
@@ -104,9 +110,9 @@ def choose_attention(
 ) -> str:
     """The requested attention; else that of the resumed run, or `varlen` if the model and the device support it.
 
-    ``kernel_problem`` says why the kernel for `varlen` does not work on the GPU of some process. Then `varlen` is not
-    the default, and ``log`` gets the reason. Raises `CannotTrain` if `varlen` is requested and the model does not
-    support it.
+    ``kernel_problem`` is the reason why the kernel for `varlen` does not work on the GPU of some process. Then `varlen`
+    is not the default, and ``log`` gets the reason. Raises `CannotTrain` if `varlen` is requested and the model does
+    not support it.
     """
     options = request.options
     stored = {} if resume_point is None else resume_point.plan
@@ -136,14 +142,15 @@ def choose_attention(
     return "varlen" if supported else "auto"
 
 
-def attention_problem(request: RunRequest) -> str | None:
+def attention_problem(request: RunRequest, model: nn.Module) -> str | None:
     """Why this process's GPU can't compute documents with one kernel in the precision of the run; None on CPUs."""
     if not torch.cuda.is_available() or request.options.attn_implementation != "auto":
         return None
     default = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     precision = request.options.mixed_precision or default
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return find_kernel_problem(torch.device("cuda", torch.cuda.current_device()), dtype)
+    device = torch.device("cuda", torch.cuda.current_device())
+    return find_kernel_problem(device, dtype, head_size(model) or 64)
 
 
 def decide(

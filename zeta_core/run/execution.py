@@ -127,7 +127,7 @@ def _load(stack: ExitStack, request: RunRequest, rank: ProcessRank, report: Repo
     resume_point = find_resume_point(request, processes, report)
     model = build_model(request, inputs, resume_point)
     # One process without the kernel decides for all, because every process must compute attention in the same way.
-    problem = next((each for each in processes.gather(attention_problem(request)) if each is not None), None)
+    problem = next((each for each in processes.gather(attention_problem(request, model)) if each is not None), None)
     attention = processes.from_main(lambda: choose_attention(request, inputs, model, resume_point, problem, report.log))
     stack.enter_context(attention_implementation(model, attention))
     kinds = {kind for kind in processes.gather(device_kind(kernels)) if kind is not None}

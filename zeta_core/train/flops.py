@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zeta_core.contract.spec.options import Precision
+from zeta_core.model.inspection import head_size
 from zeta_core.model.quantization import num_weights
 
 # Dense bf16 (and fp16) FLOPs per second from the manufacturers' data sheets, without sparsity, for full-power boards.
@@ -62,11 +63,9 @@ def flops_per_token(model: nn.Module, seq_len: int) -> float:
     )
     config: Any = getattr(model, "config", None)
     layers = getattr(config, "num_hidden_layers", None)
-    heads = getattr(config, "num_attention_heads", None)
-    width = getattr(config, "hidden_size", None)
-    if isinstance(layers, int) and isinstance(heads, int) and isinstance(width, int):
-        head_size = getattr(config, "head_dim", None) or width // heads
-        flops += 12.0 * layers * heads * head_size * seq_len
+    heads, size = getattr(config, "num_attention_heads", None), head_size(model)
+    if isinstance(layers, int) and isinstance(heads, int) and size is not None:
+        flops += 12.0 * layers * heads * size * seq_len
     return flops
 
 

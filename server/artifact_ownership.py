@@ -39,7 +39,7 @@ def claim_store(settings: ServerSettings, store: ArtifactStore, service: str) ->
     owner = _read(store)
     if owner is not None and owner.service == service:
         return
-    if owner is not None and not _is_in(settings) and settings.artifacts_take_over != owner.service:
+    if owner is not None and not _is_store_in_home(settings) and settings.artifacts_take_over != owner.service:
         raise InvalidSettings(
             f"ZETA_ARTIFACTS_URL is {str(store)!r}, which belongs to service {owner.service} (last started on "
             f"{owner.host} in {owner.home}). This service ({service}) has a different database, or a copy of that one. "
@@ -104,7 +104,7 @@ def _read(store: ArtifactStore) -> StoreOwner | None:
         ) from error
 
 
-def _is_in(settings: ServerSettings) -> bool:
+def _is_store_in_home(settings: ServerSettings) -> bool:
     """Whether the store is inside the home. A link to a store elsewhere doesn't count: copies of the home share it."""
     root, home = settings.artifacts_location, settings.home
     return isinstance(root, Path) and root.resolve().is_relative_to(home.resolve())

@@ -75,7 +75,7 @@ class IncomingFile:
         return self._sha256.hexdigest()
 
     def upload(self, key: PurePosixPath) -> None:
-        """Bring the bytes to the store, which takes long for a large file. Raises `Unavailable`."""
+        """Send the bytes to the store without making them visible; slow for large files. Raises `Unavailable`."""
         try:
             self._store.upload(self.path, key, self.sha256)
         except OSError as error:

@@ -3,9 +3,9 @@
 A key's text is never stored or logged. Keys are looked up by their hash, so the response time reveals nothing about how
 much of a guess is correct.
 
-A valid key is looked up again after `KEY_SECONDS`, so a key that another server has revoked is accepted for at most
-that long. The last use of a key is recorded at most once per `USE_SECONDS`, by a background loop, so that a request
-that only reads causes no write.
+A valid key is looked up again after `KEY_CACHE_SECONDS`, so a key that another server has revoked is accepted for at
+most that long. The last use of a key is recorded at most once per `USE_RECORD_SECONDS`, by a background loop, so that a
+request that only reads causes no write.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from zeta_core.contract.identifiers import new_id
 from zeta_core.contract.job.events import utc_now
 from zeta_core.contract.spec.validation import shown
 
-KEY_SECONDS = 1.0
-USE_SECONDS = 60.0
-RECORDING_SECONDS = 5.0  # the interval of `Keys.record_uses`
-FROM_SETTINGS = "settings"  # `created_by` of the key in ZETA_API_KEY
+KEY_CACHE_SECONDS = 1.0
+USE_RECORD_SECONDS = 60.0
+RECORD_USES_SECONDS = 5.0  # the interval of `Keys.record_uses`
+CREATED_BY_SETTINGS = "settings"  # `created_by` of the key in ZETA_API_KEY
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class _KnownKey:
 
 
 class Keys:
-    """The API keys in the database; valid ones are kept in memory for `KEY_SECONDS`, by their hash."""
+    """The API keys in the database; valid ones are kept in memory for `KEY_CACHE_SECONDS`, by their hash."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Keys:
         """The caller with the key of this SHA-256, for a browser session. Raises `AuthenticationFailed`."""
         now = self._clock()
         known = self._known.get(digest)
-        if known is None or now - known.read_at >= KEY_SECONDS:
+        if known is None or now - known.read_at >= KEY_CACHE_SECONDS:
             self._known.pop(digest, None)
             known = self._known[digest] = await self._read(digest, now)
         caller = known.caller
@@ -154,13 +154,13 @@ class Keys:
                 return replace(caller, project=project, limits=self._default_limits.with_own(row.limits))
         raise project_not_found(project)
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Look up every key again at its next use, because a key or the limits of a project were changed."""
         self._known.clear()
 
     async def record_uses(self) -> None:
-        """Store when keys were last used, unless that was recorded less than `USE_SECONDS` ago."""
-        now, interval = utc_now(), timedelta(seconds=USE_SECONDS)
+        """Store when keys were last used, unless that was recorded less than `USE_RECORD_SECONDS` ago."""
+        now, interval = utc_now(), timedelta(seconds=USE_RECORD_SECONDS)
         never = now - 2 * interval
         due = {key: at for key, at in self._used_at.items() if now - self._recorded_at.get(key, never) >= interval}
         if not due:
@@ -208,7 +208,7 @@ async def register_admin_key(database: Database, secret: str | None) -> None:
             return
         digest = sha256(secret)
         has_text = or_(KeyRow.secret_sha256 == digest, KeyRow.old_secret_sha256 == digest)
-        created = await session.scalar(select(KeyRow).where(has_text, KeyRow.created_by != FROM_SETTINGS))
+        created = await session.scalar(select(KeyRow).where(has_text, KeyRow.created_by != CREATED_BY_SETTINGS))
         if created is not None:
             raise InvalidSettings(
                 f"ZETA_API_KEY is the text of key {created.id}, which was created with `zeta keys create` or rotated; "
@@ -218,7 +218,9 @@ async def register_admin_key(database: Database, secret: str | None) -> None:
             )
         await session.execute(
             update(KeyRow)
-            .where(KeyRow.created_by == FROM_SETTINGS, KeyRow.secret_sha256 != digest, KeyRow.revoked_at.is_(None))
+            .where(
+                KeyRow.created_by == CREATED_BY_SETTINGS, KeyRow.secret_sha256 != digest, KeyRow.revoked_at.is_(None)
+            )
             .values(revoked_at=utc_now())
         )
         row = await session.scalar(select(KeyRow).where(KeyRow.secret_sha256 == digest))
@@ -229,7 +231,7 @@ async def register_admin_key(database: Database, secret: str | None) -> None:
             KeyRow(
                 id=new_id("key"),
                 project=DEFAULT_PROJECT,
-                created_by=FROM_SETTINGS,
+                created_by=CREATED_BY_SETTINGS,
                 name="admin",
                 scopes=[Scope.ADMIN],
                 secret_sha256=digest,

@@ -13,7 +13,7 @@ from server.auth import Caller
 from server.database.file_tables import FileRow
 from server.database.nul_characters import replace_nul
 from server.database.object_removals import request_removal
-from server.database.pagination import Matches, PageQuery, newest_first, page
+from server.database.pagination import OrderedQuery, PageQuery, newest_first, page
 from server.database.tables import JobRow
 from server.http.downloads import Content, FilePart
 from server.service import Service
@@ -66,7 +66,7 @@ async def list_files(service: Service, caller: Caller, sha256: str | None, page_
     if sha256 is not None:
         query = query.where(FileRow.sha256 == replace_nul(sha256))
     async with service.database.read() as session:
-        matches = Matches(query, FileRow.created_at, FileRow.id)
+        matches = OrderedQuery(query, FileRow.created_at, FileRow.id)
         rows, has_more = await newest_first(session, FileRow, [matches], page_query, project=caller.project)
     return page([_to_stored_file(row) for row in rows], has_more, lambda file: file.id)
 

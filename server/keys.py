@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.auth import FROM_SETTINGS, Caller, sha256
+from server.auth import CREATED_BY_SETTINGS, Caller, sha256
 from server.database.access_tables import KeyRow
 from server.database.nul_characters import replace_nul
-from server.database.pagination import Matches, PageQuery, newest_first, page
+from server.database.pagination import OrderedQuery, PageQuery, newest_first, page
 from server.database.projects import ensure_project
 from server.service import Service
 from zeta_core.contract.access import CreatedKey, Key, KeyRotation, NewKey
@@ -66,7 +66,7 @@ async def list_keys(
     if not include_revoked:
         query = query.where(KeyRow.revoked_at.is_(None))
     async with service.database.read() as session:
-        matches = Matches(query, KeyRow.created_at, KeyRow.id)
+        matches = OrderedQuery(query, KeyRow.created_at, KeyRow.id)
         rows, has_more = await newest_first(session, KeyRow, [matches], page_query, project=None)
     return page([_to_key(row) for row in rows], has_more, lambda key: key.id)
 
@@ -94,7 +94,7 @@ async def rotate_key(service: Service, caller: Caller, key_id: str, request: Key
         row.secret_sha256 = sha256(text)
         details = {"grace_seconds": request.grace_seconds}
         session.add(caller.audit_row("key.rotate", row.id, project=row.project, **details))
-    service.keys.forget()
+    service.keys.clear_cache()
     return CreatedKey(**_fields(row), key=text)
 
 
@@ -106,12 +106,12 @@ async def revoke_key(service: Service, caller: Caller, key_id: str) -> DeletedOb
         if row.revoked_at is None:
             row.revoked_at = utc_now()
             session.add(caller.audit_row("key.revoke", row.id, project=row.project))
-    service.keys.forget()
+    service.keys.clear_cache()
     return DeletedObject(id=key_id, object="key")
 
 
 def _require_changeable(row: KeyRow) -> None:
-    if row.created_by == FROM_SETTINGS and row.revoked_at is None:
+    if row.created_by == CREATED_BY_SETTINGS and row.revoked_at is None:
         raise Conflict(
             f"Key {row.id} is the one in the server's settings; change ZETA_API_KEY (with `zeta up`: the file "
             "admin.key in its home) and restart the server.",

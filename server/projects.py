@@ -65,7 +65,7 @@ async def change_project(service: Service, caller: Caller, name: str, request: P
             session.add(caller.audit_row("project.change", name, project=name, **changed))
         await session.flush()
         project = await _to_project(service, session, row)
-    service.keys.forget()
+    service.keys.clear_cache()
     service.engine.wake()
     return project
 

@@ -11,7 +11,7 @@ from functools import partial
 from server import receipt_signing
 from server.artifact_ownership import claim_store
 from server.artifacts import Artifacts
-from server.auth import RECORDING_SECONDS, Caller, Keys, register_admin_key
+from server.auth import RECORD_USES_SECONDS, Caller, Keys, register_admin_key
 from server.database.connections import Database
 from server.database.schema import require_schema
 from server.database.service_identity import identify_service
@@ -124,7 +124,7 @@ def _start_loops(engine: Engine, artifacts: Artifacts, keys: Keys, messages: Not
     loops.start("uploads", expiry, Pace(idle_seconds=EXPIRY_SECONDS), limit_seconds=None)
     due = partial(removals.remove_due, database, artifacts)
     loops.start("removals", due, Pace(idle_seconds=removals.PACE_SECONDS), limit_seconds=None)
-    loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORDING_SECONDS))
+    loops.start("key uses", keys.record_uses, Pace(idle_seconds=RECORD_USES_SECONDS))
     loops.start("notifications", messages.one_pass, Pace(idle_seconds=notifier.IDLE_SECONDS))
     waits = partial(long_waits.announce_long_waits, database, engine.settings.webhook_wait_seconds)
     loops.start("long waits", waits, Pace(idle_seconds=long_waits.PACE_SECONDS))

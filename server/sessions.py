@@ -1,8 +1,9 @@
 """Browser sessions: an API key is exchanged for a random token, which the browser keeps in a cookie.
 
 Guarantees: only the SHA-256 of a token is stored. A session ends when its user logs out, when it expires, and within
-`KEY_SECONDS` when its key is revoked, replaced or expires. A login link works once and for `LINK_MINUTES`. A request
-with the cookie can change something only if it also carries the session's CSRF token, which another site can't read.
+`KEY_CACHE_SECONDS` when its key is revoked, replaced or expires. A login link works once and for `LINK_MINUTES`. A
+request with the cookie can change something only if it also carries the session's CSRF token, which another site can't
+read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server.auth import KEY_SECONDS, Caller, Keys, sha256
+from server.auth import KEY_CACHE_SECONDS, Caller, Keys, sha256
 from server.database.access_tables import LoginLinkRow, SessionRow
 from server.database.connections import Database
 from zeta_core.contract.errors import AuthenticationFailed, NotFound, PermissionDenied
@@ -66,7 +67,7 @@ class _KnownSession:
 
 
 class Sessions:
-    """The browser sessions in the database. Valid ones are kept in memory for `KEY_SECONDS`."""
+    """The browser sessions in the database. Valid ones are kept in memory for `KEY_CACHE_SECONDS`."""
 
     def __init__(
         self, database: Database, keys: Keys, service_id: str, clock: Callable[[], float] = time.monotonic
@@ -157,7 +158,7 @@ class Sessions:
     async def _read(self, digest: str) -> _KnownSession:
         now = self._clock()
         known = self._known.get(digest)
-        if known is not None and now - known.read_at < KEY_SECONDS:
+        if known is not None and now - known.read_at < KEY_CACHE_SECONDS:
             return known
         self._known.pop(digest, None)
         async with self._database.read() as session:

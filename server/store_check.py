@@ -14,7 +14,7 @@ import sys
 from server.artifact_ownership import require_owner
 from server.database.connections import Database
 from server.database.schema import require_schema
-from server.database.service_identity import known_service
+from server.database.service_identity import read_service_id
 from server.settings import StorageSettings
 from server.store_comparison import StoreComparison, StoreDifference, compare
 from zeta_core.contract.errors import InvalidSettings, Unavailable, ZetaError
@@ -48,7 +48,7 @@ async def check(settings: StorageSettings, *, verify_content: bool) -> StoreComp
         store = open_store(settings)
         try:
             await asyncio.to_thread(store.check_access)
-            await asyncio.to_thread(require_owner, store, await known_service(database))
+            await asyncio.to_thread(require_owner, store, await read_service_id(database))
             return await compare(database, store, verify_content=verify_content)
         except OSError as error:
             reason = error.strerror or str(error)

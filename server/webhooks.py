@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.announcements import Receiver, new_delivery
-from server.database.pagination import Matches, PageQuery, newest_first, page
+from server.database.pagination import OrderedQuery, PageQuery, newest_first, page
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.jobs.queries import find_job
 from server.notifications.addresses import literal_fault
@@ -100,7 +100,7 @@ async def list_webhooks(service: Service, caller: Caller, page_query: PageQuery)
     """One page of the project's webhooks, newest first."""
     query = select(WebhookRow).where(WebhookRow.project == caller.project)
     async with service.database.read() as session:
-        matches = Matches(query, WebhookRow.created_at, WebhookRow.id)
+        matches = OrderedQuery(query, WebhookRow.created_at, WebhookRow.id)
         rows, has_more = await newest_first(session, WebhookRow, [matches], page_query, project=caller.project)
     return page([to_webhook(row) for row in rows], has_more, lambda webhook: webhook.id)
 
@@ -222,7 +222,7 @@ def to_webhook(row: WebhookRow) -> Webhook:
 
 
 async def _delivery_page(session: AsyncSession, caller: Caller, query: Any, page_query: PageQuery) -> Page[Delivery]:
-    matches = Matches(query, DeliveryRow.created_at, DeliveryRow.id)
+    matches = OrderedQuery(query, DeliveryRow.created_at, DeliveryRow.id)
     rows, has_more = await newest_first(
         session,
         DeliveryRow,

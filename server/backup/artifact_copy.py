@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from sqlalchemy import select
 
 from server.artifacts import part_key, stored_file_key
-from server.backup.database_copy import engine
+from server.backup.database_copy import open_engine
 from server.backup.directory import BackupDirectory, SavedCheckpoint, SavedFile, WrongContent
 from server.database.file_tables import FileRow, UploadPartRow
 from server.database.tables import CheckpointRow, JobRow
@@ -43,7 +43,7 @@ class SavedArtifacts:
 
 def named_files(database: Path) -> NamedFiles:
     """The files that the rows of a saved database name."""
-    with engine(DatabaseAddress("sqlite", str(database))) as opened, opened.connect() as connection:
+    with open_engine(DatabaseAddress("sqlite", str(database))) as opened, opened.connect() as connection:
         files: dict[PurePosixPath, tuple[int, str | None]] = {
             stored_file_key(row.id): (row.bytes, row.sha256)
             for row in connection.execute(select(FileRow.id, FileRow.bytes, FileRow.sha256))
@@ -58,7 +58,7 @@ def named_files(database: Path) -> NamedFiles:
 
 
 def save_artifacts(store: ArtifactStore, directory: BackupDirectory, named: NamedFiles) -> SavedArtifacts:
-    """Copy the named files, and the logs and curves of their jobs; those with known content only once.
+    """Copy the named files, and the logs and curves of their jobs, unless the backup has their content already.
 
     Raises `OSError` if the store or the folder fails.
     """

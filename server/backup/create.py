@@ -20,7 +20,7 @@ from server.backup.database_copy import save_database
 from server.backup.directory import DATABASE_KEY, OBJECTS, Backup, BackupDirectory, SavedFile
 from server.database.connections import Database
 from server.database.schema import require_schema
-from server.database.service_identity import known_service
+from server.database.service_identity import read_service_id
 from server.settings import StorageSettings
 from zeta_core.contract.job.events import utc_now
 from zeta_core.system.artifact_store import ArtifactStore, open_store
@@ -49,7 +49,7 @@ def create_backup(settings: StorageSettings, path: Path, environment: Mapping[st
 
     Raises `InvalidSettings`, `Conflict` if the folder can't be used, `Unavailable`, and `OSError`.
     """
-    service = asyncio.run(_known_service(settings))
+    service = asyncio.run(_read_service_id(settings))
     store = open_store(settings)
     store.check_access()
     require_owner(store, service)
@@ -105,10 +105,10 @@ def _create(
     )
 
 
-async def _known_service(settings: StorageSettings) -> str | None:
+async def _read_service_id(settings: StorageSettings) -> str | None:
     database = Database(settings.database)
     try:
         await require_schema(database)
-        return await known_service(database)
+        return await read_service_id(database)
     finally:
         await database.close()

@@ -45,13 +45,13 @@ def save_database(url: str, target: Path, environment: Mapping[str, str]) -> Non
         else:
             migrate(sqlite_url(target), environment)
             with (
-                engine(address, isolation_level="REPEATABLE READ") as source,
-                engine(DatabaseAddress("sqlite", str(target))) as copy,
+                open_engine(address, isolation_level="REPEATABLE READ") as source,
+                open_engine(DatabaseAddress("sqlite", str(target))) as copy,
                 source.connect() as reading,
                 copy.begin() as writing,
             ):
                 copy_rows(reading, writing)
-        _close_log(target)
+        _remove_write_ahead_log(target)
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise cannot_open(address, error) from error
 
@@ -63,7 +63,7 @@ def require_empty(url: str) -> None:
         is_used = Path(address.database).exists()
     else:
         try:
-            with engine(address) as opened, opened.connect() as connection:
+            with open_engine(address) as opened, opened.connect() as connection:
                 existing = set(inspect(connection).get_table_names())
                 rows = [ServiceRow, JobRow, FileRow]
                 is_used = any(
@@ -101,13 +101,13 @@ def restore_database(saved: Path, url: str, environment: Mapping[str, str]) -> N
             ) from error
         migrate(sqlite_url(copy), environment)
         try:
-            with engine(DatabaseAddress("sqlite", str(copy))) as opened, opened.begin() as connection:
+            with open_engine(DatabaseAddress("sqlite", str(copy))) as opened, opened.begin() as connection:
                 connection.execute(delete(ServiceRow))
             if address.backend == "postgresql":
                 migrate(url, environment)
                 with (
-                    engine(DatabaseAddress("sqlite", str(copy))) as source,
-                    engine(address) as target,
+                    open_engine(DatabaseAddress("sqlite", str(copy))) as source,
+                    open_engine(address) as target,
                     source.connect() as reading,
                     target.begin() as writing,
                 ):
@@ -115,7 +115,7 @@ def restore_database(saved: Path, url: str, environment: Mapping[str, str]) -> N
                 return
         except SQLAlchemyError as error:
             raise cannot_open(address, error) from error
-        _close_log(copy)
+        _remove_write_ahead_log(copy)
         flush(copy)
         require_empty(url)
         rename_durably(copy, Path(address.database))
@@ -133,7 +133,7 @@ def migrate(url: str, environment: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def engine(address: DatabaseAddress, *, isolation_level: str | None = None) -> Generator[Engine]:
+def open_engine(address: DatabaseAddress, *, isolation_level: str | None = None) -> Generator[Engine]:
     """A synchronous engine for existing databases, closed at the end."""
     options = {} if isolation_level is None else {"isolation_level": isolation_level}
     if address.backend == "postgresql":
@@ -146,7 +146,7 @@ def engine(address: DatabaseAddress, *, isolation_level: str | None = None) -> G
         opened.dispose()
 
 
-def _close_log(database: Path) -> None:
-    """Make a SQLite database one file, without a write-ahead log."""
+def _remove_write_ahead_log(database: Path) -> None:
+    """Make a SQLite database a single file: merge its write-ahead log into it."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")

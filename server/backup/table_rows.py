@@ -8,40 +8,21 @@ from __future__ import annotations
 from sqlalchemy import JSON, Column, Connection, Text, bindparam, cast, delete, func, insert, inspect, select, text
 from sqlalchemy import Table as SqlTable
 
-from server.database import (
-    access_tables,
-    file_tables,
-    object_removals,
-    placements,
-    receipt_tables,
-    recent_use,
-    usage_table,
-    webhook_tables,
-)
-from server.database.tables import Document, JobCountRow, JobMetadataRow, Table
+from server.database.access_tables import AuditRow
+from server.database.all_tables import METADATA
+from server.database.tables import Document, JobCountRow, JobMetadataRow
 
-# Importing these modules registers their tables.
-MODULES = (
-    access_tables,
-    file_tables,
-    object_removals,
-    placements,
-    receipt_tables,
-    recent_use,
-    usage_table,
-    webhook_tables,
-)
 FILLED_BY_TRIGGERS = frozenset({JobMetadataRow.__tablename__, JobCountRow.__tablename__})  # when a job is inserted
-APPEND_ONLY = frozenset({access_tables.AuditRow.__tablename__})  # empty in a new database
+APPEND_ONLY = frozenset({AuditRow.__tablename__})  # empty in a new database
 _BATCH_ROWS = 1000
 
 
 def copy_rows(source: Connection, target: Connection) -> None:
     """Copy every row to a new database, whose migrations may have added rows, in the order of its foreign keys."""
     own = source if source.dialect.name == "sqlite" else target  # PostgreSQL may have tables of other programs
-    assert set(inspect(own).get_table_names()) == {*Table.metadata.tables, "alembic_version"}, "a module is missing"
-    tables = sorted(Table.metadata.sorted_tables, key=lambda table: table.name in FILLED_BY_TRIGGERS)
-    for table in reversed(Table.metadata.sorted_tables):
+    assert set(inspect(own).get_table_names()) == {*METADATA.tables, "alembic_version"}, "`all_tables` lacks a module"
+    tables = sorted(METADATA.sorted_tables, key=lambda table: table.name in FILLED_BY_TRIGGERS)
+    for table in reversed(METADATA.sorted_tables):
         if table.name not in APPEND_ONLY:
             target.execute(delete(table))
     for table in tables:

@@ -1,8 +1,8 @@
 """Transactions on SQLite and PostgreSQL through one interface: ``read()`` and ``write()``.
 
-SQLite runs in WAL mode with a single writing connection, guarded by an `asyncio.Lock`. (With many writers, SQLite's own
-busy handler leads to waits of over a second, as measured in the project's baselines.) Readers have a separate pool and
-never wait for the writer. On PostgreSQL, reads and writes share one pool.
+SQLite runs in WAL mode with a single writing connection, guarded by an `asyncio.Lock`, because SQLite's own busy
+handler makes concurrent writers wait for over a second. Readers have a separate pool and never wait for the writer. On
+PostgreSQL, reads and writes share one pool.
 
 Guarantees: `write()` is one transaction, committed at the end of the block and rolled back if the block raises; on
 SQLite it holds the write lock from its first statement. Both raise `DatabaseUnavailable` while the database is
@@ -51,7 +51,7 @@ POSTGRES_BEGIN = (
 )
 # A health check writes to SQLite with a short timeout, and at most this often.
 PROBE_TIMEOUT_SECONDS = 2
-PROBE_SECONDS = 1.0
+PROBE_INTERVAL_SECONDS = 1.0
 PROBE = text("UPDATE alembic_version SET version_num = version_num")
 
 
@@ -72,9 +72,9 @@ class Database:
             )
         else:
             self._writer = self._reader = self._prober = _postgres_engine(self.address)
-        self._probing = asyncio.Lock()
+        self._probe_lock = asyncio.Lock()
         self._probed_at = float("-inf")  # monotonic
-        self._probed: DatabaseUnavailable | None = None
+        self._probe_failure: DatabaseUnavailable | None = None
         self._write_failed = False
 
     @asynccontextmanager
@@ -100,22 +100,22 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
         """A read-only transaction: a consistent snapshot that writers don't block."""
-        with _translating_unavailable():
+        with _database_errors():
             async with AsyncSession(self._reader, expire_on_commit=False) as session, session.begin():
                 yield session
 
     async def check_writable(self) -> None:
         """Raise `DatabaseUnavailable` if the database is not writable now."""
-        async with self._probing:
-            if not self.is_sqlite or time.monotonic() - self._probed_at >= PROBE_SECONDS:
+        async with self._probe_lock:
+            if not self.is_sqlite or time.monotonic() - self._probed_at >= PROBE_INTERVAL_SECONDS:
                 try:
                     await self._probe()
-                    self._probed = None
+                    self._probe_failure = None
                 except DatabaseUnavailable as error:
-                    self._probed = error
+                    self._probe_failure = error
                 self._probed_at = time.monotonic()
-            if self._probed is not None:
-                raise DatabaseUnavailable(self._probed.reason)
+            if self._probe_failure is not None:
+                raise DatabaseUnavailable(self._probe_failure.reason)
 
     async def close(self) -> None:
         for engine in {self._writer, self._reader, self._prober}:
@@ -134,7 +134,7 @@ class Database:
     @asynccontextmanager
     async def _write_with(self, engine: AsyncEngine) -> AsyncGenerator[AsyncSession]:
         try:
-            with _translating_unavailable():
+            with _database_errors():
                 async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
                     yield session
                     await store_deferred(session)
@@ -145,7 +145,8 @@ class Database:
 
 
 @contextmanager
-def _translating_unavailable() -> Generator[None]:
+def _database_errors() -> Generator[None]:
+    """Raise `DatabaseUnavailable` for the errors of the driver that mean it."""
     try:
         yield
     except SQLAlchemyError as error:

@@ -16,10 +16,10 @@ MAX_BASES = 20  # the longest chain of adapters that were trained on adapters
 
 
 async def names_of_bases(session: AsyncSession, project: str, *models: object) -> list[str]:
-    """The bases of ``models``, which are sources as in a spec, and the bases of these.
+    """The names of the bases of ``models``, of the bases of those bases, and so on.
 
-    A name is that of a checkpoint (``job_.../final``), an uploaded file (``file_...``), or a repository on the Hub.
-    Models of other projects are left out.
+    ``models`` are values of a spec's ``model``. A name is that of a checkpoint (``job_.../final``), an uploaded file
+    (``file_...``), or a repository on the Hub. Models of other projects are left out.
     """
     names: list[str] = []
     for model in models:

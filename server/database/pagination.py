@@ -28,7 +28,7 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1000
 # A page of large rows is cut at this size, but has at least one row; `has_more` reports the rest.
 MAX_PAGE_BYTES = 4 << 20
-UNWEIGHED_ROWS = 50  # with so few rows of usual size, a page is always small enough
+MAX_UNMEASURED_ROWS = 50  # a page of so few rows of usual size is small enough, so their sizes are not read
 
 ItemT = TypeVar("ItemT")
 RowT = TypeVar("RowT", JobRow, FileRow, KeyRow, SweepRow, WebhookRow, DeliveryRow)
@@ -60,8 +60,8 @@ def cursor(pattern: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Matches:
-    """A query for rows that match a list's filters, and its columns with the creation time and id of a row.
+class OrderedQuery:
+    """A query for the rows that match a list's filters, and the two columns that order them, newest first.
 
     An index must contain the filters followed by these two columns, so that a page is read without a scan or a sort.
     """
@@ -74,7 +74,7 @@ class Matches:
 async def newest_first(
     session: AsyncSession,
     table: type[RowT],
-    alternatives: Sequence[Matches],
+    alternatives: Sequence[OrderedQuery],
     page_query: PageQuery,
     *,
     project: str | None,
@@ -115,7 +115,9 @@ async def rows_of_page(
     ``size`` is the size in bytes of possibly large rows, and ``max_row_bytes`` its usual maximum.
     """
     limit = len(ids)
-    if size is not None and limit > (UNWEIGHED_ROWS if max_row_bytes * UNWEIGHED_ROWS <= 2 * MAX_PAGE_BYTES else 1):
+    if size is not None and limit > (
+        MAX_UNMEASURED_ROWS if max_row_bytes * MAX_UNMEASURED_ROWS <= 2 * MAX_PAGE_BYTES else 1
+    ):
         found = (await session.execute(select(table.id, size).where(table.id.in_(ids)))).all()
         sizes: dict[str, int] = dict(found)
         limit = max(1, sum(total <= MAX_PAGE_BYTES for total in accumulate(sizes[id_] for id_ in ids)))
@@ -123,7 +125,7 @@ async def rows_of_page(
     return [rows[id_] for id_ in ids[:limit]]
 
 
-def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, limit: int) -> Select[Any]:
+def _keys(alternatives: Sequence[OrderedQuery], start: tuple[datetime, str] | None, limit: int) -> Select[Any]:
     """The creation times and ids of a page. Each alternative has its own limit, and is read in an index's order."""
     parts: list[Any] = []
     for matches in alternatives:
@@ -133,8 +135,8 @@ def _keys(alternatives: Sequence[Matches], start: tuple[datetime, str] | None, l
         parts.append(query.order_by(matches.created_at.desc(), matches.id.desc()).limit(limit))
     if len(parts) == 1:
         return parts[0]
-    both = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    return select(both).order_by(both.c.created_at.desc(), both.c.id.desc()).limit(limit)
+    combined = union_all(*(select(part.subquery()) for part in parts)).subquery()
+    return select(combined).order_by(combined.c.created_at.desc(), combined.c.id.desc()).limit(limit)
 
 
 async def position_of(
@@ -155,7 +157,10 @@ async def position_of(
 def page(
     items: Sequence[ItemT], has_more: bool, id_of: Callable[[ItemT], Any], next_after: str | None = None
 ) -> Page[ItemT]:
-    """The page of a list. ``next_after`` is the place of the last item if the list is in another order."""
+    """One page of a list.
+
+    ``next_after`` is the position after which the next page continues; default: the id of the last item.
+    """
     last_id = str(id_of(items[-1])) if items else None
     return Page(
         data=list(items),

@@ -41,8 +41,8 @@ async def identify_service(database: Database) -> str:
             return await _identify(session, identity)
 
 
-async def known_service(database: Database) -> str | None:
-    """The id of the service that last used this database, without changing it; ``None`` if it is new."""
+async def read_service_id(database: Database) -> str | None:
+    """The id of the service that last used this database, which is not changed; ``None`` if no service has used it."""
     async with database.read() as session:
         row = await session.get(ServiceRow, ONLY_ROW)
     return None if row is None else row.id

@@ -1,10 +1,8 @@
 """The tables of jobs and sweeps, with their attempts, events and checkpoints, and of the service; one class each.
 
-Other modules of this package define the tables of files, keys and projects, webhooks, receipts, the usage of workers,
-the recent use of slots by projects, removals from the store, and attempts on several workers: `file_tables`,
-`access_tables`, `webhook_tables`, `receipt_tables`, `usage_table`, `recent_use`, `object_removals` and `placements`.
+Other modules of this package define further tables; `all_tables` lists these modules.
 
-The migrations create exactly these (a test compares them). Times are UTC. JSON columns contain dumps of the
+The migrations create exactly these tables (a test compares them). Times are UTC. JSON columns contain dumps of the
 contract's models, so no table repeats their fields.
 """
 
@@ -163,7 +161,7 @@ class JobRow(Table):
     error: Mapped[dict[str, Any] | None]
     warnings: Mapped[list[Any]] = mapped_column(default=list)
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
-    num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # logs, samples and progress
+    num_limited_events: Mapped[int] = mapped_column(default=0, server_default="0")  # see `apply_journal`
     deleted_at: Mapped[datetime | None]  # hidden from users; its artifacts and this row are being removed
     openai_request: Mapped[dict[str, Any] | None]  # of a job created under /openai/v1; see `server.openai.fine_tuning`
 

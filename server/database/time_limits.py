@@ -23,7 +23,7 @@ def time_limit_of(spec: dict[str, Any]) -> float | None:
     return float(limit) if isinstance(limit, int | float) else None
 
 
-async def earlier_seconds(session: AsyncSession, job_id: str, attempt: int) -> float:
+async def seconds_before_attempt(session: AsyncSession, job_id: str, attempt: int) -> float:
     """The total running time of the attempts before ``attempt``."""
     earlier = select(AttemptRow).where(AttemptRow.job_id == job_id, AttemptRow.attempt < attempt)
     return sum([ran_seconds(row) for row in await session.scalars(earlier)])
@@ -36,7 +36,7 @@ def ran_seconds(row: AttemptRow) -> float:
     return max(0.0, ((row.finished_at or utc_now()) - row.started_at).total_seconds())
 
 
-async def is_used_up(session: AsyncSession, job: JobRow) -> bool:
+async def has_reached_time_limit(session: AsyncSession, job: JobRow) -> bool:
     """Whether the job has reached its time limit. Its last attempt must have ended, or be about to end."""
     limit = time_limit_of(job.spec)
-    return limit is not None and await earlier_seconds(session, job.id, job.attempt + 1) >= limit
+    return limit is not None and await seconds_before_attempt(session, job.id, job.attempt + 1) >= limit

@@ -100,14 +100,19 @@ async def create_jobs(
     await session.flush()
     first = {"seq": 1, "attempt": 0, "line": None, "type": "status"}
     rows = [
-        {**first, "job_id": job.id, "created_at": job.created_at, "fields": _queued(trace_parents.get(job.id))}
+        {
+            **first,
+            "job_id": job.id,
+            "created_at": job.created_at,
+            "fields": _first_event_fields(trace_parents.get(job.id)),
+        }
         for job in jobs
     ]
     if rows:
         await session.execute(insert(EventRow), rows)
 
 
-def _queued(trace_parent: str | None) -> dict[str, str]:
+def _first_event_fields(trace_parent: str | None) -> dict[str, str]:
     """The fields of a job's first event."""
     return {"status": JobStatus.QUEUED, **({"trace_parent": trace_parent} if trace_parent else {})}
 
@@ -160,7 +165,7 @@ async def change_status(
     return True
 
 
-def hold(session: AsyncSession, job: JobRow) -> None:
+def keep_paused(session: AsyncSession, job: JobRow) -> None:
     """Keep a locked job that waits for disk space paused until a user resumes it."""
     assert job.status == JobStatus.PAUSED, f"{job.id} is {job.status}"
     now, reason = utc_now(), StatusReason.PAUSED_BY_USER

@@ -112,7 +112,7 @@ class OpenAnswer:
                 await self._send(self.worker, self.request)
 
     async def cancel(self) -> None:
-        """Let the worker stop, unless the answer is complete. If the message is lost, it stops a little later."""
+        """Ask the worker to stop, unless the answer is complete. If the message is lost, it stops after a silence."""
         if not self._is_complete:
             self._is_complete = True
             with suppress(RedisUnavailable):
@@ -209,7 +209,7 @@ class Answers:
                 await answer.receive(part)
 
     async def keep_alive(self) -> None:
-        """Repeat what is due for every open request. Raises `RedisUnavailable`."""
+        """Call `OpenAnswer.keep_alive` for every open request. Raises `RedisUnavailable`."""
         for answer in list(self._open.values()):
             await answer.keep_alive()
 
@@ -242,7 +242,7 @@ class Answers:
             free = [beat for beat in candidates if _free_slots(beat)]
             if serving or free:
                 return serving[0] if serving else max(free, key=_free_capacity)
-            if time.monotonic() >= deadline or not await self._frees_a_device(candidates):
+            if time.monotonic() >= deadline or not await self._is_device_freed(candidates):
                 raise Unavailable(
                     "All devices are in use by jobs, which come first; send the request again when one of them has "
                     "ended.",
@@ -266,8 +266,8 @@ class Answers:
             raise Unavailable("No connected worker can answer; start one with `zeta worker`.", code="no_worker")
         return candidates
 
-    async def _frees_a_device(self, candidates: list[Heartbeat]) -> bool:
-        """Whether a job that a heartbeat still shows on a device has ended."""
+    async def _is_device_freed(self, candidates: list[Heartbeat]) -> bool:
+        """Whether a job has ended whose device a heartbeat still shows as occupied."""
         shown = {slot.job_id for beat in candidates for slot in beat.slots if slot.job_id is not None}
         occupying = select(JobRow.id).where(
             JobRow.id.in_(shown), JobRow.status.in_([JobStatus.QUEUED, JobStatus.RUNNING]), JobRow.worker.is_not(None)

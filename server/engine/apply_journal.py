@@ -129,16 +129,16 @@ def parse_line(raw: dict[str, Any]) -> JournalLine:
     An invalid line becomes a warning, so that later lines are not blocked.
     """
     try:
-        line = sanitized(raw)
+        line = sanitize(raw)
         return JOURNAL_LINE.validate_python(line if raw.get("type") == "sample" else masked_values(line))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in fault["loc"])
         message = f"Invalid line in the run's journal ({field}: {fault['msg']}): {str(raw)[:300]}"
-        return WarningLine(code="unreadable_line", message=masked(sanitized(message)))
+        return WarningLine(code="unreadable_line", message=masked(sanitize(message)))
 
 
-def sanitized(value: Any) -> Any:
+def sanitize(value: Any) -> Any:
     """The value without contents that databases reject: NUL, lone surrogates and non-finite numbers."""
     kind = type(value)  # exactly one of JSON's types; faster than `isinstance`
     if kind is str:
@@ -149,11 +149,11 @@ def sanitized(value: Any) -> Any:
         return value if isfinite(value) else None
     if kind is dict:
         return {
-            name if name.isascii() and "\0" not in name else sanitized(name): sanitized(item)
+            name if name.isascii() and "\0" not in name else sanitize(name): sanitize(item)
             for name, item in value.items()
         }
     if kind is list:
-        return [sanitized(item) for item in value]
+        return [sanitize(item) for item in value]
     return value
 
 
@@ -180,7 +180,7 @@ class _BatchApplier:
         self._progress: dict[str, Any] = {}
         self._first_step, self._last_step = attempt.first_step, attempt.last_step
         self._num_limited_events = job.num_limited_events
-        self._number = attempt.attempt
+        self._attempt_number = attempt.attempt
 
     def store(self) -> None:
         """Hand over the events, and update the rows."""
@@ -211,7 +211,9 @@ class _BatchApplier:
                     self._first_step = line.step if self._first_step is None else min(self._first_step, line.step)
                     self._last_step = line.step
             case CheckpointLine():
-                await record_checkpoint(self._session, job, line, attempt=self._number, protected=self._protected)
+                await record_checkpoint(
+                    self._session, job, line, attempt=self._attempt_number, protected=self._protected
+                )
                 if line.request is not None:
                     fulfilled = min(line.request, job.num_save_requests)
                     job.fulfilled_save_request = max(job.fulfilled_save_request, fulfilled)
@@ -225,7 +227,7 @@ class _BatchApplier:
     def _append(self, line: JournalLine, fields: dict[str, Any], *, number: int | None) -> None:
         """Store a line as an event; ``number`` is its number in the journal, or ``None`` for the server's own lines."""
         self._events.append(
-            attempt=self._number, line=number, type=line.type, created_at=line.created_at, fields=fields
+            attempt=self._attempt_number, line=number, type=line.type, created_at=line.created_at, fields=fields
         )
 
     def _fits_limit(self) -> bool:

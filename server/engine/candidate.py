@@ -173,7 +173,7 @@ class Candidate:
     def _gpu_slots(self, resources: Resources) -> Iterable[DeviceReport]:
         several = resources.gpus == "all" or max(resources.gpus or 0, resources.processes or 0) > 1
         for slot in self.heartbeat.slots:
-            is_model = resources.gpu_model is None or _names(resources.gpu_model) <= _names(slot.name)
+            is_model = resources.gpu_model is None or _words(resources.gpu_model) <= _words(slot.name)
             is_large = slot.memory_bytes >= (resources.min_gpu_memory or 0)
             if slot.kind == "cuda" and is_model and is_large and not (several and slot.is_mig):
                 yield slot
@@ -305,6 +305,6 @@ class Option:
         return Placement(self.candidate, self.free[: self.group.needed], self.group.gpus, other_nodes)
 
 
-def _names(text: str) -> frozenset[str]:
+def _words(text: str) -> frozenset[str]:
     """The words of a GPU's name: ``A100`` is a word of ``NVIDIA A100-SXM4-80GB``, and ``A10`` is not."""
     return frozenset(word for word in re.split(r"[^0-9a-z.]+", text.lower()) if word)

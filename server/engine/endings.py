@@ -8,9 +8,9 @@
 |                                                            |   a row; not a failure                                |
 | queued: handed back                                        | queued immediately; not a failure                     |
 | failed: `train_error`, `process_killed`, `launch_failed`,  | queued, up to `max_retries` consecutive failures      |
-|   `stalled`                                                |                                                       |
+|   `stalled`, `node_lost`                                   |                                                       |
 | failed: `train_error`, `out_of_memory` with one of the     | failed                                                |
-|   `SPEC_ERRORS`                                            |                                                       |
+|   `LASTING_ERRORS`                                         |                                                       |
 | failed: `out_of_memory` otherwise                          | queued once; failed the second time in the same job   |
 | failed: `disk_full`                                        | paused until there is space, up to `max_retries`      |
 | failed: `invalid_data`, `invalid_model`,                   | failed: every attempt would fail                      |
@@ -47,10 +47,10 @@ from zeta_core.contract.job.status import ENDED, REASON_SENTENCES, JobStatus, St
 
 MAX_LOST_WORKERS = 10
 MAX_BACKOFF_SECONDS = 300.0
-MAX_COUNTED = 10  # attempts in a row with the same end; the back-off has reached its maximum long before
+MAX_COUNTED_ATTEMPTS = 10  # attempts in a row with the same end; the back-off has reached its maximum long before
 # Failures that another attempt may avoid. The user's errors (data, model, a loss that isn't finite) are not among them.
 # An out-of-memory error is retried once, because another process may have used the memory.
-RETRIED = frozenset(
+RETRIED_REASONS = frozenset(
     {
         StatusReason.TRAIN_ERROR,
         StatusReason.PROCESS_KILLED,
@@ -121,9 +121,9 @@ async def give_up_start(session: AsyncSession, job: JobRow, *, message: str) -> 
 
 
 async def attempts_in_a_row(session: AsyncSession, job_id: str, reason: StatusReason, *, until: int) -> int:
-    """How many attempts in a row, the last of them ``until``, ended for this reason; at most `MAX_COUNTED`."""
+    """How many attempts in a row, the last of them ``until``, ended for this reason; at most `MAX_COUNTED_ATTEMPTS`."""
     query = select(AttemptRow.reason).where(AttemptRow.job_id == job_id, AttemptRow.attempt <= until)
-    earlier = await session.scalars(query.order_by(AttemptRow.attempt.desc()).limit(MAX_COUNTED))
+    earlier = await session.scalars(query.order_by(AttemptRow.attempt.desc()).limit(MAX_COUNTED_ATTEMPTS))
     return sum(1 for _ in takewhile(lambda other: other == reason, earlier))
 
 
@@ -175,7 +175,7 @@ async def _end_failed(session: AsyncSession, job: JobRow, last: StatusLine, line
 
 async def _is_retried(session: AsyncSession, job: JobRow, reason: StatusReason, code: str) -> bool:
     """Whether another attempt is allowed and may avoid the failure."""
-    if reason not in RETRIED or job.failures > job.max_retries or code in LASTING_ERRORS:
+    if reason not in RETRIED_REASONS or job.failures > job.max_retries or code in LASTING_ERRORS:
         return False
     return reason != StatusReason.OUT_OF_MEMORY or not await _ran_out_of_memory_before(session, job)
 
@@ -192,7 +192,7 @@ async def _requeue(
         to = JobStatus.CANCELLED if job.requested_action == "cancel" else JobStatus.PAUSED
         await _apply(session, job, StatusChange(to, _reason(job, to), attempt_reason=ended, line=change.line))
         return
-    if await time_limits.is_used_up(session, job):
+    if await time_limits.has_reached_time_limit(session, job):
         limit = StatusReason.TIME_LIMIT
         error = JobError(code=limit, message=REASON_SENTENCES[limit])
         failure = StatusChange(JobStatus.FAILED, limit, attempt_reason=ended, error=error, line=change.line)

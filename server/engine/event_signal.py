@@ -49,7 +49,7 @@ class Subscription:
 
 
 class _Topic:
-    """The readers of one job; ``generation`` counts the notifications while there are any."""
+    """The readers of one job; ``generation`` counts the notifications since the first of them subscribed."""
 
     def __init__(self) -> None:
         self.subscriptions: set[Subscription] = set()

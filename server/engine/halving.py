@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class SweepHalving:
+    """Advances the sweeps with successive halving, all of them in each pass."""
+
     def __init__(self, database: Database, event_signal: EventSignal, wake: Callable[[], None]) -> None:
         """``wake`` is called after jobs were stopped or queued."""
         self._database = database
@@ -47,7 +49,7 @@ class SweepHalving:
     async def _advance(self, sweep_id: str) -> None:
         async with self._database.read() as session:
             sweep = await session.get(SweepRow, sweep_id)
-            if sweep is None or not _is_due(sweep, await _jobs(session, sweep_id)):
+            if sweep is None or not _can_advance(sweep, await _jobs(session, sweep_id)):
                 return
         async with self._database.write() as session:
             query = select(SweepRow).where(SweepRow.id == sweep_id).with_for_update()
@@ -60,8 +62,8 @@ class SweepHalving:
         self._wake()
 
 
-def _is_due(sweep: SweepRow, jobs: Sequence[JobRow]) -> bool:
-    """Whether a job must be paused, or all jobs wait for the comparison or have ended."""
+def _can_advance(sweep: SweepRow, jobs: Sequence[JobRow]) -> bool:
+    """Whether a job must be paused, or the jobs can be compared, because each waits for it or has ended."""
     step = _step(sweep)
     return step is not None and (any(_must_pause(job, step) for job in jobs) or not any(map(_is_pending, jobs)))
 

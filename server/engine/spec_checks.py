@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.connections import Database
 from server.database.model_bases import names_of_bases
 from server.database.tables import CheckRow
-from server.engine.apply_journal import sanitized
+from server.engine.apply_journal import sanitize
 from server.engine.known_workers import KnownWorkers
 from server.engine.redis_client import SendToWorker
 from zeta_core.contract.access import HubAccess
@@ -151,8 +151,8 @@ class SpecChecks:
 async def store_result(session: AsyncSession, result: CheckResult) -> bool:
     """Store a worker's check result, and delete expired ones; returns whether that worker was asked for it."""
     now = utc_now()
-    answer = sanitized(result.answer.model_dump(mode="json")) if result.answer is not None else None
-    failure = sanitized(result.failure) or ("The worker returned no result." if answer is None else None)
+    answer = sanitize(result.answer.model_dump(mode="json")) if result.answer is not None else None
+    failure = sanitize(result.failure) or ("The worker returned no result." if answer is None else None)
     await session.execute(delete(CheckRow).where(CheckRow.created_at < now - timedelta(seconds=CACHE_SECONDS)))
     row = await session.get(CheckRow, result.check_id, with_for_update=True)
     if row is None or row.worker != result.worker:

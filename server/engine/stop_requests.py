@@ -113,7 +113,7 @@ class StopRequests:
 
     async def _start_timer(self, row: Running, now: float) -> _Timer:
         async with self._database.read() as session:
-            earlier = await time_limits.earlier_seconds(session, row.id, row.attempt)
+            earlier = await time_limits.seconds_before_attempt(session, row.id, row.attempt)
         by_system_clock = (utc_now() - row.started_at).total_seconds()
         return _Timer(earlier, max(row.ran_seconds or 0.0, by_system_clock, 0.0), seen_at=now)
 

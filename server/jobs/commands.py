@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.database import time_limits
 from server.database.tables import JobRow
-from server.database.transitions import StatusChange, change_status, hold
+from server.database.transitions import StatusChange, change_status, keep_paused
 from server.jobs.queries import find_job
 from server.jobs.serialization import to_job
 from server.service import Service
@@ -75,7 +75,7 @@ async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: E
         case Effect.WITHDRAW_PAUSE:
             row.requested_action = None
         case Effect.KEEP_PAUSED:
-            hold(session, row)
+            keep_paused(session, row)
         case Effect.QUEUE:
             await _require_time_left(session, row)
             row.not_before = None
@@ -108,7 +108,7 @@ async def _change(session: AsyncSession, row: JobRow, to: JobStatus, reason: Sta
 
 async def _require_time_left(session: AsyncSession, row: JobRow) -> None:
     """Raise `Conflict` if the job has no running time left."""
-    if await time_limits.is_used_up(session, row):
+    if await time_limits.has_reached_time_limit(session, row):
         raise Conflict(
             f"Job {row.id} has used up its time_limit_seconds; rerun it with a larger one from its newest checkpoint: "
             f"`zeta rerun {row.id} --from latest --set time_limit_seconds=...`.",

@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 
 from server.auth import Caller
 from server.database.nul_characters import replace_nul
-from server.database.pagination import Matches, PageQuery, cursor, newest_first, page
+from server.database.pagination import OrderedQuery, PageQuery, cursor, newest_first, page
 from server.database.tables import JobMetadataRow, JobRow
 from server.database.transitions import lock_job
 from server.jobs.serialization import SPEC_BYTES, to_job, to_jobs
@@ -79,7 +79,7 @@ class JobQuery(MetadataQuery):
     )
 
 
-def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
+def matching_jobs(project: str, filters: JobQuery) -> list[OrderedQuery]:
     """The queries for the jobs that match; an index orders the jobs of each."""
     conditions, statuses = _conditions(filters), _statuses(filters)
     if filters.metadata_entries:
@@ -88,7 +88,7 @@ def matching_jobs(project: str, filters: JobQuery) -> list[Matches]:
         return [_with_metadata(project, filters.metadata_entries, conditions)]
     query = select(JobRow).where(JobRow.project == project, *conditions)
     queries = [query.where(JobRow.status == status) for status in statuses] or [query]
-    return [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
+    return [OrderedQuery(each, JobRow.created_at, JobRow.id) for each in queries]
 
 
 def _conditions(filters: JobQuery) -> list[ColumnElement[bool]]:
@@ -111,7 +111,7 @@ def of_kind(kind: JobKind) -> list[ColumnElement[bool]]:
     return [JobRow.kind == _TRAINING] if kind is JobKind.TRAINING else [JobRow.kind != _TRAINING, JobRow.kind == kind]
 
 
-def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequence[ColumnElement[bool]]) -> Matches:
+def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequence[ColumnElement[bool]]) -> OrderedQuery:
     """Jobs with all these metadata entries: the index of one entry orders them, and the rest is looked up by job.
 
     The lookups are scalar subqueries, which no planner turns into a join that reads a whole table.
@@ -124,7 +124,7 @@ def _with_metadata(project: str, entries: Mapping[str, str], conditions: Sequenc
         found = select(other.value).where(other.job_id == entry.job_id, other.key == other_key)
         query = query.where(found.scalar_subquery() == other_value)
     job = select(JobRow.id).where(JobRow.id == entry.job_id, *conditions)
-    return Matches(query.where(job.scalar_subquery().is_not(None)), entry.created_at, entry.job_id)
+    return OrderedQuery(query.where(job.scalar_subquery().is_not(None)), entry.created_at, entry.job_id)
 
 
 async def list_jobs(service: Service, caller: Caller, filters: JobQuery) -> Page[Job]:
@@ -157,7 +157,7 @@ async def _list_sorted(session: AsyncSession, service: Service, caller: Caller, 
 
 
 async def newest_jobs(
-    session: AsyncSession, service: Service, caller: Caller, matching: Sequence[Matches], page_query: PageQuery
+    session: AsyncSession, service: Service, caller: Caller, matching: Sequence[OrderedQuery], page_query: PageQuery
 ) -> tuple[list[JobRow], bool]:
     """The rows of one page of the caller's jobs, limited in bytes, too; and whether more follow."""
     return await newest_first(

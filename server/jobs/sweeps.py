@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
-from server.database.pagination import Matches, PageQuery, newest_first, page
+from server.database.pagination import OrderedQuery, PageQuery, newest_first, page
 from server.database.tables import JobRow, SweepRow
 from server.database.transitions import lock_job
 from server.jobs.commands import apply_to_row
@@ -26,7 +26,9 @@ from zeta_core.contract.job.sweep import Settings, Sweep, SweepJob, SweepResult
 async def list_sweeps(service: Service, caller: Caller, page_query: PageQuery) -> Page[Sweep]:
     """One page of the caller's sweeps, newest first."""
     async with service.database.read() as session:
-        matches = Matches(select(SweepRow).where(SweepRow.project == caller.project), SweepRow.created_at, SweepRow.id)
+        matches = OrderedQuery(
+            select(SweepRow).where(SweepRow.project == caller.project), SweepRow.created_at, SweepRow.id
+        )
         rows, has_more = await newest_first(session, SweepRow, [matches], page_query, project=caller.project)
         counted = select(JobRow.sweep, JobRow.status, func.count()).where(
             JobRow.sweep.in_([row.id for row in rows]), JobRow.deleted_at.is_(None)

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import exists, select
 
 from server.auth import Caller
-from server.database.pagination import Matches
+from server.database.pagination import OrderedQuery
 from server.database.tables import JobMetadataRow, JobRow
 from server.jobs import commands
 from server.jobs.queries import JobQuery, MetadataQuery, find_training, matching_jobs, newest_jobs
@@ -50,7 +50,7 @@ async def list_jobs(service: Service, caller: Caller, query: FineTuningJobQuery)
         jobs = select(JobRow).where(
             JobRow.project == caller.project, JobRow.deleted_at.is_(None), JobRow.kind == JobKind.TRAINING, without
         )
-        matching = [Matches(jobs, JobRow.created_at, JobRow.id)]
+        matching = [OrderedQuery(jobs, JobRow.created_at, JobRow.id)]
     else:
         matching = matching_jobs(
             caller.project, JobQuery.model_validate({**(query.model_extra or {}), "kind": JobKind.TRAINING})

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import webhooks
 from server.auth import Caller
-from server.database.pagination import Matches, PageQuery, newest_first
+from server.database.pagination import OrderedQuery, PageQuery, newest_first
 from server.database.webhook_tables import DeliveryRow, WebhookRow
 from server.openai.lists import NamedEndsList
 from server.service import Service
@@ -106,7 +106,7 @@ async def list_endpoints(service: Service, caller: Caller, query: EndpointListQu
     """One page of the project's endpoints, newest first."""
     own = select(WebhookRow).where(WebhookRow.project == caller.project, WebhookRow.format == OPENAI_FORMAT)
     async with service.database.read() as session:
-        matches = Matches(own, WebhookRow.created_at, WebhookRow.id)
+        matches = OrderedQuery(own, WebhookRow.created_at, WebhookRow.id)
         rows, has_more = await newest_first(session, WebhookRow, [matches], query, project=caller.project)
     data = [_endpoint(row) for row in rows]
     ends = (data[0].id, data[-1].id) if data else (None, None)

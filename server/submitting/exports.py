@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 
 from server.auth import Caller
-from server.database.pagination import Matches, PageQuery, page
+from server.database.pagination import OrderedQuery, PageQuery, page
 from server.database.tables import JobRow
 from server.jobs.checkpoints import find_checkpoint
 from server.jobs.queries import find_job, newest_jobs, of_kind
@@ -63,6 +63,6 @@ async def list_exports(service: Service, caller: Caller, job_id: str, query: Pag
             *of_kind(JobKind.EXPORT),
             JobRow.spec["model"]["job"].as_string() == job_id,
         )
-        matching = [Matches(exports, JobRow.created_at, JobRow.id)]
+        matching = [OrderedQuery(exports, JobRow.created_at, JobRow.id)]
         rows, has_more = await newest_jobs(session, service, caller, matching, query)
         return page(await to_jobs(session, rows), has_more, lambda job: job.id)

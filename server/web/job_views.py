@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.access_tables import KeyRow
-from server.database.pagination import Matches, PageQuery
+from server.database.pagination import OrderedQuery, PageQuery
 from server.database.tables import IS_RARE_EVENT, EventRow, JobRow
 from server.engine.new_events import to_event
 from server.jobs.queries import find_job, newest_jobs, of_kind
@@ -61,7 +61,7 @@ async def list_views(
     query = select(JobRow).where(*_conditions(caller, chosen))
     statuses = GROUPS[chosen.group]
     queries = [query] if len(statuses) == len(JobStatus) else [query.where(JobRow.status == each) for each in statuses]
-    matches = [Matches(each, JobRow.created_at, JobRow.id) for each in queries]
+    matches = [OrderedQuery(each, JobRow.created_at, JobRow.id) for each in queries]
     async with service.database.read() as session:
         rows, has_more = await newest_jobs(session, service, caller, matches, page_query)
         views = await _views(session, rows)

@@ -88,15 +88,7 @@ PACKAGES = (
         name="migrations",
         internal=frozenset(
             {
-                "server.database.access_tables",
-                "server.database.file_tables",
-                "server.database.object_removals",
-                "server.database.placements",
-                "server.database.receipt_tables",
-                "server.database.recent_use",
-                "server.database.tables",
-                "server.database.usage_table",
-                "server.database.webhook_tables",
+                "server.database.all_tables",
                 "server.settings",
                 "zeta_core.contract",
                 "zeta_core.system",

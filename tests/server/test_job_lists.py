@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database.connections import Database
 from server.database.file_tables import FileRow
 from server.database.job_counts import jobs_by_project, merge_counts, queued_by_priority
-from server.database.pagination import Matches, PageQuery, newest_first
+from server.database.pagination import OrderedQuery, PageQuery, newest_first
 from server.database.tables import JobCountRow, JobRow
 from server.jobs.queries import JobQuery, matching_jobs
 from server.jobs.serialization import NEAR_END, NEAR_FRONT, to_jobs
@@ -155,7 +155,7 @@ async def test_lists_of_files_read_their_pages_from_an_index(database: Database,
     async with database.read() as session:
         with recorded(session) as statements:
             await newest_first(
-                session, FileRow, [Matches(query, FileRow.created_at, FileRow.id)], PageQuery(), project="p"
+                session, FileRow, [OrderedQuery(query, FileRow.created_at, FileRow.id)], PageQuery(), project="p"
             )
         for statement, parameters in statements:
             await require_index(session, statement, parameters)

@@ -40,7 +40,7 @@ async def create(
         job = await find_training(session, caller, job_id)
         request = parse(NewEvaluation, body, error_class=InvalidRequest)
         checkpoint = await _checkpoint(session, job, request.checkpoint)
-    trained = _likelihood_training(job)
+    trained = _spec_with_token_loss(job)
     weights = await _weights(service, caller, f"{job_id}/{checkpoint}", param="checkpoint")
     base = await _weights(service, caller, f"{job_id}/{BASE}", param="base") if request.base else None
     spec: dict[str, Any] = {
@@ -76,7 +76,7 @@ async def _checkpoint(session: AsyncSession, job: JobRow, requested: str) -> str
     return name
 
 
-def _likelihood_training(job: JobRow) -> JobSpec:
+def _spec_with_token_loss(job: JobRow) -> JobSpec:
     """The spec of the job. Raises `InvalidRequest` for a job without a loss per token."""
     spec = JobSpec.model_validate(job.spec)
     if spec.method != "sft":

@@ -203,7 +203,7 @@ class Answers:
                 if answer is not None and answer.worker != worker:
                     raise BadSender(f"worker {worker} answered request {part.request_id} of worker {answer.worker}")
             except BadMessage as error:
-                self._dropped.invalid("answers", error)
+                self._dropped.count_invalid("answers", error)
                 continue
             if answer is not None:
                 await answer.receive(part)

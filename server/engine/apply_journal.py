@@ -24,8 +24,8 @@ from server.database.placements import PlacementRow, placements_of
 from server.database.tables import AttemptRow, JobRow
 from server.database.transitions import lock_job
 from server.engine.endings import end_attempt
-from server.engine.nodes.ends import report_end
-from server.engine.nodes.journals import apply_line
+from server.engine.nodes.ends import record_node_end
+from server.engine.nodes.journals import apply_node_line
 from server.settings import ServerSettings
 from zeta_core.contract.job.events import (
     JOURNAL_LINE,
@@ -117,7 +117,7 @@ async def _apply_node_batch(
     before = placement.stored_line
     for number, raw in enumerate(batch.lines, batch.first_line):
         if number == placement.stored_line + 1 and placement.last_line is None:
-            await apply_line(session, job, placement, parse_line(raw), number=number)
+            await apply_node_line(session, job, placement, parse_line(raw), number=number)
     stored_line, ended = placement.stored_line, job.status != JobStatus.RUNNING
     # Steps are counted on node 0, whose batches alone complete the trace of the job's start.
     return AppliedBatch(_ack(batch, stored_line, fenced=False), stored_line - before, ended, has_first_step=True)
@@ -198,7 +198,7 @@ class _BatchApplier:
                 if self._placement is None:
                     await end_attempt(self._session, job, line, line=number)
                 else:
-                    await report_end(self._session, job, self._placement, line, number)
+                    await record_node_end(self._session, job, self._placement, line, number)
                 return  # `change_status` has appended the event
             case StatusLine():
                 if line.resolved_spec is not None:

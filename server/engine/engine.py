@@ -247,16 +247,16 @@ class Engine:
             with calling_redis():
                 entries = await self._fetch_heartbeats()
                 changed = self._workers.update(entries)
-                gone = self._workers.unlisted()
+                gone = self._workers.expired_workers()
                 if remove := [*self._workers.invalid, *gone]:
                     await self._redis.hdel(WORKERS_HASH, *remove)
-                for key, rejection in self._workers.rejections:
+                for key, rejection in self._workers.secret_rejections:
                     await send_to_worker(self._redis, rejection, key)
         except RedisUnavailable:
             self._workers.unreachable()
             raise
         for error in (*self._workers.invalid.values(), *self._workers.rejected):
-            self.dropped.invalid("heartbeats", error)
+            self.dropped.count_invalid("heartbeats", error)
         if gone:
             self._workers.forget(gone)
         if changed:

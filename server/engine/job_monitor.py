@@ -60,7 +60,7 @@ class JobMonitor:
         """The passes by name. Each runs in its own loop, so that a failure in one does not affect the others."""
         return {
             "stop requests": self._send_stop_requests,
-            "lost workers": self._find_lost,
+            "lost workers": self._end_lost_attempts,
             "stale attempts": self._fence_stale_attempts,
             "disk space": self._resume_paused_by_disk,
         }
@@ -100,7 +100,7 @@ class JobMonitor:
     def _takes_jobs(self, beat: Heartbeat) -> bool:
         return self._workers.is_alive(beat.worker) and not beat.stopping and not beat.disk_low
 
-    async def _find_lost(self) -> None:
+    async def _end_lost_attempts(self) -> None:
         if not self._workers.is_connected:
             return
         running, _, _ = await self._read()
@@ -110,14 +110,14 @@ class JobMonitor:
 
         async def end(lost: tuple[ClaimedAttempt, str]) -> None:
             attempt, message = lost
-            await self._lose(attempt.job_id, attempt.attempt, message)
+            await self._end_lost_attempt(attempt.job_id, attempt.attempt, message)
             if self._secrets.is_revoked(attempt.worker):
                 ended = JournalAck(job_id=attempt.job_id, attempt=attempt.attempt, stored_line=0, fenced=True)
                 await self._send_to_worker(attempt.worker, ended)
 
         raise_first(await try_each(self._lost.find(claimed).items(), end))
 
-    async def _lose(self, job_id: str, attempt: int, message: str) -> None:
+    async def _end_lost_attempt(self, job_id: str, attempt: int, message: str) -> None:
         async with self._database.write() as session:
             job = await lock_job(session, job_id)
             if job is None or job.status != JobStatus.RUNNING or job.attempt != attempt:
@@ -160,7 +160,7 @@ class JobMonitor:
         for key in listed:
             worker, job_id, attempt = key
             job = jobs.get(job_id)
-            current = (
+            is_current = (
                 job is not None
                 and worker in nodes.get((job_id, attempt), (job.worker,))
                 and (
@@ -168,7 +168,7 @@ class JobMonitor:
                     or (job.status == JobStatus.QUEUED and job.attempt + 1 == attempt)
                 )
             )
-            if current:
+            if is_current:
                 continue
             stale[key] = self._stale_since.get(key, now)
             if now - stale[key] > UNLISTED_SECONDS:

@@ -40,7 +40,7 @@ from zeta_core.system.replay_guard import check_time
 
 PAUSED_SECONDS = 5.0  # heartbeats are read twice a second; a longer gap means that the server was paused
 MAX_PROCESSES = 10_000  # whose highest beats are remembered
-UNLISTED_SECONDS = 86_400.0  # a worker silent for a day is no longer listed
+WORKER_EXPIRY_SECONDS = 86_400.0  # a worker that was silent for a day is no longer listed
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _LatestHeartbeat:
     nonce: str
     received_at: float  # monotonic
     last_seen_at: datetime  # the same time, on the system clock; that of the heartbeat if it arrived before the start
-    proven: bool  # a heartbeat arrived while this server was connected; older entries may be from a dead worker
+    is_proven: bool  # a heartbeat arrived while this server was connected; older entries may be from a dead worker
     ahead_seconds: float | None  # by how much the worker's clock is ahead of this server's; none: unknown
     is_in_time: bool  # the clocks differ by less than the clock window
 
@@ -86,15 +86,15 @@ class KnownWorkers:
         self.was_read = False  # whether reading heartbeats was attempted at least once
         self.invalid: dict[bytes | str, BadMessage] = {}  # the fields without a valid heartbeat in the latest update
         self.rejected: list[BadMessage] = []  # why valid heartbeats did not count in the latest update
-        self.rejections: list[tuple[WorkerKey, SecretRejected]] = []  # to send to workers with an invalid secret
+        self.secret_rejections: list[tuple[WorkerKey, SecretRejected]] = []  # to send to workers with an invalid secret
 
     @property
     def is_connected(self) -> bool:
         """Whether heartbeats were read successfully in the last few seconds."""
         return self._connected_since is not None and self._clock() - self._read_at < PAUSED_SECONDS
 
-    def unreachable(self) -> None:
-        """Redis is unreachable: until it answers again, no worker counts as silent."""
+    def record_outage(self) -> None:
+        """Record that Redis is unreachable: until it answers again, no worker counts as silent."""
         self.was_read = True
         self._connected_since = None
 
@@ -108,7 +108,7 @@ class KnownWorkers:
         is_first_read = self._connected_since is None
         if self._connected_since is None:
             self._connected_since = now
-        self.invalid, self.rejected, self.rejections = {}, [], []
+        self.invalid, self.rejected, self.secret_rejections = {}, [], []
         earlier, self._verified = self._verified, {}
         for field, entry in entries.items():
             # Heartbeats are read more often than they are sent, and verifying an entry is the largest part of the work.
@@ -149,7 +149,7 @@ class KnownWorkers:
             envelope.nonce,
             received_at=now,
             last_seen_at=utc_now(),
-            proven=earlier is not None or not is_first_read,
+            is_proven=earlier is not None or not is_first_read,
             ahead_seconds=None if is_first_read else envelope.sent_at - self._system_clock(),
             is_in_time=True,
         )
@@ -173,7 +173,7 @@ class KnownWorkers:
             envelope.nonce,
             received_at=now if is_running or earlier is None else earlier.received_at,
             last_seen_at=datetime.fromtimestamp(min(envelope.sent_at, self._system_clock()), UTC),
-            proven=earlier is not None and earlier.proven,
+            is_proven=earlier is not None and earlier.is_proven,
             ahead_seconds=None if earlier is None else envelope.sent_at - self._system_clock(),
             is_in_time=False,
         )
@@ -210,8 +210,8 @@ class KnownWorkers:
         """The latest heartbeat of every worker that was seen within a day, sorted by name."""
         return [seen.heartbeat for _, seen in sorted(self._seen.items()) if self._is_listed(seen)]
 
-    def unlisted(self) -> list[str]:
-        """The workers that have been silent for more than `UNLISTED_SECONDS`."""
+    def expired_workers(self) -> list[str]:
+        """The workers that have been silent for more than `WORKER_EXPIRY_SECONDS`."""
         return [name for name, seen in self._seen.items() if not self._is_listed(seen)]
 
     def forget(self, workers: Collection[str]) -> None:
@@ -232,7 +232,7 @@ class KnownWorkers:
         seen = self._seen.get(worker)
         return (
             seen is not None
-            and seen.proven
+            and seen.is_proven
             and seen.is_in_time
             and self._secrets.rejection(worker, seen.secret_id) is None
             and self._connected_since is not None
@@ -259,7 +259,7 @@ class KnownWorkers:
     def _is_listed(self, seen: _LatestHeartbeat) -> bool:
         if self._connected_since is None:
             return True
-        return self._clock() - max(seen.received_at, self._connected_since) <= UNLISTED_SECONDS
+        return self._clock() - max(seen.received_at, self._connected_since) <= WORKER_EXPIRY_SECONDS
 
     def _read(self, field: bytes | str, entry: bytes | str) -> tuple[Envelope, Heartbeat]:
         """The signed heartbeat in one field of the hash. Raises `BadMessage`."""
@@ -286,10 +286,10 @@ class KnownWorkers:
             since = self._invalid_since.setdefault((envelope.worker, heartbeat.incarnation), time.monotonic())
             if not self._secrets.is_newer_than(since):
                 return
-            self.rejections.append((key, SecretRejected(incarnation=heartbeat.incarnation, reason=str(error))))
+            self.secret_rejections.append((key, SecretRejected(incarnation=heartbeat.incarnation, reason=str(error))))
 
 
 def _offer(seen: _LatestHeartbeat) -> object:
-    """What the scheduler uses of a heartbeat."""
+    """The parts of a heartbeat that the scheduler uses."""
     beat = seen.heartbeat
-    return seen.proven, seen.is_in_time, beat.all_slots, beat.stopping, beat.disk_low
+    return seen.is_proven, seen.is_in_time, beat.all_slots, beat.stopping, beat.disk_low

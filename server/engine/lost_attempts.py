@@ -31,10 +31,10 @@ class ClaimedAttempt(NamedTuple):
 
 
 class LostAttempts:
-    def __init__(self, workers: KnownWorkers, secrets: WorkerSecrets, *, lease: float) -> None:
+    def __init__(self, workers: KnownWorkers, secrets: WorkerSecrets, *, lease_seconds: float) -> None:
         self._workers = workers
         self._secrets = secrets
-        self._lease_seconds = lease
+        self._lease_seconds = lease_seconds
         self._unlisted_since: dict[ClaimedAttempt, float] = {}  # monotonic
 
     def find(self, claimed: Iterable[ClaimedAttempt]) -> dict[ClaimedAttempt, str]:

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedMessage:
     """A verified message and the id of its entry in the stream."""
 
     entry_id: bytes
@@ -97,22 +97,22 @@ class MessageConsumer:
         """Remove this consumer and its pending messages from the group; the workers repeat those messages."""
         await self._stream.leave()
 
-    async def _verify(self, entries: Sequence[Entry]) -> list[Received]:
+    async def _verify(self, entries: Sequence[Entry]) -> list[ReceivedMessage]:
         """The valid messages; the others are counted and removed."""
         results = await self._messages.read_once(self._redis, FROM_WORKER, entries, channel=SERVER_STREAM)
-        received: list[Received] = []
+        received: list[ReceivedMessage] = []
         invalid: list[bytes] = []
         for (entry_id, _), result in zip(entries, results, strict=True):
-            error = result if isinstance(result, BadMessage) else _foreign(*result)
+            error = result if isinstance(result, BadMessage) else _impersonation_error(*result)
             if error is None and not isinstance(result, BadMessage):
-                received.append(Received(entry_id, result[1]))
+                received.append(ReceivedMessage(entry_id, result[1]))
             elif error is not None:
-                self._dropped.invalid("stream", error)
+                self._dropped.count_invalid("stream", error)
                 invalid.append(entry_id)
         await self._stream.remove(invalid)
         return received
 
-    async def _apply_together(self, group: Sequence[Received]) -> Sequence[Received]:
+    async def _apply_together(self, group: Sequence[ReceivedMessage]) -> Sequence[ReceivedMessage]:
         """Apply the messages in one transaction; returns those that must be applied alone."""
         try:
             async with self._database.write() as session:
@@ -126,7 +126,7 @@ class MessageConsumer:
         await self._finish([(each, effect) for each, effect in zip(group, effects, strict=True) if effect is not None])
         return [each for each, effect in zip(group, effects, strict=True) if effect is None]
 
-    async def _apply_alone(self, received: Received) -> None:
+    async def _apply_alone(self, received: ReceivedMessage) -> None:
         """Apply one message in its own transaction. It stays in the stream only while the database is unavailable."""
         try:
             async with self._database.write() as session:
@@ -134,14 +134,14 @@ class MessageConsumer:
         except DatabaseUnavailable as error:
             if not await self._has_tried_enough(received.entry_id):
                 raise
-            self._dropped.unapplied(
+            self._dropped.count_unapplied(
                 f"Removed a message that the writable database rejected {MAX_TRIES} times ({error_text(error)}). "
                 "Workers repeat claims and events until they are answered.",
                 error,
             )
             effects = Effects()
         except Exception as error:  # noqa: BLE001 - the messages behind it must not be blocked
-            self._dropped.unapplied(
+            self._dropped.count_unapplied(
                 f"Removed a message because of a defect in this server ({type(error).__name__}: {error_text(error)}). "
                 "Workers repeat claims and events until they are answered.",
                 error,
@@ -163,12 +163,12 @@ class MessageConsumer:
         self._tries = (entry_id, tries + 1 if last == entry_id else 1)
         return self._tries[1] >= MAX_TRIES
 
-    async def _finish(self, applied: Sequence[tuple[Received, Effects]]) -> None:
+    async def _finish(self, applied: Sequence[tuple[ReceivedMessage, Effects]]) -> None:
         """After the commit: notify readers, send the replies, and remove the messages."""
         for received, effects in applied:
             message = received.message
             if effects.rejection is not None:
-                self._dropped.invalid("stream", effects.rejection)
+                self._dropped.count_invalid("stream", effects.rejection)
             if effects.changes_job and not isinstance(message, CheckResult):
                 self._event_signal.notify(message.job_id)
             if isinstance(message, Claim):
@@ -186,16 +186,16 @@ class MessageConsumer:
         await self._stream.remove([received.entry_id for received, _ in applied])
 
 
-def _foreign(sender: str, message: FromWorker) -> BadSender | None:
+def _impersonation_error(sender: str, message: FromWorker) -> BadSender | None:
     """The error if a worker sent the message in the name of another one."""
     if message.worker == sender:
         return None
     return BadSender(f"worker {sender} sent a {message.kind} in the name of worker {message.worker!r}")
 
 
-def _groups(received: Sequence[Received]) -> Generator[Sequence[Received]]:
+def _groups(received: Sequence[ReceivedMessage]) -> Generator[Sequence[ReceivedMessage]]:
     """The messages in their order, in groups for one transaction each."""
-    group: list[Received] = []
+    group: list[ReceivedMessage] = []
     num_lines = 0
     for each in received:
         added = len(each.message.lines) if isinstance(each.message, JournalBatch) else 0

@@ -27,4 +27,4 @@ class MonitorResources:
 
     def lost_attempts(self) -> LostAttempts:
         """A new search for lost attempts; each monitor needs its own, because it remembers what it has seen."""
-        return LostAttempts(self.workers, self.secrets, lease=self.lease_seconds)
+        return LostAttempts(self.workers, self.secrets, lease_seconds=self.lease_seconds)

@@ -18,7 +18,7 @@ from server.engine.event_signal import EventSignal
 from zeta_core.contract.job.events import UntypedEvent
 from zeta_core.contract.job.status import ENDED, JobStatus
 
-BATCH = 500
+BATCH_EVENTS = 500
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class NewEventReader:
         self._readings: dict[tuple[str, int], _Reading] = {}  # in progress, by job and the ``seq`` before
 
     async def read(self, job_id: str, after: int) -> NewEvents:
-        """Up to `BATCH` events with ``seq`` above ``after``, which include all that were notified before the call.
-
+        """Up to `BATCH_EVENTS` events with ``seq`` above ``after``, including all that were notified before the call.
         A reading that another stream has begun is used, unless events were notified since then.
         Raises `DatabaseUnavailable`.
         """
@@ -72,13 +71,13 @@ class NewEventReader:
         events = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
         async with self._database.read() as session:
             job = (await session.execute(select(JobRow.status, JobRow.last_seq).where(JobRow.id == job_id))).first()
-            rows = list(await session.scalars(events.order_by(EventRow.seq).limit(BATCH)))
+            rows = list(await session.scalars(events.order_by(EventRow.seq).limit(BATCH_EVENTS)))
         last_seq = rows[-1].seq if rows else after
         status = JobStatus(job.status) if job is not None else None
         return NewEvents(
             messages=b"".join(_message(row) for row in rows),
             last_seq=last_seq,
-            is_full_batch=len(rows) == BATCH,
+            is_full_batch=len(rows) == BATCH_EVENTS,
             status=status,
             is_end=job is None or (status in ENDED and job.last_seq <= last_seq),
         )

@@ -1,8 +1,8 @@
 """Chooses the workers of a job that needs several nodes, or explains why it waits.
 
-Every node is a worker of its own with the same number of slots of the same device kind. While a worker is missing, the
-job holds back the free slots that it needs of as many workers (`nodes_to_reserve`), so that smaller jobs further back
-in the queue don't take each slot as soon as it is free.
+Every node is a worker of its own with the same number of slots of the same device kind. While too few workers have
+enough free slots, the job reserves free slots of as many workers as it needs (`nodes_to_reserve`), so that smaller jobs
+further back in the queue don't take each slot as soon as it is free.
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def available_options(candidates: Sequence[Candidate], needs: Requirements) -> l
             "has that many cores; connect one that does."
         )
         return Wait(WaitingCode.NEVER_FITS, (("threads", needs.threads),), message)
-    options = [option for option in options if option.candidate.heartbeat.contract_version >= _version(option, needs)]
+    options = [
+        option for option in options if option.candidate.heartbeat.contract_version >= _min_version(option, needs)
+    ]
     if not options:
         return Wait(WaitingCode.WORKER_TOO_OLD)
     if resources.exact:
@@ -135,8 +137,8 @@ def _groups(candidate: Candidate, needs: Requirements) -> list[SlotGroup]:
     return [candidate.background_group()] if needs.is_background else candidate.groups(needs.resources)
 
 
-def _version(option: Option, needs: Requirements) -> int:
-    """The oldest version of a worker that can run the job."""
+def _min_version(option: Option, needs: Requirements) -> int:
+    """The oldest contract version of a worker that can run the job."""
     version = TIME_LIMIT_VERSION if needs.max_seconds is not None else 0
     version = max(version, KINDS_VERSION if needs.kind is not JobKind.TRAINING else 0)
     version = max(version, NODES_VERSION if max(needs.node_counts) > 1 else 0)

@@ -75,7 +75,7 @@ class RedisClaim:
         if self._is_held:
             self._is_held = False
             with calling_redis():
-                claim = _parsed(await self._redis.get(SERVICE_KEY))
+                claim = _parse_claim(await self._redis.get(SERVICE_KEY))
                 if claim is not None and claim.service == self._service:
                     await self._redis.delete(SERVICE_KEY)
 
@@ -84,7 +84,7 @@ class RedisClaim:
         if self._refusal is not None:
             raise RedisUnavailable(self._refusal)
         with calling_redis():
-            present = _parsed(await self._read())
+            present = _parse_claim(await self._read())
         if present is not None and present.service == self._service:
             self._since = min(self._since, present.since)
         elif present is not None and not self._may_replace(present):
@@ -125,7 +125,7 @@ class RedisClaim:
             return None
 
 
-def _parsed(text: Any) -> _Claim | None:
+def _parse_claim(text: Any) -> _Claim | None:
     """The claim; ``None`` for a value that isn't a valid claim."""
     try:
         values = json.loads(text)

@@ -96,13 +96,13 @@ class DroppedMessages:
         self.rejected: Counter[str] = Counter()
         self._throttle = LogThrottle(logger, action="dropped")
 
-    def invalid(self, source: str, error: BadMessage) -> None:
+    def count_invalid(self, source: str, error: BadMessage) -> None:
         """Count an invalid message in the stream or hash ``source``."""
         self.rejected[error.reason] += 1
         message = f"Rejected a message from {source} in Redis: {error_text(error)}"
         self._add(source, logging.WARNING, message, None, cause=error.reason)
 
-    def unapplied(self, sentence: str, error: BaseException) -> None:
+    def count_unapplied(self, sentence: str, error: BaseException) -> None:
         """Count a valid message that was removed because this server failed to apply it."""
         self._add(UNAPPLIED, logging.ERROR, sentence, error)
 

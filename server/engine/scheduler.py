@@ -62,9 +62,9 @@ GROUP_SIZE = 50  # jobs that are dispatched in one transaction, which other writ
 FIRST_PAGE_SECONDS = 5.0  # the first page is read at least this often, because the remaining times of jobs change
 ESTIMATE_SECONDS = 5.0  # between two estimates of when the jobs of the first page start
 ALL_PAGES_SECONDS = 5.0  # between two passes that read all pages and place no job
-EXPLAIN_SECONDS = 15.0
-# Reasons that change without a notice to this process: changes by other servers.
-REFRESH_SECONDS = 60.0
+# Between two passes that update the waiting reasons of all jobs: while reasons may have changed, and otherwise, because
+# other servers change limits and drain workers without notifying this process.
+EXPLAIN_SECONDS, REFRESH_SECONDS = 15.0, 60.0
 
 logger = logging.getLogger(__name__)
 Send = Callable[[Dispatch], Awaitable[None]]
@@ -88,8 +88,10 @@ class _PageResult:
 
 
 class Scheduler:
-    """``default_limits`` are those of a project for which none were set. The mean use of a project, for the fair
-    share, halves in ``half_life_seconds`` without jobs.
+    """Schedules the queue, one pass at a time.
+
+    ``default_limits`` are those of a project for which none were set. The mean use of a project, for the fair share,
+    halves in ``half_life_seconds`` without jobs.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Scheduler:
             return waiting_reason(
                 REDIS_UNREACHABLE if self._workers.was_read else Wait(WaitingCode.NO_WORKER), utc_now()
             )
-        candidates = [beat for beat in self._candidates if self._workers.is_alive(beat.heartbeat.worker)]
+        candidates = [each for each in self._candidates if self._workers.is_alive(each.heartbeat.worker)]
         if not candidates and any(self._workers.is_alive(beat.worker) for beat in self._workers.workers()):
             return None  # a pass will consider these workers
         choice = choose(candidates, requirements_of(job))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.auth import Caller
-from server.estimates.sequence_counts import is_fixed
+from server.estimates.sequence_counts import has_fixed_content
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.errors import InvalidRequest, Unavailable
@@ -25,16 +25,16 @@ async def preview(service: Service, caller: Caller, body: Any) -> ShownRows:
     spec = await read_spec(service, caller, {"model": _NO_MODEL, **request.spec})
     async with service.database.read() as session:
         accepted = await accept(session, service, caller, spec)
-    sent: dict[str, Any] = dict(request.spec)
+    spec_to_check: dict[str, Any] = dict(request.spec)
     if isinstance(spec.model, JobModel):
-        sent["model"] = accepted.resolved_spec.model
+        spec_to_check["model"] = accepted.resolved_spec.model
     answer = await service.engine.spec_checks.request(
         caller.project,
-        sent,
+        spec_to_check,
         accepted.resolved_spec,
         1,
         hub=caller.limits.hub_access,
-        reuse=all(is_fixed(source) for source in dataset_sources(spec.dataset)),
+        reuse=all(has_fixed_content(source) for source in dataset_sources(spec.dataset)),
         shown=RowSelection(rows=request.rows, row=request.row),
     )
     if isinstance(answer, str):

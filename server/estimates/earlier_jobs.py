@@ -69,10 +69,10 @@ class EarlierJob:
         return None if self.memory is None else MeasuredMemory.model_validate({**self.memory, "job": self.id})
 
 
-async def find_earlier(
+async def find_earlier_job(
     session: AsyncSession, engine: Engine, project: str, spec: JobSpec, resolved: ResolvedSpec
 ) -> tuple[EarlierJob, str] | str:
-    """The job and the name of its device, or why there is none; ``resolved`` is the spec as far as it is known."""
+    """The earlier job and the name of its device, or why there is none; ``resolved`` is the spec as far as known."""
     beats = {beat.worker: beat for beat in engine.workers()}
     capable = [
         (candidate.heartbeat, group)
@@ -102,8 +102,8 @@ async def find_earlier(
     return _NO_JOB.format(" or ".join(sorted(available)))
 
 
-def resources_on_a_worker(engine: Engine, resources: Resources) -> Resources:
-    """The resources with the number of GPUs that ``gpus="all"`` means on the largest connected worker."""
+def resolve_gpus(engine: Engine, resources: Resources) -> Resources:
+    """The resources with ``gpus="all"`` replaced by the number of GPUs of the largest connected worker."""
     if resources.gpus != "all":
         return resources
     groups = [group for candidate in _candidates(engine) for group in candidate.groups(resources)]

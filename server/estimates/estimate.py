@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.auth import Caller
 from server.database.tables import JobRow
-from server.estimates.earlier_jobs import find_earlier, resources_on_a_worker
+from server.estimates.earlier_jobs import find_earlier_job, resolve_gpus
 from server.estimates.parameter_counts import count_parameters
-from server.estimates.sequence_counts import count_steps, default_global_batch, find_sequence_count, is_fixed
+from server.estimates.sequence_counts import count_steps, default_global_batch, find_sequence_count, has_fixed_content
 from server.service import Service
 from server.submitting.acceptance import accept, read_spec
 from zeta_core.contract.job.check import CheckAnswer
@@ -67,12 +67,12 @@ async def validate(service: Service, caller: Caller, body: Any) -> Estimate:
         accepted = await accept(session, service, caller, spec)
         assert isinstance(accepted.spec, JobSpec), "only the spec of a training has an estimate"
         count = await _count_parameters(session, accepted.spec)
-    resources = resources_on_a_worker(service.engine, accepted.spec.resources)
+    resources = resolve_gpus(service.engine, accepted.spec.resources)
     spec, resolved = accepted.spec.model_copy(update={"resources": resources}), accepted.resolved_spec
     estimate = _without_worker(spec, resolved, count)
     request = {**body, "model": resolved.model} if isinstance(spec.model, JobModel) else body
     sources = [*dataset_sources(spec.dataset), *dataset_sources(spec.eval_dataset)]
-    reuse = all(is_fixed(source) for source in sources)
+    reuse = all(has_fixed_content(source) for source in sources)
     answer = await service.engine.spec_checks.request(
         caller.project,
         request,
@@ -99,7 +99,7 @@ async def _with_earlier_jobs(service: Service, caller: Caller, spec: JobSpec, es
             counted = await find_sequence_count(session, caller.project, spec, estimate.resolved_spec)
             if counted is not None:
                 estimate = _with_count(estimate, spec, *counted)
-        earlier = await find_earlier(session, service.engine, caller.project, spec, estimate.resolved_spec)
+        earlier = await find_earlier_job(session, service.engine, caller.project, spec, estimate.resolved_spec)
     if not _is_length_known(estimate):
         reason = _DATA_UNREAD
     elif spec.resume_from_checkpoint is not None:

@@ -33,7 +33,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 async def find_sequence_count(
     session: AsyncSession, project: str, spec: JobSpec, resolved: ResolvedSpec
 ) -> tuple[str, int] | None:
-    """The id and the sequences per epoch of the newest such job; ``resolved`` is the spec as far as it is known."""
+    """The id of the newest job that counted the same data, and its number of sequences per epoch; or ``None``.
+
+    ``resolved`` is the spec as far as it is known.
+    """
     seq_len, identity = resolved.seq_len, _identity(spec, resolved.files)
     if seq_len is None or identity is None:
         return None
@@ -66,7 +69,7 @@ def default_global_batch(num_sequences: int, spec: JobSpec) -> int:
     return batch if accumulate is None else split_micro_batch(batch, accumulate, processes) * accumulate * processes
 
 
-def is_fixed(source: DatasetSource) -> bool:
+def has_fixed_content(source: DatasetSource) -> bool:
     """Whether the source always has the same contents: an upload, a built-in data set, or a commit of the Hub."""
     if isinstance(source, HubSource):
         return source.revision is not None and _COMMIT.fullmatch(source.revision) is not None
@@ -80,7 +83,7 @@ def _identity(spec: JobSpec, files: Mapping[str, UploadedFile]) -> list[Any] | N
         fields = source.model_dump(mode="json")
         if isinstance(source, FileSource):
             fields["file"] = [_file_identity(file_id, files) for file_id in source.file_ids]
-        elif not is_fixed(source):
+        elif not has_fixed_content(source):
             return None
         sources.append(fields)
     requested = resolve(spec)

@@ -56,7 +56,7 @@ def test_a_worker_silent_beyond_its_lease_loses_its_attempt_and_is_fenced(
     wait_until(is_fenced, 20, "the returned worker to receive a fenced acknowledgement")
     assert (fleet.job(job_id).status, fleet.job(job_id).attempt) == ("running", 2)
 
-    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 1.0)  # instead of a day
+    monkeypatch.setattr(known_workers, "WORKER_EXPIRY_SECONDS", 1.0)  # instead of a day
     wait_until(lambda: client.hlen(WORKERS_HASH) == 0, 30, "the heartbeats of both to be removed")
 
     def listed_again() -> bool:

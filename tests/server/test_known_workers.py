@@ -43,7 +43,7 @@ def test_a_redis_outage_does_not_count_as_silence() -> None:
     clocked = ClockedWorkers()
     clocked.run(60, beats=False)
     clocked.now += 10 * LEASE_SECONDS
-    clocked.workers.unreachable()
+    clocked.workers.record_outage()
     assert clocked.workers.silent_seconds("w") == 0
     clocked.run(10, beats=False)
     assert clocked.workers.silent_seconds("w") == 9.5
@@ -65,20 +65,20 @@ def test_a_suspended_server_does_not_count_silence() -> None:
 def test_a_worker_silent_for_a_day_is_unlisted_until_its_next_heartbeat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(known_workers, "UNLISTED_SECONDS", 60.0)
+    monkeypatch.setattr(known_workers, "WORKER_EXPIRY_SECONDS", 60.0)
     clocked = ClockedWorkers()
     clocked.now += 1000  # this server was suspended, so the silence was its own
     clocked.read(beats=False)
     clocked.run(60, beats=False)
-    assert clocked.workers.unlisted() == []
+    assert clocked.workers.expired_workers() == []
     clocked.run(1, beats=False)
-    assert (clocked.workers.unlisted(), clocked.workers.workers()) == (["w"], [])
-    clocked.workers.unreachable()
-    assert clocked.workers.unlisted() == []
+    assert (clocked.workers.expired_workers(), clocked.workers.workers()) == (["w"], [])
+    clocked.workers.record_outage()
+    assert clocked.workers.expired_workers() == []
     clocked.read(beats=False)
     clocked.run(61, beats=False)
     clocked.workers.forget(["w"])
-    assert (clocked.workers.unlisted(), clocked.workers.get("w")) == ([], None)
+    assert (clocked.workers.expired_workers(), clocked.workers.get("w")) == ([], None)
     clocked.read(beats=True)
     assert clocked.workers.is_alive("w")
     assert [beat.worker for beat in clocked.workers.workers()] == ["w"]

@@ -65,7 +65,7 @@ def test_every_waiting_job_has_a_reason_and_its_start(fleet: SmallFleet) -> None
     stepped.update_workers(busy={"slots": 1, "stopping": True})
     stepped.step()
     assert waiting_code(fleet, job_id) == "no_worker"
-    stepped.workers.unreachable()
+    stepped.workers.record_outage()
     stepped.step()
     assert "Redis is unreachable" in (fleet.job(job_id).waiting_reason or {})["message"]
 
@@ -102,7 +102,7 @@ def test_a_new_job_gets_its_waiting_reason_without_a_pass(fleet: SmallFleet) -> 
     stepped.update_workers(box={"slots": 1, "running": [("job_other", 1)]})
     stepped.step()
     assert (code(), code(gpus=1)) == ("workers_busy", "never_fits")
-    stepped.workers.unreachable()
+    stepped.workers.record_outage()
     assert code() == "no_worker"
 
 
@@ -251,7 +251,7 @@ def test_a_dispatch_names_the_bases_of_an_adapter_within_its_project(fleet: Smal
 
 def test_workers_silent_since_before_the_server_started_get_no_job(fleet: SmallFleet) -> None:
     stepped = SteppedScheduler(fleet)
-    stepped.workers.unreachable()
+    stepped.workers.record_outage()
     stepped.update_workers(dead=1)  # in Redis at the first read
     fleet.submit()
     assert stepped.step() == []

@@ -25,7 +25,9 @@ END_SECONDS = 10.0  # for the other nodes to notice that one has ended, and to r
 NODE_LOST = StatusReason.NODE_LOST  # the code of an error that another node caused by leaving
 
 
-async def report_end(session: AsyncSession, job: JobRow, placement: PlacementRow, last: StatusLine, line: int) -> None:
+async def record_node_end(
+    session: AsyncSession, job: JobRow, placement: PlacementRow, last: StatusLine, line: int
+) -> None:
     """Record the last line of a node, with its number; ends the attempt of the locked job if all nodes have ended."""
     placement.last_line = last.model_dump(mode="json", exclude_none=True)
     placement.stored_line, placement.ended_at = line, utc_now()
@@ -54,7 +56,7 @@ async def conclude(session: AsyncSession, job: JobRow, placements: Sequence[Plac
     first = placements[0]
     line = first.stored_line if first.last_line is not None else None
     if best.node_rank:
-        last = _named(last, best)
+        last = _with_node_name(last, best)
     if last.error is not None and last.error.code == NODE_LOST:
         await lose_worker(session, job, message=last.error.message)
         return
@@ -86,7 +88,7 @@ def _explanation(row: PlacementRow) -> int:
             return 3 if last.reason == StatusReason.DISK_FULL else 2  # the others stop because of the full disk
 
 
-def _named(last: StatusLine, row: PlacementRow) -> StatusLine:
+def _with_node_name(last: StatusLine, row: PlacementRow) -> StatusLine:
     """The line with the name of the node in its texts."""
     name = f"Node {row.node_rank} ({row.worker}): "
     error = None if last.error is None else last.error.model_copy(update={"message": name + last.error.message})

@@ -13,18 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.database import events
 from server.database.placements import PlacementRow
 from server.database.tables import JobRow
-from server.engine.nodes.ends import report_end
+from server.engine.nodes.ends import record_node_end
 from zeta_core.contract.job.events import JournalLine, StatusLine, WarningLine
 from zeta_core.contract.job.status import JobStatus
 
 
-async def apply_line(
+async def apply_node_line(
     session: AsyncSession, job: JobRow, placement: PlacementRow, line: JournalLine, *, number: int
 ) -> None:
     """Apply line ``number`` of the node's journal; ``job`` is locked and runs this attempt."""
     match line:
         case StatusLine() if line.status != JobStatus.RUNNING:
-            await report_end(session, job, placement, line, number)
+            await record_node_end(session, job, placement, line, number)
         case WarningLine():
             evidence: dict[str, Any] = {
                 **(line.evidence or {}),

@@ -95,13 +95,13 @@ class NodeMonitor:
         lost: dict[ClaimedAttempt, str],
         drained: Collection[str],
     ) -> None:
-        losses = {
+        lost_nodes = {
             node.node_rank: lost[_claimed(node)]
             for node in placements
             if not node.is_released and node.incarnation is not None and _claimed(node) in lost
         }
-        if losses:
-            rank, message = next(iter(losses.items()))
+        if lost_nodes:
+            rank, message = next(iter(lost_nodes.items()))
             await self._end(row.id, row.attempt, lost_node=rank, message=f"Node {rank}: {message}")
         elif row.is_preparing:
             seconds = time.monotonic() - self._preparing_since[row.id, row.attempt]

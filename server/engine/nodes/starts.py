@@ -61,7 +61,7 @@ async def answer_prepared(session: AsyncSession, message: Prepared) -> list[tupl
 
 
 async def _start(session: AsyncSession, job: JobRow, attempt: AttemptRow, placements: Sequence[PlacementRow]) -> None:
-    """All nodes are prepared: from now on, the attempt runs, and its running time counts."""
+    """Record that the attempt runs from now on, because all its nodes are prepared; its running time now counts."""
     now = utc_now()
     attempt.is_preparing, attempt.started_at, attempt.ran_seconds = False, now, None
     for row in placements:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from server.database.connections import Database
 
-TURN_LOCK = 0x7A657462
+TURN_LOCK = 0x7A657462  # the key of PostgreSQL's advisory lock
 WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.02
 

@@ -23,7 +23,7 @@ import uvicorn
 from server.app import create_app
 from server.http.connections import connection_limit
 from server.http.protocol import ServerProtocol
-from server.service import Stopping, open_service
+from server.service import ShutdownSignal, open_service
 from server.settings import ServerSettings
 from server.tracing import Tracing, open_tracing
 from zeta_core.contract.errors import InvalidSettings, ZetaError
@@ -39,7 +39,7 @@ logger = logging.getLogger("server")
 class _Server(uvicorn.Server):
     """Shuts down gracefully on a signal, and notifies open streams."""
 
-    def __init__(self, config: uvicorn.Config, stopping: Stopping) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: ShutdownSignal) -> None:
         super().__init__(config)
         self._stopping = stopping
 

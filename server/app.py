@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from server.http.browser_protection import HostCheck, SecurityHeaders, cross_origin
+from server.http.browser_protection import HostCheck, SecurityHeaders, cors_middleware
 from server.http.error_responses import ERROR_RESPONSES, register_error_handlers
 from server.http.proxies import ProxyMiddleware
 from server.http.request_log import RequestLogMiddleware, RequestMetrics
@@ -100,7 +100,7 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(RequestTraceMiddleware, tracing=service.tracing)
     app.add_middleware(ProxyMiddleware, trusted=settings.trusted_networks, root_path=settings.root_path)
     if settings.cross_origins:
-        app.add_middleware(cross_origin, origins=settings.cross_origins)
+        app.add_middleware(cors_middleware, origins=settings.cross_origins)
     app.add_middleware(SecurityHeaders)
     register_error_handlers(app)
     register_routing_errors(app)

@@ -12,7 +12,7 @@ from server.database.tables import CheckpointRow, JobRow
 from server.jobs.queries import find_training
 from server.openai.answer_weights import BASE, find_weights
 from server.service import Service
-from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import CreatedJob, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.kind import JobKind
 from zeta_core.contract.spec.evaluation_spec import NewEvaluation
@@ -27,7 +27,7 @@ _ROW_SETTINGS = ("format", "columns", "drop_columns", "dtype", "drop_fields", "a
 
 async def create(
     service: Service, submissions: Submissions, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
-) -> Created:
+) -> CreatedJob:
     """Create the evaluation, or return the one that an earlier, equal request created.
 
     Raises `NotFound` for a job that the caller can't see or that is not a training, and subclasses of `InvalidRequest`.

@@ -87,7 +87,7 @@ async def _sign_receipt(database: Database, artifacts: Artifacts, job_id: str) -
     """Sign and store the receipt of an ended job; ``None`` if it has no checkpoint or was deleted."""
     async with database.read() as session:
         job = await session.get(JobRow, job_id)
-        name = await find_checkpoint(session, job_id)
+        name = await find_receipt_checkpoint(session, job_id)
         rows = await session.scalars(select(AttemptRow).where(AttemptRow.job_id == job_id).order_by(AttemptRow.attempt))
         attempts = [_to_attempt(row) for row in rows]
     if job is None:
@@ -162,7 +162,7 @@ async def _store(database: Database, job_id: str, envelope: Receipt | None) -> R
     return envelope
 
 
-async def find_checkpoint(session: AsyncSession, job_id: str) -> str | None:
+async def find_receipt_checkpoint(session: AsyncSession, job_id: str) -> str | None:
     """The checkpoint that the receipt is about: ``final``, or the newest one if the job has no final one."""
     names = list(await session.scalars(checkpoints_newest_first(job_id)))
     return FINAL_CHECKPOINT if FINAL_CHECKPOINT in names else next(iter(names), None)

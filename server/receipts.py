@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.auth import Caller
 from server.database.receipt_tables import ReceiptRow
 from server.jobs.queries import find_job
-from server.receipt_signing import find_checkpoint, private_key, try_to_sign
+from server.receipt_signing import find_receipt_checkpoint, private_key, try_to_sign
 from server.service import Service
 from zeta_core.contract.errors import Conflict, NotFound
 from zeta_core.contract.job.status import ENDED
@@ -13,15 +13,15 @@ from zeta_core.contract.receipt import Receipt, ReceiptKey, key_id
 
 
 async def get_receipt(service: Service, caller: Caller, job_id: str) -> Receipt:
-    """The receipt of an ended job. Raises `NotFound`, also if the job has no checkpoint, and `Conflict` before its end,
-    or if it can't be signed.
+    """The receipt of an ended job; if the job ended before the service signed receipts, it is signed now.
 
-    The receipt of a job that ended before the service signed receipts is signed now.
+    Raises `NotFound`, also if the job has no checkpoint, and `Conflict` before the job's end, or if the receipt can't
+    be signed.
     """
     async with service.database.read() as session:
         job = await find_job(session, caller, job_id)
         row = await session.get(ReceiptRow, job_id)
-        checkpoint = await find_checkpoint(session, job_id)
+        checkpoint = await find_receipt_checkpoint(session, job_id)
     if job.status not in ENDED:
         raise Conflict(
             f"Job {job_id} is {job.status}; it has a receipt once it has ended (`zeta wait {job_id}`).",

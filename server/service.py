@@ -33,7 +33,7 @@ from zeta_core.system.artifact_store import open_store
 from zeta_core.system.home_folder import require_protected
 
 
-class Stopping:
+class ShutdownSignal:
     """The shutdown signal. Streaming responses check `requested`, and are woken when shutdown begins."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Service:
     streams: StreamLimits
     rates: RequestRates
     tracing: Tracing | None = None
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: ShutdownSignal = field(default_factory=ShutdownSignal)
 
     async def count_request(self, caller: Caller) -> None:
         """Count a request or page of the caller's project; those of admin keys are exempt.

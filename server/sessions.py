@@ -27,7 +27,7 @@ from zeta_core.contract.job.events import utc_now
 SESSION_DAYS = 7
 LINK_MINUTES = 10
 CSRF_HEADER = "X-CSRF-Token"
-MAX_REMEMBERED = 10_000  # sessions that are kept in memory
+MAX_CACHED_SESSIONS = 10_000  # sessions that are kept in memory
 _COOKIE_PREFIX = "zeta_session_"
 _TOKEN_BYTES = 32
 
@@ -48,9 +48,9 @@ class BrowserSession:
     csrf_token: str
     expires_at: datetime
 
-    def require_csrf(self, sent: str | None) -> None:
-        """Raise `PermissionDenied` unless ``sent`` is the session's CSRF token."""
-        if sent is None or not hmac.compare_digest(sent.encode(), self.csrf_token.encode()):
+    def require_csrf(self, token: str | None) -> None:
+        """Raise `PermissionDenied` unless ``token`` is the session's CSRF token."""
+        if token is None or not hmac.compare_digest(token.encode(), self.csrf_token.encode()):
             raise PermissionDenied(
                 f"The request changes something and is authenticated by a cookie, but its CSRF token is missing or "
                 f"wrong; reload the page, or send an API key instead of the cookie (header {CSRF_HEADER}).",
@@ -165,7 +165,7 @@ class Sessions:
             row = await session.get(SessionRow, digest)
         if row is None:
             raise _session_ended()
-        if len(self._known) >= MAX_REMEMBERED:
+        if len(self._known) >= MAX_CACHED_SESSIONS:
             self._known.clear()
         known = self._known[digest] = _KnownSession(row.key_sha256, row.project, row.expires_at, now)
         return known

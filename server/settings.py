@@ -44,7 +44,7 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
-def _origins(value: str) -> str:
+def _check_origins(value: str) -> str:
     parse_origins(value)
     return value
 
@@ -57,7 +57,7 @@ def parse_path_prefix(text: str) -> str:
     return path
 
 
-def _networks(value: str) -> str:
+def _check_networks(value: str) -> str:
     parse_networks(value)
     return value
 
@@ -79,26 +79,26 @@ def parse_base_models(text: str) -> dict[str, ModelSource]:
         raise ValueError(f"the source of {name!r} is not a model; use a Hub id or an object as in a spec") from error
 
 
-def _base_models(value: str) -> str:
+def _check_base_models(value: str) -> str:
     parse_base_models(value)
     return value
 
 
-def _engine_url(value: str) -> str:
+def _check_engine_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("it must be a URL such as http://127.0.0.1:8000/v1")
     return value.rstrip("/")
 
 
-def _smtp_url(value: str) -> str:
+def _check_smtp_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path.strip("/") or parts.query:
         raise ValueError("it must be a URL such as smtps://user:password@mail.example.org")
     return value
 
 
-def _smtp_from(value: str | None, known: ValidationInfo) -> str | None:
+def _check_smtp_from(value: str | None, known: ValidationInfo) -> str | None:
     if value is None and known.data.get("smtp_url") is not None:
         raise ValueError("ZETA_SMTP_URL is set, so it must be the address that sends the e-mails")
     if value is not None:
@@ -138,7 +138,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         description="path prefix under which a reverse proxy publishes the service, such as `/zeta`; the proxy may "
         "strip it or pass it on; default: none",
     )
-    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+    trusted_proxies: Annotated[str, AfterValidator(_check_networks)] = Field(
         default="",
         description="addresses and networks (`10.0.0.0/8,::1`) whose headers `Forwarded` and `X-Forwarded-For`, "
         "`-Proto`, `-Host` and `-Prefix` are trusted; default: none",
@@ -153,7 +153,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         default=False,
         description="`yes`: only a reverse proxy with TLS reaches the server, under any name",
     )
-    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+    cors_origins: Annotated[str, AfterValidator(_check_origins)] = Field(
         default="",
         description="origins of web pages that may use the API, such as `https://lab.example.org`, separated by "
         "commas; default: none",
@@ -243,13 +243,13 @@ class ServerSettings(DatabaseSettings, FleetSettings):
         description="time for the workers of a job on several machines to fetch their inputs before the start is given "
         "up and repeated",
     )
-    openai_models: Annotated[str, AfterValidator(_base_models)] = Field(
+    openai_models: Annotated[str, AfterValidator(_check_base_models)] = Field(
         default="",
         description="names of base models for the `openai` client, as a JSON object such as "
         '`{"gpt-4o-mini": "org/name"}`; default: none',
     )
 
-    serve_url: Annotated[str, AfterValidator(_engine_url)] | None = Field(
+    serve_url: Annotated[str, AfterValidator(_check_engine_url)] | None = Field(
         default=None,
         description="an engine with OpenAI's interface, such as `http://127.0.0.1:8000/v1`: it answers chats and "
         "completions instead of the workers; default: none",
@@ -259,7 +259,7 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     )
     serve_api_key: ApiKey | None = Field(default=None, description="the key of that engine; default: none")
 
-    webhook_networks: Annotated[str, AfterValidator(_networks)] = Field(
+    webhook_networks: Annotated[str, AfterValidator(_check_networks)] = Field(
         default="",
         description="addresses and networks (`10.1.2.0/24,127.0.0.1`) to which webhooks may be sent besides the public "
         "internet; default: none",
@@ -273,12 +273,12 @@ class ServerSettings(DatabaseSettings, FleetSettings):
     webhook_wait_seconds: float = Field(
         default=900, gt=0, allow_inf_nan=False, description="a job that is queued for longer causes `job.waiting`"
     )
-    smtp_url: Annotated[str, AfterValidator(_smtp_url)] | None = Field(
+    smtp_url: Annotated[str, AfterValidator(_check_smtp_url)] | None = Field(
         default=None,
         description="SMTP server of notifications by e-mail, `smtps://user:password@mail.example.org`, or `smtp://` "
         "with STARTTLS; default: no e-mail",
     )
-    smtp_from: Annotated[str | None, AfterValidator(_smtp_from)] = Field(
+    smtp_from: Annotated[str | None, AfterValidator(_check_smtp_from)] = Field(
         default=None, validate_default=True, description="sender address of these e-mails, required with ZETA_SMTP_URL"
     )
     smtp_domains: str = Field(
@@ -288,14 +288,14 @@ class ServerSettings(DatabaseSettings, FleetSettings):
 
     @field_validator("downloads")
     @classmethod
-    def _downloads(cls, value: str, known: ValidationInfo) -> str:
+    def _check_downloads(cls, value: str, known: ValidationInfo) -> str:
         if value == "redirect" and not (known.data.get("artifacts_url") or "").startswith("s3://"):
             raise ValueError("it needs artifacts in a bucket; set ZETA_ARTIFACTS_URL to s3://bucket/prefix")
         return value
 
     @field_validator("worker_secret")
     @classmethod
-    def _of_the_server(cls, value: str) -> str:
+    def _reject_individual_secret(cls, value: str) -> str:
         if value.startswith(INDIVIDUAL_PREFIX):
             raise ValueError("it is the secret of a single worker; set it to the secret of the server")
         return value

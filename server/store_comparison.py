@@ -57,7 +57,7 @@ class StoreComparison(BaseModel):
 
 @dataclass(frozen=True)
 class _File:
-    """What the database says about a stored file; ``None`` if it does not say it."""
+    """A stored file as the database records it; ``None`` stands for a value that it does not record."""
 
     num_bytes: int | None = None
     sha256: str | None = None
@@ -65,7 +65,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the database says about the store."""
+    """The content of the store as the database records it."""
 
     files: dict[str, _File]  # by key; without those of checkpoints
     jobs: frozenset[str]
@@ -76,7 +76,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class _State:
-    """Both sides at one time."""
+    """The content of the store as recorded and as stored, read at about the same time, and their differences."""
 
     expected: dict[str, _File]
     stored: dict[str, int]  # sizes in bytes by key

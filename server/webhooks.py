@@ -70,7 +70,7 @@ async def insert_webhook(
     events: Sequence[str],
 ) -> WebhookRow:
     """Store a new webhook, whose events have the names of its format. Raises as `create_webhook`."""
-    require_allowed(service.settings, url, chosen_format)
+    require_allowed_url(service.settings, url, chosen_format)
     webhook_id, created_at = new_id_at("webhook")
     row = WebhookRow(
         id=webhook_id,
@@ -115,32 +115,32 @@ async def change_webhook(service: Service, caller: Caller, webhook_id: str, requ
 
     Raises `NotFound`, and `InvalidRequest` for a URL that is not allowed.
     """
-    given = request.model_fields_set
+    changed_fields = request.model_fields_set
     async with service.database.write() as session:
         row = await find_webhook(session, caller, webhook_id, lock=True)
-        if row.format == OPENAI_FORMAT and {"format", "events"} & given:
+        if row.format == OPENAI_FORMAT and {"format", "events"} & changed_fields:
             raise InvalidRequest(
                 f"{webhook_id} receives OpenAI's events in OpenAI's format; change its event_types with POST "
                 f"/openai/v1/webhook_endpoints/{webhook_id}, or create another webhook.",
                 code="openai_webhook",
-                param="format" if "format" in given else "events",
+                param="format" if "format" in changed_fields else "events",
             )
-        if {"url", "format"} & given:
+        if {"url", "format"} & changed_fields:
             url = request.url or row.url
             is_openai = row.format == OPENAI_FORMAT  # whatever its URL
             current = None if not is_openai and (request.url is not None or row.format == "email") else row.format
             chosen = request.format or current
-            require_allowed(service.settings, url, OPENAI_FORMAT if is_openai else request.format)
+            require_allowed_url(service.settings, url, OPENAI_FORMAT if is_openai else request.format)
             row.url, row.format = url, message_format(url, chosen)
         if request.events is not None:
             row.events = sorted(set(request.events))
-        if "name" in given:
+        if "name" in changed_fields:
             row.name = request.name
         if request.enabled is not None:
             row.enabled, row.disabled_reason, row.failing_since = request.enabled, None, None
             if not request.enabled:
                 await end_pending(session, row.id)
-        session.add(caller.audit_row("webhook.change", row.id, project=row.project, fields=sorted(given)))
+        session.add(caller.audit_row("webhook.change", row.id, project=row.project, fields=sorted(changed_fields)))
     return to_webhook(row)
 
 
@@ -235,7 +235,7 @@ async def _delivery_page(session: AsyncSession, caller: Caller, query: Any, page
     return page([_to_delivery(row) for row in rows], has_more, lambda delivery: delivery.id)
 
 
-def require_allowed(settings: ServerSettings, url: str, chosen_format: str | None) -> None:
+def require_allowed_url(settings: ServerSettings, url: str, chosen_format: str | None) -> None:
     """Raise `InvalidRequest` unless messages can be sent to ``url`` in this format."""
     fault = url_fault(settings, url, chosen_format)
     if fault is not None:

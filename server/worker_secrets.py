@@ -40,7 +40,7 @@ async def add_worker(service: Service, caller: Caller, request: NewWorkerSecret)
             )
         _renew(row, caller, secret_id, now)
         session.add(caller.audit_row("worker.add", request.name, project=None))
-    return await _created(service, row)
+    return await _to_created_secret(service, row)
 
 
 async def list_worker_secrets(service: Service, query: PageQuery) -> Page[WorkerSecret]:
@@ -72,7 +72,7 @@ async def rotate_worker_secret(
             row.old_expires_at = now + timedelta(seconds=request.grace_seconds)
         details = {"grace_seconds": request.grace_seconds}
         session.add(caller.audit_row("worker.rotate", name, project=None, **details))
-    return await _created(service, row)
+    return await _to_created_secret(service, row)
 
 
 async def revoke_worker(service: Service, caller: Caller, name: str) -> DeletedObject:
@@ -101,7 +101,7 @@ def _renew(row: WorkerSecretRow, caller: Caller, secret_id: str, now: datetime) 
     row.revoked_at = row.old_secret_id = row.old_expires_at = None
 
 
-async def _created(service: Service, row: WorkerSecretRow) -> CreatedWorkerSecret:
+async def _to_created_secret(service: Service, row: WorkerSecretRow) -> CreatedWorkerSecret:
     await service.engine.load_secrets()
     secret = service.engine.secrets.derive(row.worker, row.secret_id).text
     return CreatedWorkerSecret(**_fields(row), secret=secret)

@@ -1,7 +1,7 @@
 """Removes the data of deleted jobs.
 
 A deletion first commits a mark (`JobRow.deleted_at`), which hides the job from all users. Then its artifacts and
-finally its rows are removed. Guaranteed: a removal that was interrupted by a killed server or a disk error is repeated
+finally its rows are removed. Guarantees: a removal that was interrupted by a killed server or a disk error is repeated
 at the next server start and at regular intervals; repeating it is safe.
 """
 

@@ -33,8 +33,8 @@ async def read_body(request: Request, max_bytes: int, *, empty: Any = None, sett
     if not content and empty is not None:
         return empty
     if len(content) <= INLINE_BYTES:
-        return _parsed(content)
-    return await asyncio.to_thread(_parsed, content)
+        return _parse(content)
+    return await asyncio.to_thread(_parse, content)
 
 
 async def read_bytes(request: Request, max_bytes: int, *, setting: str | None = None) -> bytes:
@@ -61,7 +61,7 @@ async def read_form(request: Request, max_bytes: int) -> dict[str, str]:
         raise MalformedRequest("The form is not valid URL-encoded text.", code="invalid_form") from error
 
 
-def _parsed(content: bytes) -> Any:
+def _parse(content: bytes) -> Any:
     try:
         return read_json(content)
     except JsonFault as fault:

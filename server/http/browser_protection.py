@@ -96,7 +96,7 @@ class SecurityHeaders:
         await self._app(scope, receive, sending)
 
 
-def cross_origin(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+def cors_middleware(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     """``app`` for pages of these origins, which send an API key in a header; cookies are never accepted from them."""
     return CORSMiddleware(
         app,

@@ -28,28 +28,28 @@ class ConnectionLimit:
         self._open: set[Closable] = set()
         self._idle: dict[Closable, None] = {}  # waiting for a complete request head; the longest wait is first
 
-    def opened(self, connection: Closable) -> bool:
+    def register(self, connection: Closable) -> bool:
         """Register a new connection. Returns false if the limit is reached and all others are busy."""
         if len(self._open) >= self.max_connections:
             longest = next(iter(self._idle), None)
             if longest is None:
                 return False
-            self.closed(longest)
+            self.unregister(longest)
             longest.close_idle()
         self._open.add(connection)
         self._idle[connection] = None
         return True
 
-    def busy(self, connection: Closable) -> None:
-        """A request head is complete."""
+    def mark_busy(self, connection: Closable) -> None:
+        """Record that the connection's request head is complete."""
         self._idle.pop(connection, None)
 
-    def idle(self, connection: Closable) -> None:
-        """The last response is complete."""
+    def mark_idle(self, connection: Closable) -> None:
+        """Record that the connection's last response is complete."""
         if connection in self._open:
             self._idle[connection] = None
 
-    def closed(self, connection: Closable) -> None:
+    def unregister(self, connection: Closable) -> None:
         self._open.discard(connection)
         self._idle.pop(connection, None)
 

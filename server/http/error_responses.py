@@ -119,7 +119,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 def routing_headers(request: Request, error: HTTPException) -> dict[str, str]:
     """The headers of the response to an error of the framework; a 405 lists the allowed methods."""
-    return {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else dict(error.headers or {})
+    return {"Allow": ", ".join(_allowed_methods(request))} if error.status_code == 405 else dict(error.headers or {})
 
 
 def routing_error(request: Request, error: HTTPException) -> ZetaError:
@@ -129,11 +129,11 @@ def routing_error(request: Request, error: HTTPException) -> ZetaError:
     if error.status_code == 404:
         return RouteNotFound(f"Not found: {target}. See /openapi.json for the available routes.")
     if error.status_code == 405:
-        return MethodNotAllowed(f"Method not allowed: {target}. Allowed: {', '.join(_allowed(request))}.")
+        return MethodNotAllowed(f"Method not allowed: {target}. Allowed: {', '.join(_allowed_methods(request))}.")
     return MalformedRequest(f"{target} could not be read: {error.detail}.")
 
 
-def _allowed(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     """The allowed methods of the request's path; ``create_app`` stores the list of routes.
 
     A path without parameters has only the methods of its own routes: "validate" is not the id of a job.

@@ -47,7 +47,7 @@ class ServerProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        if not self._limit.opened(self):
+        if not self._limit.register(self):
             self._refusal = Unavailable(
                 f"The server has {self._limit.max_connections} connections, its maximum; try again in a few seconds.",
                 code="too_many_connections",
@@ -59,7 +59,7 @@ class ServerProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self._stop_write_timer()
-        self._limit.closed(self)
+        self._limit.unregister(self)
         super().connection_lost(exc)
 
     def close_idle(self) -> None:
@@ -91,7 +91,7 @@ class ServerProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head, self._trailer_bytes = False, 0
         self._stop_timer()
-        self._limit.busy(self)
+        self._limit.mark_busy(self)
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _head_too_large()
             raise ValueError("stop the parser; `data_received` then sends the refusal")
@@ -109,7 +109,7 @@ class ServerProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:
-            self._limit.idle(self)
+            self._limit.mark_idle(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()

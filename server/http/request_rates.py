@@ -16,7 +16,7 @@ from typing import Protocol
 from zeta_core.contract.errors import QuotaExceeded
 from zeta_core.system.redis_access import RedisUnavailable
 
-SECONDS = 60
+WINDOW_SECONDS = 60
 
 
 class SharedCounters(Protocol):
@@ -46,23 +46,23 @@ class RequestRates:
         """Count one request. Raises `QuotaExceeded` with the time after which the next one is possible."""
         now = self._clock()
         if (wait := self._count_here(project, per_minute, now)) > 0:
-            raise _refused(project, per_minute, wait)
-        window, elapsed = int(now // SECONDS), now % SECONDS
+            raise _rate_limit_error(project, per_minute, wait)
+        window, elapsed = int(now // WINDOW_SECONDS), now % WINDOW_SECONDS
         try:
-            count, earlier = await self._counts.add(project, window, SECONDS)
-            if count + earlier * (1 - elapsed / SECONDS) > per_minute:
+            count, earlier = await self._counts.add(project, window, WINDOW_SECONDS)
+            if count + earlier * (1 - elapsed / WINDOW_SECONDS) > per_minute:
                 await self._counts.remove(project, window)
-                raise _refused(project, per_minute, _seconds_until(per_minute, count - 1, earlier, elapsed))
+                raise _rate_limit_error(project, per_minute, _seconds_until(per_minute, count - 1, earlier, elapsed))
         except RedisUnavailable:
             return
 
     def _count_here(self, project: str, per_minute: int, now: float) -> float:
         """Take a token of this process; returns the seconds until there is one, or 0."""
         bucket = self._buckets.setdefault(project, _Bucket(per_minute, now))
-        refilled = bucket.tokens + max(0.0, now - bucket.filled_at) * per_minute / SECONDS
+        refilled = bucket.tokens + max(0.0, now - bucket.filled_at) * per_minute / WINDOW_SECONDS
         bucket.tokens, bucket.filled_at = min(float(per_minute), refilled), now
         if bucket.tokens < 1:
-            return (1 - bucket.tokens) * SECONDS / per_minute
+            return (1 - bucket.tokens) * WINDOW_SECONDS / per_minute
         bucket.tokens -= 1
         return 0.0
 
@@ -70,11 +70,11 @@ class RequestRates:
 def _seconds_until(per_minute: int, count: int, earlier: int, elapsed: float) -> float:
     """The time until one more request is possible, after ``count`` ones in this window and ``earlier`` before it."""
     if count < per_minute and earlier:
-        return max(0.0, (1 - (per_minute - 1 - count) / earlier) * SECONDS - elapsed)
-    return SECONDS - elapsed + max(0.0, 1 - (per_minute - 1) / max(1, count)) * SECONDS
+        return max(0.0, (1 - (per_minute - 1 - count) / earlier) * WINDOW_SECONDS - elapsed)
+    return WINDOW_SECONDS - elapsed + max(0.0, 1 - (per_minute - 1) / max(1, count)) * WINDOW_SECONDS
 
 
-def _refused(project: str, per_minute: int, wait: float) -> QuotaExceeded:
+def _rate_limit_error(project: str, per_minute: int, wait: float) -> QuotaExceeded:
     seconds = max(1, math.ceil(wait))
     return QuotaExceeded(
         f"Project {project!r} has sent its limit of {per_minute} requests per minute (max_requests_per_minute); try "

@@ -26,7 +26,7 @@ from sqlalchemy import select
 from server.auth import Caller
 from server.database.tables import AttemptRow, EventRow
 from server.jobs.queries import find_job
-from server.jobs.training_curves import SERIES, measured
+from server.jobs.training_curves import SERIES, curve_values
 from server.service import Service
 
 XAxis = Literal["step", "tokens", "seconds"]
@@ -71,11 +71,10 @@ class CurvePoints:
 
 @dataclass
 class Restart:
-    """The first step of an attempt after the first one, and the reason why the previous attempt ended."""
+    """The first step of an attempt after the first one."""
 
     attempt: int
     step: int
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class JobPoints:
                 self.restarts.append(Restart(attempt, first))
             self.attempt = attempt
         for values in (fields, *singles):
-            for name, value in measured(values).items():
+            for name, value in curve_values(values).items():
                 self.curves[name].put(values["step"], value)
         self._add_seconds((created_at - self.origin).total_seconds(), [v["step"] for v in singles] or [step])
 

@@ -38,7 +38,8 @@ async def list_checkpoints(
 ) -> Page[Manifest]:
     """The manifests of the stored checkpoints, newest first.
 
-    Raises `NotFound` for the name of a checkpoint that the job does not have."""
+    Raises `NotFound` for the name of a checkpoint that the job does not have.
+    """
     async with service.database.read() as session:
         job = await find_job(session, caller, job_id)
         names = list(await session.scalars(checkpoints_newest_first(job_id)))
@@ -49,7 +50,9 @@ async def list_checkpoints(
         elif (step := checkpoint_step(after)) is not None:  # the checkpoint was removed; continue by its step number
             rest = list(await session.scalars(checkpoints_newest_first(job_id).where(CheckpointRow.step <= step)))
         elif NAME_PATTERN.match(after):
-            raise NotFound(_missing(job_id, after, job.status, has_any=bool(names)), code="checkpoint_not_found")
+            raise NotFound(
+                _not_found_message(job_id, after, job.status, has_any=bool(names)), code="checkpoint_not_found"
+            )
         else:
             raise InvalidRequest(
                 f"after is {shown(after)}, which is not a checkpoint of {job_id}; use the last_id of an earlier page.",
@@ -74,11 +77,13 @@ async def find_checkpoint(service: Service, caller: Caller, job_id: str, name: s
         stored_name = newest if name == LATEST else await _stored_name(session, job_id, name)
     stored = await asyncio.to_thread(service.artifacts.checkpoint, job_id, stored_name) if stored_name else None
     if stored is None:
-        raise NotFound(_missing(job_id, name, status, has_any=newest is not None), code="checkpoint_not_found")
+        raise NotFound(
+            _not_found_message(job_id, name, status, has_any=newest is not None), code="checkpoint_not_found"
+        )
     return stored
 
 
-def _missing(job_id: str, name: str, status: str, *, has_any: bool) -> str:
+def _not_found_message(job_id: str, name: str, status: str, *, has_any: bool) -> str:
     """Why there is no such checkpoint, and what to do."""
     if has_any:
         return (

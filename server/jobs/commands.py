@@ -30,7 +30,7 @@ async def run_command(service: Service, caller: Caller, job_id: str, command: Co
     """The job after the command. Raises `NotFound`, and `Conflict` if the command isn't possible in its status."""
     async with service.database.write() as session:
         row = await find_job(session, caller, job_id, lock=True)
-        await apply_to_row(service, session, row, command)
+        await apply_command(service, session, row, command)
         session.add(caller.audit_row(f"job.{command}", row.id, project=row.project))
         await session.flush()
         job = await to_job(session, row)
@@ -39,9 +39,9 @@ async def run_command(service: Service, caller: Caller, job_id: str, command: Co
     return job
 
 
-async def apply_to_row(service: Service, session: AsyncSession, row: JobRow, command: Command) -> None:
+async def apply_command(service: Service, session: AsyncSession, row: JobRow, command: Command) -> None:
     """Apply the command to a locked job in this transaction. Raises `Conflict` if the command is rejected."""
-    await _apply(service, session, row, require_accepted(row, command).effect)
+    await _apply_effect(service, session, row, require_accepted(row, command).effect)
 
 
 def require_accepted(row: JobRow, command: Command) -> Accepted:
@@ -59,7 +59,7 @@ def require_accepted(row: JobRow, command: Command) -> Accepted:
     raise Conflict(rule.sentence.format(id=row.id, status=row.status), code=rule.code)
 
 
-async def _apply(service: Service, session: AsyncSession, row: JobRow, effect: Effect) -> None:
+async def _apply_effect(service: Service, session: AsyncSession, row: JobRow, effect: Effect) -> None:
     match effect:
         case Effect.CANCEL:
             await _change(session, row, JobStatus.CANCELLED, StatusReason.CANCELLED_BY_USER)

@@ -24,14 +24,14 @@ from zeta_core.contract.job.status import ENDED, JobStatus
 
 IsDisconnected = Callable[[], Awaitable[bool]]  # Request.is_disconnected
 
-COMMENT_SECONDS = 15.0
+KEEP_ALIVE_SECONDS = 15.0
 CONNECTION_CHECK_SECONDS = 1.0
 # The polling interval without notifications, which finds the events that other servers stored.
 POLL_SECONDS = 0.5
 SINGLE_SERVER_POLL_SECONDS = 5.0
 
 
-async def read_page(service: Service, job_id: str, after: int, limit: int) -> Page[UntypedEvent]:
+async def read_events(service: Service, job_id: str, after: int, limit: int) -> Page[UntypedEvent]:
     """Up to ``limit`` events with ``seq`` above ``after``, oldest first; ``first_id`` and ``last_id`` are ``seq``s."""
     async with service.database.read() as session:
         events = [to_event(row) for row in await _rows(session, job_id, after, limit + 1)]
@@ -64,7 +64,9 @@ async def has_read_all(service: Service, job_id: str, after: int) -> bool:
         return job is not None and JobStatus(job.status) in ENDED and job.last_seq <= after
 
 
-async def live(service: Service, job_id: str, after: int, is_disconnected: IsDisconnected) -> AsyncGenerator[bytes]:
+async def stream_events(
+    service: Service, job_id: str, after: int, is_disconnected: IsDisconnected
+) -> AsyncGenerator[bytes]:
     """The stream's bytes, from the event after ``after``, until the client disconnects."""
     poll_seconds = SINGLE_SERVER_POLL_SECONDS if service.database.is_sqlite else POLL_SECONDS
     yield b"retry: 2000\n\n"
@@ -86,12 +88,12 @@ async def live(service: Service, job_id: str, after: int, is_disconnected: IsDis
                 yield f"event: end\ndata: {json.dumps(ended)}\n\n".encode()
                 return
             silence = time.monotonic() - sent_at
-            if silence >= COMMENT_SECONDS:
+            if silence >= KEEP_ALIVE_SECONDS:
                 yield b": still here\n\n"
                 sent_at, silence = time.monotonic(), 0.0
             # All streams poll at the same time, so that they share one reading.
             next_poll = poll_seconds - time.monotonic() % poll_seconds
-            await subscription.wait(min(next_poll, COMMENT_SECONDS - silence))
+            await subscription.wait(min(next_poll, KEEP_ALIVE_SECONDS - silence))
 
 
 async def _rows(session: AsyncSession, job_id: str, after: int, limit: int) -> list[EventRow]:

@@ -66,7 +66,7 @@ async def read_attempts(service: Service, job_id: str, attempt: int | None) -> t
             )
         has_ended = has_ended or rows[0].finished_at is not None
     logs = [(row, rank, worker) for row in rows for rank, worker in _nodes_of(row, nodes)]
-    return [_logged(service, number, *log) for number, log in enumerate(logs, start=1)], has_ended
+    return [_to_logged_attempt(service, number, *log) for number, log in enumerate(logs, start=1)], has_ended
 
 
 async def require_readable(service: Service, job_id: str, attempt: int | None) -> None:
@@ -82,7 +82,7 @@ def _nodes_of(row: AttemptRow, nodes: Sequence[PlacementRow]) -> list[tuple[int,
     return several or [(0, row.worker)]
 
 
-def _logged(service: Service, number: int, row: AttemptRow, rank: int, worker: str) -> LoggedAttempt:
+def _to_logged_attempt(service: Service, number: int, row: AttemptRow, rank: int, worker: str) -> LoggedAttempt:
     node = f", node {rank}" if row.num_nodes > 1 else ""
     header = f"=== attempt {row.attempt}{node} on {worker}, started {row.started_at:%Y-%m-%dT%H:%M:%SZ} ===\n"
     key = attempt_log_key(row.job_id, row.attempt, rank)
@@ -179,7 +179,7 @@ class _Idle:
         self.reset()
 
     def reset(self) -> None:
-        """A byte was sent."""
+        """Start measuring again, because bytes were sent."""
         self._since = time.monotonic()
 
     @property

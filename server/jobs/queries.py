@@ -97,7 +97,7 @@ def _conditions(filters: JobQuery) -> list[ColumnElement[bool]]:
     if filters.entity_name is not None:
         conditions.append(JobRow.entity_name == replace_nul(filters.entity_name))
     if filters.kind is not None:
-        conditions += of_kind(filters.kind)
+        conditions += kind_conditions(filters.kind)
     return conditions
 
 
@@ -106,7 +106,7 @@ def _statuses(filters: JobQuery) -> list[JobStatus]:
     return sorted(set(filters.status)) if len(set(filters.status)) < len(JobStatus) else []
 
 
-def of_kind(kind: JobKind) -> list[ColumnElement[bool]]:
+def kind_conditions(kind: JobKind) -> list[ColumnElement[bool]]:
     """The conditions for jobs of this kind, so that the index of the kinds other than trainings can be used."""
     return [JobRow.kind == _TRAINING] if kind is JobKind.TRAINING else [JobRow.kind != _TRAINING, JobRow.kind == kind]
 

@@ -13,7 +13,7 @@ from server.auth import Caller
 from server.database.pagination import OrderedQuery, PageQuery, newest_first, page
 from server.database.tables import JobRow, SweepRow
 from server.database.transitions import lock_job
-from server.jobs.commands import apply_to_row
+from server.jobs.commands import apply_command
 from server.service import Service
 from zeta_core.contract.errors import Conflict
 from zeta_core.contract.identifiers import is_id
@@ -55,7 +55,7 @@ async def cancel_sweep(service: Service, caller: Caller, sweep_id: str) -> Sweep
         for job_id in sorted(job.id for job in await jobs_of(session, sweep.id) if job.status not in ENDED):
             row = await lock_job(session, job_id)
             if row is not None and row.status not in ENDED:
-                await apply_to_row(service, session, row, "cancel")
+                await apply_command(service, session, row, "cancel")
                 session.add(caller.audit_row("job.cancel", job_id, project=sweep.project, sweep=sweep.id))
                 cancelled.append(job_id)
         if not cancelled:

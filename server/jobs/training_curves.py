@@ -38,7 +38,7 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
                 by_step = {earlier: point for earlier, point in by_step.items() if earlier < first}
                 attempt = event_attempt
             for values in (fields, *single_steps):  # values of single steps override the means over several steps
-                by_step[values["step"]] = {**by_step.get(values["step"], {}), **measured(values)}
+                by_step[values["step"]] = {**by_step.get(values["step"], {}), **curve_values(values)}
         if len(rows) < _BATCH:
             break
         after = rows[-1][0]
@@ -49,7 +49,7 @@ async def read_curves(service: Service, job_id: str, max_points: int | None) -> 
     )
 
 
-def measured(fields: Mapping[str, Any]) -> dict[str, Any]:
+def curve_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a progress event, by the names of the curves."""
     memory: dict[str, int] = fields.get("memory") or {}
     rewards: dict[str, float] = fields.get("rewards") or {}

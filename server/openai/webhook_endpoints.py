@@ -124,7 +124,7 @@ async def change_endpoint(
 ) -> WebhookEndpoint:
     """Raises `NotFound`, and `InvalidRequest` for a URL that is not allowed."""
     if request.url is not None:
-        webhooks.require_allowed(service.settings, request.url, OPENAI_FORMAT)
+        webhooks.require_allowed_url(service.settings, request.url, OPENAI_FORMAT)
     given = {"name": request.name, "url": request.url, "events": request.event_types}
     changes = {name: value for name, value in given.items() if value is not None}
     async with service.database.write() as session:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query, Request, Response
 from pydantic import Field
@@ -11,7 +11,7 @@ from server import audit, keys, projects
 from server.database.pagination import PageQuery, cursor
 from server.http.bodies import read_body
 from server.http.proxies import public_path
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import MAX_SMALL_BODY_BYTES, Router, TheCaller, TheService, json_body
 from zeta_core.contract.access import (
     AuditEntry,
     CreatedKey,
@@ -29,14 +29,6 @@ from zeta_core.contract.spec.validation import parse
 
 router = Router(prefix="/v1", tags=["keys and projects"])
 
-MAX_BODY_BYTES = 16 * 1024
-
-
-def _body(model: str, *, required: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of a body that the route parses itself."""
-    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
-    return {"requestBody": {"required": required, "content": {"application/json": schema}}}
-
 
 class KeyQuery(PageQuery):
     after: str | None = cursor(NEW_ID_PATTERN.format(prefix="key"))
@@ -44,10 +36,10 @@ class KeyQuery(PageQuery):
     include_revoked: bool = Field(default=False, description="also list revoked keys")
 
 
-@router.post("/keys", status_code=201, openapi_extra=_body("NewKey"))
+@router.post("/keys", status_code=201, openapi_extra=json_body("NewKey", required=True))
 async def create_key(service: TheService, caller: TheCaller, request: Request, response: Response) -> CreatedKey:
     """Create an API key. The response contains its text, which can't be shown again."""
-    data = await read_body(request, MAX_BODY_BYTES)
+    data = await read_body(request, MAX_SMALL_BODY_BYTES)
     created = await keys.create_key(service, caller, parse(NewKey, data, error_class=InvalidRequest))
     response.headers["Location"] = public_path(request, f"/v1/keys/{created.id}")
     return created
@@ -71,10 +63,10 @@ async def get_key(service: TheService, key_id: str) -> Key:
     return await keys.get_key(service, key_id)
 
 
-@router.post("/keys/{key_id}/rotate", openapi_extra=_body("KeyRotation", required=False))
+@router.post("/keys/{key_id}/rotate", openapi_extra=json_body("KeyRotation", required=False))
 async def rotate_key(service: TheService, caller: TheCaller, request: Request, key_id: str) -> CreatedKey:
     """Replace the text of a key. With `grace_seconds`, the old text continues to work for that time."""
-    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    data = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     return await keys.rotate_key(service, caller, key_id, parse(KeyRotation, data, error_class=InvalidRequest))
 
 
@@ -84,10 +76,10 @@ async def revoke_key(service: TheService, caller: TheCaller, key_id: str) -> Del
     return await keys.revoke_key(service, caller, key_id)
 
 
-@router.post("/projects", status_code=201, openapi_extra=_body("NewProject"))
+@router.post("/projects", status_code=201, openapi_extra=json_body("NewProject", required=True))
 async def create_project(service: TheService, caller: TheCaller, request: Request, response: Response) -> Project:
     """Create a project."""
-    data = await read_body(request, MAX_BODY_BYTES)
+    data = await read_body(request, MAX_SMALL_BODY_BYTES)
     created = await projects.create_project(service, caller, parse(NewProject, data, error_class=InvalidRequest))
     response.headers["Location"] = public_path(request, f"/v1/projects/{created.name}")
     return created
@@ -105,10 +97,10 @@ async def get_project(service: TheService, caller: TheCaller, project: str) -> P
     return await projects.get_project(service, caller, project)
 
 
-@router.patch("/projects/{project}", openapi_extra=_body("ProjectChange", required=False))
+@router.patch("/projects/{project}", openapi_extra=json_body("ProjectChange", required=False))
 async def change_project(service: TheService, caller: TheCaller, request: Request, project: str) -> Project:
     """Set limits of a project. Limits that are absent stay, and null restores the default."""
-    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    data = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     change = parse(ProjectChange, data, error_class=InvalidRequest)
     return await projects.change_project(service, caller, project, change)
 

@@ -8,8 +8,8 @@ from fastapi import Request, Response
 
 from server import evaluations
 from server.http.bodies import SPEC_SETTING, read_body
-from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
-from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
+from server.routes.jobs import IDEMPOTENCY_KEY, created_job
+from server.routes.routing import Router, TheCaller, TheService, TheSubmissions, json_body
 from zeta_core.contract.job.job import Job
 
 router = Router(prefix="/v1/jobs/{job_id}/evaluations", tags=["evaluations"])

@@ -8,8 +8,8 @@ from fastapi import Query, Request, Response
 
 from server.database.pagination import PageQuery, cursor
 from server.http.bodies import SPEC_SETTING, read_body
-from server.routes.jobs import IDEMPOTENCY_KEY, created_job, json_body
-from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
+from server.routes.jobs import IDEMPOTENCY_KEY, created_job
+from server.routes.routing import Router, TheCaller, TheService, TheSubmissions, json_body
 from server.submitting import exports
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
 from zeta_core.contract.job.job import Job

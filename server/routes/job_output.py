@@ -102,7 +102,7 @@ async def read_events(
     """List events, oldest first. With `Accept: text/event-stream`, stream them live, resumable with `Last-Event-ID`."""
     if EVENT_STREAM not in accept:
         await require_job(service, caller, job_id)
-        return await event_stream.read_page(service, job_id, query.after, query.limit)
+        return await event_stream.read_events(service, job_id, query.after, query.limit)
     with ExitStack() as held:
         held.enter_context(open_stream(service, caller))
         await require_job(service, caller, job_id)
@@ -110,7 +110,7 @@ async def read_events(
         if seen is not None and await event_stream.has_read_all(service, job_id, seen):
             return Response(status_code=204)
         after = query.after if seen is None else seen
-        text = event_stream.live(service, job_id, after, request.is_disconnected)
+        text = event_stream.stream_events(service, job_id, after, request.is_disconnected)
         return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS).holding(held.pop_all())
 
 

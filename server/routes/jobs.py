@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Header, Query, Request, Response
 
@@ -11,7 +11,7 @@ from server.estimates import data_preview, estimate
 from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.jobs import commands, deletions, queries
-from server.routes.routing import Router, TheCaller, TheService, TheSubmissions
+from server.routes.routing import Router, TheCaller, TheService, TheSubmissions, json_body
 from server.submitting import reruns
 from zeta_core.contract.job.data_preview import ShownRows
 from zeta_core.contract.job.estimate import Estimate
@@ -20,12 +20,6 @@ from zeta_core.contract.job.responses import DeletedObject, Page
 from zeta_core.contract.receipt import Receipt
 
 router = Router(prefix="/v1/jobs", tags=["jobs"])
-
-
-def json_body(model: str, *, required: bool) -> dict[str, Any]:
-    """The OpenAPI description of a body that the route parses itself."""
-    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
-    return {"requestBody": {"required": required, "content": {"application/json": schema}}}
 
 
 IDEMPOTENCY_KEY = Header(

@@ -7,8 +7,7 @@ from fastapi import Request, Response
 from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.openai import named_models
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from zeta_core.contract.job.responses import DeletedObject, Page
 from zeta_core.contract.model_names import ModelName
 

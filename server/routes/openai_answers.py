@@ -17,8 +17,7 @@ from server.openai import answers, forwarding
 from server.openai.answer_weights import find_weights
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.routes.job_output import EVENT_STREAM, STREAM_HEADERS, LiveResponse
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from server.service import Service
 from zeta_core.contract.openai.answer_parameters import MAX_REQUEST_BYTES, AnswerQuery, chat_query, text_query
 
@@ -49,13 +48,13 @@ async def _respond(
     body = await read_body(request, MAX_REQUEST_BYTES)
     try:
         if service.settings.serve_url is not None:
-            return await _forwarded(service, caller, request, path, body)
-        return await _answered(service, caller, request, read_query(body))
+            return await _forward(service, caller, request, path, body)
+        return await _answer(service, caller, request, read_query(body))
     except answers.ClientGone:
         return Response(status_code=499)  # nobody receives it; it appears in the request log
 
 
-async def _forwarded(service: Service, caller: Caller, request: Request, path: str, body: Any) -> Response:
+async def _forward(service: Service, caller: Caller, request: Request, path: str, body: Any) -> Response:
     model = forwarding.requested_model(body)
     if model.startswith(("job_", "ft:")):
         await find_weights(service, caller, model)  # another project's job is not found
@@ -63,7 +62,7 @@ async def _forwarded(service: Service, caller: Caller, request: Request, path: s
     return LiveResponse(response.content, response.status, headers={**response.headers, **STREAM_HEADERS})
 
 
-async def _answered(service: Service, caller: Caller, request: Request, query: AnswerQuery) -> Response:
+async def _answer(service: Service, caller: Caller, request: Request, query: AnswerQuery) -> Response:
     weights = await find_weights(service, caller, query.model)
     if query.stream:
         events = await answers.answer_stream(service, query, weights, request.is_disconnected)

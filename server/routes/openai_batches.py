@@ -11,9 +11,9 @@ from server.openai.batch_objects import Batch
 from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.lists import NamedEndsList
-from server.routes.jobs import IDEMPOTENCY_KEY, json_body
+from server.routes.jobs import IDEMPOTENCY_KEY
 from server.routes.openai_files import RETRY_COUNT
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from zeta_core.contract.errors import InvalidRequest
 
 router = Router(prefix="/openai/v1/batches", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)
@@ -28,7 +28,7 @@ async def _batches(request: Request) -> batches.Batches:
 @router.post("", openapi_extra=json_body("NewBatch", required=True))
 async def create_openai_batch(
     service: TheService,
-    creating: Annotated[batches.Batches, Depends(_batches)],
+    creator: Annotated[batches.Batches, Depends(_batches)],
     caller: TheCaller,
     request: Request,
     retry_count: Annotated[int, RETRY_COUNT] = 0,
@@ -37,7 +37,7 @@ async def create_openai_batch(
     """Check every request of the file, and create a batch. A retry returns the batch of the first attempt."""
     limit = service.settings.max_spec_bytes
     body = await read_fields(request, limit, batches.NewBatch, error_class=InvalidRequest)
-    return await creating.create(caller, body, attempt=retry_count, idempotency_key=idempotency_key)
+    return await creator.create(caller, body, attempt=retry_count, idempotency_key=idempotency_key)
 
 
 @router.get("")

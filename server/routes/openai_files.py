@@ -13,8 +13,7 @@ from server.openai.bodies import read_fields
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.file_objects import FileObject
 from server.openai.lists import NamedEndsList
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from zeta_core.contract.errors import InvalidRequest
 
 router = Router(prefix="/openai/v1", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)

@@ -13,9 +13,9 @@ from server.openai.fine_tuning import FineTuning
 from server.openai.fine_tuning_request import FineTuningRequest
 from server.openai.job_objects import FineTuningJob
 from server.openai.lists import OpenAIList
-from server.routes.jobs import IDEMPOTENCY_KEY, METADATA, json_body
+from server.routes.jobs import IDEMPOTENCY_KEY, METADATA
 from server.routes.openai_files import RETRY_COUNT
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from zeta_core.contract.errors import InvalidRequest
 
 router = Router(prefix="/openai/v1/fine_tuning", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS)

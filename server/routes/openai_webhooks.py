@@ -10,8 +10,7 @@ from server.http.bodies import read_body
 from server.openai import webhook_endpoints as endpoints
 from server.openai.errors import OPENAI_ERRORS, OpenAIRoute
 from server.openai.lists import NamedEndsList
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import MAX_SMALL_BODY_BYTES, Router, TheCaller, TheService, json_body
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.spec.validation import parse
 
@@ -19,15 +18,13 @@ router = Router(
     prefix="/openai/v1/webhook_endpoints", tags=["openai"], route_class=OpenAIRoute, responses=OPENAI_ERRORS
 )
 
-MAX_BODY_BYTES = 16 * 1024
-
 
 @router.post("", openapi_extra=json_body("NewEndpoint", required=True))
 async def create_openai_webhook_endpoint(
     service: TheService, caller: TheCaller, request: Request
 ) -> endpoints.WebhookEndpointWithSecret:
     """Create a webhook endpoint. The response contains the secret that signs its messages."""
-    body = await read_body(request, MAX_BODY_BYTES)
+    body = await read_body(request, MAX_SMALL_BODY_BYTES)
     return await endpoints.create_endpoint(
         service, caller, parse(endpoints.NewEndpoint, body, error_class=InvalidRequest)
     )
@@ -54,7 +51,7 @@ async def change_openai_webhook_endpoint(
     service: TheService, caller: TheCaller, webhook_endpoint_id: str, request: Request
 ) -> endpoints.WebhookEndpoint:
     """Change a webhook endpoint; absent fields stay."""
-    body = await read_body(request, MAX_BODY_BYTES)
+    body = await read_body(request, MAX_SMALL_BODY_BYTES)
     change = parse(endpoints.EndpointChange, body, error_class=InvalidRequest)
     return await endpoints.change_endpoint(service, caller, webhook_endpoint_id, change)
 
@@ -72,7 +69,7 @@ async def rotate_openai_webhook_secret(
     service: TheService, caller: TheCaller, webhook_endpoint_id: str, request: Request
 ) -> endpoints.WebhookEndpointWithSecret:
     """Give a webhook endpoint a new secret; the old one may sign, too, for 24 hours."""
-    body = await read_body(request, MAX_BODY_BYTES, empty={})
+    body = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     rotation = parse(endpoints.SecretRotation, body, error_class=InvalidRequest)
     return await endpoints.rotate_secret(service, caller, webhook_endpoint_id, rotation)
 
@@ -82,6 +79,6 @@ async def test_openai_webhook_endpoint(
     service: TheService, caller: TheCaller, webhook_endpoint_id: str, request: Request
 ) -> endpoints.WebhookEndpointTestResult:
     """Send a sample event to a webhook endpoint, and return the status code of its response."""
-    body = await read_body(request, MAX_BODY_BYTES)
+    body = await read_body(request, MAX_SMALL_BODY_BYTES)
     test = parse(endpoints.EndpointTest, body, error_class=InvalidRequest)
     return await endpoints.test_endpoint(service, caller, webhook_endpoint_id, test)

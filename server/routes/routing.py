@@ -1,4 +1,5 @@
-"""Shared by all route modules: a router that checks API keys, and the dependencies `TheService` and `TheCaller`.
+"""Shared by all route modules: a router that checks API keys, the dependencies `TheService`, `TheSubmissions` and
+`TheCaller`, and the description of JSON bodies.
 
 Every route except the open ones rejects requests without a valid API key or its scope (`server.routes.scopes`), with
 query parameters on a route that has none, or with a parameter that is repeated and not a list. A route that has query
@@ -22,6 +23,7 @@ from server.sessions import CSRF_HEADER
 from server.submitting.submissions import Submissions
 from zeta_core.contract.access import PROJECT_HEADER
 
+MAX_SMALL_BODY_BYTES = 16 * 1024  # of a body that contains no spec, such as a new key
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
 _PROJECT = Header(
     alias=PROJECT_HEADER, description="the project in which an admin key acts; default: the project of the key"
@@ -95,3 +97,9 @@ class Router(APIRouter):
         if "GET" in methods:
             hidden: dict[str, Any] = {**options, "include_in_schema": False}
             super().add_api_route(path, endpoint, methods=["HEAD"], **hidden)
+
+
+def json_body(model: str, *, required: bool) -> dict[str, Any]:
+    """The OpenAPI description of a body that the route parses itself."""
+    schema = {"schema": {"$ref": f"#/components/schemas/{model}"}}
+    return {"requestBody": {"required": required, "content": {"application/json": schema}}}

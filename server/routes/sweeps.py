@@ -10,7 +10,7 @@ from server.database.pagination import PageQuery, cursor
 from server.http.bodies import SPEC_SETTING, read_body
 from server.http.proxies import public_path
 from server.jobs import sweeps
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import Router, TheCaller, TheService, json_body
 from server.submitting.sweeps import create_sweep
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
 from zeta_core.contract.job.responses import Page
@@ -23,14 +23,13 @@ IDEMPOTENCY_KEY = Header(
     description="a unique key; repeating the request with it returns the same sweep",
     json_schema_extra={"pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
 )
-BODY = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/SweepRequest"}}}}
 
 
 class SweepQuery(PageQuery):
     after: str | None = cursor(NEW_ID_PATTERN.format(prefix="sweep"))
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": BODY})
+@router.post("", status_code=201, openapi_extra=json_body("SweepRequest", required=True))
 async def submit_sweep(
     service: TheService,
     caller: TheCaller,

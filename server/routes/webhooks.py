@@ -10,8 +10,7 @@ from server import webhooks
 from server.database.pagination import PageQuery, cursor
 from server.http.bodies import read_body
 from server.http.proxies import public_path
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import MAX_SMALL_BODY_BYTES, Router, TheCaller, TheService, json_body
 from zeta_core.contract.access import KeyRotation
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.identifiers import NEW_ID_PATTERN
@@ -20,8 +19,6 @@ from zeta_core.contract.spec.validation import parse
 from zeta_core.contract.webhooks import CreatedWebhook, Delivery, NewWebhook, Webhook, WebhookChange
 
 router = Router(prefix="/v1", tags=["webhooks"])
-
-MAX_BODY_BYTES = 16 * 1024
 
 
 class WebhookQuery(PageQuery):
@@ -37,7 +34,7 @@ async def create_webhook(
     service: TheService, caller: TheCaller, request: Request, response: Response
 ) -> CreatedWebhook:
     """Create a webhook. The response contains the secret that signs its messages, which can't be shown again."""
-    data = await read_body(request, MAX_BODY_BYTES)
+    data = await read_body(request, MAX_SMALL_BODY_BYTES)
     created = await webhooks.create_webhook(service, caller, parse(NewWebhook, data, error_class=InvalidRequest))
     response.headers["Location"] = public_path(request, f"/v1/webhooks/{created.id}")
     return created
@@ -60,7 +57,7 @@ async def get_webhook(service: TheService, caller: TheCaller, webhook_id: str) -
 @router.patch("/webhooks/{webhook_id}", openapi_extra=json_body("WebhookChange", required=False))
 async def change_webhook(service: TheService, caller: TheCaller, request: Request, webhook_id: str) -> Webhook:
     """Change a webhook. Fields that are absent stay."""
-    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    data = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     change = parse(WebhookChange, data, error_class=InvalidRequest)
     return await webhooks.change_webhook(service, caller, webhook_id, change)
 
@@ -76,7 +73,7 @@ async def rotate_webhook_secret(
     service: TheService, caller: TheCaller, request: Request, webhook_id: str
 ) -> CreatedWebhook:
     """Replace the secret of a webhook. With `grace_seconds`, the old secret signs, too, for that time."""
-    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    data = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     rotation = parse(KeyRotation, data, error_class=InvalidRequest)
     return await webhooks.rotate_secret(service, caller, webhook_id, rotation)
 

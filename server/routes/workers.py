@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server import worker_secrets, workers
 from server.database.pagination import PageQuery
 from server.http.bodies import read_body
-from server.routes.jobs import json_body
-from server.routes.routing import Router, TheCaller, TheService
+from server.routes.routing import MAX_SMALL_BODY_BYTES, Router, TheCaller, TheService, json_body
 from zeta_core.contract.access import CreatedWorkerSecret, NewWorkerSecret, WorkerSecret, WorkerSecretRotation
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.machine_usage import MAX_HOURS, WorkerUsage
@@ -19,8 +18,6 @@ from zeta_core.contract.job.responses import DeletedObject, Page, Worker
 from zeta_core.contract.spec.validation import parse
 
 router = Router(prefix="/v1/workers", tags=["workers"])
-
-MAX_BODY_BYTES = 16 * 1024
 
 
 class UsageQuery(BaseModel):
@@ -38,7 +35,7 @@ async def get_workers(service: TheService, caller: TheCaller, query: Annotated[P
 @router.post("", status_code=201, openapi_extra=json_body("NewWorkerSecret", required=True))
 async def add_worker(service: TheService, caller: TheCaller, request: Request) -> CreatedWorkerSecret:
     """Let a worker join with a secret of its own. The response contains the secret, which can't be shown again."""
-    data = await read_body(request, MAX_BODY_BYTES)
+    data = await read_body(request, MAX_SMALL_BODY_BYTES)
     return await worker_secrets.add_worker(service, caller, parse(NewWorkerSecret, data, error_class=InvalidRequest))
 
 
@@ -62,7 +59,7 @@ async def rotate_worker_secret(
     service: TheService, caller: TheCaller, request: Request, name: str
 ) -> CreatedWorkerSecret:
     """Replace the secret of a worker. With `grace_seconds`, the old one continues to work for that time."""
-    data = await read_body(request, MAX_BODY_BYTES, empty={})
+    data = await read_body(request, MAX_SMALL_BODY_BYTES, empty={})
     rotation = parse(WorkerSecretRotation, data, error_class=InvalidRequest)
     return await worker_secrets.rotate_worker_secret(service, caller, name, rotation)
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server.auth import Caller
 from server.http.bodies import INLINE_BYTES
 from server.service import Service
-from server.submitting.quotas import check_fields
+from server.submitting.quotas import check_field_limits
 from server.submitting.references import check_references, check_training_state, inputs_of_export, resolve_latest
 from server.submitting.resuming import check_exact_resume, find_device_kind
 from zeta_core.contract.errors import ErrorDetail
@@ -41,14 +41,14 @@ async def read_any_spec(service: Service, caller: Caller, kind: JobKind, body: A
         return await read_spec(service, caller, body)
     _reject_secrets(body)
     spec = parse(SPEC_MODELS[kind], body)
-    check_fields(spec, caller.limits)
+    check_field_limits(spec, caller.limits)
     return spec
 
 
 async def read_spec(service: Service, caller: Caller, body: Any) -> JobSpec:
     """Check the fields and the files in the artifact store, before the transaction. Raises `InvalidSpec`."""
     spec = _parse(body) if len(json.dumps(body)) <= INLINE_BYTES else await asyncio.to_thread(_parse, body)
-    check_fields(spec, caller.limits)
+    check_field_limits(spec, caller.limits)
     await check_training_state(service, caller, spec)
     return spec
 

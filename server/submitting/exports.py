@@ -10,10 +10,10 @@ from server.auth import Caller
 from server.database.pagination import OrderedQuery, PageQuery, page
 from server.database.tables import JobRow
 from server.jobs.checkpoints import find_checkpoint
-from server.jobs.queries import find_job, newest_jobs, of_kind
+from server.jobs.queries import find_job, kind_conditions, newest_jobs
 from server.jobs.serialization import to_jobs
 from server.service import Service
-from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import CreatedJob, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.job import Job
 from zeta_core.contract.job.kind import JobKind
@@ -24,7 +24,7 @@ from zeta_core.contract.spec.validation import error_from_details, invalid_value
 
 async def create_export(
     service: Service, submissions: Submissions, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
-) -> Created:
+) -> CreatedJob:
     """Create an export job, or return the one that an earlier, equal request created.
 
     Raises `NotFound` for a job or a checkpoint that doesn't exist, and subclasses of `InvalidRequest`.
@@ -48,8 +48,8 @@ async def create_export(
     if request.to == "adapter" and checkpoint.format != "adapter":
         fix = f"checkpoint {checkpoint.name} of {job_id} is a whole model; use merged or gguf"
         raise error_from_details([invalid_value("to", request.to, fix)])
-    sent = request.model_dump(mode="json", exclude_unset=True, exclude={"checkpoint"})
-    spec = {"model": {"job": job_id, "checkpoint": checkpoint.name}, **sent}
+    options = request.model_dump(mode="json", exclude_unset=True, exclude={"checkpoint"})
+    spec = {"model": {"job": job_id, "checkpoint": checkpoint.name}, **options}
     return await submissions.create(caller, spec, identity, SubmissionOrigin(kind=JobKind.EXPORT))
 
 
@@ -60,7 +60,7 @@ async def list_exports(service: Service, caller: Caller, job_id: str, query: Pag
         exports = select(JobRow).where(
             JobRow.project == caller.project,
             JobRow.deleted_at.is_(None),
-            *of_kind(JobKind.EXPORT),
+            *kind_conditions(JobKind.EXPORT),
             JobRow.spec["model"]["job"].as_string() == job_id,
         )
         matching = [OrderedQuery(exports, JobRow.created_at, JobRow.id)]

@@ -19,7 +19,7 @@ from zeta_core.contract.spec.kinds import AnySpec
 from zeta_core.contract.spec.validation import error_from_details
 
 
-def check_fields(spec: AnySpec, limits: ProjectLimits) -> None:
+def check_field_limits(spec: AnySpec, limits: ProjectLimits) -> None:
     """Raise `InvalidSpec` if a field exceeds a limit of the project."""
     if details := list(_faults(spec, limits)):
         raise error_from_details(details)

@@ -12,7 +12,7 @@ from server.database.tables import CheckpointRow, JobRow
 from server.http.bodies import check_size
 from server.jobs.queries import find_job
 from server.service import Service
-from server.submitting.submissions import Created, SubmissionOrigin, Submissions, find_created_job, identify_request
+from server.submitting.submissions import CreatedJob, SubmissionOrigin, Submissions, find_created_job, identify_request
 from zeta_core.contract.errors import InvalidRequest
 from zeta_core.contract.job.commands import FROM_START, Rerun
 from zeta_core.contract.job.kind import KINDS, JobKind
@@ -23,7 +23,7 @@ from zeta_core.contract.spec.validation import cut, parse, shown
 
 async def rerun(
     service: Service, submissions: Submissions, caller: Caller, job_id: str, body: Any, idempotency_key: str | None
-) -> Created:
+) -> CreatedJob:
     """Create the new job, or return the one that an earlier, equal request created.
 
     Raises `NotFound` and subclasses of `InvalidRequest`. Errors in the patched spec name its fields.
@@ -37,7 +37,7 @@ async def rerun(
         parent = await find_job(session, caller, job_id)
         _check_patch(parent, options.patch)
         checkpoint = await _checkpoint(session, parent, options.from_)
-    patched = _patched(parent, options.patch, checkpoint)
+    patched = _patched_spec(parent, options.patch, checkpoint)
     check_size(patched, service.settings.max_spec_bytes)  # otherwise, reruns of reruns could grow without limit
     return await submissions.create(
         caller, patched, request, SubmissionOrigin(kind=JobKind(parent.kind), parent=parent.id)
@@ -86,7 +86,7 @@ def _check_patch(parent: JobRow, patch: dict[str, Any]) -> None:
             )
 
 
-def _patched(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+def _patched_spec(parent: JobRow, patch: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
     """The parent's submitted spec with the patch; ``latest`` in its model keeps the checkpoint that the parent used."""
     if patch.get("resume_from_checkpoint") is not None:
         raise InvalidRequest(

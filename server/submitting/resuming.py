@@ -45,7 +45,7 @@ async def check_exact_resume(session: AsyncSession, spec: JobSpec) -> None:
             "without resume_from_checkpoint.",
             code="changed_on_resume",
         )
-        for param, now, then in _changed(spec, resumed)
+        for param, now, then in _changed_fields(spec, resumed)
     ]
     if details:
         raise error_from_details(details)
@@ -62,7 +62,7 @@ async def find_device_kind(session: AsyncSession, resumed: str) -> str | None:
     return None if job is None else job.resolved_spec.device_kind
 
 
-def _changed(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
+def _changed_fields(spec: JobSpec, resumed: JobRow) -> Iterator[tuple[str, object, object]]:
     """Every changed field that must not change: its name, its new value and its old value."""
     now: dict[str, Any] = spec.model_dump(mode="json")
     old, resolved = _with_defaults(resumed.spec), resumed.resolved_spec

@@ -100,7 +100,7 @@ class _Submission:
         return self.caller.audit_row(action, job_id, project=self.caller.project, **details)
 
 
-Created = tuple[Job, bool]  # a job, and whether an earlier request created it
+CreatedJob = tuple[Job, bool]  # a job, and whether an earlier request created it
 
 
 class Submissions:
@@ -108,13 +108,13 @@ class Submissions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._commits = GroupCommit[_Submission, Created](
+        self._commits = GroupCommit[_Submission, CreatedJob](
             service.database, self._create_jobs, key=lambda submission: submission.key
         )
 
     async def submit(
         self, caller: Caller, body: Any, idempotency_key: str | None, origin: SubmissionOrigin = NEW
-    ) -> Created:
+    ) -> CreatedJob:
         """Create a job, or return the one that an earlier, equal request created.
 
         Raises subclasses of `InvalidRequest`, and `QuotaExceeded`.
@@ -123,7 +123,7 @@ class Submissions:
         try:
             return await self.create(caller, body, request, origin)
         except (InvalidRequest, QuotaExceeded):
-            # What an equal request refers to may be gone by now, which doesn't matter for a repetition.
+            # A repeated request returns the job even if the files or checkpoints in its spec have been removed since.
             earlier = await find_created_job(self._service, caller, request)
             if earlier is None:
                 raise
@@ -131,7 +131,7 @@ class Submissions:
 
     async def create(
         self, caller: Caller, body: dict[str, Any], request: RequestIdentity, origin: SubmissionOrigin = NEW
-    ) -> Created:
+    ) -> CreatedJob:
         """Create a job from the ``body``, or return the one that an equal request has just created."""
         with request_part("validation"):
             spec = await read_any_spec(self._service, caller, origin.kind, body)
@@ -143,7 +143,7 @@ class Submissions:
 
     async def _create_jobs(
         self, session: AsyncSession, submissions: Sequence[_Submission]
-    ) -> Sequence[Created | Exception]:
+    ) -> Sequence[CreatedJob | Exception]:
         """Create the jobs of several submissions in one transaction; see `GroupCommit`."""
         earlier = await _earlier_jobs(session, submissions)
         queue = QueueLimits(session)

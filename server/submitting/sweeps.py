@@ -29,8 +29,7 @@ from zeta_core.contract.spec.validation import parse, shown
 async def create_sweep(
     service: Service, caller: Caller, body: Any, idempotency_key: str | None
 ) -> tuple[SweepResult, bool]:
-    """Create a sweep with its jobs, or return the one that an earlier, equal request created, and whether it did.
-
+    """Create a sweep with its jobs, or return the one that an earlier, equal request created (then with ``True``).
     Raises `InvalidRequest`, `QuotaExceeded`, and `InvalidSpec` with the number and the settings of the first invalid
     job.
     """
@@ -48,7 +47,7 @@ async def create_sweep(
     except IntegrityError:  # another request with the same key was faster
         assert idempotency_key is not None, "only the idempotency key is unique"
         created = await _find_created(service, caller, body, idempotency_key)
-        assert created is not None, "its row was in the way"
+        assert created is not None, "the other request has inserted its row"
         return created, True
     service.engine.wake_scheduler()
     return result, False

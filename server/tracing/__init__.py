@@ -2,6 +2,8 @@
 
 | module     | purpose                                                                            |
 |------------|------------------------------------------------------------------------------------|
+| `tracing`  | the interface of an exporter                                                       |
+| `opening`  | opening the exporter that the settings of OpenTelemetry configure                  |
 | `request`  | the trace of the current request; without an exporter, its functions do nothing    |
 | `job`      | the spans of a job's first attempt, from the times that the database has stored    |
 | `exporter` | the OpenTelemetry SDK, which is imported only if an exporter is configured         |

@@ -30,7 +30,7 @@ def current_trace_parent() -> str | None:
 
 @contextmanager
 def current_request(span: RequestSpan) -> Generator[None]:
-    """Make ``span`` the current request's, in this task."""
+    """Let ``span`` be that of the current request in this task, until the block ends."""
     token = _CURRENT.set(span)
     try:
         yield

@@ -1,7 +1,7 @@
 """Checks uploaded files: data files by name and first bytes, and models in a separate process.
 
 The run validates the rest of a data file. Models need their own process, because parsing a JSON file of 64 MB takes a
-second and hundreds of megabytes, and would block all other requests. Guaranteed: the process doesn't inherit the
+second and hundreds of megabytes, and would block all other requests. Guarantees: the process doesn't inherit the
 server's environment, has limits on time and memory, and has exited when the check returns.
 """
 

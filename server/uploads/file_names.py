@@ -55,7 +55,7 @@ def parameters(disposition: bytes) -> dict[bytes, bytes]:
 
 def file_name(options: dict[bytes, bytes]) -> str | None:
     """The name under which the file is stored; ``None`` if it has none. Raises `InvalidRequest`."""
-    name = _extended(options) or _plain(options.get(b"filename", b""))
+    name = _extended_name(options) or _plain_name(options.get(b"filename", b""))
     prefix = _WINDOWS_PATH.match(name)
     name = printable((name[prefix.end() :] if prefix else name).rpartition("/")[2])
     if len(name) > MAX_LENGTH:
@@ -67,10 +67,10 @@ def file_name(options: dict[bytes, bytes]) -> str | None:
     return name or None
 
 
-def _extended(options: dict[bytes, bytes]) -> str | None:
+def _extended_name(options: dict[bytes, bytes]) -> str | None:
     """The decoded value of ``filename*`` or of its numbered parts."""
     if b"filename*" in options:
-        return _decoded(options[b"filename*"])
+        return _decode_extended(options[b"filename*"])
     pieces = sorted(
         (int(match.group(1)), match.group(2), value)
         for key, value in options.items()
@@ -79,25 +79,25 @@ def _extended(options: dict[bytes, bytes]) -> str | None:
     if not pieces:
         return None
     if not pieces[0][1]:
-        return _text(b"".join(value for _, _, value in pieces), "utf-8")
+        return _decode(b"".join(value for _, _, value in pieces), "utf-8")
     charset, language, first = [*pieces[0][2].split(b"'", 2), b"", b""][:3]
-    rest = (value if encoded else _quoted(value) for _, encoded, value in pieces[1:])
-    return _decoded(b"'".join((charset, language, b"".join((first, *rest)))))
+    rest = (value if encoded else _escape_percent(value) for _, encoded, value in pieces[1:])
+    return _decode_extended(b"'".join((charset, language, b"".join((first, *rest)))))
 
 
-def _decoded(value: bytes) -> str:
+def _decode_extended(value: bytes) -> str:
     """``charset'language'percent-encoded`` as text."""
     charset, separator, rest = value.partition(b"'")
     if not separator:
-        return _text(unquote_to_bytes(value), "utf-8")
-    return _text(unquote_to_bytes(rest.partition(b"'")[2]), charset.decode("ascii", "replace") or "utf-8")
+        return _decode(unquote_to_bytes(value), "utf-8")
+    return _decode(unquote_to_bytes(rest.partition(b"'")[2]), charset.decode("ascii", "replace") or "utf-8")
 
 
-def _quoted(value: bytes) -> bytes:
+def _escape_percent(value: bytes) -> bytes:
     return value.replace(b"%", b"%25")
 
 
-def _text(content: bytes, charset: str) -> str:
+def _decode(content: bytes, charset: str) -> str:
     name = normalize_encoding(charset).lower()
     name = aliases.get(name, name)
     try:
@@ -112,7 +112,7 @@ def _text(content: bytes, charset: str) -> str:
         ) from error
 
 
-def _plain(value: bytes) -> str:
+def _plain_name(value: bytes) -> str:
     """``filename``: UTF-8, else Latin-1, in which every byte is a character; encoded words are decoded."""
     try:
         name = value.decode("utf-8")
@@ -125,4 +125,4 @@ def _plain(value: bytes) -> str:
         words = decode_header(name)
     except (HeaderParseError, ValueError):
         return name
-    return "".join(_text(word, charset or "ascii") if isinstance(word, bytes) else word for word, charset in words)
+    return "".join(_decode(word, charset or "ascii") if isinstance(word, bytes) else word for word, charset in words)

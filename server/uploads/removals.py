@@ -1,5 +1,4 @@
-"""Removes objects from the artifact store: those of deleted files, failed and expired uploads, and left checkpoints.
-
+"""Removes objects of deleted files, of failed or expired uploads, and of checkpoints that ended jobs have left behind.
 Guarantees: an object that is recorded in `object_removals` is removed as soon as the store responds, even if the server
 is killed in the meantime. Removing it again is harmless. The checkpoints of an ended job that have no row are those
 that its workers could not remove, or did not store completely; an ended job stores no more checkpoints.

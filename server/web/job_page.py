@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.jobs import commands, deletions
 from server.jobs.chart_points import DEFAULT_POINTS, ChartPoints, ChartQuery, XAxis
 from server.jobs.checkpoints import list_checkpoints
-from server.jobs.event_stream import read_page
+from server.jobs.event_stream import read_events
 from server.routes.routing import TheService, TheSubmissions
 from server.submitting import exports, reruns
 from server.web.job_text import JobView
@@ -99,7 +99,7 @@ async def show_events(
 ) -> Response:
     """All events, oldest first."""
     view = await read_view(service, page.caller, job_id)
-    events = await read_page(service, job_id, query.after, EVENTS_PER_PAGE)
+    events = await read_events(service, job_id, query.after, EVENTS_PER_PAGE)
     return page.render("job_events.html", view=view, tab="events", events=events, after=query.after)
 
 

@@ -14,7 +14,7 @@ from server.database.access_tables import KeyRow
 from server.database.pagination import OrderedQuery, PageQuery
 from server.database.tables import IS_RARE_EVENT, EventRow, JobRow
 from server.engine.new_events import to_event
-from server.jobs.queries import find_job, newest_jobs, of_kind
+from server.jobs.queries import find_job, kind_conditions, newest_jobs
 from server.jobs.serialization import to_jobs
 from server.jobs.sorting import JobOrder, SortPosition, sorted_jobs
 from server.service import Service
@@ -128,7 +128,7 @@ def _conditions(caller: Caller, chosen: ViewFilter) -> list[ColumnElement[bool]]
     if chosen.search:
         conditions.append(_contains(chosen.search))
     if chosen.kind is not None:
-        conditions += of_kind(chosen.kind)
+        conditions += kind_conditions(chosen.kind)
     return conditions
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.estimates.earlier_jobs import EarlierJob, find_earlier
+from server.estimates.earlier_jobs import EarlierJob, find_earlier_job
 from tests.harness.fleet import SECRET, SmallFleet, small_fleet
 from tests.harness.simulated_worker import SimulatedWorker
 from tests.harness.valkey import ValkeyServer
@@ -45,7 +45,7 @@ class EarlierJobs:
         spec = parse(JobSpec, {**SPEC, **fields})
         async with self._fleet.database.read() as session:
             decided = resolve(spec).updated(ResolvedSpec.model_validate(resolved))
-            return await find_earlier(session, self.engine, project, spec, decided)
+            return await find_earlier_job(session, self.engine, project, spec, decided)
 
     def add(self, seconds: float, spec: dict[str, Any] | None = None, **decided: Any) -> str:
         """A successful job of 4 steps whose only attempt ran on the worker ``w1``."""

@@ -253,7 +253,7 @@ class Engine:
                 for key, rejection in self._workers.secret_rejections:
                     await send_to_worker(self._redis, rejection, key)
         except RedisUnavailable:
-            self._workers.unreachable()
+            self._workers.record_outage()
             raise
         for error in (*self._workers.invalid.values(), *self._workers.rejected):
             self.dropped.count_invalid("heartbeats", error)

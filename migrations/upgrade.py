@@ -43,7 +43,7 @@ def upgrade(url: str) -> str:
     head = latest_revision()
     try:
         if address.backend == "sqlite":
-            _require_known(_revision_of_file(Path(address.database)))
+            _require_known_revision(_revision_of_file(Path(address.database)))
         engine = _engine(address)
         try:
             current = _upgrade(engine, address, head)
@@ -62,7 +62,7 @@ def _upgrade(engine: Engine, address: DatabaseAddress, head: str) -> str | None:
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         connection.rollback()
-        _require_known(current)
+        _require_known_revision(current)
         if address.backend == "sqlite" and current is not None and current != head:
             _back_up(Path(address.database), head)
         with connection.begin():
@@ -72,7 +72,7 @@ def _upgrade(engine: Engine, address: DatabaseAddress, head: str) -> str | None:
     return current
 
 
-def _require_known(revision: str | None) -> None:
+def _require_known_revision(revision: str | None) -> None:
     scripts = ScriptDirectory.from_config(_configuration(None))
     if revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}:
         raise schema_too_new(revision, latest_revision())

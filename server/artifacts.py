@@ -1,6 +1,6 @@
 """The server's use of the artifact store: uploads, and reading what jobs have stored.
 
-Guarantees: an upload is flushed to disk, or in the bucket, before it appears under its key, at once or not at all. A
+Guarantees: an upload appears under its key as a whole or not at all, after it was flushed to disk or to the bucket. A
 temporary file is locked while it is written, so cleaning up after a crash never removes one that is in use. Uploads
 always leave `min_free_bytes` of the disk free for the database and the workers. Keys are built only from validated ids,
 names and manifest paths, so no client input can refer to anything else in the store.

@@ -155,7 +155,7 @@ def _compare_with(store: ArtifactStore, record: _Record) -> _State:
                 expected[str(checkpoint.key / file.path)] = _File(file.size, file.sha256)
     for key, file in expected.items():
         if key not in stored:
-            differences.add(_missing(key, file))
+            differences.add(_missing_file(key, file))
         elif file.num_bytes not in (None, stored[key]):
             sizes = {"expected_bytes": file.num_bytes, "stored_bytes": stored[key]}
             differences.add(StoreDifference(kind="wrong_size", key=key, **sizes))
@@ -186,7 +186,7 @@ def _differences_of_content(store: ArtifactStore, state: _State) -> frozenset[St
         try:
             sha256 = _sha256(store, PurePosixPath(key))
         except FileNotFoundError:  # removed since it was listed
-            differences.add(_missing(key, file))
+            differences.add(_missing_file(key, file))
             continue
         if sha256 != file.sha256:
             sizes = {"expected_bytes": file.num_bytes, "stored_bytes": file.num_bytes}
@@ -202,5 +202,5 @@ def _sha256(store: ArtifactStore, key: PurePosixPath) -> str:
     return digest.hexdigest()
 
 
-def _missing(key: str, file: _File) -> StoreDifference:
+def _missing_file(key: str, file: _File) -> StoreDifference:
     return StoreDifference(kind="missing", key=key, expected_bytes=file.num_bytes)

@@ -21,21 +21,21 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     """
     job = await lock_job(session, claim.job_id)
     if job is None:
-        return _denied(claim, "the job does not exist")
+        return _deny(claim, "the job does not exist")
     if job.status == JobStatus.RUNNING and job.attempt == claim.attempt:
         running = await session.get(AttemptRow, (job.id, claim.attempt))
         if running and running.num_nodes > 1:
             refusal = await claim_node(session, running, claim)
-            return _granted(claim) if refusal is None else _denied(claim, refusal)
+            return _grant(claim) if refusal is None else _deny(claim, refusal)
         if running and (running.worker, running.incarnation) == (claim.worker, claim.incarnation):
-            return _granted(claim)
-        return _denied(claim, "the attempt was started by another process")
+            return _grant(claim)
+        return _deny(claim, "the attempt was started by another process")
     if job.status != JobStatus.QUEUED:
-        return _denied(claim, f"the job is {job.status}")
+        return _deny(claim, f"the job is {job.status}")
     if job.attempt + 1 != claim.attempt:
-        return _denied(claim, f"the next attempt is {job.attempt + 1}")
+        return _deny(claim, f"the next attempt is {job.attempt + 1}")
     if job.worker != claim.worker:
-        return _denied(claim, "the dispatch was withdrawn")
+        return _deny(claim, "the dispatch was withdrawn")
     now = utc_now()
     job.attempt = claim.attempt
     job.started_at = job.started_at or now
@@ -48,14 +48,14 @@ async def answer_claim(session: AsyncSession, claim: Claim) -> ClaimAnswer:
     started = StatusChange(JobStatus.RUNNING, worker=claim.worker, at=now)
     is_changed = await change_status(session, job, started, expect={JobStatus.QUEUED}, attempt=claim.attempt)
     assert is_changed, f"{job.id} is locked and was queued"
-    return _granted(claim)
+    return _grant(claim)
 
 
-def _granted(claim: Claim) -> ClaimAnswer:
+def _grant(claim: Claim) -> ClaimAnswer:
     return ClaimAnswer(job_id=claim.job_id, attempt=claim.attempt, incarnation=claim.incarnation, granted=True)
 
 
-def _denied(claim: Claim, reason: str) -> ClaimAnswer:
+def _deny(claim: Claim, reason: str) -> ClaimAnswer:
     return ClaimAnswer(
         job_id=claim.job_id, attempt=claim.attempt, incarnation=claim.incarnation, granted=False, reason=reason
     )

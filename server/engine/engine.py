@@ -96,25 +96,16 @@ class Engine:
             default_limits=settings.project_limits,
             half_life_seconds=settings.fair_share_half_life_seconds,
         )
-        monitored = MonitorResources(
-            database,
-            self._workers,
-            self.secrets,
-            self._send_to_worker,
-            self.event_signal,
-            self.wake,
-            settings.lease_seconds,
-        )
-        self._monitor = JobMonitor(monitored)
+        monitor_resources = self._monitor_resources()
+        self._monitor = JobMonitor(monitor_resources)
         self._node_monitor = NodeMonitor(
-            monitored, claim_seconds=settings.claim_seconds, prepare_seconds=settings.prepare_seconds
+            monitor_resources, claim_seconds=settings.claim_seconds, prepare_seconds=settings.prepare_seconds
         )
         self._usage_history = UsageHistory(database, self._workers)
         self._halving = SweepHalving(database, self.event_signal, self.wake)
         self.spec_checks = SpecChecks(
             database, self._workers, self._send_to_worker, limit_seconds=settings.check_seconds
         )
-
         self.answers = Answers(
             database,
             self._redis,
@@ -123,6 +114,17 @@ class Engine:
             self.dropped,
             SignedMessages(self.secrets),
             wake=lambda: self.loops.wake("answers"),
+        )
+
+    def _monitor_resources(self) -> MonitorResources:
+        return MonitorResources(
+            self.database,
+            self._workers,
+            self.secrets,
+            self._send_to_worker,
+            self.event_signal,
+            self.wake,
+            self.settings.lease_seconds,
         )
 
     async def claim(self) -> None:

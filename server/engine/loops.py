@@ -75,11 +75,11 @@ class BackgroundLoop:
                 task = asyncio.current_task()
                 if (task is not None and task.cancelling()) or isinstance(error, KeyboardInterrupt | SystemExit):
                     raise
-                self._failed(error)
+                self._record_failure(error)
                 await wait_for_event(stopping, self._pause_seconds)
                 self._pause_seconds = min(2 * self._pause_seconds, MAX_PAUSE_SECONDS)
                 continue
-            self._succeeded()
+            self._record_success()
             took = time.monotonic() - began
             await wait_for_event(stopping, min(5.0, self._pace.rest_factor * took))
             await wait_for_event(self.waker, max(self._pace.idle_seconds, self._pace.idle_factor * took))
@@ -94,7 +94,7 @@ class BackgroundLoop:
                 raise PassTimedOut(f"a pass was cancelled after {self._limit_seconds:g} s") from error
             raise
 
-    def _failed(self, error: BaseException) -> None:
+    def _record_failure(self, error: BaseException) -> None:
         is_expected = isinstance(error, EXPECTED_ERRORS)
         reason = error_text(error) if is_expected else f"{type(error).__name__} (see the server log)"
         self.trouble = OngoingFailure(self.trouble.since if self.trouble else utc_now(), reason)
@@ -116,7 +116,7 @@ class BackgroundLoop:
         elif time.monotonic() - self._defect_since >= self._give_up_seconds:
             give_up(f"Loop {self.name!r} has been {self.trouble}.")
 
-    def _succeeded(self) -> None:
+    def _record_success(self) -> None:
         if self.trouble is not None:
             logger.info("Loop %r has recovered.", self.name, extra={"action": "outage_over", "loop": self.name})
         self.trouble = self._defect_since = None

@@ -92,7 +92,7 @@ class SpecChecks:
         request_json = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         check_id = hashlib.sha256(request_json.encode()).hexdigest()
         now = utc_now()
-        earlier = await self._stored(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None
+        earlier = await self._stored_result(check_id, now - timedelta(seconds=CACHE_SECONDS)) if reuse else None
         if isinstance(earlier, CheckAnswer):
             return earlier
         worker = await self._choose(check_id)
@@ -118,7 +118,7 @@ class SpecChecks:
         deadline = time.monotonic() + self._limit_seconds
         while time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
-            result = await self._stored(check_id, now)
+            result = await self._stored_result(check_id, now)
             if result is not None:
                 return result
         limit = f"{self._limit_seconds:g} s (ZETA_CHECK_SECONDS)"
@@ -140,7 +140,7 @@ class SpecChecks:
             default=None,
         )
 
-    async def _stored(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
+    async def _stored_result(self, check_id: str, since: datetime) -> CheckAnswer | str | None:
         async with self._database.read() as session:
             row = await session.get(CheckRow, check_id)
         if row is None or row.created_at < since or (row.answer is None and row.failure is None):

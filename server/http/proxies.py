@@ -87,7 +87,7 @@ class ProxyMiddleware:
 
     def _origin(self, headers: Headers, peer: str) -> _Origin:
         prefix = _last(headers, "x-forwarded-prefix")
-        forwarded = list(_forwarded(",".join(headers.getlist("forwarded"))))
+        forwarded = list(_parse_forwarded(",".join(headers.getlist("forwarded"))))
         if forwarded:
             origin = self._forwarded_origin(forwarded, peer)
         else:
@@ -119,7 +119,7 @@ class ProxyMiddleware:
         return client, reported
 
 
-def _forwarded(header: str) -> Iterator[dict[str, str]]:
+def _parse_forwarded(header: str) -> Iterator[dict[str, str]]:
     """The elements of ``Forwarded``, the nearest proxy's last; invalid pairs are ignored."""
     for element in re.findall(r'(?:[^,"]|"[^"]*")+', header):
         pairs = (_PAIR.fullmatch(pair) for pair in re.findall(r'(?:[^;"]|"[^"]*")+', element))

@@ -40,15 +40,15 @@ class LiveResponse(StreamingResponse):
     Instead, the generator of the body checks after each wait whether the client has disconnected.
     """
 
-    _held: ExitStack | None = None
+    _resources: ExitStack | None = None
 
-    def holding(self, held: ExitStack) -> Self:
-        """This response, which closes ``held`` at its end."""
-        self._held = held
+    def close_at_end(self, resources: ExitStack) -> Self:
+        """This response, which closes ``resources`` at its end."""
+        self._resources = resources
         return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held or nullcontext():
+        with self._resources or nullcontext():
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": b""})
@@ -103,15 +103,15 @@ async def read_events(
     if EVENT_STREAM not in accept:
         await require_job(service, caller, job_id)
         return await event_stream.read_events(service, job_id, query.after, query.limit)
-    with ExitStack() as held:
-        held.enter_context(open_stream(service, caller))
+    with ExitStack() as resources:
+        resources.enter_context(open_stream(service, caller))
         await require_job(service, caller, job_id)
         seen = event_stream.last_event_id(last_event_id)
         if seen is not None and await event_stream.has_read_all(service, job_id, seen):
             return Response(status_code=204)
         after = query.after if seen is None else seen
         text = event_stream.stream_events(service, job_id, after, request.is_disconnected)
-        return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS).holding(held.pop_all())
+        return LiveResponse(text, media_type=EVENT_STREAM, headers=STREAM_HEADERS).close_at_end(resources.pop_all())
 
 
 @router.get("/logs", response_class=LiveResponse, responses={200: {"content": {"text/plain": {}}}})
@@ -125,14 +125,14 @@ async def read_logs(
             "the log grows; remove one of them.",
             param="offset",
         )
-    with ExitStack() as held:
+    with ExitStack() as resources:
         if query.follow:
-            held.enter_context(open_stream(service, caller))
+            resources.enter_context(open_stream(service, caller))
         await require_job(service, caller, job_id)
         await logs.require_readable(service, job_id, query.attempt)
         selection = logs.LogSelection(query.attempt, query.tail, query.offset, query.follow, query.quiet_seconds)
         text = logs.read(service, job_id, selection, request.is_disconnected)
-        return LiveResponse(text, media_type=LOG, headers=STREAM_HEADERS).holding(held.pop_all())
+        return LiveResponse(text, media_type=LOG, headers=STREAM_HEADERS).close_at_end(resources.pop_all())
 
 
 @router.get(

@@ -1,4 +1,7 @@
-"""Opens the exporter that the standard variables of OpenTelemetry configure."""
+"""Opens the exporter that the standard variables of OpenTelemetry configure.
+
+It is not part of `tracing`, which the exporter imports.
+"""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class NodeMonitor:
             placements = await placements_of_jobs(session, [row.id for row in running]) if running else {}
             unreleased = await unreleased_placements(session)
             drained = await drained_workers(session)
-        lost = self._lost.find(_claimed(row) for row in unreleased if row.incarnation is not None)
+        lost = self._lost.find(_claimed_attempt(row) for row in unreleased if row.incarnation is not None)
         now = time.monotonic()
         preparing = [(row.id, row.attempt) for row in running if row.is_preparing]
         self._preparing_since = {key: self._preparing_since.get(key, now) for key in preparing}
@@ -80,7 +80,7 @@ class NodeMonitor:
             await self._check_running(row, placements[row.id, row.attempt], lost, drained)
 
         async def release(row: PlacementRow) -> None:
-            await self._release(row, is_lost=row.incarnation is None or _claimed(row) in lost)
+            await self._release(row, is_lost=row.incarnation is None or _claimed_attempt(row) in lost)
 
         is_running = {(row.id, row.attempt) for row in running}
         over = [row for row in unreleased if (row.job_id, row.attempt) not in is_running]
@@ -96,9 +96,9 @@ class NodeMonitor:
         drained: Collection[str],
     ) -> None:
         lost_nodes = {
-            node.node_rank: lost[_claimed(node)]
+            node.node_rank: lost[_claimed_attempt(node)]
             for node in placements
-            if not node.is_released and node.incarnation is not None and _claimed(node) in lost
+            if not node.is_released and node.incarnation is not None and _claimed_attempt(node) in lost
         }
         if lost_nodes:
             rank, message = next(iter(lost_nodes.items()))
@@ -183,6 +183,6 @@ class NodeMonitor:
         self._slot_freed()
 
 
-def _claimed(placement: PlacementRow) -> ClaimedAttempt:
+def _claimed_attempt(placement: PlacementRow) -> ClaimedAttempt:
     assert placement.incarnation is not None, "a process has claimed it"
     return ClaimedAttempt(placement.job_id, placement.attempt, placement.worker, placement.incarnation)

@@ -46,13 +46,13 @@ def _live_worker(beat: Heartbeat, load: Load, drained: Collection[str]) -> LiveW
     return LiveWorker(
         beat,
         tuple(slot.slot for slot in free),
-        _unavailable(beat, drained),
+        _unavailable_reason(beat, drained),
         tuple(background),
         load.seconds_left.get(beat.worker, {}),
     )
 
 
-def _unavailable(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
+def _unavailable_reason(beat: Heartbeat, drained: Collection[str]) -> Wait | None:
     """The reason why a live worker accepts no jobs, if any."""
     if beat.worker in drained:
         return Wait(WaitingCode.NO_WORKER, message="All workers that could run the job are being drained.")

@@ -40,7 +40,7 @@ def waiting_job(row: QueuedRow, load: Load, now: datetime, *, is_connected: bool
         created_at=row.created_at,
         attempt=row.attempt,
         needs=needs,
-        blocked=_blocked(row, load, now) if is_connected else REDIS_UNREACHABLE,
+        blocked=_blocking_reason(row, load, now) if is_connected else REDIS_UNREACHABLE,
         inputs=input_keys(row.project, row.model if row.resolved_model is None else row.resolved_model, row.dataset),
         expected_seconds=expected_seconds(row.eta_seconds, needs.max_seconds),
     )
@@ -55,7 +55,7 @@ def backoff_seconds(row: QueuedRow, now: datetime) -> float | None:
     return seconds if 0 < seconds <= MAX_BACKOFF_SECONDS else None
 
 
-def _blocked(row: QueuedRow, load: Load, now: datetime) -> Wait | None:
+def _blocking_reason(row: QueuedRow, load: Load, now: datetime) -> Wait | None:
     """Why the job can't start on any worker now, if there is a reason."""
     if backoff_seconds(row, now) is None:
         return load.ending_wait(row.id)

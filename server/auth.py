@@ -73,7 +73,7 @@ class Caller:
     def not_found(self, kind: str, object_id: str, project: str | None) -> NotFound:
         """The error for an object that isn't in the caller's project.
 
-        ``project`` is the one that contains it, if any; only an admin key learns it.
+        ``project`` is the one that contains it, if any; the message names it only to an admin key.
         """
         if project is not None and self.is_admin:
             advice = f"it is in project {project!r}; send the header '{PROJECT_HEADER}: {project}' (ZETA_PROJECT)"

@@ -60,14 +60,17 @@ async def check(settings: StorageSettings, *, verify_content: bool) -> StoreComp
 def _print(comparison: StoreComparison) -> None:
     for difference in comparison.differences:
         print(f"{difference.kind.replace('_', ' '):<13}  {printable(difference.key)}{_sizes(difference)}")
-    what = "Their content was verified." if comparison.hashed else "Their content was not verified (--hash)."
-    count = len(comparison.differences)
-    result = (
-        "match the database"
-        if count == 0
-        else f"were compared with the database: {count} difference{'s' if count > 1 else ''}"
-    )
-    print(f"{comparison.num_files} files in {comparison.store} {result}. {what}")
+    num_files, num_differences = comparison.num_files, len(comparison.differences)
+    subject = f"1 file in {comparison.store}" if num_files == 1 else f"{num_files} files in {comparison.store}"
+    if num_differences:
+        verb = "was" if num_files == 1 else "were"
+        differences = f"{num_differences} difference{'s' if num_differences > 1 else ''}"
+        result = f"{verb} compared with the database: {differences}"
+    else:
+        result = "matches the database" if num_files == 1 else "match the database"
+    owner = "Its" if num_files == 1 else "Their"
+    content = f"{owner} content was {'verified' if comparison.hashed else 'not verified (--hash)'}."
+    print(f"{subject} {result}. {content}")
 
 
 def _sizes(difference: StoreDifference) -> str:

@@ -69,7 +69,7 @@ async def insert_webhook(
     chosen_format: str | None,
     events: Sequence[str],
 ) -> WebhookRow:
-    """Store a new webhook, whose events have the names of its format. Raises as `create_webhook`."""
+    """Store a new webhook, whose events have the names of its format. Raises the errors of `create_webhook`."""
     require_allowed_url(service.settings, url, chosen_format)
     webhook_id, created_at = new_id_at("webhook")
     row = WebhookRow(

@@ -82,10 +82,8 @@ def _wait(options: Sequence[Option], num_nodes: int) -> Wait:
         return Wait(WaitingCode.NEVER_FITS, (("nodes", num_nodes), ("connected", len(best))), message)
     num_ready = _num_ready(best)
     missing = ", ".join(f"{option.worker} ({len(option.free)} free)" for option in best if option.num_missing > 0)
-    message = (
-        f"{num_ready} of {num_nodes} workers with {needed} free {units}; the job starts when more are free. "
-        f"Busy: {missing}."
-    )
+    ready = f"{num_ready} of {num_nodes} workers {'has' if num_ready == 1 else 'have'} {needed} free {units}"
+    message = f"{ready}; the job starts when more are free. Busy: {missing}."
     return Wait(WaitingCode.RESOURCES, (("nodes", num_nodes), ("ready", num_ready)), message)
 
 

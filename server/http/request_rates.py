@@ -77,8 +77,8 @@ def _seconds_until(per_minute: int, count: int, earlier: int, elapsed: float) ->
 def _rate_limit_error(project: str, per_minute: int, wait: float) -> QuotaExceeded:
     seconds = max(1, math.ceil(wait))
     return QuotaExceeded(
-        f"Project {project!r} has sent its limit of {per_minute} requests per minute (max_requests_per_minute); try "
-        f"again in {seconds} s.",
+        f"Project {project!r} has reached its limit of {per_minute} requests per minute (max_requests_per_minute); "
+        f"try again in {seconds} s.",
         code="rate_limited",
         retry_after_seconds=seconds,
     )

@@ -122,7 +122,7 @@ def test_all_nodes_are_placed_on_workers_of_one_kind_or_none(idle_fleet: SmallFl
     )
     assert stepped.step() == [(narrow, "old")]
     message = (idle_fleet.job(job_id).waiting_reason or {})["message"]
-    assert message.startswith("1 of 2 workers with 2 free slots; the job starts when more are free. Busy: a (1 free).")
+    assert message.startswith("1 of 2 workers has 2 free slots; the job starts when more are free. Busy: a (1 free).")
     assert waiting_code(idle_fleet, job_id) == "resources"
     stepped.update_workers(a=2, b=2)
     assert stepped.step() == [(job_id, "a"), (job_id, "b")]

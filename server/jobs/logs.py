@@ -110,42 +110,44 @@ async def read(
     attempts, has_ended = await read_attempts(service, job_id, selection.attempt)
     starts = await asyncio.to_thread(_tail_starts, attempts, selection.tail) if selection.tail is not None else {}
     last = min(starts, default=1) - 1  # attempts up to this one were sent, or precede the tail
-    between = b""
+    separator = b""  # before the next header: a line break if the log before it does not end with one
     skip = _Skip(selection.offset)
     idle = _Idle(selection.quiet_seconds)
     with service.engine.event_signal.subscribe(job_id) as subscription, service.stopping.wakes(subscription):
+
+        async def wait_for_output() -> bool:
+            """Wait for more output; returns whether the reader still wants it."""
+            await subscription.wait(POLL_SECONDS)
+            return not idle.is_over and not await is_disconnected()
+
         while True:
             for logged in attempts:
                 if logged.number <= last:
                     continue
                 last = logged.number
-                if head := skip.drop_from(between + logged.header):
+                if head := skip.drop_from(separator + logged.header):
                     yield head
-                between = b""
+                separator = b""
                 start = starts.get(logged.number, 0)
                 offset = start + skip.jump(await asyncio.to_thread(_size, logged) - start)
                 while True:
                     chunk = await asyncio.to_thread(_read, logged, offset)
                     if chunk:
                         offset += len(chunk)
-                        between = b"" if chunk.endswith(b"\n") else b"\n"
+                        separator = b"" if chunk.endswith(b"\n") else b"\n"
                         if rest := skip.drop_from(chunk):
                             yield rest
                             idle.reset()
                     elif not selection.follow or logged.is_over or service.stopping.requested:
                         break
+                    elif not await wait_for_output():
+                        return
                     else:
-                        await subscription.wait(POLL_SECONDS)
-                        if idle.is_over or await is_disconnected():
-                            return
                         if idle.needs_keep_alive():
                             yield KEEP_ALIVE
                         now, has_ended = await read_attempts(service, job_id, selection.attempt)
                         logged = next((current for current in now if current.number == logged.number), logged)
-            if not selection.follow or has_ended or service.stopping.requested:
-                return
-            await subscription.wait(POLL_SECONDS)
-            if idle.is_over or await is_disconnected():
+            if not selection.follow or has_ended or service.stopping.requested or not await wait_for_output():
                 return
             if idle.needs_keep_alive():
                 yield KEEP_ALIVE
